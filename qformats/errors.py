@@ -1,0 +1,190 @@
+"""Every error that qformats raises on purpose.
+
+::
+
+    QFormatsError(Exception)
+      UnknownFormatError(LookupError)         no such format; says what is installed and what failed to load
+      NameTakenError(ValueError)              two plugins claim one name
+      PluginLoadError(ImportError)            a plugin could not be loaded
+      ShapeError(ValueError)                  a tensor has another shape than its format needs
+      ConfigError(ValueError)                 an option or a configuration value is not possible
+      CheckpointError(ValueError)             a file is missing, truncated or corrupt
+      ModelNotFoundError(FileNotFoundError)   no model under this path or name
+      UnsupportedModelError(ValueError)       an architecture or a tokenizer that no table row describes
+      WeightsError(ValueError)                a tensor holds values that cannot be written (NaN, infinity)
+      OutputError(OSError)                    the target cannot be written
+      BackendUnavailableError(RuntimeError)   a runtime that was asked for is not there
+
+Constructors take data and format the sentence once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from os import PathLike
+
+__all__ = [
+    "BackendUnavailableError",
+    "CheckpointError",
+    "ConfigError",
+    "ModelNotFoundError",
+    "NameTakenError",
+    "OutputError",
+    "PluginLoadError",
+    "QFormatsError",
+    "ShapeError",
+    "UnknownFormatError",
+    "UnsupportedModelError",
+    "WeightsError",
+]
+
+
+def _sentence(subject: str, found: str, expected: str | None, hint: str | None) -> str:
+    text = f"{subject}: {found}" if subject else found
+    if expected:
+        text += f"; expected {expected}"
+    if hint:
+        text += f". {hint[0].upper()}{hint[1:]}"
+    return text.rstrip(".") + "."
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"Did you mean {close[0]!r}?" if close else None
+
+
+class QFormatsError(Exception):
+    """Root of the family: catch this to catch whatever qformats reports about its input."""
+
+
+class UnknownFormatError(QFormatsError, LookupError):
+    """A format (or quantizer, or loader) name that nothing installed answers to.
+
+    Parameters
+    ----------
+    name : str
+        The name that was asked for.
+    installed : iterable of str
+        The names that would have worked.
+    failed : mapping of str to str
+        Plugins that did not load, and why.
+    kind : str
+        What was looked up: ``"format"``, ``"quantizer"`` or ``"loader"``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        installed: Iterable[str],
+        failed: Mapping[str, str] | None = None,
+        kind: str = "format",
+    ) -> None:
+        self.name, self.installed, self.failed = name, sorted(installed), dict(failed or {})
+        parts = [f"no {kind} {name!r}"]
+        if self.installed:
+            parts.append("installed: " + ", ".join(self.installed))
+        else:
+            parts.append("no plugin is registered at all: install the package (pip install .)")
+        if self.failed:
+            reasons = ", ".join(f"{plugin} ({reason})" for plugin, reason in sorted(self.failed.items()))
+            parts.append(f"failed to load: {reasons}")
+        suggestion = _did_you_mean(name, self.installed)
+        if suggestion:
+            parts.append(suggestion)
+        super().__init__("; ".join(parts))
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class NameTakenError(QFormatsError, ValueError):
+    """Two plugins claim one name; the first one keeps it."""
+
+    def __init__(self, kind: str, name: str, owner: str, intruder: str) -> None:
+        self.kind, self.name, self.owner, self.intruder = kind, name, owner, intruder
+        super().__init__(
+            f"the {kind} name {name!r} is taken by {owner}; {intruder} claims it too and was refused. "
+            f"Rename it in {intruder}, or uninstall one of the two."
+        )
+
+
+class PluginLoadError(QFormatsError, ImportError):
+    """A plugin failed to import, or registered something that is not a plugin."""
+
+    def __init__(self, plugin: str, reason: str) -> None:
+        self.plugin, self.reason = plugin, reason
+        super().__init__(f"plugin {plugin} was not loaded: {reason}")
+
+
+class ShapeError(QFormatsError, ValueError):
+    """A tensor whose shape its format cannot hold."""
+
+    def __init__(self, tensor: str, found: object, expected: str, hint: str | None = None) -> None:
+        self.tensor, self.found, self.expected = tensor, found, expected
+        super().__init__(_sentence(f"tensor {tensor!r}", f"shape {found}", expected, hint))
+
+
+class ConfigError(QFormatsError, ValueError):
+    """An option or a configuration value that is not possible."""
+
+    def __init__(self, key: str, value: object, allowed: str, hint: str | None = None) -> None:
+        self.key, self.value, self.allowed = key, value, allowed
+        super().__init__(_sentence(key, f"found {value!r}", allowed, hint))
+
+
+class CheckpointError(QFormatsError, ValueError):
+    """A file of a model that is missing, truncated or corrupt."""
+
+    def __init__(
+        self,
+        file: str | PathLike[str],
+        found: str,
+        expected: str | None = None,
+        *,
+        tensor: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.file, self.tensor = str(file), tensor
+        subject = f"{self.file}: tensor {tensor!r}" if tensor else self.file
+        super().__init__(_sentence(subject, found, expected, hint))
+
+
+class ModelNotFoundError(QFormatsError, FileNotFoundError):
+    """Nothing that could be a model lies under this path or name."""
+
+    def __init__(self, model: str | PathLike[str], found: str, hint: str | None = None) -> None:
+        self.model = str(model)
+        super().__init__(_sentence(self.model, found, None, hint))
+
+
+class UnsupportedModelError(QFormatsError, ValueError):
+    """An architecture or a tokenizer that no row of a table describes."""
+
+    def __init__(self, what: str, found: object, supported: Iterable[str], hint: str | None = None) -> None:
+        self.what, self.found, self.supported = what, found, sorted(supported)
+        super().__init__(_sentence(what, f"found {found!r}", "one of " + ", ".join(self.supported), hint))
+
+
+class WeightsError(QFormatsError, ValueError):
+    """A tensor holding values that the output cannot hold."""
+
+    def __init__(self, file: str, tensor: str, found: str, hint: str | None = None) -> None:
+        self.file, self.tensor = file, tensor
+        super().__init__(_sentence(f"{file}: tensor {tensor!r}", found, None, hint))
+
+
+class OutputError(QFormatsError, OSError):
+    """The target cannot be written."""
+
+    def __init__(self, target: str | PathLike[str], found: str, hint: str | None = None) -> None:
+        self.target = str(target)
+        super().__init__(_sentence(self.target, found, None, hint))
+
+
+class BackendUnavailableError(QFormatsError, RuntimeError):
+    """A runtime that was asked for and is not there."""
+
+    def __init__(self, backend: str, reason: str, hint: str | None = None) -> None:
+        self.backend, self.reason = backend, reason
+        super().__init__(_sentence(backend, reason, None, hint))
