@@ -11,7 +11,8 @@
       CheckpointError(ValueError)             a file is missing, truncated or corrupt
       ModelNotFoundError(FileNotFoundError)   no model under this path or name
       UnsupportedModelError(ValueError)       an architecture or a tokenizer that no table row describes
-      WeightsError(ValueError)                a tensor holds values that cannot be written (NaN, infinity)
+      NonFiniteError(ValueError)              values are NaN or infinite, or too large for the format
+      WeightsError(ValueError)                the same, with the file and the tensor named
       OutputError(OSError)                    the target cannot be written
       BackendUnavailableError(RuntimeError)   a runtime that was asked for is not there
 
@@ -30,6 +31,7 @@ __all__ = [
     "ConfigError",
     "ModelNotFoundError",
     "NameTakenError",
+    "NonFiniteError",
     "OutputError",
     "PluginLoadError",
     "QFormatsError",
@@ -164,6 +166,14 @@ class UnsupportedModelError(QFormatsError, ValueError):
     def __init__(self, what: str, found: object, supported: Iterable[str], hint: str | None = None) -> None:
         self.what, self.found, self.supported = what, found, sorted(supported)
         super().__init__(_sentence(what, f"found {found!r}", "one of " + ", ".join(self.supported), hint))
+
+
+class NonFiniteError(QFormatsError, ValueError):
+    """Values that a format cannot hold, in a tensor that the one who notices cannot name."""
+
+    def __init__(self, found: str, hint: str | None = None) -> None:
+        self.found, self.hint = found, hint
+        super().__init__(_sentence("", found, None, hint))
 
 
 class WeightsError(QFormatsError, ValueError):

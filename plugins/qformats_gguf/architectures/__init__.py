@@ -1,0 +1,11 @@
+"""How a Hugging Face model is a GGUF architecture: tensor names, row orders, metadata, both ways.
+
+The knowledge is in the table of ``rows.py``; the other modules read it.
+"""
+
+from __future__ import annotations
+
+from qformats_gguf.architectures.architecture import Architecture, size_label, supported_models
+from qformats_gguf.architectures.schema import Permute, Problem, TensorMapping
+
+__all__ = ["Architecture", "Permute", "Problem", "TensorMapping", "size_label", "supported_models"]

@@ -1,0 +1,352 @@
+"""A model seen through its row of the table: names, metadata and configuration, in both directions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats_gguf.architectures import llama3, rope
+from qformats_gguf.architectures.config import limits, normalize, restore
+from qformats_gguf.architectures.rows import ROWS
+from qformats_gguf.architectures.schema import (
+    Config,
+    HFModel,
+    If,
+    Permute,
+    Problem,
+    Row,
+    TensorMapping,
+    TensorRule,
+)
+from qformats_gguf.metadata import Metadata, ValueType, string, u32
+
+__all__ = ["Architecture", "size_label", "supported_models"]
+
+_QUANTIZATION_VERSION = 2
+_SUFFIXES = (".weight", ".bias")
+
+
+def supported_models() -> dict[str, tuple[str, ...]]:
+    """Hugging Face model types of each GGUF architecture."""
+    return {arch: tuple(model.model_type for model in row.models) for arch, row in ROWS.items()}
+
+
+def size_label(parameters: int) -> str:
+    """Abbreviate a number of parameters as upstream does: ``135M``, ``8.0B``."""
+    units = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
+    scale, unit = next(((s, u) for s, u in units if parameters > s), (1e3, "K"))
+    scaled = parameters / scale
+    digits = len(str(round(scaled)).lstrip("0"))
+    return f"{scaled:.{max(2 - digits, 0)}f}{unit}"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One model as a GGUF architecture.
+
+    Made by `from_config` on the way to GGUF and by `from_metadata` on the way back; afterwards both are
+    the same thing.
+
+    Attributes
+    ----------
+    row : Row
+        Its row of the table.
+    config : dict
+        Complete Hugging Face configuration. From metadata: a ``config.json`` for Transformers, except for
+        the dtype.
+    source : str
+        File the model comes from, for messages.
+    ignored : tuple of Problem
+        What was given up because of ``force=True``; ``str(problem)`` is a warning to show.
+    """
+
+    row: Row
+    config: dict[str, Any]
+    source: str = ""
+    ignored: tuple[Problem, ...] = ()
+
+    @classmethod
+    def from_config(
+        cls, config: Config, *, override: str | None = None, source: str = "config.json", force: bool = False
+    ) -> Architecture:
+        """Find the row for a Hugging Face model.
+
+        Parameters
+        ----------
+        config : mapping
+            Contents of ``config.json``, of any Transformers version.
+        override : str, optional
+            GGUF architecture to use whatever the model type (``--arch``).
+        source : str
+            File name for messages.
+        force : bool
+            Go on where llama.cpp computes something else than Transformers; see `ignored`.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If no row describes the model, or llama.cpp does not compute a feature of it.
+        CheckpointError, ConfigError
+            If a size is missing or impossible.
+        """
+        row, model = _find(config, override, source)
+        full = normalize(config, model, row, source)
+        problems = limits(full, row, model)
+        if row.rope:
+            problems += rope.to_metadata("", full["rope_parameters"], row.rope)[1]
+        return cls(row, full, source, _settle(problems, source, force))
+
+    @classmethod
+    def from_metadata(
+        cls,
+        metadata: Metadata,
+        names: Iterable[str],
+        *,
+        extra_tensors: Mapping[str, np.ndarray] | None = None,
+        source: str = "GGUF file",
+        force: bool = False,
+    ) -> Architecture:
+        """Find the row for a GGUF file.
+
+        Parameters
+        ----------
+        metadata : Metadata
+            All of the file's metadata; the vocabulary size is the number of tokens.
+        names : iterable of str
+            Names of all tensors: they tell tied embeddings and biases.
+        extra_tensors : mapping of str to numpy.ndarray, optional
+            Values of ``rope_freqs.weight``, needed if the file has it.
+        source : str
+            File name for messages.
+        force : bool
+            Go on where Transformers computes something else than llama.cpp; see `ignored`.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the architecture is not in the table, or metadata says what no configuration can.
+        CheckpointError
+            If metadata is missing or contradicts itself.
+        """
+        arch = metadata.get("general.architecture")
+        if arch is None or arch.type is not ValueType.STRING:
+            raise CheckpointError(
+                source, "no metadata key 'general.architecture'", "one: it says what the model is"
+            )
+        if arch.data not in ROWS:
+            raise UnsupportedModelError(f"{source}: general.architecture", arch.data, ROWS)
+        row = ROWS[arch.data]
+        config, problems = restore(metadata, row, frozenset(names), extra_tensors or {}, source)
+        return cls(row, config, source, _settle(problems, source, force))
+
+    @property
+    def arch(self) -> str:
+        """``general.architecture``."""
+        return self.row.arch
+
+    @property
+    def block_count(self) -> int:
+        """Number of blocks."""
+        return int(self.config[self.row.blocks])
+
+    def map_tensor(self, name: str) -> TensorMapping | None:
+        """Map a tensor of the Hugging Face checkpoint.
+
+        Parameters
+        ----------
+        name : str
+            As stored; base-model checkpoints without the leading prefix are understood.
+
+        Returns
+        -------
+        TensorMapping or None
+            None for buffers that old checkpoints contain, and for the copy of a tied weight.
+
+        Raises
+        ------
+        CheckpointError
+            If a model of this configuration has no such tensor.
+        """
+        if name.endswith(self.row.junk):
+            return None
+        found = self._match(name, "canonical") or self._match(self.row.prefix + name, "canonical")
+        if found is None:
+            raise self._unexpected(name)
+        rule, block, suffix = found
+        if not self._has(rule, suffix):
+            if rule.alias_of is not None:
+                return None
+            raise self._unexpected(name, rule.presence(suffix))
+        return self._mapping(rule, block, suffix)
+
+    def unmap_tensor(self, name: str) -> TensorMapping:
+        """Map a tensor of the GGUF file; the inverse of `map_tensor`.
+
+        Raises
+        ------
+        CheckpointError
+            If the architecture has no such tensor. Those of `extra_tensors` are configuration, not
+            tensors: leave them out.
+        """
+        found = self._match(name, "gguf")
+        if found is None or not self._has(found[0], found[2]):
+            raise self._unexpected(name, found[0].presence(found[2]) if found else True)
+        return self._mapping(*found)
+
+    def expected_tensors(self) -> list[TensorMapping]:
+        """Every tensor that a model of this configuration has, block by block."""
+        outside = [rule for rule in self.row.tensors if not rule.per_block]
+        inside = [rule for rule in self.row.tensors if rule.per_block]
+        places = [(rule, 0) for rule in outside]
+        places += [(rule, block) for block in range(self.block_count) for rule in inside]
+        return [
+            self._mapping(rule, block, suffix)
+            for rule, block in places
+            for suffix in _SUFFIXES
+            if self._has(rule, suffix)
+        ]
+
+    def missing(self, names: Collection[str]) -> list[TensorMapping]:
+        """List the tensors that the model needs and that `names` (of either kind) lacks.
+
+        Raises
+        ------
+        CheckpointError
+            If there are more blocks than names: no use to list them.
+        """
+        there = set(names)
+        if self.block_count > len(there):
+            raise CheckpointError(
+                self.source, f"{len(there)} tensors", f"more, for {self.block_count} blocks"
+            )
+        there |= {self.row.prefix + name for name in there}
+        return [t for t in self.expected_tensors() if t.canonical not in there and t.gguf not in there]
+
+    def require(self, names: Collection[str]) -> None:
+        """Raise `CheckpointError`, naming what `missing` finds."""
+        absent = self.missing(names)
+        if absent:
+            expected, there = self.expected_tensors(), set(names)
+            from_gguf = any(tensor.gguf in there for tensor in expected)
+            others = f" (and {len(absent) - 1} others)" if len(absent) > 1 else ""
+            raise CheckpointError(
+                self.source,
+                f"missing{others}",
+                f"the {len(expected)} tensors of a {self.arch} model with {self.block_count} blocks",
+                tensor=absent[0].gguf if from_gguf else absent[0].canonical,
+                hint="the download may be incomplete",
+            )
+
+    def metadata(self, *, name: str, parameters: int | None = None, license: str | None = None) -> Metadata:
+        """Metadata of the GGUF file, without tokenizer and ``general.file_type``.
+
+        Parameters
+        ----------
+        name : str
+            Name of the model.
+        parameters : int, optional
+            Number of weights, for ``general.size_label``.
+        license : str, optional
+            SPDX id, where it is known.
+        """
+        prefix = self.arch + "."
+        metadata: Metadata = {
+            "general.architecture": string(self.arch),
+            "general.type": string("model"),
+            "general.name": string(name),
+        }
+        if parameters is not None:
+            metadata["general.size_label"] = string(size_label(parameters))
+        if license is not None:
+            metadata["general.license"] = string(license)
+        for rule in self.row.metadata:
+            if rule.write:
+                metadata[prefix + rule.key] = rule.make(self.config[rule.config])
+        if self.row.rope:
+            metadata |= rope.to_metadata(prefix, self.config["rope_parameters"], self.row.rope)[0]
+        metadata["general.quantization_version"] = u32(_QUANTIZATION_VERSION)
+        return metadata
+
+    def extra_tensors(self) -> dict[str, np.ndarray]:
+        """Tensors that only GGUF has, float32 by GGUF name: the factors of a llama3 rotary scaling."""
+        parameters = self.config.get("rope_parameters", {})
+        if "llama3" not in self.row.rope or parameters.get("rope_type") != "llama3":
+            return {}
+        return {"rope_freqs.weight": llama3.factors(parameters, self.config["head_dim"])}
+
+    def is_extra(self, name: str) -> bool:
+        """Whether a GGUF tensor is one of those that `extra_tensors` makes: configuration, not weights."""
+        return name == "rope_freqs.weight" and "llama3" in self.row.rope
+
+    def _match(self, name: str, side: str) -> tuple[TensorRule, int, str] | None:
+        suffix = next((s for s in _SUFFIXES if name.endswith(s)), None)
+        if suffix is None:
+            return None
+        stem = name.removesuffix(suffix)
+        for rule in self.row.tensors:
+            template = re.escape(getattr(rule, side)).replace(r"\{i\}", r"(0|[1-9]\d*)")
+            match = re.fullmatch(template, stem)
+            if match:
+                return rule, int(match[1]) if rule.per_block else 0, suffix
+        return None
+
+    def _has(self, rule: TensorRule, suffix: str) -> bool:
+        presence = rule.presence(suffix)
+        return presence.holds(self.config) if isinstance(presence, If) else presence
+
+    def _mapping(self, rule: TensorRule, block: int, suffix: str) -> TensorMapping:
+        canonical = rule.canonical.replace("{i}", str(block)) + suffix
+        gguf = rule.gguf.replace("{i}", str(block)) + suffix
+        if rule.per_block and block >= self.block_count:
+            raise CheckpointError(
+                self.source, f"block {block}", f"blocks 0 to {self.block_count - 1}", tensor=canonical
+            )
+        permute = Permute(int(self.config[rule.permute])) if rule.permute else None
+        return TensorMapping(canonical, gguf, permute, rule.force_f32 or suffix == ".bias")
+
+    def _unexpected(self, name: str, presence: bool | If = True) -> CheckpointError:
+        expected = f"only tensors of a {self.arch} model"
+        if isinstance(presence, If):
+            expected += f" with {presence.key} = {not presence.value}"
+        return CheckpointError(self.source, "unknown", expected, tensor=name)
+
+
+def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFModel]:
+    hint = "--arch NAME writes it as one of the architectures " + ", ".join(ROWS)
+    model_type, given = config.get("model_type"), config.get("architectures")
+    classes = [str(name) for name in given] if isinstance(given, list) else []
+    if override is not None:
+        if override not in ROWS:
+            raise UnsupportedModelError("--arch", override, ROWS)
+        row = ROWS[override]
+        return row, next((m for m in row.models if m.model_type == model_type), row.models[0])
+    known = [(row, model) for row in ROWS.values() for model in row.models]
+    for row, model in known:
+        if model_type == model.model_type:
+            if classes and not set(classes) & set(model.architectures):
+                raise UnsupportedModelError(f"{source}: architectures", classes[0], model.architectures, hint)
+            return row, model
+    if model_type is None:
+        for row, model in known:
+            if set(classes) & set(model.architectures):
+                return row, model
+    raise UnsupportedModelError(
+        f"{source}: model_type", model_type or classes, (model.model_type for _, model in known), hint
+    )
+
+
+def _settle(problems: list[Problem], source: str, force: bool) -> tuple[Problem, ...]:
+    if problems and not force:
+        first = problems[0]
+        raise UnsupportedModelError(
+            f"{source}: {first.key}",
+            first.found,
+            first.supported,
+            f"--force goes on all the same, but {first.reason}",
+        )
+    return tuple(problems)

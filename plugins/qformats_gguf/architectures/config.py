@@ -1,0 +1,217 @@
+"""From ``config.json`` to a configuration with nothing implied, and from metadata back to one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+
+from qformats.errors import CheckpointError, ConfigError
+from qformats_gguf.architectures import llama3, rope
+from qformats_gguf.architectures.numbers import config_number, metadata_number
+from qformats_gguf.architectures.schema import REQUIRED, Config, HFModel, If, MetaRule, Problem, Row
+from qformats_gguf.metadata import Metadata, ValueType
+
+__all__ = ["limits", "normalize", "restore"]
+
+_INTEGERS = (ValueType.U32, ValueType.I32, ValueType.U64, ValueType.I64, ValueType.U16, ValueType.I16)
+# Names that older configurations of the same model types use.
+_OLD_NAMES = {"n_positions": "n_ctx", "max_position_embeddings": "max_sequence_length"}
+
+
+def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str, Any]:
+    """Fill in what ``config.json`` leaves to the configuration class.
+
+    Returns
+    -------
+    dict
+        A copy with every key that the row's rules need, and ``rope_parameters`` in the form of
+        Transformers 5.
+
+    Raises
+    ------
+    CheckpointError
+        If a size is missing.
+    """
+    full = deepcopy(dict(config))
+    for key, old in _OLD_NAMES.items():
+        if full.get(key) is None and full.get(old) is not None:
+            full[key] = full[old]
+    for key, default in model.defaults.items():
+        full.setdefault(key, default)
+    written = [rule for rule in row.metadata if rule.write]
+    for rule in written:
+        if rule.config not in full:
+            raise CheckpointError(source, f"no {rule.config!r}", f"a {model.model_type} configuration")
+    if "num_key_value_heads" in model.defaults and full["num_key_value_heads"] is None:
+        full["num_key_value_heads"] = full["num_attention_heads"]
+    if "head_dim" in model.defaults and full["head_dim"] is None:
+        full["head_dim"] = _size(full, "hidden_size", source) // _size(full, "num_attention_heads", source)
+    if "n_inner" in model.defaults and full["n_inner"] is None:
+        full["n_inner"] = 4 * _size(full, "n_embd", source)
+    for rule in written:
+        config_number(full[rule.config], rule.config, source, whole=rule.make(0).type is ValueType.U32)
+    for key, default in model.defaults.items():
+        if isinstance(default, int) and not isinstance(default, bool) and full[key] is not None:
+            config_number(full[key], key, source, whole=True, zero=True)
+    if row.rope:
+        full["rope_parameters"] = rope.standard(full, source)
+        full.pop("rope_scaling", None)
+        full.pop("rope_theta", None)
+    return full
+
+
+def _size(config: Config, key: str, source: str) -> int:
+    config_number(config[key], key, source, whole=True)
+    return int(config[key])
+
+
+def limits(config: Config, row: Row, model: HFModel) -> list[Problem]:
+    """List what llama.cpp would compute in another way than Transformers."""
+    found = [
+        Problem(limit.key, config[limit.key], tuple(map(str, limit.allowed)), limit.reason)
+        for limit in row.limits
+        if config.get(limit.key) is not None and config[limit.key] not in limit.allowed
+    ]
+    return found + [problem for check in model.checks if (problem := check(config)) is not None]
+
+
+def restore(
+    metadata: Metadata,
+    row: Row,
+    names: Collection[str],
+    extra: Mapping[str, np.ndarray],
+    source: str,
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Give the configuration of the model in a GGUF file, and the keys that it cannot express.
+
+    Parameters
+    ----------
+    metadata : Metadata
+        All of the file's.
+    row : Row
+        The row of its architecture.
+    names : collection of str
+        GGUF names of its tensors.
+    extra : mapping of str to numpy.ndarray
+        Values of those small tensors that stand for configuration (``rope_freqs.weight``).
+    source : str
+        File, for messages.
+    """
+    prefix = row.arch + "."
+    model = row.models[0]
+    config: dict[str, Any] = {"architectures": [model.architectures[0]], "model_type": model.model_type}
+    known = {"general.architecture"}
+    for rule in row.metadata:
+        key = prefix + rule.key
+        known.add(key)
+        if rule.config == "vocab_size":
+            continue
+        value = _read(metadata, key, rule, config, source)
+        if config.setdefault(rule.config, value) != value:
+            raise CheckpointError(
+                source, f"{key} = {value}", f"{config[rule.config]}, the model's {rule.config}"
+            )
+    config["vocab_size"] = _vocabulary(metadata, prefix, source)
+    config |= dict(row.constants)
+    config |= _flags(row, names)
+    config |= _tokens(metadata, config["vocab_size"])
+    problems: list[Problem] = []
+    if row.rope:
+        context = config["max_position_embeddings"]
+        parameters, understood, problems = rope.from_metadata(prefix, metadata, context, row.rope, source)
+        known |= understood
+        if "llama3" in row.rope and "rope_freqs.weight" in names:
+            parameters = _with_factors(parameters, extra, context, config["head_dim"], source)
+        config["rope_parameters"] = parameters
+    problems += _unknown(metadata, row, known)
+    return config, problems
+
+
+def _read(metadata: Metadata, key: str, rule: MetaRule, config: Config, source: str) -> Any:
+    whole = rule.make(0).type is ValueType.U32
+    value = metadata_number(metadata, key, source, whole=whole)
+    if value is not None:
+        return value if whole else rope.shortest(value)
+    if rule.default is REQUIRED:
+        raise CheckpointError(source, f"no metadata key {key!r}", "a key that llama.cpp needs too")
+    return rule.default(config) if callable(rule.default) else rule.default
+
+
+def _vocabulary(metadata: Metadata, prefix: str, source: str) -> int:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if tokens is not None and tokens.type is ValueType.ARRAY:
+        return len(tokens.data)
+    size = metadata_number(metadata, prefix + "vocab_size", source, whole=True)
+    if size is None:
+        raise CheckpointError(source, "no 'tokenizer.ggml.tokens'", "the tokens of the vocabulary")
+    return int(size)
+
+
+def _flags(row: Row, names: Collection[str]) -> dict[str, bool]:
+    """Tell configuration switches by the tensors that exist only for one of their positions."""
+    flags: dict[str, bool] = {}
+    for rule in row.tensors:
+        for suffix in (".weight", ".bias"):
+            presence = rule.presence(suffix)
+            if isinstance(presence, If):
+                there = rule.gguf.replace("{i}", "0") + suffix in names
+                if there or presence.key not in flags:
+                    flags[presence.key] = presence.value if there else not presence.value
+    return flags
+
+
+def _tokens(metadata: Metadata, vocab_size: int) -> dict[str, int | None]:
+    """Ids of the special tokens; some files store -1 or an id past the vocabulary for "none"."""
+    ids: dict[str, int | None] = {}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        value = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        there = value is not None and value.type in _INTEGERS and 0 <= value.data < vocab_size
+        ids[f"{name}_token_id"] = int(value.data) if value is not None and there else None
+    return ids
+
+
+def _with_factors(
+    parameters: dict[str, Any],
+    extra: Mapping[str, np.ndarray],
+    context: int,
+    head_dim: int,
+    source: str,
+) -> dict[str, Any]:
+    if "rope_freqs.weight" not in extra:
+        raise ConfigError(
+            "extra_tensors", sorted(extra), "the values of 'rope_freqs.weight', which the file contains"
+        )
+    values = extra["rope_freqs.weight"]
+    if values.size != head_dim // 2:
+        raise CheckpointError(
+            source, f"{values.size} values", f"{head_dim // 2}, half a head", tensor="rope_freqs.weight"
+        )
+    found = llama3.fit(values, parameters["rope_theta"], context)
+    if not found:
+        return parameters
+    if parameters["rope_type"] != "default":
+        raise CheckpointError(
+            source,
+            f"rope_freqs.weight and a {parameters['rope_type']} scaling",
+            "one rotary scaling or the other",
+        )
+    return parameters | {"rope_type": "llama3"} | found
+
+
+def _unknown(metadata: Metadata, row: Row, known: Collection[str]) -> list[Problem]:
+    problems = []
+    for key, value in metadata.items():
+        if not key.startswith(row.arch + ".") or key in known:
+            continue
+        name = key.removeprefix(row.arch + ".")
+        scalar = value.type is not ValueType.ARRAY
+        if name in row.neutral and (
+            row.neutral[name] is None or (scalar and value.data == row.neutral[name])
+        ):
+            continue
+        allowed = (str(row.neutral[name]),) if name in row.neutral else ("no such key",)
+        problems.append(Problem(key, value.data, allowed, "no configuration of Transformers says the same"))
+    return problems

@@ -1,0 +1,239 @@
+"""Rotary scaling: ``rope_parameters`` of Transformers and ``rope.*`` keys of GGUF.
+
+What llama.cpp multiplies cos and sin with under YaRN is ``attn_factor * mscale(factor)``, with
+``mscale(f) = 0.1 ln f + 1``; the key ``rope.scaling.yarn_attn_factor`` that upstream's converter writes is
+read by none of these architectures, and so are ``yarn_beta_fast``, ``yarn_beta_slow`` and
+``yarn_ext_factor``. An attention factor is therefore written as ``rope.scaling.attn_factor``, and other
+betas than 32 and 1 are refused.
+
+Source: ggml-org/llama.cpp:src/llama-model.cpp, src/llama-context.cpp, ggml/src/ggml-cpu/ops.cpp;
+transformers:modeling_rope_utils.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from qformats.errors import ConfigError
+from qformats_gguf.architectures.numbers import config_number, metadata_number
+from qformats_gguf.architectures.schema import Config, Problem
+from qformats_gguf.metadata import Metadata, f32, string, u32
+
+__all__ = ["DEFAULT_THETA", "from_metadata", "shortest", "standard", "to_metadata"]
+
+DEFAULT_THETA = 10000.0
+"""Assumed by both sides where nothing is said."""
+
+_WITH_CONTEXT = ("llama3", "yarn", "longrope")
+_NUMBERS = (
+    *("rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings"),
+    *("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),
+)
+
+
+def standard(config: Config, source: str = "config.json") -> dict[str, Any]:
+    """Rotary parameters in the form of Transformers 5, from any age of ``config.json``.
+
+    Parameters
+    ----------
+    config : mapping
+        With ``rope_parameters``, or ``rope_theta`` and ``rope_scaling`` (`type` or `rope_type`).
+    source : str
+        File, for messages.
+
+    Returns
+    -------
+    dict
+        rope_type and rope_theta always, and what the type needs. Parameters nested by layer type come
+        back as rope_type "per layer".
+
+    Raises
+    ------
+    ConfigError
+        If a parameter is no positive number.
+    """
+    # Transformers lets the old key win where both are present.
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{source}: rope_parameters", given, "an object")
+    rope = dict(given)
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        return {"rope_type": "per layer", "rope_theta": DEFAULT_THETA}
+    kind = str(rope.pop("type", None) or "default")
+    rope = {key: value for key, value in rope.items() if value is not None}
+    rope.setdefault("rope_type", kind)
+    rope.setdefault("rope_theta", config.get("rope_theta") or DEFAULT_THETA)
+    if config.get("partial_rotary_factor") is not None:
+        rope.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
+    if rope["rope_type"] in _WITH_CONTEXT:
+        outside = config.get("original_max_position_embeddings")
+        if outside is not None:
+            rope["original_max_position_embeddings"] = outside
+        elif config.get("max_position_embeddings") is not None:
+            rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    for key in _NUMBERS:
+        if key in rope:
+            whole = key == "original_max_position_embeddings"
+            config_number(rope[key], f"rope_parameters.{key}", source, whole=whole)
+    if rope["rope_type"] == "yarn" and "factor" not in rope and "original_max_position_embeddings" in rope:
+        rope["factor"] = config["max_position_embeddings"] / rope["original_max_position_embeddings"]
+    return rope
+
+
+def to_metadata(
+    prefix: str, rope: dict[str, Any], supported: tuple[str, ...]
+) -> tuple[Metadata, list[Problem]]:
+    """Metadata for a rotary scaling, and what llama.cpp does not compute of it.
+
+    Parameters
+    ----------
+    prefix : str
+        ``"llama."`` and the like.
+    rope : dict
+        From `standard`.
+    supported : tuple of str
+        Types that the architecture computes.
+    """
+    metadata: Metadata = {}
+    problems: list[Problem] = []
+    kind = rope["rope_type"]
+    where = "rope_parameters"
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        problems.append(
+            Problem(
+                f"{where}.partial_rotary_factor",
+                rope["partial_rotary_factor"],
+                ("1.0",),
+                "llama.cpp rotates whole heads of this architecture",
+            )
+        )
+    if kind not in supported:
+        problems.append(
+            Problem(f"{where}.rope_type", kind, supported, "llama.cpp would compute it without the scaling")
+        )
+    elif kind in ("linear", "yarn", "llama3"):
+        problems += [
+            Problem(f"{where}.{key}", None, ("a number",), f"rope_type {kind!r} needs it")
+            for key in _needed(kind)
+            if key not in rope
+        ]
+        if problems:
+            return metadata, problems
+    if kind in supported and kind in ("linear", "yarn"):
+        metadata[prefix + "rope.scaling.type"] = string(kind)
+        metadata[prefix + "rope.scaling.factor"] = f32(rope["factor"])
+    if kind in supported and kind == "yarn":
+        context = rope["original_max_position_embeddings"]
+        metadata[prefix + "rope.scaling.original_context_length"] = u32(context)
+        attention = _attention_factor(rope) / mscale(rope["factor"])
+        if abs(attention - 1) > 1e-9:
+            metadata[prefix + "rope.scaling.attn_factor"] = f32(attention)
+        for key, usual in (("beta_fast", 32), ("beta_slow", 1)):
+            if rope.get(key):
+                metadata[f"{prefix}rope.scaling.yarn_{key}"] = f32(rope[key])
+                problems += _only(where, key, rope[key], usual, "llama.cpp does not read it here")
+        problems += _only(where, "truncate", rope.get("truncate", True), True, "llama.cpp always truncates")
+        # Known to YaRN's first implementation; Transformers ignores it, llama.cpp does not read it here.
+        problems += _only(
+            where, "extrapolation_factor", rope.get("extrapolation_factor", 1), 1, "nobody reads it"
+        )
+    metadata[prefix + "rope.freq_base"] = f32(rope["rope_theta"])
+    return metadata, problems
+
+
+def _needed(kind: str) -> tuple[str, ...]:
+    if kind == "llama3":
+        return "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+    return ("factor", "original_max_position_embeddings") if kind == "yarn" else ("factor",)
+
+
+def _only(where: str, key: str, found: Any, usual: Any, reason: str) -> list[Problem]:
+    return [] if found == usual else [Problem(f"{where}.{key}", found, (str(usual),), reason)]
+
+
+def mscale(factor: float, weight: float = 1.0) -> float:
+    """YaRN's default attention factor: ``0.1 * weight * ln(factor) + 1``, and 1 up to factor 1."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _attention_factor(rope: dict[str, Any]) -> float:
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    over, under = rope.get("mscale"), rope.get("mscale_all_dim")
+    if over and under:
+        return mscale(rope["factor"], over) / mscale(rope["factor"], under)
+    return mscale(rope["factor"])
+
+
+def from_metadata(
+    prefix: str, metadata: Metadata, context_length: int, supported: tuple[str, ...], source: str
+) -> tuple[dict[str, Any], set[str], list[Problem]]:
+    """Rotary parameters of a GGUF file, except a llama3 scaling (see ``llama3.fit``).
+
+    Returns
+    -------
+    dict
+        ``rope_parameters`` in the form of Transformers 5.
+    set of str
+        Keys that were understood.
+    list of Problem
+        What Transformers does not compute.
+    """
+    known: set[str] = set()
+
+    def get(key: str, default: Any) -> Any:
+        known.add(prefix + key)
+        # llama.cpp takes a zero for an absent key.
+        return metadata_number(metadata, prefix + key, source, zero=True) or default
+
+    problems: list[Problem] = []
+    theta = shortest(get("rope.freq_base", DEFAULT_THETA))
+    factor = shortest(get("rope.scaling.factor", get("rope.scale_linear", 1.0)))
+    # llama.cpp's default type is linear, with factor 1.
+    known.add(prefix + "rope.scaling.type")
+    named = metadata.get(prefix + "rope.scaling.type")
+    kind = "linear" if named is None else str(named.data)
+    attention = shortest(get("rope.scaling.attn_factor", 1.0))
+    context = get("rope.scaling.original_context_length", context_length)
+    upstream_attention = get("rope.scaling.yarn_attn_factor", None)
+    betas = {key: get(f"rope.scaling.yarn_{key}", None) for key in ("beta_fast", "beta_slow")}
+    known.update({prefix + "rope.scaling.yarn_ext_factor", prefix + "rope.scaling.finetuned"})
+
+    if kind == "none" or (kind == "linear" and factor == 1):
+        rope: dict[str, Any] = {"rope_type": "default"}
+    elif kind in ("linear", "yarn") and kind in supported:
+        rope = {"rope_type": kind, "factor": factor}
+    else:
+        problems.append(
+            Problem(prefix + "rope.scaling.type", kind, supported, "the result would not scale its positions")
+        )
+        rope = {"rope_type": "default"}
+    if rope["rope_type"] == "yarn":
+        rope["original_max_position_embeddings"] = int(context)
+        rope |= {key: shortest(value) for key, value in betas.items() if value is not None}
+        if attention != 1:
+            # Stored as a float32 quotient: seven digits are all it holds.
+            rope["attention_factor"] = float(f"{attention * mscale(factor):.7g}")
+        elif upstream_attention is not None:
+            # Where upstream's converter put Transformers' attention_factor; llama.cpp itself ignores it.
+            rope["attention_factor"] = shortest(upstream_attention)
+    elif attention != 1:
+        problems.append(
+            Problem(
+                prefix + "rope.scaling.attn_factor",
+                attention,
+                ("1.0",),
+                "Transformers scales it with YaRN only",
+            )
+        )
+    rope["rope_theta"] = theta
+    return rope, known, problems
+
+
+def shortest(value: Any) -> float:
+    """Float with the fewest digits that is the same float32: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))

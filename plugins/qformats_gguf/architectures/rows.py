@@ -1,0 +1,321 @@
+"""The table: which Hugging Face models are which GGUF architecture, tensor by tensor and key by key.
+
+A further architecture is a further row. Canonical names are those of Transformers' model classes; weights
+are ``[out_features, in_features]`` (the Conv1D weights of GPT-2 arrive transposed, so no row transposes).
+
+Source: ggml-org/llama.cpp:conversion/{base,llama,qwen,gpt2}.py, src/models/{llama,qwen2,qwen3,gpt2}.cpp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from qformats_gguf.architectures.schema import (
+    Config,
+    HFModel,
+    If,
+    Limit,
+    MetaRule,
+    Problem,
+    Row,
+    TensorRule,
+)
+from qformats_gguf.metadata import f32, u32
+
+__all__ = ["ROWS"]
+
+
+def _heads(config: Config) -> int:
+    return int(config["num_attention_heads"])
+
+
+def _gpt2_heads(config: Config) -> int:
+    return int(config["n_head"])
+
+
+def _head_dim(config: Config) -> int:
+    return int(config["hidden_size"]) // int(config["num_attention_heads"])
+
+
+def _key_length(config: Config) -> int:
+    return int(config["head_dim"])
+
+
+def _window(config: Config) -> Problem | None:
+    """Attention that Transformers limits to a window and llama.cpp does not."""
+    window, positions = config.get("sliding_window"), config["max_position_embeddings"]
+    if window is None or window >= positions:
+        return None
+    return Problem(
+        "sliding_window",
+        window,
+        ("null", f"at least max_position_embeddings ({positions})"),
+        f"llama.cpp has no window in this architecture, so texts longer than {window} tokens differ",
+    )
+
+
+def _optional_window(config: Config) -> Problem | None:
+    """As `_window`, where `use_sliding_window` and the layer types switch it on."""
+    if not config.get("use_sliding_window"):
+        return None
+    kinds = config.get("layer_types")
+    first = config.get("max_window_layers", 0)
+    used = "sliding_attention" in kinds if isinstance(kinds, list) else first < config["num_hidden_layers"]
+    return _window(config) if used else None
+
+
+def _whole_heads(config: Config) -> Problem | None:
+    """Name a head size other than the one that the architecture's loader derives."""
+    if config["head_dim"] == _head_dim(config):
+        return None
+    return Problem(
+        "head_dim",
+        config["head_dim"],
+        (f"hidden_size / num_attention_heads ({_head_dim(config)})",),
+        "llama.cpp loads no other head size in this architecture",
+    )
+
+
+_DECODER = "model.layers.{i}."
+_EMBEDDINGS = (
+    TensorRule("model.embed_tokens", "token_embd"),
+    TensorRule("model.norm", "output_norm", force_f32=True),
+    TensorRule("lm_head", "output", weight=If("tie_word_embeddings", False), alias_of="model.embed_tokens"),
+)
+_NORMS = (
+    TensorRule(_DECODER + "input_layernorm", "blk.{i}.attn_norm", force_f32=True),
+    TensorRule(_DECODER + "post_attention_layernorm", "blk.{i}.ffn_norm", force_f32=True),
+)
+
+
+def _attention(qkv_bias: bool | If, o_bias: bool | If, *, permuted: bool) -> tuple[TensorRule, ...]:
+    q, k = ("num_attention_heads", "num_key_value_heads") if permuted else (None, None)
+    return (
+        TensorRule(_DECODER + "self_attn.q_proj", "blk.{i}.attn_q", bias=qkv_bias, permute=q),
+        TensorRule(_DECODER + "self_attn.k_proj", "blk.{i}.attn_k", bias=qkv_bias, permute=k),
+        TensorRule(_DECODER + "self_attn.v_proj", "blk.{i}.attn_v", bias=qkv_bias),
+        TensorRule(_DECODER + "self_attn.o_proj", "blk.{i}.attn_output", bias=o_bias),
+    )
+
+
+def _mlp(bias: bool | If) -> tuple[TensorRule, ...]:
+    return (
+        TensorRule(_DECODER + "mlp.gate_proj", "blk.{i}.ffn_gate", bias=bias),
+        TensorRule(_DECODER + "mlp.up_proj", "blk.{i}.ffn_up", bias=bias),
+        TensorRule(_DECODER + "mlp.down_proj", "blk.{i}.ffn_down", bias=bias),
+    )
+
+
+_SIZES = (
+    MetaRule("block_count", u32, "num_hidden_layers"),
+    MetaRule("context_length", u32, "max_position_embeddings"),
+    MetaRule("embedding_length", u32, "hidden_size"),
+    MetaRule("feed_forward_length", u32, "intermediate_size"),
+    MetaRule("attention.head_count", u32, "num_attention_heads"),
+    MetaRule("attention.head_count_kv", u32, "num_key_value_heads", default=_heads),
+    MetaRule("attention.layer_norm_rms_epsilon", f32, "rms_norm_eps"),
+)
+_HEAD_SIZES = (
+    MetaRule("attention.key_length", u32, "head_dim", default=_head_dim),
+    MetaRule("attention.value_length", u32, "head_dim", default=_head_dim),
+)
+_DERIVED_SIZES = (
+    MetaRule("attention.key_length", u32, "head_dim", default=_head_dim, write=False),
+    MetaRule("attention.value_length", u32, "head_dim", default=_head_dim, write=False),
+)
+_ROTARY_SIZE = MetaRule("rope.dimension_count", u32, "head_dim", default=_key_length)
+_VOCABULARY = MetaRule("vocab_size", u32, "vocab_size")
+_DENSE = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "tensor_data_layout": None}
+_JUNK = (".rotary_emb.inv_freq",)
+_CAUSAL = Limit("is_causal", (True,), "the row describes causal models only")
+_SILU = Limit("hidden_act", ("silu", "swish"), "llama.cpp computes SiLU")
+
+_LLAMA = Row(
+    arch="llama",
+    models=(
+        HFModel(
+            "llama",
+            ("LlamaForCausalLM",),
+            {
+                "rms_norm_eps": 1e-6,
+                "max_position_embeddings": 2048,
+                "num_key_value_heads": None,
+                "head_dim": None,
+                "tie_word_embeddings": False,
+                "attention_bias": False,
+                "mlp_bias": False,
+            },
+        ),
+        HFModel(
+            "mistral",
+            ("MistralForCausalLM",),
+            {
+                "rms_norm_eps": 1e-6,
+                "max_position_embeddings": 131072,
+                "num_key_value_heads": 8,
+                "head_dim": None,
+                "tie_word_embeddings": False,
+                "sliding_window": 4096,
+            },
+            checks=(_window,),
+        ),
+    ),
+    prefix="model.",
+    blocks="num_hidden_layers",
+    tensors=(
+        *_EMBEDDINGS,
+        *_NORMS,
+        *_attention(If("attention_bias"), If("attention_bias"), permuted=True),
+        *_mlp(If("mlp_bias")),
+    ),
+    metadata=(
+        *_SIZES,
+        *_HEAD_SIZES,
+        _VOCABULARY,
+        _ROTARY_SIZE,
+    ),
+    rope=("default", "linear", "llama3", "yarn"),
+    limits=(_SILU, _CAUSAL),
+    constants={"hidden_act": "silu"},
+    neutral=_DENSE,
+    junk=_JUNK,
+)
+
+_QWEN2 = Row(
+    arch="qwen2",
+    models=(
+        HFModel(
+            "qwen2",
+            ("Qwen2ForCausalLM",),
+            {
+                "rms_norm_eps": 1e-6,
+                "max_position_embeddings": 32768,
+                "num_key_value_heads": 32,
+                "head_dim": None,
+                "tie_word_embeddings": False,
+                "use_sliding_window": False,
+                "sliding_window": 4096,
+                "max_window_layers": 28,
+            },
+            checks=(_optional_window, _whole_heads),
+        ),
+    ),
+    prefix="model.",
+    blocks="num_hidden_layers",
+    tensors=(*_EMBEDDINGS, *_NORMS, *_attention(True, False, permuted=False), *_mlp(False)),
+    metadata=(
+        *_SIZES,
+        *_DERIVED_SIZES,
+        replace(_VOCABULARY, write=False),
+        replace(_ROTARY_SIZE, write=False),
+    ),
+    rope=("default", "linear", "yarn"),
+    limits=(_SILU, _CAUSAL),
+    constants={"hidden_act": "silu", "use_sliding_window": False},
+    neutral=_DENSE,
+    junk=_JUNK,
+)
+
+_QWEN3 = Row(
+    arch="qwen3",
+    models=(
+        HFModel(
+            "qwen3",
+            ("Qwen3ForCausalLM",),
+            {
+                "rms_norm_eps": 1e-6,
+                "max_position_embeddings": 32768,
+                "num_key_value_heads": 32,
+                "head_dim": 128,
+                "tie_word_embeddings": False,
+                "attention_bias": False,
+                "use_sliding_window": False,
+                "sliding_window": 4096,
+                "max_window_layers": 28,
+            },
+            checks=(_optional_window,),
+        ),
+    ),
+    prefix="model.",
+    blocks="num_hidden_layers",
+    tensors=(
+        *_EMBEDDINGS,
+        *_NORMS,
+        *_attention(False, False, permuted=False),
+        TensorRule(_DECODER + "self_attn.q_norm", "blk.{i}.attn_q_norm", force_f32=True),
+        TensorRule(_DECODER + "self_attn.k_norm", "blk.{i}.attn_k_norm", force_f32=True),
+        *_mlp(False),
+    ),
+    metadata=(
+        *_SIZES,
+        *_HEAD_SIZES,
+        replace(_VOCABULARY, write=False),
+        replace(_ROTARY_SIZE, write=False),
+    ),
+    rope=("default", "linear", "yarn"),
+    limits=(
+        _SILU,
+        _CAUSAL,
+        Limit("attention_bias", (False,), "llama.cpp loads no attn_output.bias in this architecture"),
+    ),
+    constants={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
+    neutral=_DENSE,
+    junk=_JUNK,
+)
+
+_GPT2_BLOCK = "transformer.h.{i}."
+_GPT2 = Row(
+    arch="gpt2",
+    models=(
+        HFModel(
+            "gpt2",
+            ("GPT2LMHeadModel",),
+            {
+                "layer_norm_epsilon": 1e-5,
+                "n_positions": 1024,
+                "n_inner": None,
+                "tie_word_embeddings": True,
+            },
+        ),
+    ),
+    prefix="transformer.",
+    blocks="n_layer",
+    tensors=(
+        TensorRule("transformer.wte", "token_embd"),
+        TensorRule("transformer.wpe", "position_embd", force_f32=True),
+        TensorRule("transformer.ln_f", "output_norm", bias=True, force_f32=True),
+        TensorRule("lm_head", "output", weight=If("tie_word_embeddings", False), alias_of="transformer.wte"),
+        TensorRule(_GPT2_BLOCK + "ln_1", "blk.{i}.attn_norm", bias=True, force_f32=True),
+        TensorRule(_GPT2_BLOCK + "ln_2", "blk.{i}.ffn_norm", bias=True, force_f32=True),
+        TensorRule(_GPT2_BLOCK + "attn.c_attn", "blk.{i}.attn_qkv", bias=True),
+        TensorRule(_GPT2_BLOCK + "attn.c_proj", "blk.{i}.attn_output", bias=True),
+        TensorRule(_GPT2_BLOCK + "mlp.c_fc", "blk.{i}.ffn_up", bias=True),
+        TensorRule(_GPT2_BLOCK + "mlp.c_proj", "blk.{i}.ffn_down", bias=True),
+    ),
+    metadata=(
+        MetaRule("block_count", u32, "n_layer"),
+        MetaRule("context_length", u32, "n_positions"),
+        MetaRule("embedding_length", u32, "n_embd"),
+        MetaRule("feed_forward_length", u32, "n_inner"),
+        MetaRule("attention.head_count", u32, "n_head"),
+        MetaRule("attention.head_count_kv", u32, "n_head", default=_gpt2_heads, write=False),
+        MetaRule("attention.layer_norm_epsilon", f32, "layer_norm_epsilon"),
+        replace(_VOCABULARY, write=False),
+    ),
+    limits=(
+        Limit(
+            "activation_function",
+            ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
+            "llama.cpp computes the tanh approximation of GELU",
+        ),
+        Limit("scale_attn_weights", (True,), "llama.cpp always scales attention by the head size"),
+        Limit("scale_attn_by_inverse_layer_idx", (False,), "llama.cpp does not scale attention by layer"),
+        Limit("add_cross_attention", (False,), "llama.cpp has no cross attention in this architecture"),
+    ),
+    constants={"activation_function": "gelu_new"},
+    neutral=_DENSE,
+    junk=(".attn.bias", ".attn.masked_bias"),
+)
+
+ROWS: dict[str, Row] = {row.arch: row for row in (_LLAMA, _QWEN2, _QWEN3, _GPT2)}
+"""Rows by ``general.architecture``."""

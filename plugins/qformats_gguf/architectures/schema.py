@@ -1,0 +1,275 @@
+"""What one row of the architecture table says, as data.
+
+A row (:class:`Row`) names the Hugging Face models it stands for, the tensors they have, the metadata that
+llama.cpp reads for them, and what llama.cpp does *not* compute. Nothing here knows any model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qformats.errors import ShapeError
+from qformats_gguf.metadata import Value
+
+__all__ = [
+    "REQUIRED",
+    "Config",
+    "HFModel",
+    "If",
+    "Limit",
+    "MetaRule",
+    "Permute",
+    "Row",
+    "TensorMapping",
+    "TensorRule",
+]
+
+Config = Mapping[str, Any]
+"""A Hugging Face ``config.json``."""
+
+REQUIRED: Any = object()
+"""Default of a metadata key that llama.cpp cannot do without."""
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Reorder the rows of a q or k projection from Transformers' rotary layout to llama.cpp's.
+
+    Transformers rotates element j of a head with element j + d/2, llama.cpp (rope type NORM) with its
+    neighbour: new row ``h*d + 2*j + s`` is old row ``h*d + s*d/2 + j``, with d rows a head. Whole rows move,
+    so the permutation commutes with every format that packs rows. It holds for weights and biases.
+
+    Attributes
+    ----------
+    heads : int
+        Heads of this projection: all of them for q, the key-value heads for k.
+    """
+
+    heads: int
+
+    def rows(self, n_rows: int) -> npt.NDArray[np.intp]:
+        """Index array for ``new = old[rows]``, shape ``(n_rows,)``.
+
+        Raises
+        ------
+        ShapeError
+            If `n_rows` does not split into heads of an even number of rows.
+        """
+        return self._split(n_rows, 2, n_rows // self.heads // 2)
+
+    def inverse(self, n_rows: int) -> npt.NDArray[np.intp]:
+        """Index array for ``old = new[inverse]``, shape ``(n_rows,)``."""
+        return self._split(n_rows, n_rows // self.heads // 2, 2)
+
+    def _split(self, n_rows: int, *inner: int) -> npt.NDArray[np.intp]:
+        if n_rows <= 0 or n_rows % (2 * self.heads):
+            raise ShapeError(
+                "q/k projection",
+                f"({n_rows}, ...)",
+                f"a multiple of {2 * self.heads} rows for {self.heads} heads",
+            )
+        index = np.arange(n_rows, dtype=np.intp)
+        return np.ascontiguousarray(index.reshape(self.heads, *inner).swapaxes(1, 2)).reshape(-1)
+
+
+@dataclass(frozen=True)
+class TensorMapping:
+    """One tensor under both of its names.
+
+    Attributes
+    ----------
+    canonical, gguf : str
+        Name that Transformers' model class uses on disk, and name in a GGUF file.
+    permute : Permute, optional
+        Rows to reorder on the way to GGUF (`rows`) or back (`inverse`).
+    force_f32 : bool
+        llama.cpp and its converter keep this tensor in float32 in every file type.
+    """
+
+    canonical: str
+    gguf: str
+    permute: Permute | None = None
+    force_f32: bool = False
+
+
+@dataclass(frozen=True)
+class If:
+    """A tensor that exists only where ``config[key] == value``; read backwards, it tells that value."""
+
+    key: str
+    value: bool = True
+
+    def holds(self, config: Config) -> bool:
+        """Whether a model of this configuration has the tensor."""
+        return bool(config.get(self.key)) is self.value
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """A module and the tensors it has: ``.weight``, and perhaps ``.bias``.
+
+    Attributes
+    ----------
+    canonical, gguf : str
+        Module names; ``{i}`` stands for the block.
+    weight, bias : bool or If
+        Always there, never there, or there under a condition.
+    permute : str, optional
+        Configuration key with the number of heads whose rows are reordered.
+    force_f32 : bool
+        Keep the weight in float32. Biases always are.
+    alias_of : str, optional
+        Module whose weight this one shares where its condition does not hold; such a copy is dropped.
+    """
+
+    canonical: str
+    gguf: str
+    weight: bool | If = True
+    bias: bool | If = False
+    permute: str | None = None
+    force_f32: bool = False
+    alias_of: str | None = None
+
+    @property
+    def per_block(self) -> bool:
+        """Whether every block has this module."""
+        return "{i}" in self.gguf
+
+    def presence(self, suffix: str) -> bool | If:
+        """Rule for the tensor ``.weight`` or ``.bias``."""
+        return self.bias if suffix == ".bias" else self.weight
+
+
+@dataclass(frozen=True)
+class MetaRule:
+    """A metadata key and the configuration key that it stands for.
+
+    Attributes
+    ----------
+    key : str
+        Key after the ``ARCHITECTURE.`` prefix.
+    make : callable
+        Constructor of the typed value: `u32`, `f32`...
+    config : str
+        Key in the (normalized) configuration.
+    default : object
+        What llama.cpp assumes where the key is absent: a constant, a function of the configuration
+        collected so far, or `REQUIRED`.
+    write : bool
+        Whether upstream's converter writes the key for this architecture; it is read in any case.
+    """
+
+    key: str
+    make: Callable[[Any], Value]
+    config: str
+    default: Any = REQUIRED
+    write: bool = True
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A configuration key of which llama.cpp computes only some values.
+
+    Attributes
+    ----------
+    allowed : tuple
+        Values that are computed as Transformers does; an absent key counts as the first.
+    reason : str
+        What llama.cpp does instead.
+    """
+
+    key: str
+    allowed: tuple[Any, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class HFModel:
+    """A Hugging Face model type that a row stands for.
+
+    Attributes
+    ----------
+    architectures : tuple of str
+        Model classes whose tensors the row describes.
+    defaults : mapping
+        What the configuration class assumes for keys that ``config.json`` leaves out. ``None`` stands for
+        a value that follows from others, see ``config.py``.
+    checks : tuple of callable
+        Limits that take more than one key: return a `Problem` or None for a normalized configuration.
+    """
+
+    model_type: str
+    architectures: tuple[str, ...]
+    defaults: Config = field(default_factory=dict)
+    checks: tuple[Callable[[Config], Problem | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One GGUF architecture.
+
+    Attributes
+    ----------
+    arch : str
+        ``general.architecture``, and prefix of its keys.
+    models : tuple of HFModel
+        Hugging Face models that are written as this architecture; a file is read as the first.
+    prefix : str
+        Prefix of canonical names that base-model checkpoints leave out.
+    blocks : str
+        Configuration key with the number of blocks.
+    tensors, metadata : tuple
+        The mapping itself.
+    rope : tuple of str
+        Rotary scalings that llama.cpp computes for it; empty where there is no rotary embedding.
+    limits : tuple of Limit
+        What llama.cpp does not compute.
+    constants : mapping
+        Configuration keys with one possible value, for the way back.
+    neutral : mapping
+        Metadata keys that say nothing as long as they have this value; ``None`` for any value.
+    junk : tuple of str
+        Endings of tensor names that old checkpoints contain and no model needs.
+    """
+
+    arch: str
+    models: tuple[HFModel, ...]
+    prefix: str
+    blocks: str
+    tensors: tuple[TensorRule, ...]
+    metadata: tuple[MetaRule, ...]
+    rope: tuple[str, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    constants: Config = field(default_factory=dict)
+    neutral: Config = field(default_factory=dict)
+    junk: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in a model that the other side does not compute.
+
+    Attributes
+    ----------
+    key : str
+        Configuration or metadata key.
+    found : object
+        Its value.
+    supported : tuple of str
+        Values that would have worked.
+    reason : str
+        What would go wrong; one sentence.
+    """
+
+    key: str
+    found: Any
+    supported: tuple[str, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.found!r} was ignored: {self.reason}"

@@ -1,0 +1,175 @@
+"""A GGUF model as a checkpoint: canonical names, rows in Transformers' order, config and tokenizer rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qformats import Checkpoint, PackedTensor, StoredTensor
+from qformats.checkpoint import map_file
+from qformats.errors import UnsupportedModelError
+from qformats_gguf import tokenizer
+from qformats_gguf.architectures import Architecture
+from qformats_gguf.metadata import Metadata, ValueType
+from qformats_gguf.reader import StoredTensor as Entry
+from qformats_gguf.shards import open_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["GGUFCheckpoint"]
+
+_SHOWN_ITEMS = 8
+"""Elements of an array that are shown to people."""
+
+
+class GGUFCheckpoint(Checkpoint):
+    """A GGUF file or split model; see :class:`~qformats.Checkpoint`.
+
+    An architecture that is not in the table is readable all the same: its tensors keep their GGUF names and row
+    order, and only `config` says that it cannot be expressed.
+
+    Attributes
+    ----------
+    native : Metadata
+        The file's own metadata, without ``split.*``.
+    stored : dict of str to StoredTensor
+        Tensors by GGUF name, as stored.
+    """
+
+    container = "gguf"
+
+    def __init__(self, path: Path, options: Mapping[str, str]) -> None:
+        self.path = path
+        self._options = options
+        with open_model(path) as model:
+            self.native: Metadata = model.metadata
+            self.version = model.files[0].version
+            self._files = [file.path for file in model.files]
+            entries = {name: (tensor, model.file_of(name).path) for name, tensor in model.tensors.items()}
+        maps = {file: map_file(file) for file in self._files}
+        self.stored = {
+            name: _stored(name, entry, file, maps[file]) for name, (entry, file) in entries.items()
+        }
+        self._unsupported: UnsupportedModelError | None = None
+        self._architecture: Architecture | None = None
+        try:
+            self._architecture = self._resolve()
+        except UnsupportedModelError as error:
+            self._unsupported = error
+        self.tensors = self._canonical()
+
+    def _resolve(self) -> Architecture:
+        extra = {}
+        if "rope_freqs.weight" in self.stored:
+            (values,) = self.stored["rope_freqs.weight"].read().fields.values()
+            extra["rope_freqs.weight"] = values.numpy()
+        return Architecture.from_metadata(
+            self.native,
+            self.stored,
+            extra_tensors=extra,
+            source=str(self.path),
+            force="ignore-unsupported" in self._options,
+        )
+
+    def _canonical(self) -> dict[str, StoredTensor]:
+        architecture = self._architecture
+        if architecture is None:
+            return dict(self.stored)
+        import torch
+
+        architecture.require(list(self.stored))
+        tensors = {}
+        for name, tensor in self.stored.items():
+            if architecture.is_extra(name):
+                continue
+            mapping = architecture.unmap_tensor(name)
+            canonical = tensor.renamed(mapping.canonical)
+            if mapping.permute is not None:
+                canonical = canonical.take_rows(torch.from_numpy(mapping.permute.inverse(tensor.rows)))
+            tensors[mapping.canonical] = canonical
+        return tensors
+
+    @property
+    def architecture(self) -> str:
+        """``general.architecture``."""
+        value = self.native.get("general.architecture")
+        return "unknown" if value is None else str(value.data)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Configuration for Transformers.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If no row of the architecture table describes the file.
+        """
+        if self._architecture is None:
+            assert self._unsupported is not None
+            raise self._unsupported
+        return dict(self._architecture.config)
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Tokenizer rebuilt from the metadata."""
+        if "tokenizer.ggml.model" not in self.native:
+            return {}
+        context = self.native.get(f"{self.architecture}.context_length")
+        return tokenizer.from_gguf(
+            self.native,
+            source=str(self.path),
+            max_length=None if context is None else int(context.data),
+            pre=self._options.get("pre"),
+        )
+
+    @property
+    def files(self) -> list[Path]:
+        """All parts of the model."""
+        return self._files
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's own metadata; long arrays are cut."""
+        shown: dict[str, Any] = {"GGUF.version": self.version}
+        for key, value in self.native.items():
+            if value.type is ValueType.ARRAY:
+                items = [
+                    item.item() if isinstance(item, np.generic) else item
+                    for item in value.data[:_SHOWN_ITEMS]
+                ]
+                more = len(value.data) - len(items)
+                shown[key] = [*items, f"... {more} more"] if more else items
+            else:
+                shown[key] = value.data
+        return shown
+
+
+def _stored(name: str, entry: Entry, file: Path, data: Tensor) -> StoredTensor:
+    """A tensor as stored, read by rows from the mapped file."""
+    from qformats_gguf.packers import GGUFPacker
+
+    rows = entry.shape[0]
+    type_name = entry.type.name if entry.type else f"type-{entry.type_id}"
+    format = f"{GGUFPacker.family}:{type_name}"
+
+    def load(start: int, stop: int) -> PackedTensor:
+        import torch
+
+        from qformats.dtypes import torch_dtype
+
+        packer = GGUFPacker.parse(type_name)
+        width = entry.nbytes // rows
+        part = data[entry.offset + start * width : entry.offset + stop * width]
+        shape = (stop - start, *entry.shape[1:])
+        (field, (stored_shape, dtype)), *_ = packer.stored(shape).items()
+        wanted = torch_dtype(dtype)
+        if part.data_ptr() % wanted.itemsize:
+            # An odd alignment is legal in GGUF; torch cannot view such bytes as wider numbers.
+            part = part.clone()
+        values = part if wanted == torch.uint8 else part.view(wanted)
+        return PackedTensor(format, shape, {field: values.reshape(stored_shape)})
+
+    return StoredTensor(name, entry.shape, format, entry.nbytes, file, load, offset=entry.offset)

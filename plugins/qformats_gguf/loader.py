@@ -1,0 +1,184 @@
+"""GGUF files: reading, and laying out what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qformats import Checkpoint, Loader, PackedTensor, Packer, StoredTensor
+from qformats.errors import CheckpointError
+from qformats.folder import parse_size
+from qformats.interfaces import Assignment, Draft, Layout, LoaderOption, OutputFile, Placement
+from qformats_gguf import policy
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qformats_gguf.architectures import Architecture
+    from qformats_gguf.metadata import Metadata
+
+__all__ = ["GGUFLoader"]
+
+
+class GGUFLoader(Loader):
+    """Reads GGUF version 2 and 3, single or split, and writes version 3."""
+
+    name = "gguf"
+    summary = "GGUF file, single or split"
+    suffix = ".gguf"
+    options = (
+        LoaderOption("arch", "GGUF architecture, where config.json does not tell it"),
+        LoaderOption("pre", "pre-tokenizer, where tokenizer.json is not recognised"),
+        LoaderOption(
+            "ignore-unsupported", "go on although a feature of the model is not computed there (yes)"
+        ),
+        LoaderOption("max-shard-size", "split the output into files of at most this size, such as 2GB"),
+    )
+
+    def detect(self, path: Path) -> bool:
+        """Whether the file begins with GGUF's magic, or is named like one."""
+        if path.is_dir():
+            return False
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF" or path.suffix == ".gguf"
+
+    def open(self, path: Path, options: Mapping[str, str]) -> Checkpoint:
+        """Open a file, or all files of a split model, from headers alone."""
+        from qformats_gguf.checkpoint import GGUFCheckpoint
+
+        return GGUFCheckpoint(path, options)
+
+    def draft(self, source: Checkpoint, options: Mapping[str, str]) -> list[Draft]:
+        """Tensors under their GGUF names; between GGUF files, tensors and names stay as they are."""
+        from qformats_gguf.checkpoint import GGUFCheckpoint
+
+        if isinstance(source, GGUFCheckpoint):
+            tied = "output.weight" not in source.stored
+            return [_native_draft(name, tensor, tied) for name, tensor in source.stored.items()]
+        architecture = _architecture(source, options)
+        architecture.require(list(source.tensors))
+        named = {}
+        for name, tensor in source.tensors.items():
+            mapping = architecture.map_tensor(name)
+            if mapping is None:
+                continue
+            if mapping.permute is not None:
+                import torch
+
+                tensor = tensor.take_rows(torch.from_numpy(mapping.permute.rows(tensor.rows)))
+            named[mapping.gguf] = (tensor, mapping.force_f32)
+        tied = "output.weight" not in named
+        drafts = []
+        for mapping in architecture.expected_tensors():
+            tensor, plain = named[mapping.gguf]
+            role = policy.role(mapping.gguf)
+            why = policy.keep(mapping.gguf, len(tensor.shape))
+            if plain and why is None:
+                why = "kept in full precision by llama.cpp"
+            keep = "gguf:f32" if why else None
+            drafts.append(Draft(mapping.gguf, tensor, role, keep, why or "", tied=tied and role is not None))
+        for name, values in architecture.extra_tensors().items():
+            drafts.append(
+                Draft(name, _constant(name, values, source), None, "gguf:f32", "computed from the config")
+            )
+        return drafts
+
+    def mix(self, draft: Draft, packer: Packer) -> tuple[str, str] | None:
+        """A better type for the output layer."""
+        return policy.mix(draft, packer)
+
+    def fallback(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
+        """f16 where rows do not divide by the block."""
+        return policy.fallback(packer)
+
+    def lay_out(
+        self,
+        source: Checkpoint,
+        assignments: Sequence[Assignment],
+        default: Packer,
+        target: Path,
+        options: Mapping[str, str],
+    ) -> Layout:
+        """One file, or several of a limited size."""
+        from qformats_gguf.header import TensorInfo, serialize, shard_metadata, shard_name, split
+        from qformats_gguf.types import by_name
+
+        metadata = _metadata(source, default, options)
+        infos = [
+            TensorInfo(a.draft.name, a.draft.source.shape, by_name(a.packer.spec.variant))
+            for a in assignments
+        ]
+        index = {info.name: i for i, info in enumerate(infos)}
+        limit = options.get("max-shard-size")
+        groups = split(infos, max_bytes=parse_size("max-shard-size", limit)) if limit else [infos]
+        files = []
+        for number, group in enumerate(groups):
+            part = shard_metadata(metadata, number, len(groups), len(infos))
+            header = serialize(part, group)
+            placements = tuple(
+                Placement(
+                    index[info.name],
+                    assignments[index[info.name]].packer.spec.fields[0].name,
+                    at,
+                    info.nbytes,
+                )
+                for info, at in zip(group, header.offsets, strict=True)
+            )
+            prefix = target.name.removesuffix(self.suffix)
+            name = target.name if len(groups) == 1 else shard_name(prefix, number, len(groups))
+            files.append(OutputFile(name, header.total_size, header.data, placements))
+        return Layout(tuple(files), folder=False, run_with='llama-cli -m {target} -p "Once upon a time"')
+
+
+def _architecture(source: Checkpoint, options: Mapping[str, str]) -> Architecture:
+    from qformats_gguf.architectures import Architecture
+
+    return Architecture.from_config(
+        source.config,
+        override=options.get("arch"),
+        source=str(source.path / "config.json"),
+        force="ignore-unsupported" in options,
+    )
+
+
+def _native_draft(name: str, tensor: StoredTensor, tied: bool) -> Draft:
+    why = policy.keep(name, len(tensor.shape))
+    role = policy.role(name)
+    return Draft(
+        name, tensor, role, tensor.format if why else None, why or "", tied=tied and role is not None
+    )
+
+
+def _constant(name: str, values: np.ndarray, source: Checkpoint) -> StoredTensor:
+    """A tensor that exists in no file of the source."""
+
+    def load(start: int, stop: int) -> PackedTensor:
+        import torch
+
+        part = torch.from_numpy(values[start:stop])
+        return PackedTensor("dense:f32", tuple(part.shape), {"weight": part})
+
+    return StoredTensor(name, values.shape, "dense:f32", values.nbytes, source.files[0], load)
+
+
+def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -> Metadata:
+    from qformats_gguf import tokenizer
+    from qformats_gguf.checkpoint import GGUFCheckpoint
+    from qformats_gguf.metadata import u32
+    from qformats_gguf.types import by_name
+
+    if isinstance(source, GGUFCheckpoint):
+        metadata = dict(source.native)
+    else:
+        architecture = _architecture(source, options)
+        metadata = architecture.metadata(name=source.name, parameters=source.parameters)
+        files = source.tokenizer_files()
+        if not files:
+            raise CheckpointError(source.path, "no tokenizer files", "tokenizer.json or tokenizer.model")
+        metadata |= tokenizer.to_gguf(files, source.config, pre=options.get("pre"), source=str(source.path))
+    number = by_name(default.spec.variant).file_type
+    metadata.pop("general.file_type", None)
+    if number is not None:
+        metadata["general.file_type"] = u32(number)
+    return metadata

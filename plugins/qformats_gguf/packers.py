@@ -1,0 +1,289 @@
+"""The family ``gguf``: plain numbers, the five legacy block types, and the types that can only be decoded.
+
+Packed bytes have one field, ``blocks``: a row of whole blocks for every row of the weight. The byte layouts are those
+of :mod:`qformats_gguf.types`; nibbles of byte ``j`` of a block are elements ``j`` (low) and ``j + 16`` (high), and
+bit ``j`` of the little-endian word ``qh`` is the fifth bit of element ``j``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qformats import (
+    AffineGrid,
+    DensePacker,
+    FieldSpec,
+    FormatSpec,
+    KernelSpec,
+    PackedTensor,
+    Packer,
+    QuantizedTensor,
+)
+from qformats.errors import ConfigError, NonFiniteError, UnknownFormatError
+from qformats_gguf.grids import AbsMaxGrid, MinMaxGrid, SignedMaxGrid
+from qformats_gguf.types import GGMLType, by_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["BlockPacker", "DecodeOnlyPacker", "GGUFPacker", "PlainPacker"]
+
+SOURCE = "llama.cpp:ggml/src/ggml-common.h"
+BLOCK = 32
+
+_PLAIN = {
+    "f32": "f32",
+    "f16": "f16",
+    "bf16": "bf16",
+    "f64": "f64",
+    "i8": "i8",
+    "i16": "i16",
+    "i32": "i32",
+    "i64": "i64",
+}
+_GRIDS: dict[str, AffineGrid] = {
+    "q8_0": AbsMaxGrid(8, BLOCK, low=1),
+    "q4_0": SignedMaxGrid(4, BLOCK),
+    "q4_1": MinMaxGrid(4, BLOCK, kind="minimum"),
+    "q5_0": SignedMaxGrid(5, BLOCK),
+    "q5_1": MinMaxGrid(5, BLOCK, kind="minimum"),
+}
+_SQNR_DB = {"q8_0": 43.0, "q4_0": 19.0, "q4_1": 19.5, "q5_0": 25.0, "q5_1": 26.0}
+DECODE_ONLY = (
+    *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0"),
+    *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
+)
+"""Types that gguf-py decodes and nobody here encodes yet."""
+_SUMMARIES = {
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "q8_0": "8 bits, a scale per 32",
+    "q4_0": "4 bits, a signed scale per 32",
+    "q4_1": "4 bits, scale and minimum per 32",
+    "q5_0": "5 bits, a signed scale per 32",
+    "q5_1": "5 bits, scale and minimum per 32",
+}
+
+
+class GGUFPacker(Packer):
+    """Family ``gguf``; :meth:`parse` gives the packer of a type."""
+
+    family = "gguf"
+    default_variant = "q8_0"
+    container = "gguf"
+
+    type: GGMLType
+
+    @classmethod
+    def variants(cls) -> Sequence[str]:
+        """Types that can be written, then those that can only be read."""
+        return ("f32", "f16", "bf16", *_GRIDS, *DECODE_ONLY)
+
+    @classmethod
+    def parse(cls, variant: str) -> Packer:
+        """Packer of one tensor type."""
+        name = variant.lower()
+        if name in _PLAIN:
+            return PlainPacker(by_name(name))
+        if name in _GRIDS:
+            return BlockPacker(by_name(name))
+        try:
+            found = by_name(name)
+        except UnknownFormatError:
+            raise UnknownFormatError(
+                f"{cls.family}:{variant}", [f"{cls.family}:{known}" for known in cls.variants()]
+            ) from None
+        return DecodeOnlyPacker(found)
+
+    def veto(self, shape: Sequence[int]) -> str | None:
+        """Blocks lie along rows; stacked matrices (experts) are rows too."""
+        if len(shape) < 2:
+            return f"{len(shape)} dimensions instead of 2 or more"
+        if shape[-1] % self.spec.block_size:
+            return f"rows of {shape[-1]} do not divide into blocks of {self.spec.block_size}"
+        return None
+
+    def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
+        """The one field: a row of blocks for each row of the weight, leading dimensions kept."""
+        width = int(shape[-1]) // self.type.block_size * self.type.block_bytes
+        return {"blocks": ((*shape[:-1], width), "u8")}
+
+
+def _spec(kind: GGMLType, summary: str, level: int, **more: object) -> FormatSpec:
+    width = f"K / {kind.block_size} * {kind.block_bytes}"
+    fields = (FieldSpec("blocks", ("N", width), "u8", "packed blocks"),)
+    return FormatSpec(
+        "gguf",
+        kind.name,
+        summary,
+        fields,
+        block_size=kind.block_size,
+        level=level,
+        source=SOURCE,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+class PlainPacker(DensePacker, GGUFPacker):
+    """``f32``, ``f16``, ``bf16``; the other plain types are read and copied."""
+
+    def __init__(self, kind: GGMLType) -> None:
+        fields = (FieldSpec("values", ("N", "K"), _PLAIN[kind.name], "weight units"),)
+        summary = _SUMMARIES.get(kind.name, f"{kind.name}, read and copied")
+        spec = FormatSpec("gguf", kind.name, summary, fields, level=0, source=SOURCE)
+        super().__init__(spec, _PLAIN[kind.name])
+        self.type = kind
+
+    def veto(self, shape: Sequence[int]) -> str | None:
+        """Nothing: plain numbers fit any shape."""
+        return None
+
+    def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
+        """The tensor itself."""
+        assert self.dense_dtype is not None
+        return {"values": (tuple(shape), self.dense_dtype)}
+
+
+class DecodeOnlyPacker(GGUFPacker):
+    """Types at support level 0, decoded by gguf-py."""
+
+    def __init__(self, kind: GGMLType) -> None:
+        self.type = kind
+        self.spec = _spec(kind, f"{kind.bits_per_weight:g} bits a weight; read-only", 0)
+
+    def dequantize(self, packed: PackedTensor) -> Tensor:
+        """Values as gguf-py's decoder gives them, float32."""
+        import gguf
+        import torch
+
+        (blocks,) = packed.fields.values()
+        try:
+            values = gguf.quants.dequantize(blocks.cpu().numpy(), gguf.GGMLQuantizationType(self.type.id))
+        except (NotImplementedError, ValueError) as error:
+            raise ConfigError("format", self.name, "a type that gguf-py can decode") from error
+        return torch.from_numpy(values).reshape(packed.shape).to(blocks.device)
+
+
+class BlockPacker(GGUFPacker):
+    """``q8_0``, ``q4_0``, ``q4_1``, ``q5_0``, ``q5_1``: 32 columns share a float16 scale (and minimum)."""
+
+    grid: AffineGrid
+
+    def __init__(self, kind: GGMLType) -> None:
+        self.type = kind
+        self.grid = _GRIDS[kind.name]
+        mode = "minimum" if self.grid.kind == "minimum" else "affine"
+        self.spec = _spec(
+            kind,
+            _SUMMARIES[kind.name],
+            1,
+            bits=self.grid.bits,
+            sqnr_floor_db=_SQNR_DB[kind.name],
+            kernel=KernelSpec(self.grid.bits, mode, BLOCK, "f16"),
+        )
+
+    def pack(self, quantized: QuantizedTensor) -> PackedTensor:
+        """Bytes of codes and scales; both are taken as they are."""
+        import torch
+
+        rows, columns = quantized.shape
+        codes = quantized.codes.unflatten(1, (columns // BLOCK, BLOCK)).to(torch.uint8)
+        parts = [_bytes(quantized.scale.to(torch.float16))]
+        if self.grid.kind == "minimum":
+            assert quantized.minimum is not None
+            parts.append(_bytes(quantized.minimum.to(torch.float16)))
+        if self.grid.bits == 8:
+            parts.append((codes.to(torch.int16) - 128).to(torch.int8).view(torch.uint8))
+        else:
+            if self.grid.bits == 5:
+                fifth = (codes >> 4).to(torch.int64) << torch.arange(BLOCK, device=codes.device)
+                word = fifth.sum(-1, keepdim=True)
+                parts.append(((word >> torch.arange(0, 32, 8, device=codes.device)) & 255).to(torch.uint8))
+            nibbles = codes & 15
+            parts.append(nibbles[..., :16] | nibbles[..., 16:] << 4)
+        blocks = torch.cat(parts, -1).reshape(rows, -1)
+        return PackedTensor(self.name, (rows, columns), {"blocks": blocks})
+
+    def unpack(self, packed: PackedTensor) -> QuantizedTensor:
+        """Codes and scales, exactly as stored; stacked matrices become rows of one."""
+        import torch
+
+        columns = int(packed.shape[-1])
+        rows = math.prod(packed.shape[:-1])
+        blocks = packed.fields["blocks"].reshape(rows, columns // BLOCK, self.type.block_bytes)
+        scale, at = _halves(blocks, 0), 2
+        minimum = None
+        if self.grid.kind == "minimum":
+            minimum, at = _halves(blocks, 2), 4
+        if self.grid.bits == 8:
+            codes = (blocks[..., at:].contiguous().view(torch.int8).to(torch.int16) + 128).to(torch.uint8)
+        else:
+            packed_codes = blocks[..., -16:]
+            codes = torch.cat([packed_codes & 15, packed_codes >> 4], -1)
+            if self.grid.bits == 5:
+                spread = blocks[..., at : at + 4].repeat_interleave(8, -1)
+                bit = torch.arange(BLOCK, device=blocks.device, dtype=torch.uint8) % 8
+                codes = codes | ((spread >> bit) & 1) << 4
+        zero = 0 if self.grid.kind == "minimum" else self.grid.center
+        codes = codes.reshape(rows, columns)
+        return QuantizedTensor(codes, scale, (1, BLOCK), zero_point=zero, minimum=minimum)
+
+    def dequantize(self, packed: PackedTensor) -> Tensor:
+        """Values as float32, by the compiled kernel on a CPU."""
+        import torch
+
+        (blocks,) = packed.fields.values()
+        if blocks.device.type != "cpu":
+            return self.unpack(packed).dequantize().reshape(packed.shape)
+        from qformats_gguf import kernels
+
+        columns = int(packed.shape[-1])
+        rows = math.prod(packed.shape[:-1])
+        out = torch.empty((rows, columns), dtype=torch.float32)
+        kernels.dequantize(self.type.name, blocks.contiguous().reshape(rows, -1).numpy(), out.numpy())
+        return out.reshape(packed.shape)
+
+    def encode_reference(self, dense: Tensor) -> PackedTensor:
+        """llama.cpp's own rounding, from floats to packed bytes in one pass; no importance matrix.
+
+        Raises
+        ------
+        NonFiniteError
+            If a weight is not finite, or so large that a block's scale is beyond float16.
+        """
+        import torch
+
+        if dense.device.type != "cpu" or dense.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return super().encode_reference(dense)
+        from qformats.kernels.dense import as_numpy, require_finite
+        from qformats_gguf import kernels
+
+        weight = dense.contiguous().reshape(-1, dense.shape[-1])
+        (shape, _), *_ = self.stored(dense.shape).values()
+        blocks = torch.empty((weight.shape[0], shape[-1]), dtype=torch.uint8)
+        outcome = kernels.quantize(self.type.name, as_numpy(weight), blocks.numpy())
+        if outcome.nonfinite:
+            require_finite(weight)
+        if outcome.overflow:
+            raise NonFiniteError(
+                f"{outcome.overflow} blocks need a scale beyond float16, the largest weight is {float(weight.abs().max()):g}",
+                "keep this tensor in bf16 or f32 (--tensor-type 'NAME=bf16')",
+            )
+        return PackedTensor(self.name, tuple(dense.shape), {"blocks": blocks.reshape(shape)})
+
+
+def _bytes(halves: Tensor) -> Tensor:
+    """Two bytes of each float16, as a new last dimension."""
+    import torch
+
+    return halves.contiguous().unsqueeze(-1).view(torch.uint8)
+
+
+def _halves(blocks: Tensor, at: int) -> Tensor:
+    """Float16 field at byte `at` of each block."""
+    import torch
+
+    return blocks[..., at : at + 2].contiguous().view(torch.float16).squeeze(-1)

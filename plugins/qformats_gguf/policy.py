@@ -1,0 +1,57 @@
+"""Which tensors of a GGUF file are quantized, and which type each one gets: llama.cpp's rules.
+
+Source: llama.cpp:src/llama-quant.cpp (``llama_tensor_get_type``) and its converter's rule for plain tensors.
+"""
+
+from __future__ import annotations
+
+from qformats import Packer
+from qformats.interfaces import Draft
+
+__all__ = ["fallback", "keep", "mix", "role"]
+
+_ROLES = {"output.weight": "output", "token_embd.weight": "token_embedding"}
+_NEVER = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ssm_conv1d",
+    "shortconv.conv.weight",
+    "attn_rel_b.weight",
+    "altup",
+    "laurel",
+    "per_layer_model_proj",
+    "time_mix_",
+)
+_NEVER_WHOLE = ("position_embd.weight", "token_types.weight")
+OUTPUT_TYPE = "gguf:q8_0"
+"""llama.cpp takes q6_K; q8_0 is the smallest type here that is at least as exact."""
+
+
+def role(name: str) -> str | None:
+    """Role that options address a tensor by."""
+    return _ROLES.get(name)
+
+
+def keep(name: str, dimensions: int) -> str | None:
+    """Why a tensor is not quantized, or ``None`` if it is."""
+    if dimensions < 2:
+        return "vector"
+    if not name.endswith("weight"):
+        return "no weight matrix"
+    if name in _NEVER_WHOLE or any(part in name for part in _NEVER):
+        return "kept in full precision by llama.cpp"
+    return None
+
+
+def mix(draft: Draft, packer: Packer) -> tuple[str, str] | None:
+    """The layer that computes the output gets a better type than the rest."""
+    is_output = draft.role == "output" or (draft.role == "token_embedding" and draft.tied)
+    if not is_output or packer.dense_dtype is not None or packer.name == OUTPUT_TYPE:
+        return None
+    layer = "tied output" if draft.tied else "output"
+    return OUTPUT_TYPE, f"{layer} layer, as llama.cpp keeps it better (--pure to switch off)"
+
+
+def fallback(packer: Packer) -> tuple[str, ...]:
+    """Types for rows that do not divide by the block: llama.cpp's tool takes f16 for the 32-blocks."""
+    return ("gguf:f16",) if packer.dense_dtype is None else ()

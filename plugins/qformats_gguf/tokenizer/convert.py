@@ -1,0 +1,124 @@
+"""From the tokenizer files of a Hugging Face folder to GGUF metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qformats.errors import CheckpointError, UnsupportedModelError
+
+from ..metadata import Metadata, boolean
+from . import byte_bpe, spm
+from .files import TokenizerFiles
+from .pretokenizers import BY_NAME
+from .recognize import checked_name
+from .special import chat_templates, special_metadata
+from .vocabulary import Vocabulary
+
+__all__ = ["to_gguf"]
+
+_SUPPORTED = (
+    "byte-level BPE (tokenizer.json, or vocab.json with merges.txt)",
+    "SentencePiece BPE (tokenizer.model, or the tokenizer.json made from one)",
+)
+
+
+def to_gguf(
+    files: Mapping[str, bytes], config: Mapping[str, Any], *, pre: str | None = None, source: str = ""
+) -> Metadata:
+    """Convert the tokenizer of a Hugging Face folder.
+
+    Parameters
+    ----------
+    files : mapping of str to bytes
+        Any of tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json,
+        generation_config.json, tokenizer.model, vocab.json, merges.txt, chat_template.jinja,
+        chat_template.json and additional_chat_templates/NAME.jinja, by path inside the folder.
+    config : mapping
+        The model's config.json: vocabulary size, special ids.
+    pre : str, optional
+        llama.cpp's name of the pre-tokenizer; overrides what the files say.
+    source : str
+        The folder's name, for messages.
+
+    Returns
+    -------
+    Metadata
+        Every ``tokenizer.*`` key. There are as many tokens as ``vocab_size`` says, or more if the tokenizer has
+        more; ids without a token become ``[PAD<id>]`` of type unused.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing or malformed.
+    UnsupportedModelError
+        If llama.cpp cannot represent the tokenizer, or has no name for the way it cuts text.
+    ConfigError
+        If `pre` is no name that llama.cpp accepts, or config.json has an impossible size.
+
+    Notes
+    -----
+    Not represented in GGUF, as in llama.cpp's own converter: Unicode normalization (NFC of Qwen2 and others) and
+    the stripping of spaces around added tokens.
+    """
+    folder = TokenizerFiles(files, source)
+    if pre is not None:
+        checked_name(pre)
+    vocabulary, prefix = _vocabulary(folder, config, pre)
+    values = vocabulary.metadata()
+    said = folder.settings().get("add_prefix_space")
+    if isinstance(said, bool):
+        prefix = said
+    if prefix is not None:
+        values["tokenizer.ggml.add_space_prefix"] = boolean(prefix)
+    row = BY_NAME.get(vocabulary.pre)
+    values |= special_metadata(
+        folder,
+        config,
+        vocabulary.ids,
+        len(vocabulary.tokens),
+        pre=vocabulary.pre,
+        add_bos=vocabulary.model == "llama",
+        add_sep=row is not None and row.add_sep,
+    )
+    return values | chat_templates(folder)
+
+
+def _vocabulary(
+    files: TokenizerFiles, config: Mapping[str, Any], pre: str | None
+) -> tuple[Vocabulary, bool | None]:
+    """The vocabulary, and whether a space is put before the text; None where that has no meaning."""
+    tokenizer = files.json("tokenizer.json")
+    if tokenizer is not None:
+        if not isinstance(tokenizer.get("model"), dict):
+            raise CheckpointError(files.path("tokenizer.json"), "no model section", "an object under 'model'")
+        # First: such a folder's tokenizer.model, if any, is the same vocabulary in tiktoken's format.
+        if byte_bpe.is_byte_level(tokenizer):
+            return byte_bpe.from_tokenizer_json(files, config, pre), None
+    if "tokenizer.model" in files:
+        return spm.from_model_file(files, config, pre)
+    if tokenizer is not None:
+        prefix = spm.space_prefix(tokenizer)
+        if prefix is not None:
+            return spm.from_tokenizer_json(files, config, pre), prefix
+        raise UnsupportedModelError(
+            f"{files.path('tokenizer.json')}: tokenizer", _describe(tokenizer["model"]), _SUPPORTED
+        )
+    if "vocab.json" in files:
+        return byte_bpe.from_slow_files(files, config, pre), None
+    raise CheckpointError(
+        files.source,
+        "no tokenizer",
+        "tokenizer.json, tokenizer.model, or vocab.json with merges.txt in the folder",
+    )
+
+
+def _describe(model: Mapping[str, Any]) -> str:
+    kind = str(model.get("type", "a model without type"))
+    if kind != "BPE":
+        return kind
+    return (
+        "BPE with byte fallback and other steps"
+        if model.get("byte_fallback")
+        else "BPE that is not byte-level"
+    )

@@ -1,0 +1,133 @@
+"""The tokenizer files of a Hugging Face folder, read without trusting them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qformats.errors import CheckpointError
+
+__all__ = ["MAX_TOKENS", "TokenizerFiles"]
+
+MAX_TOKENS = 1 << 24
+"""More tokens than any tokenizer has: a larger id is damage, not a vocabulary."""
+
+
+class TokenizerFiles:
+    """Tokenizer files by name, parsed on demand.
+
+    Parameters
+    ----------
+    files : mapping of str to bytes
+        Contents by file name inside the folder.
+    source : str
+        The folder's name, for messages.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], source: str = "") -> None:
+        self._files, self.source = files, source or "model folder"
+        self._parsed: dict[str, dict[str, Any] | None] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def path(self, name: str) -> str:
+        """Name of a file for messages."""
+        return f"{self.source}/{name}"
+
+    def bytes(self, name: str) -> bytes:
+        """Content of a file."""
+        return bytes(self._files[name])
+
+    def text(self, name: str) -> str | None:
+        """UTF-8 content of a file, None if it is absent.
+
+        Raises
+        ------
+        CheckpointError
+            If it is not UTF-8.
+        """
+        if name not in self._files:
+            return None
+        try:
+            return bytes(self._files[name]).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(self.path(name), f"byte {error.start} is no UTF-8", "UTF-8 text") from error
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """Object in a JSON file, None if the file is absent.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is no JSON object.
+        """
+        if name not in self._parsed:
+            self._parsed[name] = self._parse(name)
+        return self._parsed[name]
+
+    def _parse(self, name: str) -> dict[str, Any] | None:
+        text = self.text(name)
+        if text is None:
+            return None
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(self.path(name), f"not readable as JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise CheckpointError(self.path(name), f"a JSON {type(value).__name__}", "a JSON object")
+        return value
+
+    def settings(self) -> dict[str, Any]:
+        """Content of tokenizer_config.json, over special_tokens_map.json; empty if neither is there."""
+        return {**(self.json("special_tokens_map.json") or {}), **(self.json("tokenizer_config.json") or {})}
+
+    def folder(self, name: str, suffix: str) -> Iterator[tuple[str, str]]:
+        """Stem and text of the files of a subfolder, in the order of their names."""
+        for path in sorted(self._files):
+            folder, _, file = path.replace("\\", "/").rpartition("/")
+            if folder == name and file.endswith(suffix):
+                yield file.removesuffix(suffix), self.text(path) or ""
+
+    def vocabulary(self, name: str, value: Any) -> dict[str, int]:
+        """Check a mapping of tokens to ids.
+
+        Raises
+        ------
+        CheckpointError
+            If it is no such mapping, an id is impossible, or two tokens have one id.
+        """
+        if not isinstance(value, dict):
+            raise CheckpointError(
+                self.path(name), f"a vocabulary of type {type(value).__name__}", "a JSON object"
+            )
+        for token, index in value.items():
+            self.check_id(name, token, index)
+        if len(set(value.values())) != len(value):
+            seen: dict[int, str] = {}
+            for token, index in value.items():
+                if index in seen:
+                    raise CheckpointError(
+                        self.path(name),
+                        f"tokens {seen[index]!r} and {token!r} both have id {index}",
+                        "unique ids",
+                    )
+                seen[index] = token
+        return value
+
+    def check_id(self, name: str, token: str, index: Any) -> int:
+        """An id of a token, if it can be one.
+
+        Raises
+        ------
+        CheckpointError
+            If it is no integer, negative or absurdly large.
+        """
+        if not isinstance(index, int) or isinstance(index, bool):
+            raise CheckpointError(self.path(name), f"token {token!r} has id {index!r}", "an integer")
+        if not 0 <= index < MAX_TOKENS:
+            raise CheckpointError(
+                self.path(name), f"token {token!r} has id {index}", f"0 to {MAX_TOKENS - 1}"
+            )
+        return index

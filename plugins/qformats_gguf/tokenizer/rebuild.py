@@ -1,0 +1,304 @@
+"""From GGUF metadata to the tokenizer files of a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from qformats.errors import CheckpointError, UnsupportedModelError
+
+from ..metadata import Metadata, Value, ValueType
+from . import rebuild_spm
+from .pretokenizers import BY_NAME, DEFAULT, PRE_TOKENIZERS, SPLITTERS, PreTokenizer
+from .special import ID_KEYS, TEMPLATE, clean_name
+from .vocabulary import TokenType, padding_token
+
+__all__ = ["from_gguf", "special_ids"]
+
+_ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|eom_id|>", "<|end|>")
+
+
+def special_ids(metadata: Metadata) -> dict[str, int]:
+    """Special ids for config.json.
+
+    Parameters
+    ----------
+    metadata : Metadata
+        Key-value section of a GGUF file.
+
+    Returns
+    -------
+    dict of str to int
+        ``bos_token_id``, ``eos_token_id``, ``pad_token_id``, as far as the file has them. Ids outside the
+        vocabulary (some writers put 4294967295 for none) count as absent.
+    """
+    size = len(_strings(metadata, "tokenizer.ggml.tokens", "GGUF metadata"))
+    roles = _roles(metadata, size)
+    return {f"{role}_token_id": roles[role] for role in ("bos", "eos", "pad") if role in roles}
+
+
+def from_gguf(
+    metadata: Metadata, *, source: str = "", max_length: int | None = None, pre: str | None = None
+) -> dict[str, bytes]:
+    """Rebuild the tokenizer files of a Hugging Face folder.
+
+    Parameters
+    ----------
+    metadata : Metadata
+        Key-value section of a GGUF file.
+    source : str
+        Name of the file, for messages.
+    max_length : int, optional
+        The model's context length, for ``model_max_length``.
+    pre : str, optional
+        Pre-tokenizer to assume instead of the one the file names.
+
+    Returns
+    -------
+    dict of str to bytes
+        tokenizer.json, tokenizer_config.json, special_tokens_map.json; where they apply also tokenizer.model,
+        generation_config.json, chat_template.jinja and additional_chat_templates/NAME.jinja.
+
+    Raises
+    ------
+    CheckpointError
+        If the metadata is incomplete or contradicts itself.
+    UnsupportedModelError
+        If the tokenizer is of another kind than byte-level BPE or SentencePiece BPE, or cuts text in a way that
+        tokenizer.json cannot express.
+    """
+    file = source or "GGUF metadata"
+    model = _text(metadata, "tokenizer.ggml.model", file)
+    if model not in ("gpt2", "llama"):
+        raise UnsupportedModelError(
+            f"{file}: tokenizer.ggml.model", model, ["gpt2 (byte-level BPE)", "llama (SentencePiece BPE)"]
+        )
+    tokens = _tokens(metadata, file)
+    types = _numbers(metadata, "tokenizer.ggml.token_type", len(tokens), int(TokenType.NORMAL), file)
+    row = _row(metadata, pre, file) if model == "gpt2" else None
+    roles = _roles(metadata, len(tokens))
+    add_bos = _flag(metadata, "add_bos_token", row.add_bos if row else True, file) and "bos" in roles
+    add_eos = _flag(metadata, "add_eos_token", False, file) and "eos" in roles
+    kept = {
+        token: index
+        for index, token in enumerate(tokens)
+        if types[index] != TokenType.UNUSED or token != padding_token(index)
+    }
+    special = {index for role, index in roles.items() if not role.startswith("fim_")}
+    added = [
+        _added(index, tokens[index], types[index] != TokenType.USER_DEFINED or index in special)
+        for index in kept.values()
+        if types[index] in (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED) or index in special
+    ]
+    files: dict[str, bytes] = {}
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if row is not None:
+        body = _byte_level(metadata, row, kept, file)
+        prefix = _flag(metadata, "add_space_prefix", False, file, default_none=True)
+    else:
+        scores = _numbers(metadata, "tokenizer.ggml.scores", len(tokens), 0.0, file)
+        prefix = _flag(metadata, "add_space_prefix", True, file)
+        body = rebuild_spm.tokenizer_json(tokens, types, scores, kept, roles, prefix=bool(prefix))
+        settings["added_tokens_decoder"] = rebuild_spm.added_decoder(added, scores)
+        model_file = rebuild_spm.model_file(tokens, types, scores, kept, roles, prefix=bool(prefix))
+        if model_file is not None:
+            files["tokenizer.model"] = model_file
+    wrapped = _template(tokens, roles, add_bos=add_bos, add_eos=add_eos)
+    body |= {"added_tokens": added, "post_processor": wrapped if wrapped else body.get("post_processor")}
+    files["tokenizer.json"] = _json({"version": "1.0", "truncation": None, "padding": None} | body, file)
+    named = {f"{role}_token": tokens[index] for role, index in roles.items()}
+    settings |= named | {
+        "add_bos_token": add_bos,
+        "add_eos_token": add_eos,
+        "clean_up_tokenization_spaces": False,
+    }
+    if prefix is not None:
+        settings["add_prefix_space"] = prefix
+    if max_length is not None:
+        settings["model_max_length"] = max_length
+    files["tokenizer_config.json"] = _json(settings, file, indent=2)
+    basic = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    by_role = {f"{role}_token": tokens[roles[role]] for role in basic if role in roles}
+    files["special_tokens_map.json"] = _json(by_role, file, indent=2)
+    generation = _generation(tokens, types, roles)
+    if generation:
+        files["generation_config.json"] = _json(generation, file, indent=2)
+    return files | _templates(metadata, file)
+
+
+def _row(metadata: Metadata, pre: str | None, file: str) -> PreTokenizer:
+    # Files older than the key name none; the loader then assumes this.
+    found = pre or (
+        _text(metadata, "tokenizer.ggml.pre", file) if "tokenizer.ggml.pre" in metadata else DEFAULT
+    )
+    row = BY_NAME.get(found)
+    if row is None or row.splitter is None:
+        raise UnsupportedModelError(
+            f"{file}: pre-tokenizer",
+            found,
+            (known.name for known in PRE_TOKENIZERS if known.splitter),
+            "to rebuild the tokenizer as one of these, give its name with --pre NAME",
+        )
+    return row
+
+
+def _byte_level(metadata: Metadata, row: PreTokenizer, kept: Mapping[str, int], file: str) -> dict[str, Any]:
+    merges = []
+    for rank, merge in enumerate(_strings(metadata, "tokenizer.ggml.merges", file)):
+        at = merge.find(" ", 1)
+        left, right = merge[:at], merge[at + 1 :]
+        if at < 0 or not right:
+            raise CheckpointError(file, f"merge {rank} is {merge!r}", "two tokens")
+        for token in (left, right, left + right):
+            if token not in kept:
+                raise CheckpointError(file, f"merge {rank} needs {token!r}", "a token of the vocabulary")
+        merges.append([left, right])
+    steps = list(SPLITTERS[row.splitter or DEFAULT].steps)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "normalizer": {"type": "NFC"} if row.nfc else None,
+        "pre_tokenizer": steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
+        "post_processor": byte_level | {"trim_offsets": False},
+        "decoder": byte_level | {"add_prefix_space": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": row.ignore_merges,
+            "vocab": dict(kept),
+            "merges": merges,
+        },
+    }
+
+
+def _added(index: int, text: str, special: bool) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": index, "content": text, **flags, "special": special}
+
+
+def _template(
+    tokens: list[str], roles: Mapping[str, int], *, add_bos: bool, add_eos: bool
+) -> dict[str, Any] | None:
+    if not add_bos and not add_eos:
+        return None
+    used = [role for role, wanted in (("bos", add_bos), ("eos", add_eos)) if wanted]
+
+    def around(sequence: str, kind: int) -> list[dict[str, Any]]:
+        parts: list[dict[str, Any]] = [{"Sequence": {"id": sequence, "type_id": kind}}]
+        if add_bos:
+            parts.insert(0, {"SpecialToken": {"id": tokens[roles["bos"]], "type_id": kind}})
+        if add_eos:
+            parts.append({"SpecialToken": {"id": tokens[roles["eos"]], "type_id": kind}})
+        return parts
+
+    texts = {tokens[roles[role]]: roles[role] for role in used}
+    return {
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": around("A", 0) + around("B", 1),
+        "special_tokens": {
+            text: {"id": text, "ids": [index], "tokens": [text]} for text, index in texts.items()
+        },
+    }
+
+
+def _generation(tokens: list[str], types: list[Any], roles: Mapping[str, int]) -> dict[str, Any]:
+    """Generation stops where llama.cpp's does: also at the end of a turn."""
+    ends = [roles[role] for role in ("eos", "eot", "eom") if role in roles]
+    if ends:
+        by_text = {tokens[i]: i for i, kind in enumerate(types) if kind == TokenType.CONTROL}
+        # Where a call ends a text, the end of a message does not.
+        harmony = "<|return|>" in by_text or "<|flush|>" in by_text
+        ends += [
+            by_text[text] for text in _ENDS_OF_TURN if text in by_text and not (harmony and text == "<|end|>")
+        ]
+    ends = list(dict.fromkeys(ends))
+    values = {f"{role}_token_id": roles[role] for role in ("bos", "pad") if role in roles}
+    return {**values, **({"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {})}
+
+
+def _templates(metadata: Metadata, file: str) -> dict[str, bytes]:
+    files = {}
+    for key in metadata:
+        if key == TEMPLATE:
+            name = "chat_template.jinja"
+        elif key.startswith(TEMPLATE + "."):
+            name = f"additional_chat_templates/{clean_name(key.removeprefix(TEMPLATE + '.'))}.jinja"
+        else:
+            continue
+        files[name] = _encode(_text(metadata, key, file), f"{file}: {key}")
+    return files
+
+
+def _json(value: Any, file: str, indent: int | None = None) -> bytes:
+    return _encode(json.dumps(value, ensure_ascii=False, indent=indent), file) + b"\n"
+
+
+def _encode(text: str, file: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CheckpointError(file, "a text of the tokenizer is no UTF-8", "UTF-8") from error
+
+
+def _roles(metadata: Metadata, size: int) -> dict[str, int]:
+    found = {}
+    for role, key in ID_KEYS.items():
+        value = metadata.get(key)
+        if value is not None and value.type not in (ValueType.ARRAY, ValueType.STRING, ValueType.BOOL):
+            index = int(value.data)
+            if 0 <= index < size:
+                found[role] = index
+    return found
+
+
+def _value(metadata: Metadata, key: str, kind: ValueType, file: str) -> Value:
+    value = metadata.get(key)
+    if value is None or value.type != kind:
+        found = "is missing" if value is None else f"is of type {value.type.name.lower()}"
+        raise CheckpointError(file, f"{key} {found}", f"a value of type {kind.name.lower()}")
+    return value
+
+
+def _text(metadata: Metadata, key: str, file: str) -> str:
+    return str(_value(metadata, key, ValueType.STRING, file).data)
+
+
+def _flag(metadata: Metadata, key: str, default: bool, file: str, *, default_none: bool = False) -> Any:
+    key = f"tokenizer.ggml.{key}"
+    if key not in metadata:
+        return None if default_none else default
+    return bool(_value(metadata, key, ValueType.BOOL, file).data)
+
+
+def _strings(metadata: Metadata, key: str, file: str) -> list[str]:
+    value = _value(metadata, key, ValueType.ARRAY, file)
+    if value.item != ValueType.STRING:
+        raise CheckpointError(file, f"{key} is no array of strings", "one")
+    return list(value.data)
+
+
+def _tokens(metadata: Metadata, file: str) -> list[str]:
+    tokens = _strings(metadata, "tokenizer.ggml.tokens", file)
+    # llama.cpp names empty tokens so.
+    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
+    if not tokens:
+        raise CheckpointError(file, "tokenizer.ggml.tokens is empty", "a vocabulary")
+    if len(set(tokens)) != len(tokens):
+        raise CheckpointError(file, "tokenizer.ggml.tokens has one token twice", "unique tokens")
+    return tokens
+
+
+def _numbers(metadata: Metadata, key: str, size: int, default: float, file: str) -> list[Any]:
+    if key not in metadata:
+        return [default] * size
+    value = _value(metadata, key, ValueType.ARRAY, file)
+    if value.item in (ValueType.STRING, ValueType.ARRAY, ValueType.BOOL) or len(value.data) < size:
+        raise CheckpointError(file, f"{key} has {len(value.data)} entries", f"{size} numbers, one a token")
+    data: Iterable[Any] = value.data.tolist() if hasattr(value.data, "tolist") else value.data
+    return list(data)[:size]

@@ -1,0 +1,143 @@
+"""SentencePiece parts of the way back: merges from scores, and a tokenizer.model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .sentencepiece_model import BPE, Piece, SentencePieceModel, serialize
+from .spm import ADDED_SCORE, BYTE, SPACE
+from .vocabulary import TokenType
+
+__all__ = ["added_decoder", "model_file", "tokenizer_json"]
+
+
+def _merges(
+    tokens: Sequence[str], types: Sequence[int], scores: Sequence[float], kept: Mapping[str, int]
+) -> list[list[str]]:
+    """Every way to make a token of two, best score first.
+
+    SentencePiece joins the neighbours whose joined text scores highest; as a list of merges these are all splits
+    of each token into two tokens, in the order of the whole's score.
+    """
+    normal = {token: index for token, index in kept.items() if types[index] == TokenType.NORMAL}
+    found: list[tuple[float, int, int, int]] = []
+    for token, index in normal.items():
+        for at in range(1, len(token)):
+            left = normal.get(token[:at])
+            if left is not None:
+                right = normal.get(token[at:])
+                if right is not None:
+                    found.append((-scores[index], index, left, right))
+    found.sort()
+    return [[tokens[left], tokens[right]] for _, _, left, right in found]
+
+
+def tokenizer_json(
+    tokens: Sequence[str],
+    types: Sequence[int],
+    scores: Sequence[float],
+    kept: Mapping[str, int],
+    roles: Mapping[str, int],
+    *,
+    prefix: bool,
+) -> dict[str, Any]:
+    """Sections of a tokenizer.json that cuts text as llama.cpp does: BPE with byte fallback.
+
+    Parameters
+    ----------
+    tokens, types, scores : sequence
+        One entry an id.
+    kept : mapping of str to int
+        Tokens that become part of the vocabulary.
+    roles : mapping of str to int
+        Special ids.
+    prefix : bool
+        Put a space before the text, and after each added token.
+    """
+    unknown = _unknown(types, roles)
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    decoder: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix:
+        decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    before = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [*before, replace]},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoder},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None if unknown is None else tokens[unknown],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": dict(kept),
+            "merges": _merges(tokens, types, scores, kept),
+        },
+    }
+
+
+def _unknown(types: Sequence[int], roles: Mapping[str, int]) -> int | None:
+    return next((i for i, kind in enumerate(types) if kind == TokenType.UNKNOWN), roles.get("unk"))
+
+
+def added_decoder(added: Iterable[Mapping[str, Any]], scores: Sequence[float]) -> dict[str, Any]:
+    """``added_tokens_decoder``: the tokens that llama.cpp's converter took from such a list, known by their score."""
+    return {
+        str(entry["id"]): {key: value for key, value in entry.items() if key != "id"}
+        for entry in added
+        if scores[entry["id"]] == ADDED_SCORE or not entry["special"]
+    }
+
+
+def model_file(
+    tokens: Sequence[str],
+    types: Sequence[int],
+    scores: Sequence[float],
+    kept: Mapping[str, int],
+    roles: Mapping[str, int],
+    *,
+    prefix: bool,
+) -> bytes | None:
+    """A tokenizer.model for loaders that need one; None if the vocabulary has no unknown token, which it must.
+
+    Parameters are those of `tokenizer_json`.
+    """
+    unknown = _unknown(types, roles)
+    if unknown is None:
+        return None
+    last = max(kept.values())
+    pieces = []
+    for index in range(last + 1):
+        kind = int(types[index])
+        if index == unknown:
+            kind = TokenType.UNKNOWN
+        elif kind == TokenType.UNKNOWN:
+            kind = TokenType.CONTROL
+        elif not TokenType.NORMAL <= kind <= TokenType.BYTE:
+            kind = TokenType.NORMAL
+        text = tokens[index]
+        if kind == TokenType.USER_DEFINED:
+            text = text.replace(" ", SPACE)
+        pieces.append(Piece(text, float(scores[index]), kind))
+    if len({piece.text for piece in pieces}) != len(pieces):
+        return None
+    model = SentencePieceModel(
+        pieces,
+        model_type=BPE,
+        byte_fallback=sum(
+            BYTE.fullmatch(piece.text) is not None for piece in pieces if piece.type == TokenType.BYTE
+        )
+        == 256,
+        add_dummy_prefix=prefix,
+        ids={role: roles[role] for role in ("bos", "eos", "pad") if role in roles and roles[role] <= last}
+        | {"unk": unknown},
+    )
+    return serialize(model)

@@ -1,0 +1,208 @@
+r"""Which name llama.cpp has for the way a tokenizer.json cuts text.
+
+Definitions are compared by structure after equivalent spellings are made equal: nested sequences, ``Digits`` and
+``Split``, ByteLevel's built-in expression and the same one written out, the many ways to write the English
+contractions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from qformats.errors import ConfigError, UnsupportedModelError
+
+from .pretokenizers import ACCEPTED, BY_NAME, PRE_TOKENIZERS, SPLITTERS, PreTokenizer
+
+__all__ = ["checked_name", "choose", "splitter_of"]
+
+_Step = tuple[Any, ...]
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPELLINGS = (
+    ("\r", r"\r"),
+    ("\n", r"\n"),
+    ("\t", r"\t"),
+    # Possessive quantifiers: no expression of the table can backtrack into them.
+    ("?+", "?"),
+    ("++", "+"),
+    ("*+", "*"),
+    (r"\p{N}{1}", r"\p{N}"),
+    (r"\p{N}{1,1}", r"\p{N}"),
+    (r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", _ENGLISH),
+    (r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|", _ENGLISH + "|"),
+    (r"'(?i:[sdmt]|ll|ve|re)|", _ENGLISH + "|"),
+    (r"'(?:[sdmt]|ll|ve|re)|", "'s|'t|'re|'ve|'m|'ll|'d|"),
+    # Greedy whitespace already swallows all line ends but the last.
+    (r"\s*[\r\n]|", r"\s*[\r\n]+|"),
+    (r" ?[^(\s|.,!?…。，、।۔،)]+", r" ?[^(\s|[.,!?…。，、।۔،])]+"),  # noqa: RUF001
+)
+
+
+def _pattern(text: str) -> str:
+    for spelling, common in _SPELLINGS:
+        text = text.replace(spelling, common)
+    return text
+
+
+def _steps(definition: Any) -> Iterable[_Step]:
+    """Steps of a ``pre_tokenizer`` value in a common spelling."""
+    if not isinstance(definition, Mapping):
+        yield ("unreadable",)
+        return
+    kind = definition.get("type")
+    if kind == "Sequence":
+        parts = definition.get("pretokenizers")
+        for part in parts if isinstance(parts, list) else [None]:
+            yield from _steps(part)
+    elif kind == "ByteLevel":
+        if definition.get("add_prefix_space", True):
+            yield ("prefix space",)
+        if definition.get("use_regex", True):
+            yield ("split", _GPT2, "Isolated")
+        yield ("bytes",)
+    elif kind == "Digits":
+        yield ("split", r"\p{N}" if definition.get("individual_digits") else r"\p{N}+", "Isolated")
+    elif kind == "Punctuation":
+        yield ("punctuation", definition.get("behavior", "Isolated"))
+    elif kind == "Split":
+        yield _split_step(definition)
+    else:
+        yield ("other", str(kind))
+
+
+def _split_step(definition: Mapping[str, Any]) -> _Step:
+    pattern, behavior = definition.get("pattern"), str(definition.get("behavior")).capitalize()
+    if not isinstance(pattern, Mapping) or not isinstance(pattern.get("Regex"), str):
+        return ("split literal", str(pattern), behavior, bool(definition.get("invert")))
+    expression = _pattern(pattern["Regex"])
+    # An expression that matches all text leaves nothing between its matches to remove.
+    everything = expression.endswith(r"|\s+(?!\S)|\s+")
+    if behavior == "Isolated" or (behavior == "Removed" and definition.get("invert") is True and everything):
+        return ("split", expression, "Isolated")
+    return ("split", expression, behavior, bool(definition.get("invert")))
+
+
+@cache
+def _known() -> dict[tuple[_Step, ...], str]:
+    known: dict[tuple[_Step, ...], str] = {}
+    for key, splitter in SPLITTERS.items():
+        for steps in (splitter.steps, *splitter.also):
+            known[tuple(_steps({"type": "Sequence", "pretokenizers": list(steps)}))] = key
+    return known
+
+
+def _normalizers(definition: Any) -> list[str]:
+    if definition is None:
+        return []
+    if not isinstance(definition, Mapping):
+        return ["unreadable"]
+    if definition.get("type") == "Sequence":
+        parts = definition.get("normalizers")
+        return [name for part in (parts if isinstance(parts, list) else [0]) for name in _normalizers(part)]
+    return [str(definition.get("type"))]
+
+
+def splitter_of(tokenizer: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """Recognise the definition in a tokenizer.json.
+
+    Parameters
+    ----------
+    tokenizer : mapping
+        The parsed file.
+
+    Returns
+    -------
+    tuple of (str or None, bool)
+        Key of `SPLITTERS`, None if no row has this definition; and whether text is first brought into form NFC.
+    """
+    normalizers = set(_normalizers(tokenizer.get("normalizer")))
+    if not normalizers <= {"NFC"}:
+        return None, False
+    return _known().get(tuple(_steps(tokenizer.get("pre_tokenizer")))), bool(normalizers)
+
+
+def checked_name(pre: str) -> str:
+    """`pre`, if llama.cpp's loader accepts it.
+
+    Raises
+    ------
+    ConfigError
+        If it does not: such a file would not load.
+    """
+    if pre not in BY_NAME:
+        raise ConfigError("--pre", pre, "one of " + ", ".join(ACCEPTED))
+    return pre
+
+
+def choose(
+    splitter: str | None,
+    *,
+    nfc: bool,
+    ignore_merges: bool,
+    prefer: Iterable[str],
+    hashed: Callable[[], str | None],
+    merges_reach_all: Callable[[], bool],
+    source: str,
+) -> str:
+    """Name for a definition, by what else the loader concludes from the name.
+
+    Parameters
+    ----------
+    splitter : str or None
+        Result of `splitter_of`.
+    nfc, ignore_merges : bool
+        What tokenizer.json says.
+    prefer : iterable of str
+        Names that the rest of the model speaks for (its ``model_type``), best first.
+    hashed : callable
+        llama.cpp's own name of the vocabulary, None if it has none. Called only when it decides.
+    merges_reach_all : callable
+        Whether merging alone produces every token, so that `ignore_merges` changes nothing. Called only when
+        no name of the splitter agrees with `ignore_merges`.
+    source : str
+        The model, for messages.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If no name stands for this definition.
+    """
+    if splitter is None:
+        name = hashed()
+        if name is not None:
+            return name
+        raise UnsupportedModelError(
+            f"{source}: pre-tokenizer",
+            "an unknown definition in tokenizer.json",
+            (row.name for row in PRE_TOKENIZERS if row.splitter),
+            "if llama.cpp has a name for it, give it with --pre NAME",
+        )
+    group = [row for row in PRE_TOKENIZERS if row.splitter == splitter]
+    agreeing = [row for row in group if row.ignore_merges == ignore_merges]
+    if not agreeing:
+        if not merges_reach_all():
+            raise UnsupportedModelError(
+                f"{source}: pre-tokenizer",
+                f"the splitter of {group[0].name} with ignore_merges={str(ignore_merges).lower()}",
+                (f"{row.name} (ignore_merges={str(row.ignore_merges).lower()})" for row in group),
+                "some tokens cannot be reached by merges, so none of these is the same; "
+                "choose one with --pre NAME if you accept that",
+            )
+        agreeing = group
+    names = [row.name for row in agreeing]
+    for name in prefer:
+        if name in names:
+            return name
+    if len(names) == 1:
+        return names[0]
+    name = hashed()
+    return name if name in names else _plain(agreeing, nfc)
+
+
+def _plain(rows: list[PreTokenizer], nfc: bool) -> str:
+    same_form = [row.name for row in rows if row.nfc == nfc]
+    # A group without a row for this form: llama.cpp does the same for all of them.
+    return rows[0].name if not nfc or not same_form else same_form[0]

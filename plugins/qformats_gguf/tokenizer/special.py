@@ -1,0 +1,214 @@
+"""Special ids, what is added around a text, and chat templates.
+
+Source: ggml-org/llama.cpp:gguf-py/gguf/vocab.py (``SpecialVocab``). Templates are carried as text and never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qformats.errors import CheckpointError
+
+from ..metadata import Metadata, ValueType, array, boolean, string, u32
+from .added import ROLES, token_text
+from .files import TokenizerFiles
+
+__all__ = ["ID_KEYS", "TEMPLATE", "TEMPLATES", "chat_templates", "clean_name", "special_metadata"]
+
+ID_KEYS: Mapping[str, str] = {
+    "bos": "tokenizer.ggml.bos_token_id",
+    "eos": "tokenizer.ggml.eos_token_id",
+    "unk": "tokenizer.ggml.unknown_token_id",
+    "sep": "tokenizer.ggml.seperator_token_id",  # spelt so by the format
+    "pad": "tokenizer.ggml.padding_token_id",
+    "cls": "tokenizer.ggml.cls_token_id",
+    "mask": "tokenizer.ggml.mask_token_id",
+    "eot": "tokenizer.ggml.eot_token_id",
+    "eom": "tokenizer.ggml.eom_token_id",
+    "fim_pre": "tokenizer.ggml.fim_pre_token_id",
+    "fim_suf": "tokenizer.ggml.fim_suf_token_id",
+    "fim_mid": "tokenizer.ggml.fim_mid_token_id",
+    "fim_pad": "tokenizer.ggml.fim_pad_token_id",
+    "fim_rep": "tokenizer.ggml.fim_rep_token_id",
+    "fim_sep": "tokenizer.ggml.fim_sep_token_id",
+}
+"""Metadata key of each special role, in llama.cpp's order."""
+
+TEMPLATE = "tokenizer.chat_template"
+TEMPLATES = "tokenizer.chat_templates"
+_GLM_ROLES = {"eos": "<|endoftext|>", "eot": "<|user|>", "unk": "<|endoftext|>"}
+
+
+def special_metadata(
+    files: TokenizerFiles,
+    config: Mapping[str, Any],
+    ids: Mapping[str, int],
+    size: int,
+    *,
+    pre: str,
+    add_bos: bool,
+    add_sep: bool,
+) -> Metadata:
+    """Special ids and the ``add_*`` flags.
+
+    Parameters
+    ----------
+    files : TokenizerFiles
+        The folder.
+    config : mapping
+        The model's config.json.
+    ids : mapping of str to int
+        Ids by token text.
+    size : int
+        Number of tokens; ids beyond are dropped.
+    pre : str
+        Name of the pre-tokenizer: the loader has rules for some.
+    add_bos : bool
+        What holds where the folder does not say whether BOS is put before a text.
+    add_sep : bool
+        What the loader assumes of ``add_sep_token``.
+    """
+    settings = files.settings()
+    roles: dict[str, str | None] = {role: token_text(settings.get(f"{role}_token")) for role in ID_KEYS}
+    flags: dict[str, bool] = {}
+    for processor in _processors(files):
+        _apply(processor, roles, flags)
+    for role in ("bos", "eos", "sep"):
+        said = settings.get(f"add_{role}_token")
+        if isinstance(said, bool):
+            flags.setdefault(role, said)
+    flags = {"bos": add_bos, "eos": False} | flags
+    if pre in ("chatglm-bpe", "glm4", "glm5"):
+        for role, text in _GLM_ROLES.items():
+            if text in ids and roles[role] is None and _configured(config, files, role) is None:
+                roles[role] = text
+        flags["bos"] = False
+    values: Metadata = {}
+    found: dict[str, int] = {}
+    for role, key in ID_KEYS.items():
+        text = roles[role]
+        index = ids.get(text) if text is not None else None
+        if index is None and role in ROLES:
+            index = _configured(config, files, role)
+        if index is not None and 0 <= index < size:
+            found[role] = index
+            values[key] = u32(index)
+    for role in ("bos", "eos"):
+        # llama.cpp stops the process if it shall add a token that it does not know.
+        values[f"tokenizer.ggml.add_{role}_token"] = boolean(flags[role] and role in found)
+    if flags.get("sep", False) or add_sep:
+        values["tokenizer.ggml.add_sep_token"] = boolean(flags.get("sep", False))
+    return values
+
+
+def _configured(config: Mapping[str, Any], files: TokenizerFiles, role: str) -> int | None:
+    text = config.get("text_config")
+    for section in (config, text, files.json("generation_config.json")):
+        value = section.get(f"{role}_token_id") if isinstance(section, Mapping) else None
+        if isinstance(value, list) and value:
+            # Several tokens may end a text; the first is the main one.
+            value = value[0]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None
+
+
+def _processors(files: TokenizerFiles) -> list[Mapping[str, Any]]:
+    outer = (files.json("tokenizer.json") or {}).get("post_processor")
+    if not isinstance(outer, Mapping):
+        return []
+    inner = outer.get("processors")
+    return [part for part in (inner if isinstance(inner, list) else [outer]) if isinstance(part, Mapping)]
+
+
+def _apply(processor: Mapping[str, Any], roles: dict[str, str | None], flags: dict[str, bool]) -> None:
+    kind = processor.get("type")
+    if kind == "ByteLevel":
+        flags.setdefault("bos", False)
+        flags.setdefault("eos", False)
+    elif kind == "RobertaProcessing":
+        flags.update(bos=True, eos=True, sep=True)
+        for role, fallback in (("cls", "bos"), ("sep", "eos")):
+            entry = processor.get(role)
+            text = entry[0] if isinstance(entry, list) and entry and isinstance(entry[0], str) else None
+            roles[role] = roles[role] or text
+            roles[fallback] = roles[fallback] or roles[role]
+    elif kind == "TemplateProcessing":
+        single = processor.get("single")
+        steps = [_special(step) for step in single] if isinstance(single, list) else []
+        if len(steps) < 2:
+            return
+        first, last = steps[0], steps[-1]
+        if first is not None:
+            roles["bos"] = roles["bos"] or first
+            flags["bos"] = first in (roles["bos"], roles["cls"])
+        if last is not None:
+            if roles["eos"] not in (None, last):
+                # A text ends with another token than a turn does.
+                role = "eot" if roles["eot"] is None else "eom"
+                roles[role] = roles["eos"]
+            roles["eos"] = last
+            flags["eos"] = True
+
+
+def _special(step: Any) -> str | None:
+    token = step.get("SpecialToken") if isinstance(step, Mapping) else None
+    text = token.get("id") if isinstance(token, Mapping) else None
+    return text if isinstance(text, str) else None
+
+
+def clean_name(name: str) -> str:
+    """Name of a template with only letters and digits of ASCII and underscores, as llama.cpp's writer has it."""
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
+
+
+def chat_templates(files: TokenizerFiles) -> Metadata:
+    """Chat templates: the default one and those with names.
+
+    Raises
+    ------
+    CheckpointError
+        If a template is no text.
+    """
+    found: dict[str, str] = {}
+    for name, template in _templates(files):
+        if name:
+            found.setdefault(clean_name(name), template)
+    default = found.pop("default", None)
+    values: Metadata = {f"{TEMPLATE}.{name}": string(text) for name, text in found.items()}
+    if found:
+        values[TEMPLATES] = array(ValueType.STRING, found)
+    if default is not None:
+        values[TEMPLATE] = string(default)
+    return values
+
+
+def _templates(files: TokenizerFiles) -> Iterator[tuple[str, str]]:
+    for name in ("tokenizer_config.json", "chat_template.jinja", "chat_template.json"):
+        if name == "chat_template.jinja":
+            value: Any = files.text(name)
+        else:
+            value = (files.json(name) or {}).get("chat_template")
+        if isinstance(value, str):
+            yield "default", value
+        elif isinstance(value, dict):
+            yield from _checked(files, name, value.items())
+        elif isinstance(value, list):
+            pairs = [
+                (e.get("name"), e.get("template")) if isinstance(e, Mapping) else (None, None) for e in value
+            ]
+            yield from _checked(files, name, pairs)
+        elif value is not None:
+            raise CheckpointError(files.path(name), f"chat_template of type {type(value).__name__}", "text")
+        if name == "chat_template.jinja":
+            yield from files.folder("additional_chat_templates", ".jinja")
+        if value is not None:
+            return
+
+
+def _checked(files: TokenizerFiles, file: str, pairs: Any) -> Iterator[tuple[str, str]]:
+    for name, template in pairs:
+        if not isinstance(name, str) or not isinstance(template, str):
+            raise CheckpointError(files.path(file), f"chat template {name!r} is no text", "names and texts")
+        yield name, template

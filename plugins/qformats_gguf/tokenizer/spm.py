@@ -1,0 +1,179 @@
+"""SentencePiece BPE: tokenizer.model, or the tokenizer.json made from one, to a GGUF vocabulary.
+
+Source: ggml-org/llama.cpp:conversion/base.py (``_create_vocab_sentencepiece``), src/llama-vocab.cpp (the ``llama``
+model merges the two neighbours whose joined text has the highest score).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from qformats.errors import CheckpointError, UnsupportedModelError
+
+from .added import added_tokens, decoder_entries, looks_special
+from .files import TokenizerFiles
+from .sentencepiece_model import BPE, MODEL_TYPES, parse
+from .vocabulary import PAD_SCORE, TokenType, Vocabulary, padded_size, padding_token
+
+__all__ = ["SPACE", "from_model_file", "from_tokenizer_json", "space_prefix"]
+
+SPACE = "\u2581"
+ADDED_SCORE = -1000.0
+BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+
+
+def from_model_file(
+    files: TokenizerFiles, config: Mapping[str, Any], pre: str | None
+) -> tuple[Vocabulary, bool]:
+    """Vocabulary of a tokenizer.model, and whether it puts a space before the text.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is malformed.
+    UnsupportedModelError
+        If it holds another kind of model than BPE.
+    """
+    name = "tokenizer.model"
+    model = parse(files.bytes(name), files.path(name))
+    if model.model_type != BPE or model.suffix_whitespace:
+        found = MODEL_TYPES.get(model.model_type, f"type {model.model_type}")
+        raise UnsupportedModelError(
+            f"{files.path(name)}: SentencePiece model",
+            found if model.model_type != BPE else "bpe with whitespace as suffix",
+            ["bpe with whitespace as prefix"],
+            "llama.cpp's SentencePiece tokenizer merges by score, which would cut text differently",
+        )
+    entries = _added_to_model(files, len(model.pieces))
+    largest = max([len(model.pieces) - 1, *entries])
+    size = padded_size(config, largest, len(model.pieces) + len(entries), files.path(name))
+    tokens = [padding_token(index) for index in range(size)]
+    scores, types = [PAD_SCORE] * size, [int(TokenType.UNUSED)] * size
+    for index, piece in enumerate(model.pieces):
+        # Like llama.cpp's converter: only lists of added tokens make a token user-defined.
+        kind = TokenType.NORMAL if piece.type == TokenType.USER_DEFINED else piece.type
+        tokens[index], scores[index], types[index] = piece.text, piece.score, kind
+    for index, (text, special) in entries.items():
+        control = special or looks_special(text)
+        tokens[index] = text if control else text.replace(SPACE, " ")
+        types[index] = TokenType.CONTROL if control else TokenType.USER_DEFINED
+        scores[index] = ADDED_SCORE
+    result = Vocabulary("llama", pre or "default", tokens, types, scores)
+    result.check(files.path(name))
+    return result, model.add_dummy_prefix
+
+
+def _added_to_model(files: TokenizerFiles, pieces: int) -> dict[int, tuple[str, bool]]:
+    """Text and special flag of what the lists of added tokens say, by id; later lists rule."""
+    entries: dict[int, tuple[str, bool]] = {}
+    if "tokenizer.json" in files:
+        # Only what lies beyond the model: it lists the model's own control pieces too.
+        listed = added_tokens(files, {})
+        entries.update({i: (entry.text, entry.special) for i, entry in listed.items() if i >= pieces})
+    for text, index in (files.json("added_tokens.json") or {}).items():
+        entries[files.check_id("added_tokens.json", text, index)] = (text, False)
+    for index, text, special in decoder_entries(files):
+        entries[index] = (text, special)
+    return entries
+
+
+def space_prefix(tokenizer: Mapping[str, Any]) -> bool | None:
+    """Whether a tokenizer.json made from a SentencePiece model puts a space before the text.
+
+    Parameters
+    ----------
+    tokenizer : mapping
+        The parsed file.
+
+    Returns
+    -------
+    bool or None
+        None if it does something else than SentencePiece BPE with byte fallback.
+    """
+    model = tokenizer.get("model")
+    if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE" or not model.get("byte_fallback"):
+        return None
+    steps = _flat(tokenizer.get("normalizer"), "normalizers")
+    prepend = steps[:1] == [("Prepend", SPACE)]
+    steps = steps[1:] if prepend else steps
+    before = _flat(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    if steps == [("Replace", " ", SPACE)] and (
+        not before or before == [("Split", " ", "MergedWithPrevious")]
+    ):
+        return prepend
+    if not steps and len(before) == 1 and before[0][:2] == ("Metaspace", SPACE) and not before[0][3]:
+        return bool(before[0][2])
+    return None
+
+
+def _flat(part: Any, key: str) -> list[tuple[Any, ...]]:
+    if not isinstance(part, Mapping):
+        return [] if part is None else [("unreadable",)]
+    kind = part.get("type")
+    if kind == "Sequence":
+        steps = part.get(key)
+        return [flat for step in (steps if isinstance(steps, list) else [0]) for flat in _flat(step, key)]
+    pattern = part.get("pattern")
+    literal = pattern.get("String") if isinstance(pattern, Mapping) else None
+    if kind == "Prepend":
+        return [(kind, part.get("prepend"))]
+    if kind == "Replace":
+        return [(kind, literal, part.get("content"))]
+    if kind == "Split" and not part.get("invert"):
+        return [(kind, literal, str(part.get("behavior")))]
+    if kind == "Metaspace":
+        scheme = part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never")
+        return [(kind, part.get("replacement"), scheme != "never", bool(part.get("split", True)))]
+    return [("other", kind)]
+
+
+def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> Vocabulary:
+    """Vocabulary of a tokenizer.json made from a SentencePiece model, where tokenizer.model is missing.
+
+    Scores are rebuilt from the merges: the earlier the first merge that makes a token, the higher its score.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is malformed.
+    """
+    name = "tokenizer.json"
+    path = files.path(name)
+    model = (files.json(name) or {})["model"]
+    vocabulary = files.vocabulary(name, model.get("vocab"))
+    added = added_tokens(files, vocabulary)
+    order: dict[str, None] = {}
+    for rank, merge in enumerate(model.get("merges") if isinstance(model.get("merges"), list) else []):
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise CheckpointError(path, f"merge {rank} is {merge!r}", "two tokens")
+        for token in (*parts, "".join(parts)):
+            if token not in vocabulary:
+                raise CheckpointError(path, f"merge {rank} needs {token!r}", "a token of the vocabulary")
+        order["".join(parts)] = None
+    if not order:
+        raise CheckpointError(path, "no merges", "a list of merges")
+    merged = {token: -float(rank) for rank, token in enumerate(order)}
+    ids = {*vocabulary.values(), *added}
+    size = padded_size(config, max(ids), len(ids), path)
+    tokens = [padding_token(index) for index in range(size)]
+    scores, types = [PAD_SCORE] * size, [int(TokenType.UNUSED)] * size
+    for rest, (token, index) in enumerate(sorted(vocabulary.items(), key=lambda item: item[1])):
+        tokens[index], types[index] = token, TokenType.NORMAL
+        scores[index] = merged.get(token, -float(len(merged) + rest))
+        if BYTE.fullmatch(token):
+            types[index], scores[index] = TokenType.BYTE, 0.0
+    for index, entry in added.items():
+        if types[index] != TokenType.UNUSED and tokens[index] != entry.text:
+            raise CheckpointError(
+                path, f"added token {entry.text!r} has id {index}, which is {tokens[index]!r}", "unique ids"
+            )
+        control = entry.special or looks_special(entry.text)
+        tokens[index] = entry.text if control else entry.text.replace(SPACE, " ")
+        types[index] = TokenType.CONTROL if control else TokenType.USER_DEFINED
+        scores[index] = ADDED_SCORE
+    result = Vocabulary("llama", pre or "default", tokens, types, scores)
+    result.check(path)
+    return result

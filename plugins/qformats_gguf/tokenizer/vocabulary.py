@@ -1,0 +1,130 @@
+"""A vocabulary as GGUF stores it, and the padding it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from qformats.errors import CheckpointError, ConfigError
+
+from ..metadata import Metadata, ValueType, array, string
+from .files import MAX_TOKENS
+
+__all__ = ["TokenType", "Vocabulary", "padded_size", "padding_token"]
+
+PAD_SCORE = -10000.0
+
+
+class TokenType(IntEnum):
+    """Values of ``tokenizer.ggml.token_type``, the same as SentencePiece's piece types."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+def padding_token(index: int) -> str:
+    """Text of a token that stands for an id without a token."""
+    return f"[PAD{index}]"
+
+
+def padded_size(config: Mapping[str, Any], largest: int, count: int, file: str) -> int:
+    """Tokens to write: as many as the model has rows, never fewer than the tokenizer has.
+
+    Parameters
+    ----------
+    config : mapping
+        The model's config.json.
+    largest : int
+        Largest id of the tokenizer.
+    count : int
+        Number of its tokens.
+    file : str
+        Where they stand, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If the configured size is no size.
+    CheckpointError
+        If the ids are spread too far to be a vocabulary.
+    """
+    text = config.get("text_config")
+    sections = [config, text if isinstance(text, Mapping) else {}]
+    sizes = [section.get(key) for key in ("padded_vocab_size", "vocab_size") for section in sections]
+    configured = next((size for size in sizes if size is not None), 0)
+    if not isinstance(configured, int) or isinstance(configured, bool) or not 0 <= configured <= MAX_TOKENS:
+        raise ConfigError("config.json: vocab_size", configured, f"an integer up to {MAX_TOKENS}")
+    # Real tokenizers have gaps of some hundred ids; a few tokens spread over millions are damage.
+    if largest >= max(configured, 4 * count + 65536):
+        raise CheckpointError(
+            file, f"the largest id is {largest} with {count} tokens", "ids without large gaps"
+        )
+    return max(configured, largest + 1)
+
+
+@dataclass
+class Vocabulary:
+    """Tokens in the order of their ids.
+
+    Attributes
+    ----------
+    model : str
+        ``gpt2`` (byte-level BPE) or ``llama`` (SentencePiece BPE).
+    pre : str
+        Name of the pre-tokenizer.
+    tokens, types : list
+        One entry an id.
+    scores : list of float, optional
+        One entry an id; SentencePiece only.
+    merges : list of str, optional
+        ``"left right"``, best first; byte-level BPE only.
+    """
+
+    model: str
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    scores: list[float] | None = None
+    merges: list[str] | None = None
+    ids: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ids = {token: index for index, token in enumerate(self.tokens)}
+
+    def check(self, file: str) -> None:
+        """Refuse what llama.cpp does not load.
+
+        Raises
+        ------
+        CheckpointError
+            If two ids have the same text, or a text is no Unicode.
+        """
+        if not self.tokens:
+            raise CheckpointError(file, "no tokens", "a vocabulary")
+        if len(self.ids) != len(self.tokens):
+            first = next(token for index, token in enumerate(self.tokens) if self.ids[token] != index)
+            raise CheckpointError(file, f"two ids have the token {first!r}", "unique tokens")
+        try:
+            "".join(self.tokens).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise CheckpointError(file, "a token with an unpaired surrogate", "Unicode text") from error
+
+    def metadata(self) -> Metadata:
+        """The vocabulary's keys of a GGUF header."""
+        values = {
+            "tokenizer.ggml.model": string(self.model),
+            "tokenizer.ggml.pre": string(self.pre),
+            "tokenizer.ggml.tokens": array(ValueType.STRING, self.tokens),
+        }
+        if self.scores is not None:
+            values["tokenizer.ggml.scores"] = array(ValueType.F32, self.scores)
+        values["tokenizer.ggml.token_type"] = array(ValueType.I32, map(int, self.types))
+        if self.merges is not None:
+            values["tokenizer.ggml.merges"] = array(ValueType.STRING, self.merges)
+        return values

@@ -1,0 +1,100 @@
+"""Packing n-bit codes into bytes: one little-endian bit stream along the last dimension.
+
+Code ``j`` occupies bits ``j * bits`` to ``(j + 1) * bits - 1`` of its row, lowest bit first; a row ends on a byte
+boundary, its last byte padded with zeros. Viewed as int32 words this is also the order of GPTQ's ``qweight``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qformats.errors import ConfigError, ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["WIDTHS", "pack_bits", "packed_bytes", "unpack_bits"]
+
+WIDTHS = (2, 3, 4, 5, 6, 8)
+"""Code widths that can be packed."""
+
+
+def _check_width(bits: int) -> None:
+    if bits not in WIDTHS:
+        raise ConfigError("bits", bits, "one of " + ", ".join(map(str, WIDTHS)))
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that `count` codes of `bits` bits take."""
+    return (count * bits + 7) // 8
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes along the last dimension.
+
+    Parameters
+    ----------
+    codes : Tensor
+        Any integer dtype, shape ``(..., K)``, values in ``[0, 2**bits)``. Not modified.
+    bits : int
+        One of :data:`WIDTHS`.
+
+    Returns
+    -------
+    Tensor
+        uint8, shape ``(..., ceil(K * bits / 8))``, on the same device.
+
+    Raises
+    ------
+    ConfigError
+        If `bits` is not a known width or a code does not fit it.
+    """
+    import torch
+
+    _check_width(bits)
+    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= 1 << bits):
+        raise ConfigError("codes", f"[{int(codes.min())}, {int(codes.max())}]", f"[0, {(1 << bits) - 1}]")
+    count = codes.shape[-1]
+    if bits == 8:
+        return codes.to(torch.uint8)
+    # Eight codes fill exactly `bits` bytes, so every width is the same shift-and-mask over one 64-bit word.
+    groups = torch.nn.functional.pad(codes.to(torch.int64), (0, -count % 8)).unflatten(-1, (-1, 8))
+    words = (groups << (torch.arange(8, device=codes.device) * bits)).sum(-1, keepdim=True)
+    streams = (words >> (torch.arange(bits, device=codes.device) * 8)) & 255
+    return streams.flatten(-2).to(torch.uint8)[..., : packed_bytes(count, bits)]
+
+
+def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
+    """Inverse of :func:`pack_bits`.
+
+    Parameters
+    ----------
+    packed : Tensor
+        uint8, shape ``(..., ceil(count * bits / 8))``. Not modified.
+    bits : int
+        One of :data:`WIDTHS`.
+    count : int
+        Codes a row, ``K``.
+
+    Returns
+    -------
+    Tensor
+        uint8, shape ``(..., count)``.
+
+    Raises
+    ------
+    ShapeError
+        If a row has another length than `count` codes need.
+    """
+    import torch
+
+    _check_width(bits)
+    if packed.shape[-1] != packed_bytes(count, bits):
+        raise ShapeError("packed", tuple(packed.shape), f"(..., {packed_bytes(count, bits)}) bytes")
+    if bits == 8:
+        return packed.clone()
+    streams = torch.nn.functional.pad(packed.to(torch.int64), (0, -packed.shape[-1] % bits))
+    streams = streams.unflatten(-1, (-1, bits))
+    words = (streams << (torch.arange(bits, device=packed.device) * 8)).sum(-1, keepdim=True)
+    groups = (words >> (torch.arange(8, device=packed.device) * bits)) & ((1 << bits) - 1)
+    return groups.flatten(-2).to(torch.uint8)[..., :count]

@@ -1,0 +1,196 @@
+"""A model on disk: its configuration, its tokenizer, and tensors that are read when asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qformats.tensors import PackedTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Checkpoint", "StoredTensor", "map_file"]
+
+
+def map_file(path: Path) -> Tensor:
+    """Memory-map a file read-only in effect: nothing is read until used, and nothing is ever written back.
+
+    Returns
+    -------
+    Tensor
+        uint8, ``(file size,)``; every view of it stays valid while the tensor lives.
+    """
+    import mmap
+
+    import torch
+
+    with path.open("rb") as file:
+        # A private mapping, because torch warns about tensors over read-only memory; unreserved, because the
+        # kernel refuses private mappings larger than the machine's memory otherwise.
+        flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)
+        mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    return torch.frombuffer(mapped, dtype=torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """One tensor of a checkpoint, readable by rows.
+
+    Attributes
+    ----------
+    name : str
+        Canonical name.
+    shape : tuple of int
+        ``(N, K)`` for weights, ``(N,)`` for vectors.
+    format : str
+        ``family:variant`` of the stored bytes.
+    nbytes : int
+        Stored bytes.
+    file : Path
+        File that holds it, for messages and for reading in file order.
+    offset : int
+        Position in the file, where known; only an order.
+    load : callable
+        ``load(start, stop)`` gives rows ``[start, stop)`` as a PackedTensor; without copying where possible.
+    sliceable : bool
+        Whether a range of rows costs less than the whole tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    nbytes: int
+    file: Path
+    load: Callable[[int, int], PackedTensor]
+    offset: int = 0
+    sliceable: bool = True
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        count = 1
+        for dim in self.shape:
+            count *= dim
+        return count
+
+    @property
+    def rows(self) -> int:
+        """Size of the first dimension; 1 for a scalar."""
+        return self.shape[0] if self.shape else 1
+
+    def read(self, start: int = 0, stop: int | None = None) -> PackedTensor:
+        """Rows ``[start, stop)``, all of them by default."""
+        return self.load(start, self.rows if stop is None else stop)
+
+    def renamed(self, name: str) -> StoredTensor:
+        """The same tensor under another name."""
+        return replace(self, name=name)
+
+    def take_rows(self, order: Tensor) -> StoredTensor:
+        """The same tensor with its rows in another order.
+
+        Parameters
+        ----------
+        order : Tensor
+            int64, ``(N,)``: new row ``i`` is old row ``order[i]``.
+        """
+        from qformats.api import packer
+
+        if not packer(self.format).sliceable:
+            message = f"{self.format} cannot be permuted by rows without unpacking"
+            raise NotImplementedError(message)
+
+        def load(start: int, stop: int) -> PackedTensor:
+            chosen = order[start:stop]
+            low, high = int(chosen.min()), int(chosen.max()) + 1
+            part = self.load(low, high)
+            fields = {key: value[chosen - low] for key, value in part.fields.items()}
+            return PackedTensor(part.format, (len(chosen), *self.shape[1:]), fields)
+
+        return replace(self, load=load)
+
+    def transposed(self) -> StoredTensor:
+        """The same dense matrix with its dimensions exchanged."""
+
+        def load(start: int, stop: int) -> PackedTensor:
+            whole = self.read()
+            (key, values), *_ = whole.fields.items()
+            return PackedTensor(whole.format, (stop - start, self.shape[0]), {key: values.t()[start:stop]})
+
+        return replace(self, shape=(self.shape[1], self.shape[0]), load=load)
+
+
+class Checkpoint(ABC):
+    """A model on disk. Opened by a loader from headers alone; weights stay on disk until read.
+
+    Attributes
+    ----------
+    path : Path
+        What was opened.
+    name : str
+        What to call the model.
+    container : str
+        Name of the loader that opened it.
+    tensors : mapping of str to StoredTensor
+        By canonical name, in file order.
+    """
+
+    path: Path
+    name: str = "model"
+    container: str
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    @abstractmethod
+    def architecture(self) -> str:
+        """Name of the architecture, as the container has it (``llama``)."""
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Configuration as Transformers' ``config.json`` has it."""
+
+    @abstractmethod
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Tokenizer as the files of a Hugging Face folder, by file name; empty if there is none."""
+
+    @property
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """Every file that the model was read from; their sizes and times identify the source of an export."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the container says about the model, for people to read."""
+        return self.config
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights in all tensors."""
+        return sum(tensor.numel for tensor in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean stored bits a weight."""
+        return self.nbytes * 8 / max(1, self.parameters)
+
+    def read(self, name: str) -> Tensor:
+        """Values of one tensor.
+
+        Returns
+        -------
+        Tensor
+            float32, the tensor's shape.
+        """
+        from qformats.api import dequantize
+
+        return dequantize(self.tensors[name].read())

@@ -1,0 +1,87 @@
+"""What all commands print with: tables on standard output, progress on standard error."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+    from rich.table import Table
+
+__all__ = ["Bar", "console", "print_json", "size", "table"]
+
+
+def console() -> Console:
+    """Console on standard output; plain where it is no terminal, colourless with NO_COLOR."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def print_json(data: Any) -> None:
+    """Print data as JSON and nothing else, for programs to read."""
+    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Empty table in the house style."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_header=any(columns))
+    for column in columns:
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return made
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people: ``98.4 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} TB"
+
+
+class Bar:
+    """Progress bar with bytes and time left; silent where standard error is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn
+
+        self._console = Console(stderr=True, highlight=False)
+        self._task: TaskID | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+
+    def start(self, task: str, total: int) -> None:
+        """Begin a task of `total` bytes."""
+        self._task = self._progress.add_task(task, total=total)
+
+    def advance(self, nbytes: int) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._progress.advance(self._task, nbytes)
+
+    def notice(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(text)
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()

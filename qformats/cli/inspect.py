@@ -1,0 +1,108 @@
+"""``qformats inspect``: what a model on disk is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from qformats.checkpoint import Checkpoint
+
+__all__ = ["inspect"]
+
+_SHOWN = 160
+"""Characters of a metadata value that are shown in the table."""
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="File or folder, a hub id (organisation/name), or demo.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """Tell a model's architecture, size, bits a weight, tensor types and metadata."""
+    import qformats
+    from qformats.cli.console import print_json
+
+    found = qformats.open(model)
+    if json:
+        print_json(_facts(found))
+    else:
+        _print(found, tensors)
+
+
+def _types(model: Checkpoint) -> list[dict[str, Any]]:
+    counts = Counter(t.format for t in model.tensors.values())
+    return [
+        {
+            "format": name,
+            "tensors": count,
+            "weights": sum(t.numel for t in model.tensors.values() if t.format == name),
+            "nbytes": sum(t.nbytes for t in model.tensors.values() if t.format == name),
+        }
+        for name, count in counts.most_common()
+    ]
+
+
+def _facts(model: Checkpoint) -> dict[str, Any]:
+    return {
+        "path": str(model.path),
+        "name": model.name,
+        "container": model.container,
+        "architecture": model.architecture,
+        "parameters": model.parameters,
+        "tensor_nbytes": model.nbytes,
+        "file_nbytes": sum(file.stat().st_size for file in model.files),
+        "bits_per_weight": model.bits_per_weight,
+        "files": [str(file) for file in model.files],
+        "types": _types(model),
+        "metadata": dict(model.metadata),
+        "tensors": [
+            {"name": t.name, "shape": list(t.shape), "format": t.format, "nbytes": t.nbytes}
+            for t in model.tensors.values()
+        ],
+    }
+
+
+def _print(model: Checkpoint, tensors: bool) -> None:
+    from rich.markup import escape
+
+    from qformats.cli.console import console, size, table
+
+    out = console()
+    files = model.files
+    on_disk = sum(file.stat().st_size for file in files)
+    out.print(f"[bold]{escape(str(model.path))}[/bold]")
+    head = table("", "")
+    head.show_header = False
+    head.add_row("container", model.container)
+    head.add_row("architecture", model.architecture)
+    head.add_row("weights", f"{model.parameters:,} in {len(model.tensors)} tensors")
+    head.add_row("bytes", f"{model.nbytes:,} of tensors; {on_disk:,} ({size(on_disk)}) in {len(files)} files")
+    head.add_row("bits a weight", f"{model.bits_per_weight:.3f}")
+    out.print(head)
+    kinds = table(
+        "type", "tensors", "weights", "bytes", "share", right=("tensors", "weights", "bytes", "share")
+    )
+    for kind in _types(model):
+        share = kind["nbytes"] / max(1, model.nbytes)
+        kinds.add_row(
+            kind["format"],
+            str(kind["tensors"]),
+            f"{kind['weights']:,}",
+            f"{kind['nbytes']:,}",
+            f"{share:.1%}",
+        )
+    out.print(kinds)
+    facts = table("metadata", "")
+    for key, value in model.metadata.items():
+        text = repr(value) if not isinstance(value, str) else value.encode(errors="replace").decode()
+        text = text.replace("\n", "\\n")
+        facts.add_row(escape(key), escape(text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."))
+    out.print(facts)
+    if tensors:
+        rows = table("tensor", "shape", "type", "bytes", right=("shape", "bytes"))
+        for t in model.tensors.values():
+            rows.add_row(escape(t.name), " x ".join(map(str, t.shape)), t.format, f"{t.nbytes:,}")
+        out.print(rows)

@@ -1,0 +1,321 @@
+"""Fill: read, convert and write slices of tensors in parallel, with bounded memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from qformats.errors import NonFiniteError, OutputError, WeightsError
+from qformats.export.journal import Journal, Span
+from qformats.export.plan import Action, Plan, TensorPlan
+from qformats.export.progress import Progress
+from qformats.interfaces import Placement, Quantizer
+from qformats.kernels.dense import require_finite
+from qformats.registry import registry
+from qformats.tensors import PackedTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["OutputFiles", "Slice", "fill", "slices_of"]
+
+SLICE_WEIGHTS = 1 << 22
+"""Weights a slice: small enough for the second-level caches of a few workers, large enough to hide overheads."""
+FLUSH_BYTES = 64 << 20
+"""Written bytes after which the disk is set to work, so that the final sync has little left to do."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows ``[start, stop)`` of one tensor."""
+
+    index: int
+    tensor: int
+    start: int
+    stop: int
+
+
+def slices_of(plan: Plan) -> list[Slice]:
+    """Cut a plan into slices, in the order in which the source lies on disk."""
+    order = sorted(
+        range(len(plan.tensors)),
+        key=lambda i: (
+            str(plan.tensors[i].assignment.draft.source.file),
+            plan.tensors[i].assignment.draft.source.offset,
+        ),
+    )
+    slices: list[Slice] = []
+    for index in order:
+        tensor = plan.tensors[index]
+        source = tensor.assignment.draft.source
+        step = source.rows
+        if source.sliceable and tensor.packer.sliceable and source.rows:
+            step = max(1, SLICE_WEIGHTS // max(1, source.numel // source.rows))
+        for start in range(0, source.rows, max(1, step)):
+            slices.append(Slice(len(slices), index, start, min(source.rows, start + step)))
+    return slices
+
+
+class OutputFiles:
+    """The partial files of an export, created at their full size.
+
+    Parameters
+    ----------
+    plan : Plan
+        Says which files, how large, and what their headers hold.
+    folder : Path
+        Where they lie.
+
+    Raises
+    ------
+    OutputError
+        If the disk cannot hold them.
+    """
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.paths = [folder / file.name for file in plan.layout.files]
+        self._handles: list[int] = []
+        self.where: dict[int, list[tuple[int, Placement]]] = {}
+        for number, file in enumerate(plan.layout.files):
+            for placement in file.placements:
+                self.where.setdefault(placement.tensor, []).append((number, placement))
+        try:
+            self._create()
+        except OSError as error:
+            self.close()
+            raise self._failure(error) from error
+
+    def _create(self) -> None:
+        for file, path in zip(self.plan.layout.files, self.paths, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._handles.append(handle)
+            if os.fstat(handle).st_size != file.size:
+                os.ftruncate(handle, file.size)
+            if file.size:
+                # Reserving the space now tells a full disk before the work, not after it.
+                os.posix_fallocate(handle, 0, file.size)
+            _write_at(handle, memoryview(file.header), 0)
+
+    def _failure(self, error: OSError) -> OutputError:
+        target = self.plan.target
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            need = self.plan.layout.nbytes
+            return OutputError(
+                target,
+                f"the disk is full: the output takes {need:,} bytes",
+                "Free some space, or choose another disk",
+            )
+        return OutputError(target, f"cannot be written ({error.strerror or error})")
+
+    def write(self, file: int, data: memoryview, offset: int) -> None:
+        """Write all of `data`.
+
+        Raises
+        ------
+        OutputError
+            If the disk is full or fails.
+        """
+        try:
+            _write_at(self._handles[file], data, offset)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def digest(self, file: int, offset: int, nbytes: int) -> str:
+        """Checksum of what the file holds now."""
+        digest = xxhash.xxh3_128()
+        while nbytes:
+            data = os.pread(self._handles[file], min(nbytes, 4 << 20), offset)
+            if not data:
+                break
+            digest.update(data)
+            offset, nbytes = offset + len(data), nbytes - len(data)
+        return digest.hexdigest()
+
+    def holds(self, spans: Sequence[Span]) -> bool:
+        """Whether the files hold what the checksums say."""
+        return all(self.digest(span.file, span.offset, span.nbytes) == span.digest for span in spans)
+
+    def sync(self) -> None:
+        """Wait until everything is on the disk."""
+        try:
+            for handle in self._handles:
+                os.fsync(handle)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def flush(self) -> None:
+        """Have the disk write what it has been given so far."""
+        for handle in self._handles:
+            os.fdatasync(handle)
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._handles:
+            os.close(self._handles.pop())
+
+
+def _write_at(handle: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(handle, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def fill(
+    plan: Plan,
+    slices: Sequence[Slice],
+    files: OutputFiles,
+    journal: Journal,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """Write every slice that the journal does not hold yet.
+
+    Raises
+    ------
+    WeightsError
+        If a weight cannot be written, naming its tensor.
+    OutputError
+        If the disk is full or fails.
+    """
+    import torch
+
+    quantizer = registry().quantizer(plan.recipe.quantizer)
+    pending = [piece for piece in slices if piece.index not in journal.done]
+    progress.start("writing", sum(_source_bytes(plan, piece) for piece in pending))
+    stopped = threading.Event()
+    # One thread a slice is the parallelism; torch's own threads would only get in its way.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def work(piece: Slice) -> list[Span]:
+        return [] if stopped.is_set() else _convert(plan, piece, files, quantizer)
+
+    flusher = _Flusher(files.flush)
+    try:
+        with ThreadPoolExecutor(workers, "qformats-fill") as pool:
+            try:
+                for piece, spans in _bounded(pool, work, pending, 2 * workers):
+                    journal.add(piece.index, spans)
+                    flusher.written(sum(span.nbytes for span in spans))
+                    progress.advance(_source_bytes(plan, piece))
+            except BaseException:
+                stopped.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        flusher.stop()
+        torch.set_num_threads(threads)
+
+
+def _bounded(
+    pool: ThreadPoolExecutor, work: Callable[[Slice], list[Span]], pieces: Sequence[Slice], limit: int
+) -> Iterator[tuple[Slice, list[Span]]]:
+    """Results as they come, with at most `limit` slices in flight."""
+    waiting: dict[Future[list[Span]], Slice] = {}
+    queue = iter(pieces)
+    for piece in queue:
+        waiting[pool.submit(work, piece)] = piece
+        if len(waiting) >= limit:
+            break
+    while waiting:
+        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+        for future in done:
+            piece = waiting.pop(future)
+            yield piece, future.result()
+            following = next(queue, None)
+            if following is not None:
+                waiting[pool.submit(work, following)] = following
+
+
+class _Flusher:
+    """A thread that keeps the disk busy while slices are computed."""
+
+    def __init__(self, flush: Callable[[], None]) -> None:
+        self._flush, self._due, self._stopped, self._bytes = flush, threading.Event(), False, 0
+        self._thread = threading.Thread(target=self._run, name="qformats-flush", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            self._due.wait()
+            self._due.clear()
+            if self._stopped:
+                return
+            try:
+                self._flush()
+            except OSError:
+                # The sync that seals the output meets the same error, where it can be reported.
+                return
+
+    def written(self, nbytes: int) -> None:
+        self._bytes += nbytes
+        if self._bytes >= FLUSH_BYTES:
+            self._bytes = 0
+            self._due.set()
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._due.set()
+        self._thread.join()
+
+
+def _source_bytes(plan: Plan, piece: Slice) -> int:
+    source = plan.tensors[piece.tensor].assignment.draft.source
+    return source.nbytes * (piece.stop - piece.start) // max(1, source.rows)
+
+
+def _convert(plan: Plan, piece: Slice, files: OutputFiles, quantizer: Quantizer) -> list[Span]:
+    tensor = plan.tensors[piece.tensor]
+    source = tensor.assignment.draft.source
+    part = source.read(piece.start, piece.stop)
+    packed = _encode(tensor, part, quantizer, piece.start)
+    spans = []
+    for file, placement in files.where[piece.tensor]:
+        data = _bytes_of(packed.fields[placement.field])
+        offset = placement.offset + piece.start * (placement.nbytes // max(1, source.rows))
+        if offset + len(data) > placement.offset + placement.nbytes:
+            message = f"{tensor.name}: {tensor.packer.name} gave {len(data)} bytes for {placement.nbytes}"
+            raise AssertionError(message)
+        files.write(file, data, offset)
+        spans.append(Span(file, offset, len(data), xxhash.xxh3_128_hexdigest(data)))
+    return spans
+
+
+def _encode(tensor: TensorPlan, part: PackedTensor, quantizer: Quantizer, start: int) -> PackedTensor:
+    source_packer, packer = registry().packer(part.format), tensor.packer
+    source = tensor.assignment.draft.source
+    dense: Tensor | None = None
+    try:
+        if tensor.action is Action.COPY:
+            if source_packer.dense_dtype is None:
+                return part
+            (dense,) = part.fields.values()
+            require_finite(dense)
+            return PackedTensor(packer.name, part.shape, {packer.spec.fields[0].name: dense})
+        if source_packer.dense_dtype is not None:
+            (dense,) = part.fields.values()
+        else:
+            dense = source_packer.dequantize(part)
+        if tensor.action in (Action.CAST, Action.DEQUANTIZE):
+            return packer.encode_reference(dense)
+        return quantizer.encode(dense, packer)
+    except NonFiniteError as error:
+        where = f" (in rows from {start})" if start else ""
+        raise WeightsError(str(source.file), source.name, error.found + where, error.hint) from error
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    import torch
+
+    flat = tensor.contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())

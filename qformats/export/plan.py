@@ -1,0 +1,162 @@
+"""Plan: everything about an export that headers can tell, sizes and offsets included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import qformats
+from qformats.checkpoint import Checkpoint
+from qformats.dtypes import FLOATS
+from qformats.errors import ConfigError
+from qformats.export.recipe import Recipe
+from qformats.interfaces import Assignment, Layout, Packer
+from qformats.registry import registry
+
+__all__ = ["Action", "Plan", "TensorPlan", "make_plan"]
+
+
+class Action(StrEnum):
+    """What becomes of a tensor's numbers."""
+
+    COPY = "copied"
+    """The same format: the same bytes."""
+    CAST = "cast"
+    """Plain numbers to plain numbers of another dtype: at most one rounding."""
+    DEQUANTIZE = "dequantized"
+    """A quantized format to plain numbers."""
+    QUANTIZE = "quantized"
+    """Plain numbers to a quantized format."""
+    REQUANTIZE = "requantized"
+    """A quantized format to another one, through float32."""
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the output.
+
+    Attributes
+    ----------
+    assignment : Assignment
+        The tensor, its format and the reason for it.
+    action : Action
+        What becomes of its numbers.
+    nbytes : int
+        Stored bytes in the output.
+    """
+
+    assignment: Assignment
+    action: Action
+    nbytes: int
+
+    @property
+    def name(self) -> str:
+        """Name in the output."""
+        return self.assignment.draft.name
+
+    @property
+    def packer(self) -> Packer:
+        """Format in the output."""
+        return self.assignment.packer
+
+    @property
+    def source_format(self) -> str:
+        """Format in the source."""
+        return self.assignment.draft.source.format
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An export, decided but not begun.
+
+    Attributes
+    ----------
+    source : Checkpoint
+        What is read.
+    target : Path
+        What will be made.
+    recipe : Recipe
+        What the user asked for.
+    tensors : tuple of TensorPlan
+        In output order; placements of the layout index into it.
+    layout : Layout
+        Every file, with exact sizes.
+    """
+
+    source: Checkpoint
+    target: Path
+    recipe: Recipe
+    tensors: tuple[TensorPlan, ...]
+    layout: Layout
+
+    def identity(self) -> str:
+        """Fingerprint of everything that decides the output's bytes: a journal with another one is not resumed."""
+        import xxhash
+
+        digest = xxhash.xxh3_128()
+        state = {
+            "version": qformats.__version__,
+            "quantizer": self.recipe.quantizer,
+            "tensors": [
+                [t.name, t.assignment.draft.source.shape, t.source_format, t.packer.name, t.action]
+                for t in self.tensors
+            ],
+            "files": [
+                [f.name, f.size, [[p.tensor, p.field, p.offset] for p in f.placements]]
+                for f in self.layout.files
+            ],
+            "source": [
+                [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+                for file in self.source.files
+            ],
+        }
+        digest.update(json.dumps(state, default=str).encode())
+        for file in self.layout.files:
+            digest.update(file.header)
+        return digest.hexdigest()
+
+
+def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping[str, str]) -> Plan:
+    """Decide an export from headers alone.
+
+    Raises
+    ------
+    UnknownFormatError
+        If nothing installed answers to the format.
+    ConfigError, ShapeError, UnsupportedModelError
+        If the model cannot be written as asked.
+    """
+    default = registry().packer(recipe.format)
+    registry().quantizer(recipe.quantizer)
+    loader = registry().loader(default.container)
+    known = {option.name for option in loader.options}
+    options = {name: value for name, value in options.items() if name in known}
+    drafts = loader.draft(source, options)
+    if not drafts:
+        raise ConfigError("model", str(source.path), "a model with tensors")
+    assignments = recipe.assign(drafts, loader, source)
+    layout = loader.lay_out(source, assignments, default, target, options)
+    sizes = [0] * len(assignments)
+    for file in layout.files:
+        for placement in file.placements:
+            sizes[placement.tensor] += placement.nbytes
+    tensors = tuple(
+        TensorPlan(assignment, _action(assignment), size)
+        for assignment, size in zip(assignments, sizes, strict=True)
+    )
+    return Plan(source, target, recipe, tensors, layout)
+
+
+def _action(assignment: Assignment) -> Action:
+    source, packer = registry().packer(assignment.draft.source.format), assignment.packer
+    if source.name == packer.name or (source.dense_dtype and source.dense_dtype == packer.dense_dtype):
+        return Action.COPY
+    if source.dense_dtype is not None and source.dense_dtype not in FLOATS:
+        name = assignment.draft.name
+        raise ConfigError(f"type of {name}", packer.name, f"{source.dense_dtype}, since it holds no weights")
+    if packer.dense_dtype is not None:
+        return Action.CAST if source.dense_dtype else Action.DEQUANTIZE
+    return Action.QUANTIZE if source.dense_dtype else Action.REQUANTIZE

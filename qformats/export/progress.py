@@ -1,0 +1,33 @@
+"""What an export tells while it works."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ["Progress", "Silent"]
+
+
+class Progress(Protocol):
+    """Receiver of progress; called from the thread that runs the export."""
+
+    def start(self, task: str, total: int) -> None:
+        """A task of `total` bytes begins."""
+
+    def advance(self, nbytes: int) -> None:
+        """`nbytes` more are done."""
+
+    def notice(self, text: str) -> None:
+        """Something the user should know."""
+
+
+class Silent:
+    """Says nothing."""
+
+    def start(self, task: str, total: int) -> None:
+        """Nothing to show."""
+
+    def advance(self, nbytes: int) -> None:
+        """Nothing to show."""
+
+    def notice(self, text: str) -> None:
+        """Nothing to show."""

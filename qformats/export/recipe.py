@@ -1,0 +1,134 @@
+"""Recipe: which tensor gets which format, decided by rules from general to particular."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qformats.checkpoint import Checkpoint
+from qformats.errors import ConfigError, ShapeError
+from qformats.interfaces import Assignment, Draft, Loader, Packer
+from qformats.registry import registry
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the user asked for.
+
+    Attributes
+    ----------
+    format : str
+        ``family:variant``, or a family.
+    quantizer : str
+        How codes are chosen.
+    tensor_types : tuple of (str, str)
+        Regular expression and variant; the first that is found in a tensor's name wins. A rule also reaches
+        tensors that the container would keep as they are.
+    output_type, token_embedding_type : str or None
+        Variants for the two tensors with a role.
+    pure : bool
+        Leave out the container's own mix.
+    """
+
+    format: str
+    quantizer: str = "rtn"
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    output_type: str | None = None
+    token_embedding_type: str | None = None
+    pure: bool = False
+
+    def assign(self, drafts: Sequence[Draft], loader: Loader, source: Checkpoint) -> list[Assignment]:
+        """Choose a format for every tensor.
+
+        Raises
+        ------
+        ConfigError
+            If a rule is no regular expression, or matches no tensor.
+        ShapeError
+            If neither a tensor's format nor the container's fallbacks can hold it.
+        """
+        default = self._writable(self.format)
+        rules = [
+            (self._compiled(pattern), pattern, self._typed(variant)) for pattern, variant in self.tensor_types
+        ]
+        roles = {
+            role: self._typed(variant)
+            for role, variant in (
+                ("output", self.output_type),
+                ("token_embedding", self.token_embedding_type),
+            )
+            if variant is not None
+        }
+        used: set[str] = set()
+        chosen = [self._choose(draft, default, rules, roles, loader, used) for draft in drafts]
+        for _, pattern, _ in rules:
+            if pattern not in used:
+                example = next((d.name for d in drafts if d.keep is None), drafts[0].name)
+                raise ConfigError(
+                    "tensor-type", pattern, f"an expression found in a tensor's name, such as {example}"
+                )
+        return chosen
+
+    def _choose(
+        self,
+        draft: Draft,
+        default: Packer,
+        rules: list[tuple[re.Pattern[str], str, Packer]],
+        roles: dict[str, Packer],
+        loader: Loader,
+        used: set[str],
+    ) -> Assignment:
+        for expression, pattern, packer in rules:
+            if expression.search(draft.name) or expression.search(draft.source.name):
+                used.add(pattern)
+                return self._fitting(draft, packer, f"by rule {pattern}", loader)
+        by_role = roles.get(draft.role or "")
+        if by_role is None and draft.tied:
+            by_role = roles.get("output")
+        if by_role is not None:
+            return self._fitting(draft, by_role, f"as {(draft.role or '').replace('_', ' ')} type", loader)
+        if draft.keep is not None:
+            kept = registry().packer(draft.keep)
+            if (
+                kept.dense_dtype in ("f32", "f16", "bf16")
+                and default.dense_dtype
+                and default.family == "dense"
+            ):
+                return Assignment(draft, default)
+            return Assignment(draft, kept, draft.why)
+        mixed = None if self.pure else loader.mix(draft, default)
+        if mixed is not None:
+            return self._fitting(draft, registry().packer(mixed[0]), mixed[1], loader)
+        return self._fitting(draft, default, "", loader)
+
+    def _fitting(self, draft: Draft, packer: Packer, note: str, loader: Loader) -> Assignment:
+        """The packer, or the first of the container's fallbacks that can hold the tensor."""
+        problem = packer.veto(draft.source.shape)
+        if problem is None:
+            return Assignment(draft, packer, note)
+        for name in loader.fallback(draft, packer):
+            other = registry().packer(name)
+            if other.veto(draft.source.shape) is None:
+                return Assignment(draft, other, f"{packer.spec.variant} does not fit: {problem}")
+        raise ShapeError(draft.name, draft.source.shape, f"one that {packer.name} can hold ({problem})")
+
+    def _typed(self, variant: str) -> Packer:
+        """Packer of a variant of the recipe's family, or of a full name."""
+        return self._writable(variant if ":" in variant else f"{self.format.partition(':')[0]}:{variant}")
+
+    def _writable(self, name: str) -> Packer:
+        packer = registry().packer(name)
+        if not packer.writable:
+            names = [p.spec.variant for p in registry().formats() if p.family == packer.family and p.writable]
+            raise ConfigError("type", packer.name, "one that can be written: " + ", ".join(names))
+        return packer
+
+    @staticmethod
+    def _compiled(pattern: str) -> re.Pattern[str]:
+        try:
+            return re.compile(pattern)
+        except re.error as error:
+            raise ConfigError("tensor-type", pattern, f"a regular expression ({error})") from error

@@ -1,0 +1,92 @@
+"""One export from beginning to end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+from qformats.checkpoint import Checkpoint
+from qformats.errors import ConfigError
+from qformats.export.fill import OutputFiles, fill, slices_of
+from qformats.export.journal import Journal
+from qformats.export.plan import Plan, make_plan
+from qformats.export.progress import Progress, Silent
+from qformats.export.recipe import Recipe
+from qformats.export.report import ExportReport, report_of
+from qformats.export.seal import check_target, seal
+
+__all__ = ["execute", "run"]
+
+
+def run(
+    source: Checkpoint,
+    target: str | PathLike[str],
+    recipe: Recipe,
+    *,
+    force: bool = False,
+    workers: int | None = None,
+    options: Mapping[str, str],
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Plan and execute; see :func:`qformats.export`."""
+    plan = make_plan(source, Path(target), recipe, options)
+    return execute(plan, force=force, workers=workers, progress=progress)
+
+
+def execute(
+    plan: Plan,
+    *,
+    force: bool = False,
+    workers: int | None = None,
+    keep_partial: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Carry out a plan.
+
+    Parameters
+    ----------
+    plan : Plan
+        From :func:`qformats.export.make_plan`.
+    force : bool
+        Replace an existing target.
+    workers : int, optional
+        Threads; all cores by default.
+    keep_partial : bool
+        Keep what is written when the export fails or is interrupted, so that the next run goes on from there.
+    progress : Progress, optional
+        Is told how far the work is.
+
+    Raises
+    ------
+    QFormatsError
+        Whatever is wrong with the input or the target.
+    """
+    progress = progress or Silent()
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if workers < 1:
+        raise ConfigError("workers", workers, "1 or more")
+    began = time.perf_counter()
+    check_target(plan, force)
+    slices = slices_of(plan)
+    journal = Journal(plan.target, plan.identity())
+    files: OutputFiles | None = None
+    try:
+        files = OutputFiles(plan, journal.files)
+        journal.done = {index: spans for index, spans in journal.done.items() if files.holds(spans)}
+        resumed = len(journal.done)
+        if resumed:
+            progress.notice(
+                f"going on with an interrupted export: {resumed} of {len(slices)} slices are written"
+            )
+        fill(plan, slices, files, journal, workers, progress)
+        report = report_of(plan, resumed=resumed)
+        seal(plan, files, journal, report, workers)
+    except BaseException:
+        if files is not None:
+            files.close()
+        journal.close() if keep_partial else journal.discard()
+        raise
+    return report_of(plan, time.perf_counter() - began, resumed)

@@ -1,0 +1,145 @@
+"""Seal: check what was written, sync it, and put it in place as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from qformats.errors import OutputError
+from qformats.export.fill import OutputFiles
+from qformats.export.journal import Journal, Span, sync_folder
+from qformats.export.plan import Plan
+from qformats.export.report import ExportReport, record
+
+__all__ = ["check_target", "seal"]
+
+RECORD = "qformats.json"
+
+
+def record_name(plan: Plan) -> str:
+    """File name of the record of an export."""
+    return RECORD if plan.layout.folder else f"{plan.target.name}.{RECORD}"
+
+
+def final_paths(plan: Plan) -> list[Path]:
+    """Every path that the export will put in place."""
+    if plan.layout.folder:
+        return [plan.target]
+    return [plan.target.with_name(name) for name in (*(f.name for f in plan.layout.files), record_name(plan))]
+
+
+def check_target(plan: Plan, force: bool) -> None:
+    """Refuse a target that must not be replaced.
+
+    Raises
+    ------
+    OutputError
+        If it exists and `force` is not given, is the source, or is a folder that holds no model.
+    """
+    sources = [file.resolve() for file in plan.source.files]
+    for path in final_paths(plan):
+        place = path.resolve()
+        if any(place == source or place in source.parents for source in sources):
+            raise OutputError(path, "is the model that is being read", "Choose another name with --output")
+        if not path.exists():
+            continue
+        if not force:
+            raise OutputError(path, "exists already", "Choose another name, or replace it with --force")
+        if path.is_dir() != plan.layout.folder:
+            kind = "a folder" if path.is_dir() else "a file"
+            raise OutputError(path, f"is {kind} and cannot be replaced by another kind", "Remove it first")
+        if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
+            raise OutputError(
+                path, "is a folder that holds no model", "Remove it first, or choose another name"
+            )
+
+
+def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
+    """Compare the files with the checksums taken while filling.
+
+    Raises
+    ------
+    OutputError
+        If the disk gives back something else than was written.
+    """
+    with ThreadPoolExecutor(workers, "qformats-verify") as pool:
+        for span, good in zip(spans, pool.map(lambda span: files.holds([span]), spans), strict=True):
+            if not good:
+                file = files.plan.layout.files[span.file].name
+                found = (
+                    f"bytes {span.offset} to {span.offset + span.nbytes} of {file} are not what was written"
+                )
+                raise OutputError(files.plan.target, found, "Check the disk, then export again")
+
+
+def seal(plan: Plan, files: OutputFiles, journal: Journal, report: ExportReport, workers: int) -> None:
+    """Check, sync and put in place; afterwards the journal is gone.
+
+    Raises
+    ------
+    OutputError
+        If the output is damaged or cannot be put in place.
+    """
+    spans = [span for done in journal.done.values() for span in done]
+    with ThreadPoolExecutor(1, "qformats-sync") as background:
+        # The disk works while the processor compares.
+        synced = background.submit(files.sync)
+        verify(files, spans, workers)
+        synced.result()
+    files.close()
+    text = json.dumps(record(report), indent=1, ensure_ascii=False) + "\n"
+    kept = journal.files / record_name(plan)
+    try:
+        with kept.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(journal.files)
+        if plan.layout.folder:
+            _place_folder(plan.target, journal)
+        else:
+            _place_files(plan, journal)
+        sync_folder(plan.target.parent)
+    except OSError as error:
+        raise OutputError(plan.target, f"cannot be put in place ({error.strerror or error})") from error
+    journal.discard()
+
+
+def _place_folder(target: Path, journal: Journal) -> None:
+    old = journal.folder / "replaced"
+    if target.exists():
+        target.rename(old)
+    try:
+        journal.files.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+
+
+def _place_files(plan: Plan, journal: Journal) -> None:
+    """Rename one by one, the file that readers open first at the end: while it is missing, there is no model."""
+    *others, first = [record_name(plan), *(f.name for f in reversed(plan.layout.files))]
+    placed: list[Path] = []
+    try:
+        for name in (*others, first):
+            final = plan.target.with_name(name)
+            existed = final.exists()
+            os.replace(journal.files / name, final)
+            if not existed:
+                placed.append(final)
+    except OSError:
+        for path in placed:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def remove_partial(target: Path) -> None:
+    """Remove what a killed export left beside `target`."""
+    from qformats.export.journal import SUFFIX
+
+    shutil.rmtree(target.with_name(f".{target.name}{SUFFIX}"), ignore_errors=True)

@@ -1,0 +1,186 @@
+"""Weight files of a folder, opened when needed and never read whole.
+
+safetensors and zip-based ``.bin`` files are memory-mapped. ``.bin`` files of the old format cannot be, so only the
+one in use is held in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qformats.dtypes import SAFETENSORS, dtype_name
+from qformats.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["BinShard", "SafetensorsShard", "Shard", "find_shards"]
+
+_INTERRUPTED = "the download or copy was interrupted: fetch the file again"
+
+
+class Shard:
+    """One weight file."""
+
+    path: Path
+
+    def entries(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and dtype of every tensor, in file order."""
+        raise NotImplementedError
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor; a view of the mapped file where possible."""
+        raise NotImplementedError
+
+
+class SafetensorsShard(Shard):
+    """A ``.safetensors`` file."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        try:
+            self._file: Any = safe_open(path, "pt")
+        except SafetensorError as error:
+            raise CheckpointError(
+                path, str(error), "a complete safetensors file", hint=_INTERRUPTED
+            ) from error
+        except OSError as error:
+            raise CheckpointError(path, f"cannot be read ({error.strerror or error})") from error
+
+    def entries(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and dtype of every tensor, in file order."""
+        names = {spelled: name for name, spelled in SAFETENSORS.items()}
+        for tensor in self._file.offset_keys():
+            part = self._file.get_slice(tensor)
+            spelled = part.get_dtype()
+            if spelled not in names:
+                raise CheckpointError(
+                    self.path, f"dtype {spelled}", "one of " + ", ".join(SAFETENSORS.values()), tensor=tensor
+                )
+            yield tensor, tuple(part.get_shape()), names[spelled]
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, a view of the mapped file."""
+        found: Tensor = self._file.get_tensor(name)
+        return found
+
+
+class BinShard(Shard):
+    """A ``.bin`` file written by ``torch.save``; unpickled with ``weights_only=True``, so that no code runs."""
+
+    _guard = threading.RLock()
+    _resident: tuple[Path, dict[str, Any]] | None = None
+    """The one file of the old format that is held in memory, of all shards in this process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._mapped: dict[str, Any] | None = None
+
+    def _load(self) -> dict[str, Any]:
+        import torch
+
+        if self._mapped is not None:
+            return self._mapped
+        with self._guard:
+            if BinShard._resident is not None and BinShard._resident[0] == self.path:
+                return BinShard._resident[1]
+            try:
+                with self.path.open("rb") as file:
+                    zipped = file.read(4) == b"PK\x03\x04"
+                if not zipped:
+                    BinShard._resident = None
+                state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped)
+            except FileNotFoundError as error:
+                raise CheckpointError(self.path, "is missing", hint=_INTERRUPTED) from error
+            except Exception as error:
+                # torch raises a different type for each way a pickle can be wrong.
+                reason = " ".join(str(error).split())[:300]
+                raise CheckpointError(
+                    self.path,
+                    f"cannot be unpickled safely ({type(error).__name__}: {reason})",
+                    "tensors saved by torch.save",
+                    hint="convert it to safetensors with the program that wrote it",
+                ) from error
+            if not isinstance(state, dict):
+                raise CheckpointError(self.path, f"a {type(state).__name__}", "a dict of tensors")
+            if zipped:
+                self._mapped = state
+            else:
+                BinShard._resident = (self.path, state)
+            return state
+
+    def entries(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and dtype of every tensor, in file order."""
+        import torch
+
+        for name, tensor in self._load().items():
+            if not isinstance(tensor, torch.Tensor):
+                raise CheckpointError(self.path, f"a {type(tensor).__name__}", "a tensor", tensor=name)
+            try:
+                dtype = dtype_name(tensor.dtype)
+            except ConfigError as error:
+                raise CheckpointError(
+                    self.path, f"dtype {tensor.dtype}", error.allowed, tensor=name
+                ) from error
+            yield name, tuple(tensor.shape), dtype
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor."""
+        found: Tensor = self._load()[name]
+        return found
+
+
+def find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """Weight files of a folder, and the index (tensor to file name) if there is one.
+
+    Raises
+    ------
+    CheckpointError
+        If there are none, or one that the index names is missing.
+    """
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index_file = folder / f"{stem}.{suffix}.index.json"
+        if index_file.is_file():
+            index = _read_index(index_file)
+            names = sorted(set(index.values()))
+            missing = [name for name in names if not (folder / name).is_file()]
+            if missing:
+                raise CheckpointError(
+                    folder / missing[0],
+                    f"is missing ({len(missing)} of the {len(names)} files that {index_file.name} names)",
+                    hint="fetch the missing files, or point at a complete folder",
+                )
+            return [folder / name for name in names], index
+        single = folder / f"{stem}.{suffix}"
+        if single.is_file():
+            return [single], None
+    others = sorted(folder.glob("*.safetensors"))
+    if len(others) == 1:
+        return others, None
+    raise CheckpointError(
+        folder,
+        "no weights" if not others else f"{len(others)} safetensors files and no index",
+        "model.safetensors, model.safetensors.index.json, pytorch_model.bin or pytorch_model.bin.index.json",
+    )
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        index = json.loads(path.read_bytes())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            path, f"unreadable ({type(error).__name__}: {error})", "a weight_map"
+        ) from error
+    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+        raise CheckpointError(path, "a weight_map that is no table of file names", "tensor name: file name")
+    for tensor, name in index.items():
+        # A name with a path in it could point anywhere on the disk.
+        if Path(name).name != name:
+            raise CheckpointError(path, f"file name {name!r}", "a plain file name", tensor=tensor)
+    return index

@@ -1,0 +1,137 @@
+"""Laying out a Hugging Face folder: which shard holds which tensor, at which offset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qformats.checkpoint import Checkpoint
+from qformats.dtypes import SAFETENSORS, SIZES
+from qformats.interfaces import Assignment, Layout, OutputFile, Packer, Placement
+
+__all__ = ["lay_out_folder"]
+
+_ALIGNMENT = 8
+"""safetensors pads its header with spaces to this many bytes."""
+_RUN_WITH = (
+    "python -c \"from transformers import pipeline; print(pipeline('text-generation', '{target}')('Hello'))\""
+)
+
+
+@dataclass(frozen=True)
+class _Field:
+    """One stored field of one tensor, with its name in the file."""
+
+    tensor: int
+    field: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        count = SIZES[self.dtype]
+        for dim in self.shape:
+            count *= dim
+        return count
+
+
+def lay_out_folder(
+    source: Checkpoint, assignments: Sequence[Assignment], default: Packer, max_shard_size: int
+) -> Layout:
+    """Every file of a folder, with exact sizes.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        Gives config.json and the tokenizer files.
+    assignments : sequence of Assignment
+        Tensors and their formats.
+    default : Packer
+        Format of the export; gives ``quantization_config``.
+    max_shard_size : int
+        Bytes of tensors a shard may hold; a single larger tensor gets a shard of its own.
+    """
+    groups = _shard([_fields(i, assignment) for i, assignment in enumerate(assignments)], max_shard_size)
+    single = len(groups) == 1
+    names = [
+        "model.safetensors" if single else f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors"
+        for i in range(len(groups))
+    ]
+    files = [_json_file("config.json", _config(source, assignments, default))]
+    files += [_safetensors(name, group) for name, group in zip(names, groups, strict=True)]
+    if not single:
+        where = {f.name: name for name, group in zip(names, groups, strict=True) for f in group}
+        total = sum(f.nbytes for group in groups for f in group)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        files.append(_json_file("model.safetensors.index.json", index))
+    for name, content in source.tokenizer_files().items():
+        files.append(OutputFile(name, len(content), content))
+    return Layout(tuple(files), folder=True, run_with=_RUN_WITH)
+
+
+def _fields(index: int, assignment: Assignment) -> list[_Field]:
+    packer, draft = assignment.packer, assignment.draft
+    if packer.dense_dtype is not None:
+        return [
+            _Field(index, field, draft.name, shape, dtype)
+            for field, (shape, dtype) in packer.stored(draft.source.shape).items()
+        ]
+    module = draft.name.removesuffix(".weight")
+    return [
+        _Field(index, field, f"{module}.{field}", shape, dtype)
+        for field, (shape, dtype) in packer.stored(draft.source.shape).items()
+    ]
+
+
+def _shard(tensors: list[list[_Field]], limit: int) -> list[list[_Field]]:
+    groups: list[list[_Field]] = [[]]
+    filled = 0
+    for fields in tensors:
+        size = sum(f.nbytes for f in fields)
+        if groups[-1] and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1] += fields
+        filled += size
+    return groups
+
+
+def _safetensors(name: str, fields: list[_Field]) -> OutputFile:
+    # Wide dtypes first, as the library writes them, so that every tensor is aligned to its dtype.
+    ordered = sorted(fields, key=lambda f: -SIZES[f.dtype])
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for f in ordered:
+        span = [offset, offset + f.nbytes]
+        entries[f.name] = {"dtype": SAFETENSORS[f.dtype], "shape": list(f.shape), "data_offsets": span}
+        offset += f.nbytes
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    header = len(text).to_bytes(8, "little") + text
+    placements = tuple(
+        Placement(f.tensor, f.field, len(header) + entries[f.name]["data_offsets"][0], f.nbytes)
+        for f in ordered
+    )
+    return OutputFile(name, len(header) + offset, header, placements)
+
+
+def _config(source: Checkpoint, assignments: Sequence[Assignment], default: Packer) -> dict[str, Any]:
+    config = {
+        k: v for k, v in source.config.items() if k not in ("quantization_config", "torch_dtype", "dtype")
+    }
+    dense = [a.packer.dense_dtype for a in assignments if a.packer.dense_dtype is not None]
+    floats = [name for name in dense if name in ("f32", "f16", "bf16")]
+    if floats:
+        common = max(set(floats), key=floats.count)
+        config["dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[common]
+    if default.dense_dtype is None:
+        config["quantization_config"] = default.to_config()
+    return config
+
+
+def _json_file(name: str, content: dict[str, Any]) -> OutputFile:
+    text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    return OutputFile(name, len(text), text)

@@ -1,0 +1,36 @@
+"""The hooks of the plugin group ``qformats``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from qformats.interfaces import Loader, Packer, Quantizer
+
+__all__ = [
+    "hookimpl",
+    "qformats_register_loaders",
+    "qformats_register_packers",
+    "qformats_register_quantizers",
+]
+
+hookspec = pluggy.HookspecMarker("qformats")
+hookimpl = pluggy.HookimplMarker("qformats")
+"""Marks a plugin's implementation of a hook."""
+
+
+@hookspec
+def qformats_register_quantizers() -> list[type[Quantizer]]:  # type: ignore[empty-body]
+    """Quantizer classes of a plugin."""
+
+
+@hookspec
+def qformats_register_packers() -> list[type[Packer]]:  # type: ignore[empty-body]
+    """Packer classes of a plugin, one a family."""
+
+
+@hookspec
+def qformats_register_loaders() -> list[type[Loader]]:  # type: ignore[empty-body]
+    """Loader classes of a plugin, one a container."""

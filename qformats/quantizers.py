@@ -1,0 +1,37 @@
+"""Quantizers that need nothing but the weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qformats.errors import ConfigError
+from qformats.interfaces import Packer, Quantizer
+from qformats.tensors import PackedTensor, QuantizedTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["RoundToNearest"]
+
+
+class RoundToNearest(Quantizer):
+    """Each format's own reference rule; with `importance`, the grid's weighted fit and rounding."""
+
+    name = "rtn"
+    summary = "round to nearest, by each format's own reference rule"
+
+    def quantize(self, weight: Tensor, packer: Packer, importance: Tensor | None = None) -> QuantizedTensor:
+        """Codes and parameters of one weight."""
+        grid = packer.grid
+        if grid is None:
+            raise ConfigError("format", packer.name, "a format that quantizes")
+        if importance is None:
+            codes, params = grid.reference(weight)
+        else:
+            params = grid.fit(weight, importance)
+            codes = grid.encode(weight, params)
+        return grid.quantized(codes, params)
+
+    def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:
+        """Quantize and pack in the format's own single pass."""
+        return packer.encode_reference(dense)

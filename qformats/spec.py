@@ -1,0 +1,183 @@
+"""Descriptors: what a format stores, as data.
+
+A descriptor answers from a tensor's shape alone how many bytes it will take and under which names, so that a
+whole export can be planned before a weight is read.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from qformats.dtypes import SIZES
+from qformats.errors import ConfigError
+
+__all__ = ["FieldSpec", "FormatSpec", "KernelSpec", "evaluate", "solve"]
+
+
+_BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.FloorDiv: lambda a, b: a // b,
+    ast.Div: lambda a, b: -(-a // b),
+}
+
+
+@lru_cache(maxsize=256)
+def _parse(expression: str) -> ast.expr:
+    return ast.parse(expression, mode="eval").body
+
+
+def evaluate(expression: str, **names: int) -> int:
+    """Value of a symbolic dimension such as ``"N"`` or ``"K / 32 * 18"``.
+
+    Only whole numbers, the given names, ``+ - * // /`` and parentheses are understood; ``a / b`` rounds up,
+    as the number of blocks that hold `a` elements does.
+
+    Raises
+    ------
+    ConfigError
+        If the expression holds anything else.
+    """
+
+    def value(node: ast.expr) -> int:
+        match node:
+            case ast.Constant(value=int(number)):
+                return number
+            case ast.Name(id=name) if name in names:
+                return names[name]
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+                return _BINARY[type(op)](value(left), value(right))
+            case _:
+                raise ConfigError("dimension", expression, f"integers, {', '.join(names)}, + - * // /")
+
+    return value(_parse(expression))
+
+
+def solve(expression: str, name: str, value: int) -> int:
+    """Largest number for which an expression in one name gives `value`; 0 if it does not depend on that name.
+
+    Expressions grow with their names, so halving finds the answer.
+    """
+    names = {node.id for node in ast.walk(_parse(expression)) if isinstance(node, ast.Name)}
+    if names != {name}:
+        return 0
+    low, high = 0, 1
+    while evaluate(expression, **{name: high}) <= value:
+        high *= 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if evaluate(expression, **{name: middle}) <= value:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """One stored tensor of a format.
+
+    Attributes
+    ----------
+    name : str
+        Name beside the module, such as ``"weight"`` or ``"weight_scale"``.
+    shape : tuple of str
+        Symbolic dimensions in ``N`` (out_features, rows) and ``K`` (in_features, columns).
+    dtype : str
+        Short name of :mod:`qformats.dtypes`.
+    unit : str
+        What one element means: ``"packed codes"``, ``"weight units a step"``.
+    """
+
+    name: str
+    shape: tuple[str, ...]
+    dtype: str
+    unit: str = ""
+
+    def resolve(self, rows: int, columns: int) -> tuple[int, ...]:
+        """Shape for a weight of ``[rows, columns]``."""
+        return tuple(evaluate(dim, N=rows, K=columns) for dim in self.shape)
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Bytes for a weight of ``[rows, columns]``."""
+        return math.prod(self.resolve(rows, columns)) * SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """What the shared dequantization kernel needs to know of a format (support level 2).
+
+    Attributes
+    ----------
+    bits : int
+        Code width: 2, 3, 4, 5, 6 or 8.
+    mode : str
+        ``"affine"`` (integer zero point), ``"minimum"`` (float minimum) or ``"table"`` (codebook).
+    block_size : int
+        Columns that share a scale; 0 means the whole row.
+    scale_dtype : str
+        ``"f16"`` or ``"f32"``.
+    """
+
+    bits: int
+    mode: str
+    block_size: int
+    scale_dtype: str
+
+
+@dataclass(frozen=True)
+class FormatSpec:
+    """Descriptor of one format, ``family:variant``.
+
+    Attributes
+    ----------
+    family, variant : str
+        The two halves of the name.
+    summary : str
+        One line for listings.
+    fields : tuple of FieldSpec
+        What is stored for a weight of ``[N, K]``.
+    bits : int or None
+        Width of a code; ``None`` where codes have no fixed width (dense and lattice formats).
+    block_size : int
+        Columns that share their parameters; 1 for dense formats, 0 for the whole row.
+    level : int
+        0: can be dequantized. 1: has a canonical form. 2: also runs on the shared kernel.
+    source : str
+        Where the byte layout is defined, as ``project:path``.
+    sqnr_floor_db : float or None
+        Signal-to-noise ratio that the reference rounding of normally distributed weights must reach.
+    kernel : KernelSpec or None
+        Set at level 2.
+    """
+
+    family: str
+    variant: str
+    summary: str
+    fields: tuple[FieldSpec, ...]
+    bits: int | None = None
+    block_size: int = 1
+    level: int = 1
+    source: str = ""
+    sqnr_floor_db: float | None = None
+    kernel: KernelSpec | None = None
+
+    @property
+    def name(self) -> str:
+        """Full name, ``family:variant``."""
+        return f"{self.family}:{self.variant}"
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Exact stored bytes of a weight of ``[rows, columns]``."""
+        return sum(field.nbytes(rows, columns) for field in self.fields)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits a weight over a large tensor, scales included."""
+        rows, columns = 4096, 4096
+        return self.nbytes(rows, columns) * 8 / (rows * columns)
