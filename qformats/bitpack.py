@@ -1,7 +1,8 @@
 """Packing n-bit codes into bytes: one little-endian bit stream along the last dimension.
 
-Code ``j`` occupies bits ``j * bits`` to ``(j + 1) * bits - 1`` of its row, lowest bit first; a row ends on a byte
-boundary, its last byte padded with zeros. Viewed as int32 words this is also the order of GPTQ's ``qweight``.
+Code ``j`` occupies bits ``j * bits`` to ``(j + 1) * bits - 1`` of its row, lowest bit first; a row ends on a
+byte boundary, its last byte padded with zeros. Viewed as int32 words this is also the order of GPTQ's
+``qweight``.
 """
 
 from __future__ import annotations
@@ -47,21 +48,25 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     Raises
     ------
     ConfigError
-        If `bits` is not a known width or a code does not fit it.
+        If `bits` is not a known width, `codes` are no integers, or a code does not fit its width.
     """
     import torch
 
     _check_width(bits)
+    if codes.is_floating_point() or codes.dtype == torch.bool:
+        raise ConfigError("dtype of codes", str(codes.dtype).removeprefix("torch."), "an integer dtype")
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= 1 << bits):
         raise ConfigError("codes", f"[{int(codes.min())}, {int(codes.max())}]", f"[0, {(1 << bits) - 1}]")
     count = codes.shape[-1]
     if bits == 8:
         return codes.to(torch.uint8)
     # Eight codes fill exactly `bits` bytes, so every width is the same shift-and-mask over one 64-bit word.
-    groups = torch.nn.functional.pad(codes.to(torch.int64), (0, -count % 8)).unflatten(-1, (-1, 8))
+    groups = torch.nn.functional.pad(codes.to(torch.int64), (0, -count % 8))
+    groups = groups.reshape(*codes.shape[:-1], -(-count // 8), 8)
     words = (groups << (torch.arange(8, device=codes.device) * bits)).sum(-1, keepdim=True)
     streams = (words >> (torch.arange(bits, device=codes.device) * 8)) & 255
-    return streams.flatten(-2).to(torch.uint8)[..., : packed_bytes(count, bits)]
+    packed: Tensor = streams.flatten(-2).to(torch.uint8)[..., : packed_bytes(count, bits)]
+    return packed
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -85,16 +90,21 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     ------
     ShapeError
         If a row has another length than `count` codes need.
+    ConfigError
+        If `bits` is not a known width or `packed` is not uint8.
     """
     import torch
 
     _check_width(bits)
+    if packed.dtype != torch.uint8:
+        raise ConfigError("dtype of packed codes", str(packed.dtype).removeprefix("torch."), "uint8")
     if packed.shape[-1] != packed_bytes(count, bits):
         raise ShapeError("packed", tuple(packed.shape), f"(..., {packed_bytes(count, bits)}) bytes")
     if bits == 8:
         return packed.clone()
     streams = torch.nn.functional.pad(packed.to(torch.int64), (0, -packed.shape[-1] % bits))
-    streams = streams.unflatten(-1, (-1, bits))
+    streams = streams.reshape(*packed.shape[:-1], streams.shape[-1] // bits, bits)
     words = (streams << (torch.arange(bits, device=packed.device) * 8)).sum(-1, keepdim=True)
     groups = (words >> (torch.arange(8, device=packed.device) * bits)) & ((1 << bits) - 1)
-    return groups.flatten(-2).to(torch.uint8)[..., :count]
+    codes: Tensor = groups.flatten(-2).to(torch.uint8)[..., :count]
+    return codes

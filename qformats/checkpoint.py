@@ -58,6 +58,8 @@ class StoredTensor:
         ``load(start, stop)`` gives rows ``[start, stop)`` as a PackedTensor; without copying where possible.
     sliceable : bool
         Whether a range of rows costs less than the whole tensor.
+    origin : str
+        Format on disk, where `load` had to decode it to give `format`; else empty.
     """
 
     name: str
@@ -68,6 +70,12 @@ class StoredTensor:
     load: Callable[[int, int], PackedTensor]
     offset: int = 0
     sliceable: bool = True
+    origin: str = ""
+
+    @property
+    def stored_format(self) -> str:
+        """Format on disk."""
+        return self.origin or self.format
 
     @property
     def numel(self) -> int:
@@ -114,14 +122,26 @@ class StoredTensor:
         return replace(self, load=load)
 
     def transposed(self) -> StoredTensor:
-        """The same dense matrix with its dimensions exchanged."""
+        """The same matrix with its dimensions exchanged.
+
+        A quantized one is decoded, since its blocks lie along rows.
+        """
+        from qformats.api import packer
+
+        own = packer(self.format)
+        dense = own.dense_dtype is not None
+        format = f"dense:{own.dense_dtype or 'f32'}"
 
         def load(start: int, stop: int) -> PackedTensor:
             whole = self.read()
-            (key, values), *_ = whole.fields.items()
-            return PackedTensor(whole.format, (stop - start, self.shape[0]), {key: values.t()[start:stop]})
+            values = next(iter(whole.fields.values())) if dense else own.dequantize(whole)
+            part = values.t()[start:stop]
+            return PackedTensor(format, tuple(part.shape), {"weight": part})
 
-        return replace(self, shape=(self.shape[1], self.shape[0]), load=load)
+        shape = (self.shape[1], self.shape[0])
+        origin = "" if dense else self.stored_format
+        sliceable = dense and self.sliceable
+        return replace(self, shape=shape, format=format, load=load, sliceable=sliceable, origin=origin)
 
 
 class Checkpoint(ABC):

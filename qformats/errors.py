@@ -82,7 +82,8 @@ class UnknownFormatError(QFormatsError, LookupError):
         failed: Mapping[str, str] | None = None,
         kind: str = "format",
     ) -> None:
-        self.name, self.installed, self.failed = name, sorted(installed), dict(failed or {})
+        self.name, self.installed, self.kind = name, sorted(installed), kind
+        self.failed = dict(failed or {})
         parts = [f"no {kind} {name!r}"]
         if self.installed:
             parts.append("installed: " + ", ".join(self.installed))

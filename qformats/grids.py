@@ -1,7 +1,8 @@
 """Grids: which numbers a block of a format can represent, and how parameters and codes are chosen.
 
-:class:`AffineGrid` and :class:`TableGrid` give every method from data alone. A format whose upstream writer has
-a rule of its own (a signed maximum, a double rounding) overrides :meth:`Grid.reference` and inherits the rest.
+:class:`AffineGrid` and :class:`TableGrid` give every method from data alone. A format whose upstream writer
+has a rule of its own (a signed maximum, a double rounding) overrides :meth:`Grid.reference` and inherits the
+rest.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class GridParams:
 class Grid(ABC):
     """What a block of a format can represent.
 
-    Weights are float32 ``(N, K)``; codes are uint8 ``(N, K)`` in ``[0, levels)``. No method modifies its arguments.
+    Weights are float32 ``(N, K)``; codes are uint8 ``(N, K)`` in ``[0, levels)``. No method modifies its
+    arguments.
     """
 
     levels: int
@@ -53,23 +55,30 @@ class Grid(ABC):
     """Columns of a block; 0 for the whole row."""
     scale_dtype: str
 
+    def _check(self) -> None:
+        if self.block_size < 0:
+            raise ConfigError("block_size", self.block_size, "columns of a block, or 0 for the whole row")
+        if self.scale_dtype not in ("f32", "f16", "bf16"):
+            raise ConfigError("scale_dtype", self.scale_dtype, "f32, f16 or bf16")
+
     def columns(self, weight: Tensor) -> int:
         """Columns of a block of this weight."""
         return self.block_size or int(weight.shape[1])
 
     def blocks(self, weight: Tensor) -> Tensor:
-        """View of `weight` as ``(N, blocks a row, columns of a block)``.
+        """View `weight` as ``(N, blocks a row, columns of a block)``.
 
         Raises
         ------
         ShapeError
             If a row is no whole number of blocks.
         """
-        if weight.ndim != 2 or weight.shape[1] % self.columns(weight):
-            raise ShapeError(
-                "weight", tuple(weight.shape), f"two dimensions, columns a multiple of {self.columns(weight)}"
-            )
-        return weight.unflatten(1, (-1, self.columns(weight)))
+        shape = tuple(weight.shape)
+        if len(shape) != 2 or not shape[1] or shape[1] % self.columns(weight):
+            multiple = f", a multiple of {self.block_size}" if self.block_size else ""
+            raise ShapeError("weight", shape, f"two dimensions with columns{multiple}")
+        columns = self.columns(weight)
+        return weight.view(shape[0], shape[1] // columns, columns)
 
     def storable(self, values: Tensor) -> Tensor:
         """Nearest numbers that the stored scale can hold, as float32."""
@@ -110,6 +119,29 @@ class Grid(ABC):
         params = self.fit(weight)
         return self.encode(weight, params), params
 
+    def quantize(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
+        """Round a weight by the reference rule; with `importance`, by the weighted fit.
+
+        Raises
+        ------
+        NonFiniteError
+            If a weight is so large that a parameter of its block is beyond the stored dtype.
+        """
+        if importance is None:
+            codes, params = self.reference(weight)
+        else:
+            params = self.fit(weight, importance)
+            codes = self.encode(weight, params)
+        fits = params.scale.isfinite()
+        if params.minimum is not None:
+            fits = fits & params.minimum.isfinite()
+        if not bool(fits.all()):
+            from qformats.kernels.dense import too_large
+
+            found = f"{int((~fits).sum())} of {fits.numel()} blocks need a scale beyond {self.scale_dtype}"
+            raise too_large(found, weight)
+        return self.quantized(codes, params)
+
     def validate(self, quantized: QuantizedTensor) -> None:
         """Refuse codes or parameters that lie off the grid.
 
@@ -117,6 +149,8 @@ class Grid(ABC):
         ------
         ConfigError
             Naming what is off the grid.
+        ShapeError
+            If the last block of a row is short.
         """
         codes = quantized.codes
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.levels):
@@ -128,17 +162,19 @@ class Grid(ABC):
                 " with reordered columns" if quantized.g_idx is not None else ""
             )
             raise ConfigError("block_size", found, f"{expected}, columns in order")
+        self.blocks(codes)
         for name in ("scale", "minimum"):
             value = getattr(quantized, name)
             if value is None:
                 continue
-            stored = self.storable(value.float())
-            if not bool((stored == value).all()):
-                raise ConfigError(
-                    name, "values that rounding would change", f"finite {self.scale_dtype} values"
-                )
-            if not bool(stored.isfinite().all()):
-                raise ConfigError(name, "infinity", f"finite {self.scale_dtype} values")
+            expected_values = f"finite {self.scale_dtype} values"
+            if not bool(value.isfinite().all()):
+                raise ConfigError(name, "infinity or NaN", expected_values)
+            changed = self.storable(value.float()) != value
+            if bool(changed.any()):
+                example = float(value[changed][0])
+                found = f"{int(changed.sum())} values that rounding would change, such as {example!r}"
+                raise ConfigError(name, found, expected_values)
 
 
 @dataclass(frozen=True)
@@ -170,6 +206,12 @@ class AffineGrid(Grid):
     low: int = 0
 
     def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ConfigError("bits", self.bits, "1 to 8")
+        self._check()
+        if self.kind == "symmetric" and not self.low < self.center < self.levels - 1:
+            allowed = f"between `low` ({self.low}) and the last code ({self.levels - 1})"
+            raise ConfigError("zero", self.center, allowed)
         if self.kind not in ("symmetric", "zero_point", "minimum"):
             raise ConfigError("kind", self.kind, "symmetric, zero_point or minimum")
 
@@ -227,6 +269,26 @@ class AffineGrid(Grid):
             )
         return best
 
+    def validate(self, quantized: QuantizedTensor) -> None:
+        """Refuse codes or parameters that lie off the grid; see :meth:`Grid.validate`."""
+        import torch
+
+        super().validate(quantized)
+        if quantized.codebook is not None:
+            raise ConfigError("codebook", "a table of values", "equally spaced levels")
+        if (quantized.minimum is not None) != (self.kind == "minimum"):
+            found = "none" if quantized.minimum is None else "a value a block"
+            raise ConfigError("minimum", found, "a value a block" if self.kind == "minimum" else "none")
+        zero = quantized.zero_point
+        first, last = 0, self.levels - 1
+        if self.kind != "zero_point":
+            first = last = self.center if self.kind == "symmetric" else 0
+        allowed = str(first) if first == last else f"whole numbers in [{first}, {last}]"
+        values = torch.as_tensor(zero, dtype=torch.float32).flatten()
+        off = (values < first) | (values > last) | (values != values.round())
+        if bool(off.any()):
+            raise ConfigError("zero_point", float(values[off][0]), allowed)
+
     def project(self, params: GridParams) -> GridParams:
         """Nearest storable parameters: scale and minimum rounded, zero point a code."""
         import torch
@@ -255,7 +317,7 @@ class AffineGrid(Grid):
 
     def quantized(self, codes: Tensor, params: GridParams) -> QuantizedTensor:
         """Canonical tensor of these codes and parameters."""
-        zero: Tensor | int = self.center if self.kind == "symmetric" else 0
+        zero: Tensor | float = self.center if self.kind == "symmetric" else 0
         if params.zero_point is not None:
             zero = params.zero_point
         return QuantizedTensor(
@@ -280,7 +342,8 @@ class TableGrid(Grid):
     Attributes
     ----------
     codebook : tuple of float
-        Ascending values; the scale maps the largest magnitude of a block onto the largest one here.
+        Ascending values, 2 to 256 of them, distinct as float32; the scale maps the largest magnitude of a
+        block onto the largest one here.
     block_size : int
         Columns that share a scale; 0 for the whole row.
     scale_dtype : str
@@ -292,8 +355,14 @@ class TableGrid(Grid):
     scale_dtype: str = "f32"
 
     def __post_init__(self) -> None:
-        if list(self.codebook) != sorted(set(self.codebook)):
-            raise ConfigError("codebook", self.codebook, "ascending values without repetition")
+        import numpy as np
+
+        self._check()
+        if not 2 <= len(self.codebook) <= 256:
+            raise ConfigError("codebook", f"{len(self.codebook)} values", "2 to 256")
+        values = np.array(self.codebook, np.float32)
+        if not np.isfinite(values).all() or not (values[1:] > values[:-1]).all():
+            raise ConfigError("codebook", self.codebook, "finite ascending float32 values without repetition")
 
     @property
     def levels(self) -> int:  # type: ignore[override]
@@ -340,3 +409,15 @@ class TableGrid(Grid):
         """Canonical tensor of these codes and parameters."""
         block = (1, self.columns(codes))
         return QuantizedTensor(codes, params.scale, block, codebook=self.table(codes))
+
+    def validate(self, quantized: QuantizedTensor) -> None:
+        """Refuse codes or parameters that lie off the grid; see :meth:`Grid.validate`."""
+        super().validate(quantized)
+        if quantized.minimum is not None:
+            raise ConfigError("minimum", "a value a block", "none")
+        found = quantized.codebook
+        if found is None:
+            raise ConfigError("codebook", "none: levels are equally spaced", f"a table of {self.levels}")
+        table = self.table(found)
+        if found.shape != table.shape or bool((found != table).any()):
+            raise ConfigError("codebook", found.tolist(), f"{table.tolist()}")

@@ -181,9 +181,7 @@ class Packer(ABC):
         if self.grid is None:
             raise ConfigError("format", self.name, "a format that can be written")
         require_finite(dense)
-        weight = dense.to(torch.float32)
-        codes, params = self.grid.reference(weight)
-        return self.pack(self.grid.quantized(codes, params))
+        return self.pack(self.grid.quantize(dense.to(torch.float32)))
 
     # Hugging Face folders: `quantization_config` in config.json.
 
@@ -269,7 +267,10 @@ class Quantizer(ABC):
         from qformats.kernels.dense import require_finite
 
         require_finite(dense)
-        return packer.pack(self.quantize(dense.to(torch.float32), packer))
+        quantized = self.quantize(dense.to(torch.float32), packer)
+        if packer.grid is not None:
+            packer.grid.validate(quantized)
+        return packer.pack(quantized)
 
 
 @dataclass(frozen=True)

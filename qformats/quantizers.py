@@ -22,15 +22,9 @@ class RoundToNearest(Quantizer):
 
     def quantize(self, weight: Tensor, packer: Packer, importance: Tensor | None = None) -> QuantizedTensor:
         """Codes and parameters of one weight."""
-        grid = packer.grid
-        if grid is None:
+        if packer.grid is None:
             raise ConfigError("format", packer.name, "a format that quantizes")
-        if importance is None:
-            codes, params = grid.reference(weight)
-        else:
-            params = grid.fit(weight, importance)
-            codes = grid.encode(weight, params)
-        return grid.quantized(codes, params)
+        return packer.grid.quantize(weight, importance)
 
     def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:
         """Quantize and pack in the format's own single pass."""

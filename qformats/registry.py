@@ -1,21 +1,21 @@
 """Discovery of plugins, and who owns which name.
 
-Built-ins and third parties register through the same entry-point group, ``qformats``. Discovery is our own loop and
-not pluggy's: one broken plugin must never take the others down, a misspelt hook is an error of the plugin that
-misspelt it, and a name that is taken is refused with both owners named. This guards against accidents, not
-against hostile code in the same process.
+Built-ins and third parties register through the same entry-point group, ``qformats``. Discovery is our own
+loop and not pluggy's: one broken plugin must never take the others down, a misspelt hook is an error of the
+plugin that misspelt it, and a name that is taken is refused with both owners named. This guards against
+accidents, not against hostile code in the same process.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -82,7 +82,8 @@ class Registry:
     def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
         self.plugins: list[PluginRecord] = []
         self._quantizers: dict[str, tuple[type[Quantizer], PluginRecord]] = {}
-        self._packers: dict[str, list[tuple[type[Packer], PluginRecord]]] = {}
+        self._packers: dict[str, list[type[Packer]]] = {}
+        self._formats: dict[str, tuple[type[Packer], PluginRecord]] = {}
         self._loaders: dict[str, tuple[Loader, PluginRecord]] = {}
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(hookspecs)
@@ -102,60 +103,63 @@ class Registry:
         for other in self.plugins:
             if other is not record and other.name == record.name and other.error is None:
                 raise NameTakenError("plugin", record.name, other.owner, record.owner)
-        # A plugin may raise anything while it is imported, SystemExit included; only the user's Ctrl-C goes through.
+        plugin = _guarded(record, "", point.load)
+        for other in self.plugins:
+            if other is not record and manager.get_plugin(other.name) is plugin:
+                reason = f"{record.target} is already registered by {other.owner}"
+                raise PluginLoadError(record.name, reason)
         try:
-            plugin = point.load()
             manager.register(plugin, name=record.name)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            raise PluginLoadError(record.name, f"{type(error).__name__}: {error}") from error
-        try:
             manager.check_pending()
             self._collect(manager, plugin, record)
-        except pluggy.PluginValidationError as error:
+        except BaseException as error:
+            # What stays registered would fail the check of every plugin that follows.
             manager.unregister(plugin)
-            raise PluginLoadError(record.name, str(error)) from error
-        except (PluginLoadError, NameTakenError):
-            manager.unregister(plugin)
+            if isinstance(error, pluggy.PluginValidationError):
+                raise PluginLoadError(record.name, _one_line(error)) from error
             raise
 
     def _collect(self, manager: pluggy.PluginManager, plugin: object, record: PluginRecord) -> None:
         """Take the plugin's classes: all of them, or none if one is refused."""
-        quantizers = _classes(manager, plugin, "qformats_register_quantizers", Quantizer, record)
-        packers = _classes(manager, plugin, "qformats_register_packers", Packer, record)
-        loaders = _classes(manager, plugin, "qformats_register_loaders", Loader, record)
-        for quantizer in quantizers:
+        if not manager.get_hookcallers(plugin):
+            reason = f"{record.target} has no hook: mark its functions with @qformats.hookimpl"
+            raise PluginLoadError(record.name, reason)
+        quantizers: dict[str, type[Quantizer]] = {}
+        for quantizer in _classes(manager, plugin, "quantizers", Quantizer, record):
             name = _attribute(quantizer, "name", record)
-            if name in self._quantizers:
-                raise NameTakenError("quantizer", name, self._quantizers[name][1].owner, record.owner)
-        for loader in loaders:
+            self._claim("quantizer", name, record, quantizers, self._quantizers)
+            _guarded(record, f"{quantizer.__qualname__}()", quantizer)
+            quantizers[name] = quantizer
+        loaders: dict[str, Loader] = {}
+        for loader in _classes(manager, plugin, "loaders", Loader, record):
             name = _attribute(loader, "name", record)
-            if name in self._loaders:
-                raise NameTakenError("loader", name, self._loaders[name][1].owner, record.owner)
-        formats: list[str] = []
+            self._claim("loader", name, record, loaders, self._loaders)
+            loaders[name] = _guarded(record, f"{loader.__qualname__}()", loader)
+        formats: dict[str, type[Packer]] = {}
+        packers = _classes(manager, plugin, "packers", Packer, record)
         for packer in packers:
-            family = _attribute(packer, "family", record)
-            variants = self._variants(packer, record)
-            for rival, owner in self._packers.get(family, []):
-                for variant in set(variants) & set(self._variants(rival, owner)):
-                    raise NameTakenError("format", f"{family}:{variant}", owner.owner, record.owner)
-            formats += [f"{family}:{variant}" for variant in variants]
-        self._quantizers.update({quantizer.name: (quantizer, record) for quantizer in quantizers})
-        self._loaders.update({loader.name: (loader(), record) for loader in loaders})
+            for name in _formats(packer, record):
+                self._claim("format", name, record, formats, self._formats)
+                formats[name] = packer
+        self._quantizers.update({name: (quantizer, record) for name, quantizer in quantizers.items()})
+        self._loaders.update({name: (loader, record) for name, loader in loaders.items()})
+        self._formats.update({name: (packer, record) for name, packer in formats.items()})
         for packer in packers:
-            self._packers.setdefault(packer.family, []).append((packer, record))
-        record.quantizers = [quantizer.name for quantizer in quantizers]
-        record.loaders = [loader.name for loader in loaders]
-        record.formats = formats
+            self._packers.setdefault(packer.family, []).append(packer)
+        record.quantizers, record.loaders, record.formats = list(quantizers), list(loaders), list(formats)
 
     @staticmethod
-    def _variants(packer: type[Packer], record: PluginRecord) -> list[str]:
-        try:
-            return list(packer.variants())
-        except Exception as error:
-            reason = f"{packer.__qualname__}.variants() raised {type(error).__name__}: {error}"
-            raise PluginLoadError(record.name, reason) from error
+    def _claim(
+        kind: str,
+        name: str,
+        record: PluginRecord,
+        own: Mapping[str, object],
+        taken: Mapping[str, tuple[object, PluginRecord]],
+    ) -> None:
+        if name in own:
+            raise NameTakenError(kind, name, record.owner, record.owner)
+        if name in taken:
+            raise NameTakenError(kind, name, taken[name][1].owner, record.owner)
 
     @property
     def failures(self) -> dict[str, str]:
@@ -172,7 +176,10 @@ class Registry:
         """
         family, _, variant = format.partition(":")
         candidates = self._packers.get(family, [])
-        for packer, _ in candidates:
+        # Who lists a variant comes before those whose `parse` would accept it as well.
+        if format in self._formats:
+            return self._formats[format][0].parse(variant)
+        for packer in candidates:
             try:
                 return packer.parse(variant or packer.default_variant)
             except UnknownFormatError:
@@ -181,21 +188,15 @@ class Registry:
 
     def format_names(self, family: str | None = None) -> list[str]:
         """Names of all formats, or of one family's."""
-        return [
-            f"{name}:{variant}"
-            for name, packers in self._packers.items()
-            if family in (None, name)
-            for packer, _ in packers
-            for variant in packer.variants()
-        ]
+        return [name for name in self._formats if family is None or name.partition(":")[0] == family]
 
     def formats(self) -> list[Packer]:
-        """A packer of every listed format."""
+        """List a packer of every format."""
         return [self.packer(name) for name in self.format_names()]
 
     def families(self) -> list[type[Packer]]:
         """Every packer class."""
-        return [packer for packers in self._packers.values() for packer, _ in packers]
+        return [packer for packers in self._packers.values() for packer in packers]
 
     def quantizer(self, name: str) -> Quantizer:
         """Quantizer of this name.
@@ -235,7 +236,7 @@ class Registry:
 
 
 def _in_order(points: Iterable[EntryPoint]) -> list[EntryPoint]:
-    """Built-ins first, so that nobody can displace them; then by distribution and name, so that order is stable."""
+    """Sort built-ins first, so that nobody can displace them, then by distribution and name."""
     wanted = os.environ.get(SWITCH)
     chosen = None if wanted is None else {name.strip() for name in wanted.split(",")}
 
@@ -251,18 +252,30 @@ def _record(point: EntryPoint) -> PluginRecord:
     return PluginRecord(point.name, distribution, point.dist.version if point.dist else "?", point.value)
 
 
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _guarded(record: PluginRecord, what: str, call: Callable[[], T]) -> T:
+    """Run code of a plugin, which may raise anything, even SystemExit; only Ctrl-C goes through."""
+    try:
+        return call()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {_one_line(error)}".removesuffix(": ")
+        raise PluginLoadError(record.name, f"{what} raised {reason}" if what else reason) from error
+
+
 def _classes(
-    manager: pluggy.PluginManager, plugin: object, hook: str, base: type[T], record: PluginRecord
-) -> Sequence[type[T]]:
+    manager: pluggy.PluginManager, plugin: object, kind: str, base: Any, record: PluginRecord
+) -> Sequence[type[Any]]:
+    """Classes that a plugin's hook for quantizers, packers or loaders gives."""
+    hook = f"qformats_register_{kind}"
     caller = getattr(manager.hook, hook)
     for implementation in caller.get_hookimpls():
         if implementation.plugin is plugin:
-            try:
-                found = implementation.function()
-            except Exception as error:
-                raise PluginLoadError(
-                    record.name, f"{hook} raised {type(error).__name__}: {error}"
-                ) from error
+            found = _guarded(record, hook, implementation.function)
             if not isinstance(found, list) or not all(
                 isinstance(item, type) and issubclass(item, base) for item in found
             ):
@@ -270,8 +283,30 @@ def _classes(
                     record.name,
                     f"{hook} returned {found!r}, expected a list of subclasses of {base.__name__}",
                 )
-            return found
+            classes: list[type[Any]] = found
+            return classes
     return []
+
+
+def _formats(packer: type[Packer], record: PluginRecord) -> list[str]:
+    """Full names of a packer's variants, each of which it must also answer to."""
+    family = _attribute(packer, "family", record)
+    default = _attribute(packer, "default_variant", record)
+    _attribute(packer, "container", record)
+    label = packer.__qualname__
+    if ":" in family:
+        raise PluginLoadError(record.name, f"{label}.family is {family!r}, expected a name without ':'")
+    variants = _guarded(record, f"{label}.variants()", packer.variants)
+    if isinstance(variants, str) or not all(isinstance(variant, str) and variant for variant in variants):
+        reason = f"{label}.variants() returned {variants!r}, expected a sequence of names"
+        raise PluginLoadError(record.name, reason)
+    for variant in (*variants, default):
+        made = _guarded(record, f"{label}.parse({variant!r})", partial(packer.parse, variant))
+        found = made.spec.name if isinstance(made, Packer) and hasattr(made, "spec") else repr(made)
+        if found != f"{family}:{variant}":
+            reason = f"{label}.parse({variant!r}) gave {found}, expected a packer of {family}:{variant}"
+            raise PluginLoadError(record.name, reason)
+    return [f"{family}:{variant}" for variant in variants]
 
 
 def _attribute(cls: type, attribute: str, record: PluginRecord) -> str:

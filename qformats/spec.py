@@ -27,9 +27,21 @@ _BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
 }
 
 
+_LARGEST = 1 << 62
+"""No dimension of a tensor is larger."""
+_LONGEST = 100
+"""Characters of an expression: enough for any format, and far too few to exhaust the parser."""
+
+
 @lru_cache(maxsize=256)
 def _parse(expression: str) -> ast.expr:
-    return ast.parse(expression, mode="eval").body
+    if len(expression) > _LONGEST:
+        raise ConfigError("dimension", expression[:_LONGEST] + "...", f"at most {_LONGEST} characters")
+    try:
+        return ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        expected = f"an expression such as 'K / 32 * 18' ({error})"
+        raise ConfigError("dimension", expression, expected) from error
 
 
 def evaluate(expression: str, **names: int) -> int:
@@ -46,12 +58,15 @@ def evaluate(expression: str, **names: int) -> int:
 
     def value(node: ast.expr) -> int:
         match node:
-            case ast.Constant(value=int(number)):
+            case ast.Constant(value=int(number)) if type(number) is int:
                 return number
             case ast.Name(id=name) if name in names:
                 return names[name]
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-                return _BINARY[type(op)](value(left), value(right))
+                divisor = value(right)
+                if divisor == 0 and isinstance(op, ast.Div | ast.FloorDiv):
+                    raise ConfigError("dimension", expression, "an expression that never divides by zero")
+                return _BINARY[type(op)](value(left), divisor)
             case _:
                 raise ConfigError("dimension", expression, f"integers, {', '.join(names)}, + - * // /")
 
@@ -62,12 +77,19 @@ def solve(expression: str, name: str, value: int) -> int:
     """Largest number for which an expression in one name gives `value`; 0 if it does not depend on that name.
 
     Expressions grow with their names, so halving finds the answer.
+
+    Raises
+    ------
+    ConfigError
+        If the expression does not grow with its name.
     """
     names = {node.id for node in ast.walk(_parse(expression)) if isinstance(node, ast.Name)}
     if names != {name}:
         return 0
     low, high = 0, 1
     while evaluate(expression, **{name: high}) <= value:
+        if high > _LARGEST:
+            raise ConfigError("dimension", expression, f"an expression that grows with {name}")
         high *= 2
     while high - low > 1:
         middle = (low + high) // 2
@@ -92,12 +114,22 @@ class FieldSpec:
         Short name of :mod:`qformats.dtypes`.
     unit : str
         What one element means: ``"packed codes"``, ``"weight units a step"``.
+
+    Raises
+    ------
+    ConfigError
+        If a dimension is no expression in ``N`` and ``K``, or the dtype has no such name.
     """
 
     name: str
     shape: tuple[str, ...]
     dtype: str
     unit: str = ""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in SIZES:
+            raise ConfigError(f"dtype of field {self.name!r}", self.dtype, "one of " + ", ".join(SIZES))
+        self.resolve(1, 1)
 
     def resolve(self, rows: int, columns: int) -> tuple[int, ...]:
         """Shape for a weight of ``[rows, columns]``."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qformats.errors import ShapeError
+from qformats.errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,20 +64,27 @@ class QuantizedTensor:
         ceil(K / block columns))``, or ``(number of blocks,)`` for flat blocks.
     block_size : tuple of int
         ``(rows, columns)`` of a block; ``(0, b)`` means blocks of `b` elements over the flattened tensor.
-    zero_point : Tensor or int
-        The code that stands for zero: integer, or float, shape of `scale` or one number.
+    zero_point : Tensor, int or float
+        The code that stands for zero: integer, or float; shape of `scale`, or one number.
     minimum : Tensor, optional
         Weight units, shape of `scale`; added last.
     codebook : Tensor, optional
         float32, ``(levels,)``; replaces ``code - zero_point``.
     g_idx : Tensor, optional
         int32, ``(K,)``: the block column of each column, where columns were reordered.
+
+    Raises
+    ------
+    ShapeError
+        If a part has another shape than the codes and the block size demand.
+    ConfigError
+        If codes are no integers, a block has no size, or `g_idx` names a block that is not there.
     """
 
     codes: Tensor
     scale: Tensor
     block_size: tuple[int, int]
-    zero_point: Tensor | int = 0
+    zero_point: Tensor | float = 0
     minimum: Tensor | None = None
     codebook: Tensor | None = None
     g_idx: Tensor | None = None
@@ -85,11 +92,33 @@ class QuantizedTensor:
     def __post_init__(self) -> None:
         if self.codes.ndim != 2:
             raise ShapeError("codes", tuple(self.codes.shape), "two dimensions (out_features, in_features)")
+        if self.codes.is_floating_point():
+            raise ConfigError("dtype of codes", str(self.codes.dtype), "uint8, int8 or int16")
+        block_rows, block_columns = self.block_size
+        if block_rows < 0 or block_columns < 1:
+            raise ConfigError("block_size", self.block_size, "(rows, columns) with one column or more")
+        if self.g_idx is not None:
+            self._check_order(self.g_idx)
+        if self.codebook is not None and self.codebook.ndim != 1:
+            raise ShapeError("codebook", tuple(self.codebook.shape), "one dimension, a value a code")
         expected = self.block_grid
         for name in ("scale", "minimum", "zero_point"):
             value = getattr(self, name)
             if hasattr(value, "shape") and tuple(value.shape) != expected:
                 raise ShapeError(name, tuple(value.shape), f"{expected}, one value a block")
+
+    def _check_order(self, g_idx: Tensor) -> None:
+        columns = self.codes.shape[1]
+        if tuple(g_idx.shape) != (columns,):
+            raise ShapeError("g_idx", tuple(g_idx.shape), f"({columns},), one block a column")
+        if self.block_size[0] == 0:
+            raise ConfigError("g_idx", "an order of columns", "none: blocks run over the flattened tensor")
+        if self.scale.ndim != 2:
+            raise ShapeError("scale", tuple(self.scale.shape), "two dimensions, one value a block")
+        if columns and not g_idx.is_meta:
+            low, high, blocks = int(g_idx.min()), int(g_idx.max()), int(self.scale.shape[1])
+            if low < 0 or high >= blocks:
+                raise ConfigError("g_idx", f"[{low}, {high}]", f"[0, {blocks - 1}], columns of `scale`")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -125,6 +154,8 @@ class QuantizedTensor:
             level = self.codebook.to(torch.float32)[self.codes.long()]
         elif isinstance(self.zero_point, int):
             level = (self.codes.to(torch.int32) - self.zero_point).to(torch.float32)
+        elif isinstance(self.zero_point, float):
+            level = self.codes.to(torch.float32) - self.zero_point
         else:
             level = self.codes.to(torch.float32) - self._spread(self.zero_point.to(torch.float32))
         value = self._spread(self.scale.to(torch.float32)) * level

@@ -136,15 +136,21 @@ class GGUFCheckpoint(Checkpoint):
         shown: dict[str, Any] = {"GGUF.version": self.version}
         for key, value in self.native.items():
             if value.type is ValueType.ARRAY:
-                items = [
-                    item.item() if isinstance(item, np.generic) else item
-                    for item in value.data[:_SHOWN_ITEMS]
-                ]
+                items = [_readable(item) for item in value.data[:_SHOWN_ITEMS]]
                 more = len(value.data) - len(items)
                 shown[key] = [*items, f"... {more} more"] if more else items
+            elif value.type is ValueType.F32:
+                shown[key] = _readable(np.float32(value.data))
             else:
                 shown[key] = value.data
         return shown
+
+
+def _readable(item: Any) -> Any:
+    """A plain number for numpy's; of a float32 the shortest one that means it: 1e-05, not 9.999999747378752e-06."""
+    if isinstance(item, np.float32):
+        return float(str(item))
+    return item.item() if isinstance(item, np.generic) else item
 
 
 def _stored(name: str, entry: Entry, file: Path, data: Tensor) -> StoredTensor:

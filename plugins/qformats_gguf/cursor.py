@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 MAX_KEYS = 65_536
-MAX_TENSORS = 1_000_000
+MAX_TENSORS = 262_144
 """Far beyond any model, and small enough to be read in seconds."""
 MAX_KEY_BYTES = 65_535
 MAX_NAME_BYTES = 63
@@ -102,13 +102,17 @@ class Cursor:
         self.position = start + count
         return start
 
+    def integers(self, layout: Struct, what: str) -> tuple[int, ...]:
+        """Read integers of this layout."""
+        return layout.unpack_from(self._data, self._take(layout.size, what))
+
     def u32(self, what: str) -> int:
         """Read an unsigned 32-bit integer."""
-        return int(_U32.unpack_from(self._data, self._take(4, what))[0])
+        return self.integers(_U32, what)[0]
 
     def u64(self, what: str) -> int:
         """Read an unsigned 64-bit integer."""
-        return int(_U64.unpack_from(self._data, self._take(8, what))[0])
+        return self.integers(_U64, what)[0]
 
     def text(self, what: str, limit: int) -> str:
         """Read a string that must be valid UTF-8: a key or a name of at most `limit` bytes."""

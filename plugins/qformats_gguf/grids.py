@@ -1,7 +1,7 @@
 """Grids of the legacy block types, with llama.cpp's own rounding rules.
 
-All arithmetic is float32, rounded to nearest even, never fused; codes are chosen with the unrounded scale and the
-scale is stored rounded to float16. Source: llama.cpp:ggml/src/ggml-quants.c (``quantize_row_*_ref``).
+All arithmetic is float32, rounded to nearest even, never fused; codes are chosen with the unrounded scale and
+the scale is stored rounded to float16. Source: llama.cpp:ggml/src/ggml-quants.c (``quantize_row_*_ref``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["AbsMaxGrid", "MinMaxGrid", "SignedMaxGrid"]
 
 
 def _inverse(scale: Tensor) -> Tensor:
-    """``1 / scale``; 0 where the scale is 0, or so small that its inverse is infinite."""
+    """Divide 1 by the scale; 0 where that is 0, or so small that its inverse is infinite."""
     import torch
 
     inverse = 1.0 / scale
@@ -41,6 +41,8 @@ class SignedMaxGrid(AffineGrid):
         extreme = torch.where(largest > 0, blocks.gather(-1, first), torch.zeros_like(largest))
         scale = extreme / -float(self.center)
         codes = (blocks * _inverse(scale) + (self.center + 0.5)).trunc().clamp(0, self.levels - 1)
+        # C converts x * inf to an int8 here; x86 makes that 0.
+        codes = torch.where((scale != 0) & (1.0 / scale).isinf(), torch.zeros_like(codes), codes)
         return codes.flatten(1).to(torch.uint8), GridParams(scale.squeeze(-1).to(torch.float16))
 
 
@@ -54,7 +56,10 @@ class MinMaxGrid(AffineGrid):
 
         blocks = self.blocks(weight)
         low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)
-        scale = (high - low) / float(self.levels - 1)
+        # Of equal zeros the first one is the minimum, whatever its sign; a block of zeros has scale +0.
+        first = (blocks == low).to(torch.uint8).argmax(-1, keepdim=True)
+        low = blocks.gather(-1, first)
+        scale = (high - low).abs() / float(self.levels - 1)
         codes = ((blocks - low) * _inverse(scale) + 0.5).trunc().clamp(0, self.levels - 1)
         return codes.flatten(1).to(torch.uint8), GridParams(
             scale.squeeze(-1).to(torch.float16), minimum=low.squeeze(-1).to(torch.float16)

@@ -178,7 +178,8 @@ def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -
             raise CheckpointError(source.path, "no tokenizer files", "tokenizer.json or tokenizer.model")
         metadata |= tokenizer.to_gguf(files, source.config, pre=options.get("pre"), source=str(source.path))
     number = by_name(default.spec.variant).file_type
-    metadata.pop("general.file_type", None)
-    if number is not None:
+    if number is None:
+        metadata.pop("general.file_type", None)
+    else:
         metadata["general.file_type"] = u32(number)
     return metadata

@@ -1,8 +1,8 @@
 """The family ``gguf``: plain numbers, the five legacy block types, and the types that can only be decoded.
 
-Packed bytes have one field, ``blocks``: a row of whole blocks for every row of the weight. The byte layouts are those
-of :mod:`qformats_gguf.types`; nibbles of byte ``j`` of a block are elements ``j`` (low) and ``j + 16`` (high), and
-bit ``j`` of the little-endian word ``qh`` is the fifth bit of element ``j``.
+Packed bytes have one field, ``blocks``: a row of whole blocks for every row of the weight. The byte layouts
+are those of :mod:`qformats_gguf.types`; nibbles of byte ``j`` of a block are elements ``j`` (low) and
+``j + 16`` (high), and bit ``j`` of the little-endian word ``qh`` is the fifth bit of element ``j``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qformats import (
     Packer,
     QuantizedTensor,
 )
-from qformats.errors import ConfigError, NonFiniteError, UnknownFormatError
+from qformats.errors import ConfigError, ShapeError, UnknownFormatError
 from qformats_gguf.grids import AbsMaxGrid, MinMaxGrid, SignedMaxGrid
 from qformats_gguf.types import GGMLType, by_name
 
@@ -50,9 +50,9 @@ _GRIDS: dict[str, AffineGrid] = {
     "q5_0": SignedMaxGrid(5, BLOCK),
     "q5_1": MinMaxGrid(5, BLOCK, kind="minimum"),
 }
-_SQNR_DB = {"q8_0": 43.0, "q4_0": 19.0, "q4_1": 19.5, "q5_0": 25.0, "q5_1": 26.0}
+_SQNR_DB = {"q8_0": 45.0, "q4_0": 21.0, "q4_1": 21.8, "q5_0": 27.0, "q5_1": 28.0}
 DECODE_ONLY = (
-    *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0"),
+    *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0", "mxfp4", "nvfp4"),
     *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
 )
 """Types that gguf-py decodes and nobody here encodes yet."""
@@ -107,9 +107,26 @@ class GGUFPacker(Packer):
         return None
 
     def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
-        """The one field: a row of blocks for each row of the weight, leading dimensions kept."""
+        """Give the one field: a row of blocks for each row of the weight, leading dimensions kept."""
         width = int(shape[-1]) // self.type.block_size * self.type.block_bytes
         return {"blocks": ((*shape[:-1], width), "u8")}
+
+    def blocks(self, packed: PackedTensor) -> Tensor:
+        """Check and give the stored bytes of a packed tensor.
+
+        Raises
+        ------
+        ShapeError
+            If they are not the bytes of a tensor of that shape.
+        """
+        if packed.shape[-1] % self.spec.block_size:
+            raise ShapeError("weight", tuple(packed.shape), f"a multiple of {self.spec.block_size} columns")
+        blocks = packed.fields["blocks"]
+        (shape, _), *_ = self.stored(packed.shape).values()
+        if tuple(blocks.shape) != shape or blocks.element_size() != 1:
+            found = f"{tuple(blocks.shape)} of {str(blocks.dtype).removeprefix('torch.')}"
+            raise ShapeError("blocks", found, f"{shape} of uint8 for a weight of {tuple(packed.shape)}")
+        return blocks
 
 
 def _spec(kind: GGMLType, summary: str, level: int, **more: object) -> FormatSpec:
@@ -138,11 +155,13 @@ class PlainPacker(DensePacker, GGUFPacker):
         self.type = kind
 
     def veto(self, shape: Sequence[int]) -> str | None:
-        """Nothing: plain numbers fit any shape."""
+        """Vectors are float32 in every file of llama.cpp: with another type it aborts when the model runs."""
+        if len(shape) < 2 and self.spec.variant in ("f16", "bf16"):
+            return "llama.cpp computes with vectors of float32 only"
         return None
 
     def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
-        """The tensor itself."""
+        """Give the tensor itself."""
         assert self.dense_dtype is not None
         return {"values": (tuple(shape), self.dense_dtype)}
 
@@ -157,11 +176,15 @@ class DecodeOnlyPacker(GGUFPacker):
     def dequantize(self, packed: PackedTensor) -> Tensor:
         """Values as gguf-py's decoder gives them, float32."""
         import gguf
+        import numpy as np
         import torch
 
-        (blocks,) = packed.fields.values()
+        blocks = self.blocks(packed)
         try:
-            values = gguf.quants.dequantize(blocks.cpu().numpy(), gguf.GGMLQuantizationType(self.type.id))
+            # Scales of a file may be infinite or NaN; what they decode to is infinite or NaN, and no warning.
+            with np.errstate(all="ignore"):
+                kind = gguf.GGMLQuantizationType(self.type.id)
+                values = gguf.quants.dequantize(blocks.cpu().numpy(), kind)
         except (NotImplementedError, ValueError) as error:
             raise ConfigError("format", self.name, "a type that gguf-py can decode") from error
         return torch.from_numpy(values).reshape(packed.shape).to(blocks.device)
@@ -190,7 +213,7 @@ class BlockPacker(GGUFPacker):
         import torch
 
         rows, columns = quantized.shape
-        codes = quantized.codes.unflatten(1, (columns // BLOCK, BLOCK)).to(torch.uint8)
+        codes = quantized.codes.reshape(rows, columns // BLOCK, BLOCK).to(torch.uint8)
         parts = [_bytes(quantized.scale.to(torch.float16))]
         if self.grid.kind == "minimum":
             assert quantized.minimum is not None
@@ -213,7 +236,7 @@ class BlockPacker(GGUFPacker):
 
         columns = int(packed.shape[-1])
         rows = math.prod(packed.shape[:-1])
-        blocks = packed.fields["blocks"].reshape(rows, columns // BLOCK, self.type.block_bytes)
+        blocks = self.blocks(packed).reshape(rows, columns // BLOCK, self.type.block_bytes)
         scale, at = _halves(blocks, 0), 2
         minimum = None
         if self.grid.kind == "minimum":
@@ -235,7 +258,7 @@ class BlockPacker(GGUFPacker):
         """Values as float32, by the compiled kernel on a CPU."""
         import torch
 
-        (blocks,) = packed.fields.values()
+        blocks = self.blocks(packed)
         if blocks.device.type != "cpu":
             return self.unpack(packed).dequantize().reshape(packed.shape)
         from qformats_gguf import kernels
@@ -243,7 +266,9 @@ class BlockPacker(GGUFPacker):
         columns = int(packed.shape[-1])
         rows = math.prod(packed.shape[:-1])
         out = torch.empty((rows, columns), dtype=torch.float32)
-        kernels.dequantize(self.type.name, blocks.contiguous().reshape(rows, -1).numpy(), out.numpy())
+        kernels.dequantize(
+            self.type.name, blocks.reshape(rows, blocks.shape[-1]).contiguous().numpy(), out.numpy()
+        )
         return out.reshape(packed.shape)
 
     def encode_reference(self, dense: Tensor) -> PackedTensor:
@@ -253,25 +278,31 @@ class BlockPacker(GGUFPacker):
         ------
         NonFiniteError
             If a weight is not finite, or so large that a block's scale is beyond float16.
+        ShapeError
+            If rows do not divide into blocks.
         """
         import torch
 
+        problem = self.veto(dense.shape)
+        if problem:
+            raise ShapeError("weight", tuple(dense.shape), f"one that {self.name} can hold ({problem})")
+        weight = dense.reshape(math.prod(dense.shape[:-1]), dense.shape[-1]).contiguous()
+        (shape, _), *_ = self.stored(dense.shape).values()
         if dense.device.type != "cpu" or dense.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            return super().encode_reference(dense)
-        from qformats.kernels.dense import as_numpy, require_finite
+            plain = super().encode_reference(weight)
+            return PackedTensor(
+                self.name, tuple(dense.shape), {"blocks": plain.fields["blocks"].reshape(shape)}
+            )
+        from qformats.kernels.dense import as_numpy, require_finite, too_large
         from qformats_gguf import kernels
 
-        weight = dense.contiguous().reshape(-1, dense.shape[-1])
-        (shape, _), *_ = self.stored(dense.shape).values()
         blocks = torch.empty((weight.shape[0], shape[-1]), dtype=torch.uint8)
         outcome = kernels.quantize(self.type.name, as_numpy(weight), blocks.numpy())
         if outcome.nonfinite:
             require_finite(weight)
         if outcome.overflow:
-            raise NonFiniteError(
-                f"{outcome.overflow} blocks need a scale beyond float16, the largest weight is {float(weight.abs().max()):g}",
-                "keep this tensor in bf16 or f32 (--tensor-type 'NAME=bf16')",
-            )
+            count = weight.numel() // BLOCK
+            raise too_large(f"{outcome.overflow} of {count} blocks need a scale beyond f16", weight)
         return PackedTensor(self.name, tuple(dense.shape), {"blocks": blocks.reshape(shape)})
 
 

@@ -15,7 +15,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from struct import unpack_from
+from struct import Struct, unpack_from
 
 import numpy as np
 
@@ -36,6 +36,7 @@ _OTHER_FORMATS = {
     b"<!DO": "a web page, not a model: the download failed",
     b"<htm": "a web page, not a model: the download failed",
 }
+_AFTER_DIMENSIONS = [Struct(f"<{dimensions}QIQ") for dimensions in range(5)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,11 +259,10 @@ def _entry(cursor: Cursor, index: int) -> StoredTensor:
     dimensions = cursor.u32(f"the number of dimensions of tensor {name!r}")
     if dimensions > 4:
         cursor.fail(f"has {dimensions} dimensions", "at most 4", tensor=name)
-    shape = tuple(cursor.u64(f"the shape of tensor {name!r}") for _ in range(dimensions))[::-1]
+    *ne, type_id, offset = cursor.integers(_AFTER_DIMENSIONS[dimensions], f"the entry of tensor {name!r}")
+    shape = tuple(reversed(ne))
     if 0 in shape:
         cursor.fail(f"has shape {shape}", "no dimension of size 0", tensor=name)
-    type_id = cursor.u32(f"the type of tensor {name!r}")
-    offset = cursor.u64(f"the offset of tensor {name!r}")
     if type_id in REMOVED:
         cursor.fail(
             f"has type {type_id} ({REMOVED[type_id]})",

@@ -9,6 +9,7 @@ src/llama-model-loader.cpp (file types), at ggml-org/llama.cpp@0c1e570.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from qformats.errors import ConfigError, UnknownFormatError
 
@@ -59,7 +60,7 @@ class GGMLType:
     file_type: int | None = None
     in_files: bool = True
 
-    @property
+    @cached_property
     def block_bytes(self) -> int:
         """Bytes of one block."""
         return sum(_ITEM_BYTES[dtype] * count for _, dtype, count in self.fields)

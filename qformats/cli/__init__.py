@@ -7,6 +7,13 @@ __all__ = ["main"]
 
 def main() -> None:
     """Entry point of the ``qformats`` program."""
-    from qformats.cli.app import run
+    import sys
 
-    run()
+    try:
+        from qformats.cli.app import run
+
+        run()
+    except KeyboardInterrupt:
+        # Before or after the program's own handling: while Python still imports, or a second Ctrl-C.
+        print("qformats: interrupted", file=sys.stderr)
+        sys.exit(130)

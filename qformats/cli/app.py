@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
+from io import TextIOWrapper
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from qformats.cli.export import export
 from qformats.cli.formats import formats
@@ -22,8 +24,25 @@ EXIT_INPUT = 3
 EXIT_OUTPUT = 4
 EXIT_INTERRUPTED = 130
 
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, in a shape that typer lets through; its text says what became of the target."""
+
+
+class Program(TyperGroup):
+    """The group of all commands."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted(*error.args) from error
+
+
 app = typer.Typer(
     name="qformats",
+    cls=Program,
     help="Quantized LLM weights: any format into any other.",
     no_args_is_help=True,
     add_completion=False,
@@ -61,19 +80,29 @@ def run() -> None:
     """Run the program, and turn every expected error into one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     warnings.showwarning = _warn
-    # Imported late: only a failing run needs to know the error family.
+    for stream in (sys.stdout, sys.stderr):
+        # A file name or a tensor name may hold what the terminal's encoding does not.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except KeyboardInterrupt:
-        print("qformats: interrupted; nothing was left behind", file=sys.stderr)
+    except Interrupted as error:
+        print(f"qformats: interrupted; {error or 'the target was not touched'}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
+        # Imported late: only a failing run needs to know the error family.
         from qformats.errors import QFormatsError
 
-        if not isinstance(error, QFormatsError):
-            raise
-        print(f"qformats: {error}", file=sys.stderr)
-        sys.exit(_code(error))
+        if isinstance(error, QFormatsError):
+            print(f"qformats: {error}", file=sys.stderr)
+            sys.exit(_code(error))
+        if isinstance(error, OSError) and error.filename is not None:
+            print(f"qformats: {error.filename}: {error.strerror}", file=sys.stderr)
+            sys.exit(EXIT_INPUT)
+        if isinstance(error, MemoryError):
+            print("qformats: not enough memory. Try fewer threads with --workers", file=sys.stderr)
+            sys.exit(EXIT_INPUT)
+        raise
 
 
 def _code(error: Exception) -> int:

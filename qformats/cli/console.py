@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,19 +13,43 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
 
-__all__ = ["Bar", "console", "print_json", "size", "table"]
+__all__ = ["Bar", "console", "plain", "print_json", "size", "table"]
+
+_UNLIMITED = 100_000
+"""Columns where standard output is no terminal: whoever searches it wants whole lines."""
 
 
 def console() -> Console:
     """Console on standard output; plain where it is no terminal, colourless with NO_COLOR."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED)
 
 
 def print_json(data: Any) -> None:
     """Print data as JSON and nothing else, for programs to read."""
-    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(_jsonable(data), indent=2, ensure_ascii=not unicode, allow_nan=False))
+
+
+def _jsonable(data: Any) -> Any:
+    """The same data where JSON has a word for it, and text where it has none (NaN, paths)."""
+    if isinstance(data, Mapping):
+        return {str(key): _jsonable(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_jsonable(value) for value in data]
+    if hasattr(data, "item"):
+        data = data.item()
+    if data is None or isinstance(data, bool | int | str) or (isinstance(data, float) and math.isfinite(data)):
+        return data
+    return str(data)
+
+
+def plain(text: object) -> str:
+    """Text of a model (a name, a path, metadata) with nothing in it that a terminal or rich would act on."""
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)))
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -30,7 +57,13 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     from rich import box
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_header=any(columns))
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        header_style="bold",
+        show_header=any(columns),
+    )
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made
@@ -63,7 +96,7 @@ class Bar:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
-            disable=not self._console.is_terminal,
+            disable=not sys.stderr.isatty() or self._console.is_dumb_terminal,
         )
 
     def start(self, task: str, total: int) -> None:
@@ -77,7 +110,7 @@ class Bar:
 
     def notice(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(text)
+        self._console.print(f"qformats: {text}", markup=False, soft_wrap=True)
 
     def __enter__(self) -> Bar:
         self._progress.start()

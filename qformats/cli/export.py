@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from qformats.export import ExportReport
 
 __all__ = ["export"]
@@ -63,11 +65,14 @@ def export(
     """
     import qformats
     from qformats.cli.console import Bar, print_json
+    from qformats.errors import ConfigError
     from qformats.export import Recipe, make_plan
     from qformats.export.report import report_of
     from qformats.export.run import execute
     from qformats.registry import registry
 
+    if type and ":" in format:
+        raise ConfigError("--type", type, f"none, since --format {format} names one already")
     name = f"{format}:{type}" if type else format
     packer = registry().packer(name)
     options = dict(_pair("option", text) for text in option or ())
@@ -89,8 +94,13 @@ def export(
     if dry_run:
         report = report_of(plan)
     else:
-        with Bar() as bar:
-            report = execute(plan, force=force, workers=workers, keep_partial=keep_partial, progress=bar)
+        try:
+            with Bar() as bar:
+                report = execute(plan, force=force, workers=workers, keep_partial=keep_partial, progress=bar)
+        except KeyboardInterrupt:
+            if not keep_partial:
+                raise
+            raise KeyboardInterrupt("what is written is kept; the same command goes on from there") from None
     if json:
         print_json(report.to_dict())
     elif dry_run:
@@ -109,53 +119,74 @@ def _pair(what: str, text: str) -> tuple[str, str]:
 
 
 def _print_plan(report: ExportReport) -> None:
-    from qformats.cli.console import console, size, table
+    from qformats.cli.console import console, plain, size, table
 
     out = console()
-    rows = table("tensor", "shape", "from", "to", "", "bytes", right=("bytes", "shape"))
+    rows = table("tensor", "shape", "from", "to", "bytes", right=("bytes", "shape"))
     for tensor in report.tensors:
-        shape = " x ".join(map(str, tensor.shape))
-        change = tensor.action + (f" ({tensor.note})" if tensor.note else "")
-        rows.add_row(tensor.name, shape, tensor.source_format, tensor.format, change, f"{tensor.nbytes:,}")
+        shape = "x".join(map(str, tensor.shape)) or "scalar"
+        before, after = _variant(tensor.source_format), _variant(tensor.format)
+        rows.add_row(plain(tensor.name), shape, before, after, f"{tensor.nbytes:,}")
     out.print(rows)
+    out.print()
+    actions = Counter(tensor.action for tensor in report.tensors)
+    done = ", ".join(f"{count} {action}" for action, count in actions.most_common())
+    out.print(f"{len(report.tensors)} tensors: {done}")
+    _print_notes(out, report, every=True)
+    out.print()
     files = table("file", "bytes", right=("bytes",))
     for name, nbytes in report.files:
-        files.add_row(name, f"{nbytes:,}")
+        files.add_row(plain(name), f"{nbytes:,}")
     out.print(files)
     out.print(
-        f"Nothing was written. {report.target} would take {report.file_nbytes:,} bytes ({size(report.file_nbytes)}), "
-        f"{report.bits_per_weight:.2f} bits a weight."
+        f"\nNothing was written. {plain(report.target)} would take {report.file_nbytes:,} bytes "
+        f"({size(report.file_nbytes)}), {report.bits_per_weight:.2f} bits a weight."
     )
 
 
 def _print_summary(report: ExportReport) -> None:
-    from qformats.cli.console import console, size, table
+    from qformats.cli.console import console, plain, size, table
 
     out = console()
-    types = ", ".join(f"{count} {name.partition(':')[2]}" for name, count in report.types.items())
+    types = ", ".join(f"{count} {_variant(name)}" for name, count in report.types.items())
     before = report.source_nbytes * 8 / max(1, report.parameters)
     rows = table("", "")
     rows.add_row("tensors", f"{len(report.tensors)}: {types}")
-    rows.add_row("weights", f"{report.parameters:,} ({report.architecture})")
+    rows.add_row("weights", f"{report.parameters:,} ({plain(report.architecture)})")
     rows.add_row("bytes in", f"{report.source_nbytes:,} ({size(report.source_nbytes)})")
-    rows.add_row("bytes out", f"{report.file_nbytes:,} ({size(report.file_nbytes)})")
+    files = f" in {len(report.files)} files" if len(report.files) > 1 else ""
+    rows.add_row("bytes out", f"{report.file_nbytes:,} ({size(report.file_nbytes)}){files}")
     rows.add_row("bits a weight", f"{before:.2f} -> {report.bits_per_weight:.2f}")
     rows.add_row("time", f"{report.seconds:.1f} s")
-    rows.show_header = False
-    out.print(f"[bold]{report.target}[/bold]  {report.format}, quantizer {report.quantizer}")
+    out.print(f"[bold]{plain(report.target)}[/bold]  {report.format}, quantizer {plain(report.quantizer)}")
     out.print(rows)
-    notes = Counter(
-        (t.format.partition(":")[2], t.note) for t in report.tensors if t.note and not _is_plain(t.note)
-    )
-    for (kind, note), count in notes.items():
-        names = [t.name for t in report.tensors if t.note == note and t.format.endswith(":" + kind)]
-        shown = names[0] if count == 1 else f"{count} tensors ({names[0]}, ...)"
-        out.print(f"{shown}: {kind}, {note}")
-    requantized = [t for t in report.tensors if t.action == "requantized"]
-    if requantized:
-        out.print(f"{len(requantized)} tensors were quantized before and lost accuracy a second time.")
+    _print_notes(out, report, every=False)
     if report.run_with:
-        out.print(f"Run it:  [bold]{report.run_with}[/bold]")
+        # No wrapping: a command is copied as a whole.
+        out.print(f"Run it:  [bold]{plain(report.run_with)}[/bold]", soft_wrap=True)
+
+
+def _print_notes(out: Console, report: ExportReport, every: bool) -> None:
+    """Why tensors got another type than the one asked for, the usual reasons only with `every`."""
+    from qformats.cli.console import plain
+
+    noted: dict[tuple[str, str], list[str]] = {}
+    for tensor in report.tensors:
+        if tensor.note and (every or not _is_plain(tensor.note)):
+            noted.setdefault((_variant(tensor.format), tensor.note), []).append(tensor.name)
+    for (kind, note), names in noted.items():
+        shown = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...)"
+        out.print(f"{plain(shown)}: {kind}, {plain(note)}")
+    again = sum(tensor.action == "requantized" for tensor in report.tensors)
+    if again:
+        out.print(
+            f"{again} tensors were quantized before and {'lose' if every else 'lost'} accuracy a second time: "
+            "an unquantized source gives a better result"
+        )
+
+
+def _variant(format: str) -> str:
+    return format.partition(":")[2]
 
 
 def _is_plain(note: str) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from qformats.checkpoint import Checkpoint
 
 __all__ = ["inspect"]
@@ -66,43 +69,50 @@ def _facts(model: Checkpoint) -> dict[str, Any]:
 
 
 def _print(model: Checkpoint, tensors: bool) -> None:
-    from rich.markup import escape
-
-    from qformats.cli.console import console, size, table
+    from qformats.cli.console import console, plain, size, table
 
     out = console()
     files = model.files
     on_disk = sum(file.stat().st_size for file in files)
-    out.print(f"[bold]{escape(str(model.path))}[/bold]")
+    out.print(f"[bold]{plain(model.path)}[/bold]", soft_wrap=True)
     head = table("", "")
-    head.show_header = False
     head.add_row("container", model.container)
-    head.add_row("architecture", model.architecture)
+    head.add_row("architecture", plain(model.architecture))
     head.add_row("weights", f"{model.parameters:,} in {len(model.tensors)} tensors")
-    head.add_row("bytes", f"{model.nbytes:,} of tensors; {on_disk:,} ({size(on_disk)}) in {len(files)} files")
-    head.add_row("bits a weight", f"{model.bits_per_weight:.3f}")
+    count = "1 file" if len(files) == 1 else f"{len(files)} files"
+    head.add_row("bytes", f"{model.nbytes:,} of tensors; {on_disk:,} ({size(on_disk)}) in {count}")
+    if model.parameters:
+        head.add_row("bits a weight", f"{model.bits_per_weight:.3f}")
     out.print(head)
+    if model.tensors:
+        out.print()
+        out.print(_type_table(model))
+    out.print()
+    facts = table("metadata", "")
+    for key, value in model.metadata.items():
+        text = _text(value)
+        facts.add_row(plain(key), plain(text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."))
+    out.print(facts)
+    if tensors:
+        out.print()
+        rows = table("tensor", "shape", "type", "bytes", right=("shape", "bytes"))
+        for t in model.tensors.values():
+            rows.add_row(plain(t.name), "x".join(map(str, t.shape)) or "scalar", t.format, f"{t.nbytes:,}")
+        out.print(rows)
+
+
+def _type_table(model: Checkpoint) -> Table:
+    from qformats.cli.console import table
+
     kinds = table(
         "type", "tensors", "weights", "bytes", "share", right=("tensors", "weights", "bytes", "share")
     )
     for kind in _types(model):
-        share = kind["nbytes"] / max(1, model.nbytes)
-        kinds.add_row(
-            kind["format"],
-            str(kind["tensors"]),
-            f"{kind['weights']:,}",
-            f"{kind['nbytes']:,}",
-            f"{share:.1%}",
-        )
-    out.print(kinds)
-    facts = table("metadata", "")
-    for key, value in model.metadata.items():
-        text = repr(value) if not isinstance(value, str) else value.encode(errors="replace").decode()
-        text = text.replace("\n", "\\n")
-        facts.add_row(escape(key), escape(text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."))
-    out.print(facts)
-    if tensors:
-        rows = table("tensor", "shape", "type", "bytes", right=("shape", "bytes"))
-        for t in model.tensors.values():
-            rows.add_row(escape(t.name), " x ".join(map(str, t.shape)), t.format, f"{t.nbytes:,}")
-        out.print(rows)
+        numbers = (f"{kind[key]:,}" for key in ("tensors", "weights", "nbytes"))
+        kinds.add_row(kind["format"], *numbers, f"{kind['nbytes'] / max(1, model.nbytes):.1%}")
+    return kinds
+
+
+def _text(value: Any) -> str:
+    """A value as JSON writes it, but strings without quotes."""
+    return value if isinstance(value, str) else dumps(value, ensure_ascii=False, default=str)

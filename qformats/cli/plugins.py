@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from qformats.registry import PluginRecord
 
 __all__ = ["plugins"]
 
 
 def plugins(json: Annotated[bool, typer.Option("--json", help="List as JSON.")] = False) -> None:
     """List every plugin, also those that failed to load."""
-    from qformats.cli.console import console, print_json, table
+    from qformats.cli.console import console, plain, print_json, table
     from qformats.registry import registry
 
     records = registry().plugins
@@ -21,10 +24,18 @@ def plugins(json: Annotated[bool, typer.Option("--json", help="List as JSON.")] 
         return
     rows = table("plugin", "from", "state", "brings")
     for record in records:
-        brings = [*record.formats, *(f"quantizer {q}" for q in record.quantizers)]
-        brings += [f"container {name}" for name in record.loaders]
         state = "[red]failed[/red]" if record.error else "ok"
-        rows.add_row(
-            record.name, f"{record.distribution} {record.version}", state, record.error or ", ".join(brings)
-        )
+        origin = f"{record.distribution} {record.version}"
+        rows.add_row(plain(record.name), plain(origin), state, plain(record.error or _brought(record)))
     console().print(rows)
+
+
+def _brought(record: PluginRecord) -> str:
+    families: dict[str, list[str]] = {}
+    for name in record.formats:
+        family, _, variant = name.partition(":")
+        families.setdefault(family, []).append(variant)
+    parts = [f"formats {family}: {', '.join(variants)}" for family, variants in families.items()]
+    parts += [f"quantizer {name}" for name in record.quantizers]
+    parts += [f"container {name}" for name in record.loaders]
+    return "; ".join(parts) or "nothing"

@@ -5,19 +5,23 @@ It lives beside the partial output. A killed export finds it again and goes on; 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from qformats.errors import OutputError
 
-__all__ = ["Journal", "Span"]
+__all__ = ["Journal", "Span", "unwritable", "sync_folder"]
 
 SUFFIX = ".qformats-partial"
+LOG = "journal.jsonl"
+REPLACED = "replaced"
+"""Where a folder that is being replaced waits until the new one is in place."""
 
 
 @dataclass(frozen=True)
@@ -57,70 +61,153 @@ class Journal:
     """
 
     def __init__(self, target: Path, identity: str) -> None:
+        self.target = target
         self.folder = target.with_name(f".{target.name}{SUFFIX}")
         self.files = self.folder / "files"
         self.done: dict[int, list[Span]] = {}
+        self._log = -1
+        self._made: list[Path] = []
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            self._make_parents()
+            self._lock()
+            self._restore_replaced()
+            if not self._recover(identity):
+                shutil.rmtree(self.files, ignore_errors=True)
+                os.ftruncate(self._log, 0)
+                self._write({"identity": identity})
+            self.files.mkdir(exist_ok=True)
+        except BaseException as error:
+            if self._log >= 0:
+                self.discard()
+            else:
+                self._remove_made()
+            if isinstance(error, OSError) and not isinstance(error, OutputError):
+                raise unwritable(target, error) from error
+            raise
+
+    def _make_parents(self) -> None:
+        missing = [folder for folder in (self.target.parent, *self.target.parent.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            self._made.append(folder)
+
+    def _lock(self) -> None:
+        """Open the log and lock it; another process may be about to remove it."""
+        while True:
             self.folder.mkdir(exist_ok=True)
-            self._log = (self.folder / "journal.jsonl").open("a+", encoding="utf-8")
-        except OSError as error:
-            hint = "choose another place with --output"
-            raise OutputError(target, f"cannot be written ({error.strerror})", hint) from error
-        try:
-            fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._log.close()
-            raise OutputError(
-                target, "is being written by another process", "Wait for it, or stop it"
-            ) from error
-        self._log.seek(0)
-        if not self._recover(identity):
-            shutil.rmtree(self.files, ignore_errors=True)
-            self._log.seek(0)
-            self._log.truncate()
-            self._write({"identity": identity})
-        self.files.mkdir(exist_ok=True)
+            try:
+                log = os.open(self.folder / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+                raise
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(log)
+                found = "is being written by another process"
+                raise OutputError(self.target, found, "Wait for it, or stop it") from error
+            except OSError:
+                os.close(log)
+                raise
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(log), (self.folder / LOG).stat()):
+                    self._log = log
+                    return
+            os.close(log)
+
+    def _restore_replaced(self) -> None:
+        """Put back a folder whose replacement was killed between two renames."""
+        old = self.folder / REPLACED
+        if old.exists() and not self.target.exists():
+            old.rename(self.target)
 
     def _recover(self, identity: str) -> bool:
-        lines = self._log.read().splitlines()
+        """Read what an interrupted run has recorded, and cut off a line that it did not finish."""
+        good = 0
+        lines = self._read().splitlines(keepends=True)
         try:
             if not lines or json.loads(lines[0]) != {"identity": identity}:
                 return False
-            for line in lines[1:]:
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
                 entry = json.loads(line)
-                self.done[entry["slice"]] = [Span(*span) for span in entry["spans"]]
+                if good:
+                    self.done[int(entry["slice"])] = [Span(*span) for span in entry["spans"]]
+                good += len(line)
         except (ValueError, KeyError, TypeError):
-            # The last line of a killed run may be torn; what stands before it is good.
-            pass
-        return True
+            # What stands before a damaged line is good: every slice is checked against its digests anyway.
+            if not good:
+                return False
+        os.ftruncate(self._log, good)
+        return good > 0
+
+    def _read(self) -> bytes:
+        parts = []
+        os.lseek(self._log, 0, os.SEEK_SET)
+        while part := os.read(self._log, 1 << 20):
+            parts.append(part)
+        return b"".join(parts)
 
     def _write(self, entry: dict[str, object]) -> None:
-        self._log.write(json.dumps(entry, separators=(",", ":")) + "\n")
-        self._log.flush()
+        # Unbuffered: nothing is left to write when the disk turns out to be full, and a kill loses no line.
+        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        try:
+            while line:
+                line = line[os.write(self._log, line) :]
+        except OSError as error:
+            raise unwritable(self.target, error) from error
 
     def add(self, slice_index: int, spans: list[Span]) -> None:
-        """Record a slice whose bytes are written."""
+        """Record a slice whose bytes are written.
+
+        Raises
+        ------
+        OutputError
+            If the disk is full or fails.
+        """
         self.done[slice_index] = spans
         packed = [[s.file, s.offset, s.nbytes, s.digest] for s in spans]
         self._write({"slice": slice_index, "spans": packed})
 
     def close(self) -> None:
         """Let go of the partial output but keep it, to be resumed."""
-        self._log.close()
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
 
     def discard(self) -> None:
-        """Remove the partial output."""
-        self._log.close()
+        """Remove the partial output, and folders above it that were made for it and hold nothing."""
+        with contextlib.suppress(OSError):
+            self._restore_replaced()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove_made()
+        # The lock goes last: whoever waits for it must not find a folder that is being removed.
+        self.close()
+
+    def _remove_made(self) -> None:
+        for folder in reversed(self._made):
+            try:
+                folder.rmdir()
+            except OSError:
+                # It holds the target, or something that somebody else has put there meanwhile.
+                return
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._log.close()
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def unwritable(target: Path, error: OSError) -> OutputError:
+    """Error for a place that cannot be written."""
+    return OutputError(
+        target, f"cannot be written ({error.strerror or error})", "Choose another place with --output"
+    )
 
 
 def sync_folder(folder: Path) -> None:

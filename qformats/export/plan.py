@@ -11,12 +11,15 @@ from pathlib import Path
 import qformats
 from qformats.checkpoint import Checkpoint
 from qformats.dtypes import FLOATS
-from qformats.errors import ConfigError
+from qformats.errors import CheckpointError, ConfigError, OutputError
 from qformats.export.recipe import Recipe
 from qformats.interfaces import Assignment, Layout, Packer
 from qformats.registry import registry
 
-__all__ = ["Action", "Plan", "TensorPlan", "make_plan"]
+__all__ = ["Action", "Plan", "Sources", "TensorPlan", "make_plan"]
+
+Sources = dict[str, tuple[int, int] | None]
+"""Size and time of the last change of every file that is read; ``None`` for one that is gone."""
 
 
 class Action(StrEnum):
@@ -65,7 +68,7 @@ class TensorPlan:
     @property
     def source_format(self) -> str:
         """Format in the source."""
-        return self.assignment.draft.source.format
+        return self.assignment.draft.source.stored_format
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,19 @@ class Plan:
     tensors: tuple[TensorPlan, ...]
     layout: Layout
 
+    def sources(self) -> Sources:
+        """State of every file that is read; a change means that it may hold another model now."""
+        found: Sources = {}
+        for file in self.source.files:
+            path = file.resolve()
+            try:
+                state = path.stat()
+            except FileNotFoundError:
+                found[str(path)] = None
+            else:
+                found[str(path)] = (state.st_size, state.st_mtime_ns)
+        return found
+
     def identity(self) -> str:
         """Fingerprint of everything that decides the output's bytes: a journal with another one is not resumed."""
         import xxhash
@@ -108,10 +124,7 @@ class Plan:
                 [f.name, f.size, [[p.tensor, p.field, p.offset] for p in f.placements]]
                 for f in self.layout.files
             ],
-            "source": [
-                [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
-                for file in self.source.files
-            ],
+            "source": self.sources(),
         }
         digest.update(json.dumps(state, default=str).encode())
         for file in self.layout.files:
@@ -128,7 +141,12 @@ def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping
         If nothing installed answers to the format.
     ConfigError, ShapeError, UnsupportedModelError
         If the model cannot be written as asked.
+    CheckpointError
+        If it has no tensors.
+    OutputError
+        If the target is no name for a file or folder.
     """
+    target = _named(target)
     default = registry().packer(recipe.format)
     registry().quantizer(recipe.quantizer)
     loader = registry().loader(default.container)
@@ -136,7 +154,9 @@ def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping
     options = {name: value for name, value in options.items() if name in known}
     drafts = loader.draft(source, options)
     if not drafts:
-        raise ConfigError("model", str(source.path), "a model with tensors")
+        raise CheckpointError(
+            source.path, "holds no tensors (a vocabulary only?)", "a model with weights"
+        )
     assignments = recipe.assign(drafts, loader, source)
     layout = loader.lay_out(source, assignments, default, target, options)
     sizes = [0] * len(assignments)
@@ -150,8 +170,17 @@ def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping
     return Plan(source, target, recipe, tensors, layout)
 
 
+def _named(target: Path) -> Path:
+    """The target with a name of its own: the partial output lies beside it, under a name made from it."""
+    if target.name in ("", ".."):
+        target = target.resolve()
+    if not target.name:
+        raise OutputError(target, "is no name for a file or folder", "Choose another one with --output")
+    return target
+
+
 def _action(assignment: Assignment) -> Action:
-    source, packer = registry().packer(assignment.draft.source.format), assignment.packer
+    source, packer = registry().packer(assignment.draft.source.stored_format), assignment.packer
     if source.name == packer.name or (source.dense_dtype and source.dense_dtype == packer.dense_dtype):
         return Action.COPY
     if source.dense_dtype is not None and source.dense_dtype not in FLOATS:

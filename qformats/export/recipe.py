@@ -25,8 +25,9 @@ class Recipe:
     quantizer : str
         How codes are chosen.
     tensor_types : tuple of (str, str)
-        Regular expression and variant; the first that is found in a tensor's name wins. A rule also reaches
-        tensors that the container would keep as they are.
+        Regular expression and variant; the first that is found in a tensor's name, and whose type can hold the
+        tensor if the container wants to keep it, wins. So ``attn=q4_0`` quantizes the attention's matrices and
+        leaves its norms alone.
     output_type, token_embedding_type : str or None
         Variants for the two tensors with a role.
     pure : bool
@@ -46,7 +47,7 @@ class Recipe:
         Raises
         ------
         ConfigError
-            If a rule is no regular expression, or matches no tensor.
+            If a rule is no regular expression, or decides no tensor.
         ShapeError
             If neither a tensor's format nor the container's fallbacks can hold it.
         """
@@ -66,11 +67,22 @@ class Recipe:
         chosen = [self._choose(draft, default, rules, roles, loader, used) for draft in drafts]
         for _, pattern, _ in rules:
             if pattern not in used:
-                example = next((d.name for d in drafts if d.keep is None), drafts[0].name)
-                raise ConfigError(
-                    "tensor-type", pattern, f"an expression found in a tensor's name, such as {example}"
-                )
+                raise self._useless(pattern, drafts)
         return chosen
+
+    @staticmethod
+    def _useless(pattern: str, drafts: Sequence[Draft]) -> ConfigError:
+        """Why a rule decides nothing: a typing mistake, an earlier rule, or tensors that are never quantized."""
+        matched = [d for d in drafts if _matches(re.compile(pattern), d)]
+        if not matched:
+            example = next((d.name for d in drafts if d.keep is None), drafts[0].name)
+            allowed = f"an expression found in a tensor's name, such as {example}"
+        elif all(d.keep for d in matched):
+            kept = matched[0]
+            allowed = f"one that finds tensors of which this type can hold one; {kept.name} is none ({kept.why})"
+        else:
+            allowed = "one that finds tensors which no earlier rule has found: the first rule wins"
+        return ConfigError("tensor-type", pattern, allowed)
 
     def _choose(
         self,
@@ -82,14 +94,15 @@ class Recipe:
         used: set[str],
     ) -> Assignment:
         for expression, pattern, packer in rules:
-            if expression.search(draft.name) or expression.search(draft.source.name):
+            if _matches(expression, draft) and (draft.keep is None or not packer.veto(draft.source.shape)):
                 used.add(pattern)
                 return self._fitting(draft, packer, f"by rule {pattern}", loader)
         by_role = roles.get(draft.role or "")
         if by_role is None and draft.tied:
             by_role = roles.get("output")
         if by_role is not None:
-            return self._fitting(draft, by_role, f"as {(draft.role or '').replace('_', ' ')} type", loader)
+            what = "output" if draft.role not in roles else (draft.role or "").replace("_", " ")
+            return self._fitting(draft, by_role, f"by option for the {what}", loader)
         if draft.keep is not None:
             kept = registry().packer(draft.keep)
             if (
@@ -132,3 +145,8 @@ class Recipe:
             return re.compile(pattern)
         except re.error as error:
             raise ConfigError("tensor-type", pattern, f"a regular expression ({error})") from error
+
+
+def _matches(expression: re.Pattern[str], draft: Draft) -> bool:
+    """Whether a rule finds a tensor, under its name in the output or its canonical one."""
+    return bool(expression.search(draft.name) or expression.search(draft.source.name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,15 +134,16 @@ def report_of(plan: Plan, seconds: float = 0.0, resumed: int = 0) -> ExportRepor
         file_nbytes=plan.layout.nbytes,
         files=tuple((file.name, file.size) for file in plan.layout.files),
         tensors=tensors,
-        run_with=plan.layout.run_with.format(target=_shown(plan)),
+        run_with=plan.layout.run_with.replace("{target}", _shown(plan)),
         seconds=seconds,
         resumed=resumed,
     )
 
 
 def _shown(plan: Plan) -> str:
+    """What a program is given to open the output, quoted for a shell."""
     first = plan.target if plan.layout.folder else plan.target.with_name(plan.layout.files[0].name)
-    return str(first)
+    return shlex.quote(str(first))
 
 
 def record(report: ExportReport) -> dict[str, Any]:
@@ -149,5 +151,5 @@ def record(report: ExportReport) -> dict[str, Any]:
     kept = report.to_dict()
     for volatile in ("seconds", "resumed", "target", "run_with"):
         del kept[volatile]
-    kept["source"] = Path(report.source).name
+    kept["source"] = Path(report.source).resolve().name
     return {"qformats": qformats.__version__, **kept}

@@ -9,14 +9,15 @@ from os import PathLike
 from pathlib import Path
 
 from qformats.checkpoint import Checkpoint
-from qformats.errors import ConfigError
+from qformats.errors import CheckpointError, ConfigError
 from qformats.export.fill import OutputFiles, fill, slices_of
 from qformats.export.journal import Journal
-from qformats.export.plan import Plan, make_plan
+from qformats.export.plan import Plan, Sources, make_plan
 from qformats.export.progress import Progress, Silent
 from qformats.export.recipe import Recipe
 from qformats.export.report import ExportReport, report_of
 from qformats.export.seal import check_target, seal
+from qformats.export.signals import uninterrupted
 
 __all__ = ["execute", "run"]
 
@@ -71,9 +72,12 @@ def execute(
     began = time.perf_counter()
     check_target(plan, force)
     slices = slices_of(plan)
+    sources = plan.sources()
     journal = Journal(plan.target, plan.identity())
     files: OutputFiles | None = None
     try:
+        # Again, now that nobody else can put it there.
+        check_target(plan, force)
         files = OutputFiles(plan, journal.files)
         journal.done = {index: spans for index, spans in journal.done.items() if files.holds(spans)}
         resumed = len(journal.done)
@@ -82,11 +86,25 @@ def execute(
                 f"going on with an interrupted export: {resumed} of {len(slices)} slices are written"
             )
         fill(plan, slices, files, journal, workers, progress)
+        _check_sources(sources, plan.sources())
         report = report_of(plan, resumed=resumed)
         seal(plan, files, journal, report, workers)
     except BaseException:
-        if files is not None:
-            files.close()
-        journal.close() if keep_partial else journal.discard()
+        with uninterrupted():
+            if files is not None:
+                files.close()
+            journal.close() if keep_partial else journal.discard()
         raise
     return report_of(plan, time.perf_counter() - began, resumed)
+
+
+def _check_sources(before: Sources, after: Sources) -> None:
+    """Refuse a result of which one half may come from another version of the model than the other half."""
+    for file, state in before.items():
+        if after[file] != state:
+            raise CheckpointError(
+                file,
+                "has changed while it was read",
+                "the file as it was when the export began",
+                hint="wait until nothing writes to it (a download, a training run), then export again",
+            )

@@ -7,17 +7,25 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 
 from qformats.errors import OutputError
 from qformats.export.fill import OutputFiles
-from qformats.export.journal import Journal, Span, sync_folder
+from qformats.export.journal import REPLACED, Journal, Span, sync_folder
 from qformats.export.plan import Plan
 from qformats.export.report import ExportReport, record
+from qformats.export.signals import uninterrupted
 
 __all__ = ["check_target", "seal"]
 
 RECORD = "qformats.json"
+_OF_MODELS = (
+    *("*.json", "*.safetensors", "*.bin", "*.pt", "*.model", "*.jinja", "*.gguf", "*.md", "merges.txt", "vocab.txt"),
+    *("modeling_*.py", "configuration_*.py", "tokenization_*.py", "LICENSE*", "NOTICE*", ".gitattributes"),
+    *(".cache", "additional_chat_templates"),
+)
+"""What lies in folders of models; a folder with anything else in it is never replaced as a whole."""
 
 
 def record_name(plan: Plan) -> str:
@@ -43,19 +51,33 @@ def check_target(plan: Plan, force: bool) -> None:
     sources = [file.resolve() for file in plan.source.files]
     for path in final_paths(plan):
         place = path.resolve()
-        if any(place == source or place in source.parents for source in sources):
+        if place in sources or place == plan.source.path.resolve():
             raise OutputError(path, "is the model that is being read", "Choose another name with --output")
+        if path.is_dir() and not plan.layout.folder:
+            raise OutputError(path, "is a folder", f"Give the name of a file, such as {path / 'model.gguf'}")
+        if any(place in source.parents for source in sources):
+            raise OutputError(path, "holds the model that is being read", "Choose another name with --output")
         if not path.exists():
             continue
-        if not force:
+        # A record whose model is gone is a left-over of ours.
+        if not force and path.name != record_name(plan):
             raise OutputError(path, "exists already", "Choose another name, or replace it with --force")
-        if path.is_dir() != plan.layout.folder:
-            kind = "a folder" if path.is_dir() else "a file"
-            raise OutputError(path, f"is {kind} and cannot be replaced by another kind", "Remove it first")
-        if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
-            raise OutputError(
-                path, "is a folder that holds no model", "Remove it first, or choose another name"
-            )
+        if plan.layout.folder:
+            _check_folder(path)
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse to replace a folder in which there is something that no program writes into models."""
+    if not path.is_dir():
+        raise OutputError(path, "is a file, and the output is a folder", "Choose another name, or remove it")
+    names = sorted(entry.name for entry in path.iterdir())
+    if names and "config.json" not in names:
+        raise OutputError(path, "is a folder that holds no model", "Choose another name, or remove it")
+    foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in _OF_MODELS)]
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        found = f"also holds what is no part of a model: {', '.join(foreign[:3])}{more}"
+        raise OutputError(path, found, "Choose another name, or remove it")
 
 
 def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
@@ -94,23 +116,24 @@ def seal(plan: Plan, files: OutputFiles, journal: Journal, report: ExportReport,
     text = json.dumps(record(report), indent=1, ensure_ascii=False) + "\n"
     kept = journal.files / record_name(plan)
     try:
-        with kept.open("w", encoding="utf-8") as file:
+        with kept.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         sync_folder(journal.files)
-        if plan.layout.folder:
-            _place_folder(plan.target, journal)
-        else:
-            _place_files(plan, journal)
-        sync_folder(plan.target.parent)
+        with uninterrupted():
+            if plan.layout.folder:
+                _place_folder(plan.target, journal)
+            else:
+                _place_files(plan, journal)
+            sync_folder(plan.target.parent)
+            journal.discard()
     except OSError as error:
         raise OutputError(plan.target, f"cannot be put in place ({error.strerror or error})") from error
-    journal.discard()
 
 
 def _place_folder(target: Path, journal: Journal) -> None:
-    old = journal.folder / "replaced"
+    old = journal.folder / REPLACED
     if target.exists():
         target.rename(old)
     try:

@@ -29,6 +29,7 @@ _TOKENIZER_FILES = (
     "chat_template.json",
     "additional_chat_templates/*.jinja",
 )
+_FETCH = "fetch the file again"
 _TIED_BY_DEFAULT = ("gpt2",)
 """Models whose config.json omits tie_word_embeddings although they tie them."""
 
@@ -73,7 +74,8 @@ class FolderCheckpoint(Checkpoint):
         return [self.path / "config.json", *(shard.path for shard in self._shards), *self._tokenizer_paths()]
 
     def _tokenizer_paths(self) -> list[Path]:
-        return [file for pattern in _TOKENIZER_FILES for file in sorted(self.path.glob(pattern))]
+        found = [file for pattern in _TOKENIZER_FILES for file in sorted(self.path.glob(pattern))]
+        return [file for file in found if file.is_file()]
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Tokenizer and generation files, by path relative to the folder."""
@@ -90,7 +92,7 @@ class FolderCheckpoint(Checkpoint):
                 file = self.path / (index or {})[name]
                 raise CheckpointError(file, "not in this file, although the index says so", tensor=name)
         if not entries:
-            raise CheckpointError(self._shards[0].path, "no tensors", "the weights of a model")
+            raise CheckpointError(self._shards[0].path, "no tensors in it", "the weights of a model")
         return entries
 
     def _canonical(self, entries: dict[str, Entry]) -> dict[str, StoredTensor]:
@@ -197,8 +199,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         parsed = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(path, "is missing", "a Hugging Face folder") from error
-    except ValueError as error:
-        raise CheckpointError(path, f"no JSON ({error})", "the model's configuration") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, f"no JSON ({error})", "the model's configuration", hint=_FETCH) from error
     if not isinstance(parsed, dict):
         raise CheckpointError(path, f"a JSON {type(parsed).__name__}", "an object")
     return parsed

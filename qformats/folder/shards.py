@@ -173,12 +173,11 @@ def find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
 def _read_index(path: Path) -> dict[str, str]:
     try:
         index = json.loads(path.read_bytes())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            path, f"unreadable ({type(error).__name__}: {error})", "a weight_map"
-        ) from error
-    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-        raise CheckpointError(path, "a weight_map that is no table of file names", "tensor name: file name")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        found = f"unreadable ({type(error).__name__}: {error})"
+        raise CheckpointError(path, found, "a JSON object with a weight_map", hint=_INTERRUPTED) from error
+    if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
+        raise CheckpointError(path, "a weight_map that is no table of file names", "tensor names with file names")
     for tensor, name in index.items():
         # A name with a path in it could point anywhere on the disk.
         if Path(name).name != name:

@@ -16,7 +16,7 @@ __all__ = ["lay_out_folder"]
 _ALIGNMENT = 8
 """safetensors pads its header with spaces to this many bytes."""
 _RUN_WITH = (
-    "python -c \"from transformers import pipeline; print(pipeline('text-generation', '{target}')('Hello'))\""
+    'python -c "import sys, transformers as t; print(t.pipeline(\'text-generation\', sys.argv[1])(\'Hello\'))" {target}'
 )
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["as_numpy", "cast", "require_finite"]
+__all__ = ["as_numpy", "cast", "require_finite", "too_large"]
 
 _KERNEL = ("f32", "f16", "bf16")
 
@@ -21,7 +21,7 @@ def as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     import torch
 
     values = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-    return values.numpy()  # type: ignore[no-any-return]
+    return values.numpy()
 
 
 def _report(tensor: Tensor, count: int, hint: str | None = None) -> NonFiniteError:
@@ -58,6 +58,38 @@ def require_finite(tensor: Tensor) -> None:
         raise _report(tensor, count, hint)
 
 
+def too_large(found: str, weight: Tensor) -> NonFiniteError:
+    """Error for finite weights that a format cannot hold, with the largest one and where it is.
+
+    Parameters
+    ----------
+    found : str
+        What does not fit, such as ``"3 of 80 blocks need a scale beyond f16"``.
+    weight : Tensor
+        The weights, any shape.
+    """
+    flat = weight.flatten()
+    index = int(flat.abs().argmax())
+    return NonFiniteError(
+        f"{found}, the largest weight is {float(flat[index]):g} at index {index}",
+        "keep this tensor in bf16 or f32 (--tensor-type 'NAME=bf16')",
+    )
+
+
+def _to_odd(values: Tensor) -> Tensor:
+    """Round float64 to float32 so that a second rounding, to a half, gives what one rounding would.
+
+    Inexact results get an odd last bit (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums").
+    """
+    import torch
+
+    near = values.to(torch.float32)
+    inexact = (near.to(torch.float64) != values) & values.isfinite()
+    beyond = inexact & (near.to(torch.float64).abs() > values.abs())
+    bits = near.view(torch.int32) - beyond.to(torch.int32)
+    return (bits | inexact.to(torch.int32)).view(torch.float32)
+
+
 def cast(tensor: Tensor, dtype: str) -> Tensor:
     """Convert to another float dtype, rounding to nearest even.
 
@@ -81,6 +113,8 @@ def cast(tensor: Tensor, dtype: str) -> Tensor:
     import torch
 
     source = tensor.contiguous()
+    if source.dtype == torch.float64 and dtype in ("f16", "bf16"):
+        source = _to_odd(source)
     if source.device.type == "cpu" and dtype in _KERNEL and dtype_name(source.dtype) in _KERNEL:
         from qformats.kernels import cpu
 
@@ -90,10 +124,6 @@ def cast(tensor: Tensor, dtype: str) -> Tensor:
         values = source.to(torch_dtype(dtype))
         count = int((~torch.isfinite(values)).sum())
     if count:
-        require_finite(source)
-        largest = float(source.abs().max())
-        raise NonFiniteError(
-            f"{count} values are too large for {dtype}, the largest is {largest:g}",
-            "keep this tensor in bf16 or f32 (--tensor-type 'NAME=bf16')",
-        )
+        require_finite(tensor)
+        raise too_large(f"{count} of {tensor.numel()} values are too large for {dtype}", tensor)
     return values

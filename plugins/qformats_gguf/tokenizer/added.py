@@ -36,7 +36,7 @@ class AddedToken:
 
 
 def looks_special(text: str) -> bool:
-    """Whether llama.cpp's converter takes a token for a control token by its looks."""
+    """Say whether llama.cpp's converter takes a token for a control token by its looks."""
     return (
         text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
         or (text.startswith("<|") and text.endswith("|>"))
@@ -46,7 +46,7 @@ def looks_special(text: str) -> bool:
 
 
 def token_text(value: Any) -> str | None:
-    """Text of a token given as a string or as an object with ``content``."""
+    """Return the text of a token given as a string or as an object with ``content``."""
     if isinstance(value, Mapping):
         value = value.get("content")
     return value if isinstance(value, str) else None
@@ -55,8 +55,9 @@ def token_text(value: Any) -> str | None:
 def added_tokens(files: TokenizerFiles, vocabulary: Mapping[str, int]) -> dict[int, AddedToken]:
     """Collect the added tokens of a folder, by id.
 
-    tokenizer.json comes first, then ``added_tokens_decoder`` of tokenizer_config.json, then added_tokens.json.
-    Tokens with a special role are special even where a list says otherwise, as in Transformers.
+    tokenizer.json comes first, then ``added_tokens_decoder`` of tokenizer_config.json, then
+    added_tokens.json. Tokens with a special role are special even where a list says otherwise, as in
+    Transformers.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ def added_tokens(files: TokenizerFiles, vocabulary: Mapping[str, int]) -> dict[i
 
 
 def decoder_entries(files: TokenizerFiles) -> list[tuple[int, str, bool]]:
-    """Ids, texts and special flags of ``added_tokens_decoder`` in tokenizer_config.json.
+    """Read ids, texts and special flags of ``added_tokens_decoder`` in tokenizer_config.json.
 
     Raises
     ------

@@ -30,7 +30,7 @@ _PREFERRED = {
 
 
 def is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json holds a byte-level BPE model."""
+    """Say whether a tokenizer.json holds a byte-level BPE model."""
     model = tokenizer.get("model")
     if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
         return False
@@ -47,7 +47,7 @@ def _mentions_byte_level(part: Any) -> bool:
 
 
 def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> Vocabulary:
-    """Vocabulary of a tokenizer.json that holds a byte-level BPE model.
+    """Read the vocabulary of a tokenizer.json that holds a byte-level BPE model.
 
     Raises
     ------
@@ -65,10 +65,8 @@ def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: s
     vocabulary = files.vocabulary(name, model.get("vocab"))
     merges = _merges(files.path(name), model.get("merges"), vocabulary)
     if pre is None:
-        splitter, nfc = splitter_of(tokenizer)
         pre = choose(
-            splitter,
-            nfc=nfc,
+            splitter_of(tokenizer),
             ignore_merges=bool(model.get("ignore_merges")),
             prefer=_PREFERRED.get(str(config.get("model_type")), ()),
             hashed=lambda: _hashed_name(files),
@@ -81,7 +79,7 @@ def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: s
 
 
 def from_slow_files(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> Vocabulary:
-    """Vocabulary of a folder that has vocab.json and merges.txt but no tokenizer.json.
+    """Read the vocabulary of a folder that has vocab.json and merges.txt but no tokenizer.json.
 
     Raises
     ------
@@ -111,8 +109,8 @@ def from_slow_files(files: TokenizerFiles, config: Mapping[str, Any], pre: str |
                 f"{files.source}: tokenizer_class of a folder without tokenizer.json",
                 found,
                 _SLOW_CLASSES,
-                "save the tokenizer with Transformers to get a tokenizer.json, or give its llama.cpp name with "
-                "--pre NAME",
+                "save the tokenizer with Transformers to get a tokenizer.json, or name the pre-tokenizer "
+                "with --pre NAME",
             )
         pre = known
     return _build(
@@ -202,7 +200,7 @@ def _hashed_name(files: TokenizerFiles) -> str | None:
 
 def _reach_check(vocabulary: Mapping[str, int], merges: list[str]) -> Callable[[], bool]:
     def reach_all() -> bool:
-        """Whether every token that some merge makes is what merging its own characters gives."""
+        """Say whether every token is what merging its own characters gives."""
         from tokenizers.models import BPE
 
         pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]

@@ -44,8 +44,8 @@ def to_gguf(
     Returns
     -------
     Metadata
-        Every ``tokenizer.*`` key. There are as many tokens as ``vocab_size`` says, or more if the tokenizer has
-        more; ids without a token become ``[PAD<id>]`` of type unused.
+        Every ``tokenizer.*`` key. There are as many tokens as ``vocab_size`` says, or more if the tokenizer
+        has more; ids without a token become ``[PAD<id>]`` of type unused.
 
     Raises
     ------
@@ -58,8 +58,8 @@ def to_gguf(
 
     Notes
     -----
-    Not represented in GGUF, as in llama.cpp's own converter: Unicode normalization (NFC of Qwen2 and others) and
-    the stripping of spaces around added tokens.
+    Not represented in GGUF, as in llama.cpp's own converter: Unicode normalization (NFC of Qwen2 and others),
+    and the stripping of spaces around added tokens.
     """
     folder = TokenizerFiles(files, source)
     if pre is not None:
@@ -87,7 +87,7 @@ def to_gguf(
 def _vocabulary(
     files: TokenizerFiles, config: Mapping[str, Any], pre: str | None
 ) -> tuple[Vocabulary, bool | None]:
-    """The vocabulary, and whether a space is put before the text; None where that has no meaning."""
+    """Read the vocabulary, and whether a space is put before the text; None where that has no meaning."""
     tokenizer = files.json("tokenizer.json")
     if tokenizer is not None:
         if not isinstance(tokenizer.get("model"), dict):

@@ -33,15 +33,15 @@ class TokenizerFiles:
         return name in self._files
 
     def path(self, name: str) -> str:
-        """Name of a file for messages."""
+        """Return the name of a file for messages."""
         return f"{self.source}/{name}"
 
     def bytes(self, name: str) -> bytes:
-        """Content of a file."""
+        """Return the content of a file."""
         return bytes(self._files[name])
 
     def text(self, name: str) -> str | None:
-        """UTF-8 content of a file, None if it is absent.
+        """Return the UTF-8 content of a file, None if it is absent.
 
         Raises
         ------
@@ -56,7 +56,7 @@ class TokenizerFiles:
             raise CheckpointError(self.path(name), f"byte {error.start} is no UTF-8", "UTF-8 text") from error
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """Object in a JSON file, None if the file is absent.
+        """Return the object in a JSON file, None if the file is absent.
 
         Raises
         ------
@@ -80,11 +80,11 @@ class TokenizerFiles:
         return value
 
     def settings(self) -> dict[str, Any]:
-        """Content of tokenizer_config.json, over special_tokens_map.json; empty if neither is there."""
+        """Merge tokenizer_config.json over special_tokens_map.json; empty if neither is there."""
         return {**(self.json("special_tokens_map.json") or {}), **(self.json("tokenizer_config.json") or {})}
 
     def folder(self, name: str, suffix: str) -> Iterator[tuple[str, str]]:
-        """Stem and text of the files of a subfolder, in the order of their names."""
+        """Yield stem and text of the files of a subfolder, in the order of their names."""
         for path in sorted(self._files):
             folder, _, file = path.replace("\\", "/").rpartition("/")
             if folder == name and file.endswith(suffix):
@@ -117,7 +117,7 @@ class TokenizerFiles:
         return value
 
     def check_id(self, name: str, token: str, index: Any) -> int:
-        """An id of a token, if it can be one.
+        """Check the id of a token and return it.
 
         Raises
         ------

@@ -1,7 +1,8 @@
 """llama.cpp's own recognition of a BPE vocabulary: a hash of the ids of one fixed text.
 
-The hash names a published vocabulary, not a way of cutting text: any added token changes it, and two splitters
-may share it. So it decides only between names whose definition is the same, or where the definition is unknown.
+The hash names a published vocabulary, not a way of cutting text: any added token changes it, and two
+splitters may share it. So it decides only between names whose definition is the same, or where the definition
+is unknown.
 
 Source: ggml-org/llama.cpp:conversion/base.py (text and hashes are its interoperability constants).
 """
@@ -114,5 +115,5 @@ _NAMES = {digits: name for name, rows in _HASHES.items() for digits in rows.spli
 
 
 def name_of_ids(ids: Sequence[int]) -> str | None:
-    """Name under which llama.cpp knows the vocabulary that encodes `TEXT` as `ids`, special tokens included."""
+    """Find llama.cpp's name of the vocabulary that encodes `TEXT`, special tokens included, as `ids`."""
     return _NAMES.get(hashlib.sha256(str(list(ids)).encode()).hexdigest()[:16])

@@ -1,11 +1,15 @@
 r"""How byte-level BPE models cut text into words before merging: one table, read in both directions.
 
-A GGUF file names the cutting (``tokenizer.ggml.pre``); a ``tokenizer.json`` defines it. Each `Splitter` here is
-such a definition, and each `PreTokenizer` a name that llama.cpp's loader accepts, with the other things that the
-loader concludes from the name. Several names share one splitter.
+A GGUF file names the cutting (``tokenizer.ggml.pre``); a ``tokenizer.json`` defines it. Each `Splitter` here
+is such a definition, and each `PreTokenizer` a name that llama.cpp's loader accepts, with the other things
+that the loader concludes from the name. Several names share one splitter.
 
-Where llama.cpp's regular expressions only approximate a model's own (tekken and gpt-4o, whose letter classes its
-engine lacks), the model's own expression stands here, since that is what the model was trained with.
+Where llama.cpp's regular expressions only approximate a model's own (tekken, gpt-4o, tiny_aya, youtu, whose
+letter classes its engine lacks; falcon, which goes on cutting after bytes became characters), the model's own
+definition stands here, since the model was trained with it.
+
+Unicode normalization is not part of a name: llama.cpp applies none, though models of some families (Qwen2,
+Command-R, OLMo) bring text into form NFC first. It differs only for text in decomposed form.
 
 Sources: ggml-org/llama.cpp:src/llama-vocab.cpp (names, flags, expressions), conversion/base.py;
 ``pre_tokenizer`` sections of the models' published tokenizer.json files.
@@ -124,7 +128,8 @@ SPLITTERS: Mapping[str, Splitter] = {
     "seed-coder": Splitter(
         (
             _split(
-                rf"{_ENGLISH}|{_LEAD}\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+                rf"{_ENGLISH}|{_LEAD}\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+"
+                r"|\s*[\r\n]+|\s+(?!\S)|\s+"
             ),
             _BYTES,
         )
@@ -224,8 +229,6 @@ class PreTokenizer:
         What the loader assumes where the file has no ``add_bos_token``.
     add_sep : bool
         The same for ``add_sep_token``.
-    nfc : bool
-        The models of this name bring text into Unicode form NFC first. llama.cpp never does.
     """
 
     name: str
@@ -233,7 +236,6 @@ class PreTokenizer:
     ignore_merges: bool = False
     add_bos: bool = False
     add_sep: bool = False
-    nfc: bool = False
 
 
 def _group(splitter: str | None, names: str, **facts: bool) -> list[PreTokenizer]:
@@ -242,13 +244,13 @@ def _group(splitter: str | None, names: str, **facts: bool) -> list[PreTokenizer
 
 PRE_TOKENIZERS: tuple[PreTokenizer, ...] = (
     # The first name of a group is the plain one: chosen where nothing tells the names apart.
-    *_group("gpt-2", "gpt-2"),
-    *_group("gpt-2", "olmo mpt modern-bert", nfc=True),
-    *_group("gpt-2", "phi-2 jais exaone4 gigachat a.x-4.0 mellum trillion granite-docling"),
+    *_group(
+        "gpt-2",
+        "gpt-2 olmo mpt modern-bert phi-2 jais exaone4 gigachat a.x-4.0 mellum trillion granite-docling",
+    ),
     *_group("gpt-2", "jina-es jina-de jina-v2-es jina-v2-de"),
     *_group("gpt-2", "roberta-bpe jina-v1-en jina-v2-code", add_sep=True),
-    *_group("digits", "smollm starcoder refact codeshell exaone minerva-7b mellum2"),
-    *_group("digits", "command-r", nfc=True),
+    *_group("digits", "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2"),
     *_group(
         "cl100k",
         "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
@@ -257,10 +259,9 @@ PRE_TOKENIZERS: tuple[PreTokenizer, ...] = (
     ),
     *_group("cl100k", "smaug-bpe dbrx chatglm-bpe"),
     *_group("cl100k", "glm4 glm5", ignore_merges=True),
-    *_group("qwen2", "qwen2", nfc=True),
-    *_group("qwen2", "deepseek-r1-qwen stablelm2 megrez hunyuan kormo f2llmv2 solar-open grok-2"),
+    *_group("qwen2", "qwen2 deepseek-r1-qwen stablelm2 megrez hunyuan kormo f2llmv2 solar-open grok-2"),
     *_group("qwen2", "bailingmoe bailingmoe2 llada-moe"),
-    *_group("qwen35", "qwen35", nfc=True),
+    *_group("qwen35", "qwen35"),
     *_group("ufakzeka", "ufakzeka"),
     *_group("seed-coder", "seed-coder"),
     *_group("jais-2", "jais-2"),

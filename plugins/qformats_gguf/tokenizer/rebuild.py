@@ -16,11 +16,12 @@ from .vocabulary import TokenType, padding_token
 
 __all__ = ["from_gguf", "special_ids"]
 
+_INTEGERS = frozenset(getattr(ValueType, f"{sign}{bits}") for sign in ("U", "I") for bits in (8, 16, 32, 64))
 _ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|eom_id|>", "<|end|>")
 
 
 def special_ids(metadata: Metadata) -> dict[str, int]:
-    """Special ids for config.json.
+    """Find the special ids for config.json.
 
     Parameters
     ----------
@@ -65,8 +66,8 @@ def from_gguf(
     CheckpointError
         If the metadata is incomplete or contradicts itself.
     UnsupportedModelError
-        If the tokenizer is of another kind than byte-level BPE or SentencePiece BPE, or cuts text in a way that
-        tokenizer.json cannot express.
+        If the tokenizer is of another kind than byte-level BPE or SentencePiece BPE, or cuts text in a way
+        that tokenizer.json cannot express.
     """
     file = source or "GGUF metadata"
     model = _text(metadata, "tokenizer.ggml.model", file)
@@ -80,10 +81,12 @@ def from_gguf(
     roles = _roles(metadata, len(tokens))
     add_bos = _flag(metadata, "add_bos_token", row.add_bos if row else True, file) and "bos" in roles
     add_eos = _flag(metadata, "add_eos_token", False, file) and "eos" in roles
+    # Older converters gave padding the type of an unknown token.
+    padding = (TokenType.UNUSED, TokenType.UNKNOWN)
     kept = {
         token: index
         for index, token in enumerate(tokens)
-        if types[index] != TokenType.UNUSED or token != padding_token(index)
+        if types[index] not in padding or token != padding_token(index)
     }
     special = {index for role, index in roles.items() if not role.startswith("fim_")}
     added = [
@@ -157,7 +160,7 @@ def _byte_level(metadata: Metadata, row: PreTokenizer, kept: Mapping[str, int], 
     steps = list(SPLITTERS[row.splitter or DEFAULT].steps)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {
-        "normalizer": {"type": "NFC"} if row.nfc else None,
+        "normalizer": None,
         "pre_tokenizer": steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
         "post_processor": byte_level | {"trim_offsets": False},
         "decoder": byte_level | {"add_prefix_space": True},
@@ -208,7 +211,7 @@ def _template(
 
 
 def _generation(tokens: list[str], types: list[Any], roles: Mapping[str, int]) -> dict[str, Any]:
-    """Generation stops where llama.cpp's does: also at the end of a turn."""
+    """Stop generation where llama.cpp does: also at the end of a turn."""
     ends = [roles[role] for role in ("eos", "eot", "eom") if role in roles]
     if ends:
         by_text = {tokens[i]: i for i, kind in enumerate(types) if kind == TokenType.CONTROL}
@@ -250,7 +253,7 @@ def _roles(metadata: Metadata, size: int) -> dict[str, int]:
     found = {}
     for role, key in ID_KEYS.items():
         value = metadata.get(key)
-        if value is not None and value.type not in (ValueType.ARRAY, ValueType.STRING, ValueType.BOOL):
+        if value is not None and value.type in _INTEGERS:
             index = int(value.data)
             if 0 <= index < size:
                 found[role] = index

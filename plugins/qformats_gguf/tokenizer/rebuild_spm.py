@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .sentencepiece_model import BPE, Piece, SentencePieceModel, serialize
-from .spm import ADDED_SCORE, BYTE, SPACE
+from .spm import ADDED_SCORE, SPACE
 from .vocabulary import TokenType
 
 __all__ = ["added_decoder", "model_file", "tokenizer_json"]
@@ -15,10 +15,10 @@ __all__ = ["added_decoder", "model_file", "tokenizer_json"]
 def _merges(
     tokens: Sequence[str], types: Sequence[int], scores: Sequence[float], kept: Mapping[str, int]
 ) -> list[list[str]]:
-    """Every way to make a token of two, best score first.
+    """List every way to make a token of two, best score first.
 
-    SentencePiece joins the neighbours whose joined text scores highest; as a list of merges these are all splits
-    of each token into two tokens, in the order of the whole's score.
+    SentencePiece joins the neighbours whose joined text scores highest; as a list of merges these are all
+    splits of each token into two tokens, in the order of the whole's score.
     """
     normal = {token: index for token, index in kept.items() if types[index] == TokenType.NORMAL}
     found: list[tuple[float, int, int, int]] = []
@@ -42,7 +42,7 @@ def tokenizer_json(
     *,
     prefix: bool,
 ) -> dict[str, Any]:
-    """Sections of a tokenizer.json that cuts text as llama.cpp does: BPE with byte fallback.
+    """Build the sections of a tokenizer.json that cuts text as llama.cpp does: BPE with byte fallback.
 
     Parameters
     ----------
@@ -85,11 +85,11 @@ def tokenizer_json(
 
 
 def _unknown(types: Sequence[int], roles: Mapping[str, int]) -> int | None:
-    return next((i for i, kind in enumerate(types) if kind == TokenType.UNKNOWN), roles.get("unk"))
+    return roles.get("unk", next((i for i, kind in enumerate(types) if kind == TokenType.UNKNOWN), None))
 
 
 def added_decoder(added: Iterable[Mapping[str, Any]], scores: Sequence[float]) -> dict[str, Any]:
-    """``added_tokens_decoder``: the tokens that llama.cpp's converter took from such a list, known by their score."""
+    """Rebuild ``added_tokens_decoder``: the tokens whose score says that a converter took them from it."""
     return {
         str(entry["id"]): {key: value for key, value in entry.items() if key != "id"}
         for entry in added
@@ -106,7 +106,7 @@ def model_file(
     *,
     prefix: bool,
 ) -> bytes | None:
-    """A tokenizer.model for loaders that need one; None if the vocabulary has no unknown token, which it must.
+    """Build a tokenizer.model for loaders that need one; None without an unknown token, which it must have.
 
     Parameters are those of `tokenizer_json`.
     """
@@ -132,10 +132,7 @@ def model_file(
     model = SentencePieceModel(
         pieces,
         model_type=BPE,
-        byte_fallback=sum(
-            BYTE.fullmatch(piece.text) is not None for piece in pieces if piece.type == TokenType.BYTE
-        )
-        == 256,
+        byte_fallback=sum(piece.type == TokenType.BYTE for piece in pieces) == 256,
         add_dummy_prefix=prefix,
         ids={role: roles[role] for role in ("bos", "eos", "pad") if role in roles and roles[role] <= last}
         | {"unk": unknown},

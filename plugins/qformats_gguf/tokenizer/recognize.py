@@ -1,20 +1,19 @@
 r"""Which name llama.cpp has for the way a tokenizer.json cuts text.
 
-Definitions are compared by structure after equivalent spellings are made equal: nested sequences, ``Digits`` and
-``Split``, ByteLevel's built-in expression and the same one written out, the many ways to write the English
-contractions.
+Definitions are compared by structure after equivalent spellings are made equal: nested sequences, ``Digits``
+and ``Split``, ByteLevel's built-in expression and the same one written out, the many ways to write the
+English contractions.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
 from qformats.errors import ConfigError, UnsupportedModelError
 
-from .pretokenizers import ACCEPTED, BY_NAME, PRE_TOKENIZERS, SPLITTERS, PreTokenizer
+from .pretokenizers import ACCEPTED, BY_NAME, PRE_TOKENIZERS, SPLITTERS
 
 __all__ = ["checked_name", "choose", "splitter_of"]
 
@@ -48,7 +47,7 @@ def _pattern(text: str) -> str:
 
 
 def _steps(definition: Any) -> Iterable[_Step]:
-    """Steps of a ``pre_tokenizer`` value in a common spelling."""
+    """Yield the steps of a ``pre_tokenizer`` value in a common spelling."""
     if not isinstance(definition, Mapping):
         yield ("unreadable",)
         return
@@ -66,7 +65,7 @@ def _steps(definition: Any) -> Iterable[_Step]:
     elif kind == "Digits":
         yield ("split", r"\p{N}" if definition.get("individual_digits") else r"\p{N}+", "Isolated")
     elif kind == "Punctuation":
-        yield ("punctuation", definition.get("behavior", "Isolated"))
+        yield ("punctuation", str(definition.get("behavior", "Isolated")))
     elif kind == "Split":
         yield _split_step(definition)
     else:
@@ -105,7 +104,7 @@ def _normalizers(definition: Any) -> list[str]:
     return [str(definition.get("type"))]
 
 
-def splitter_of(tokenizer: Mapping[str, Any]) -> tuple[str | None, bool]:
+def splitter_of(tokenizer: Mapping[str, Any]) -> str | None:
     """Recognise the definition in a tokenizer.json.
 
     Parameters
@@ -115,17 +114,16 @@ def splitter_of(tokenizer: Mapping[str, Any]) -> tuple[str | None, bool]:
 
     Returns
     -------
-    tuple of (str or None, bool)
-        Key of `SPLITTERS`, None if no row has this definition; and whether text is first brought into form NFC.
+    str or None
+        Key of `SPLITTERS`; None if no row has this definition. NFC normalization is ignored, as in llama.cpp.
     """
-    normalizers = set(_normalizers(tokenizer.get("normalizer")))
-    if not normalizers <= {"NFC"}:
-        return None, False
-    return _known().get(tuple(_steps(tokenizer.get("pre_tokenizer")))), bool(normalizers)
+    if not set(_normalizers(tokenizer.get("normalizer"))) <= {"NFC"}:
+        return None
+    return _known().get(tuple(_steps(tokenizer.get("pre_tokenizer"))))
 
 
 def checked_name(pre: str) -> str:
-    """`pre`, if llama.cpp's loader accepts it.
+    """Return `pre` if llama.cpp's loader accepts it.
 
     Raises
     ------
@@ -140,20 +138,19 @@ def checked_name(pre: str) -> str:
 def choose(
     splitter: str | None,
     *,
-    nfc: bool,
     ignore_merges: bool,
     prefer: Iterable[str],
     hashed: Callable[[], str | None],
     merges_reach_all: Callable[[], bool],
     source: str,
 ) -> str:
-    """Name for a definition, by what else the loader concludes from the name.
+    """Choose the name for a definition, by what else the loader concludes from the name.
 
     Parameters
     ----------
     splitter : str or None
         Result of `splitter_of`.
-    nfc, ignore_merges : bool
+    ignore_merges : bool
         What tokenizer.json says.
     prefer : iterable of str
         Names that the rest of the model speaks for (its ``model_type``), best first.
@@ -199,10 +196,4 @@ def choose(
     if len(names) == 1:
         return names[0]
     name = hashed()
-    return name if name in names else _plain(agreeing, nfc)
-
-
-def _plain(rows: list[PreTokenizer], nfc: bool) -> str:
-    same_form = [row.name for row in rows if row.nfc == nfc]
-    # A group without a row for this form: llama.cpp does the same for all of them.
-    return rows[0].name if not nfc or not same_form else same_form[0]
+    return name if name in names else names[0]

@@ -164,7 +164,7 @@ def parse(data: bytes, file: str) -> SentencePieceModel:
         hint = None
         first = data[:200].split(b"\n", 1)[0].split()
         if len(first) == 2 and first[1].isdigit():
-            hint = "it looks like a tiktoken vocabulary: save the tokenizer with Transformers to get a tokenizer.json"
+            hint = "it looks like tiktoken: save the tokenizer with Transformers to get a tokenizer.json"
         raise CheckpointError(file, f"not readable ({error})", "a SentencePiece model", hint=hint) from error
     if not model.pieces:
         raise CheckpointError(file, "no pieces", "a SentencePiece model")

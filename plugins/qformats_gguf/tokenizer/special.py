@@ -1,6 +1,8 @@
 """Special ids, what is added around a text, and chat templates.
 
-Source: ggml-org/llama.cpp:gguf-py/gguf/vocab.py (``SpecialVocab``). Templates are carried as text and never run.
+Templates are carried as text and never run.
+
+Source: ggml-org/llama.cpp:gguf-py/gguf/vocab.py (``SpecialVocab``).
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def special_metadata(
     add_bos: bool,
     add_sep: bool,
 ) -> Metadata:
-    """Special ids and the ``add_*`` flags.
+    """Find the special ids and the ``add_*`` flags.
 
     Parameters
     ----------
@@ -80,9 +82,9 @@ def special_metadata(
             flags.setdefault(role, said)
     flags = {"bos": add_bos, "eos": False} | flags
     if pre in ("chatglm-bpe", "glm4", "glm5"):
-        for role, text in _GLM_ROLES.items():
-            if text in ids and roles[role] is None and _configured(config, files, role) is None:
-                roles[role] = text
+        for role, default in _GLM_ROLES.items():
+            if default in ids and roles[role] is None and _configured(config, files, role) is None:
+                roles[role] = default
         flags["bos"] = False
     values: Metadata = {}
     found: dict[str, int] = {}
@@ -159,12 +161,12 @@ def _special(step: Any) -> str | None:
 
 
 def clean_name(name: str) -> str:
-    """Name of a template with only letters and digits of ASCII and underscores, as llama.cpp's writer has it."""
+    """Keep only letters and digits of ASCII of a template's name, as llama.cpp's writer does."""
     return "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
 
 
 def chat_templates(files: TokenizerFiles) -> Metadata:
-    """Chat templates: the default one and those with names.
+    """Collect the chat templates: the default one and those with names.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """SentencePiece BPE: tokenizer.model, or the tokenizer.json made from one, to a GGUF vocabulary.
 
-Source: ggml-org/llama.cpp:conversion/base.py (``_create_vocab_sentencepiece``), src/llama-vocab.cpp (the ``llama``
-model merges the two neighbours whose joined text has the highest score).
+Source: ggml-org/llama.cpp:conversion/base.py (``_create_vocab_sentencepiece``), src/llama-vocab.cpp (the
+``llama`` model merges the two neighbours whose joined text has the highest score).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 def from_model_file(
     files: TokenizerFiles, config: Mapping[str, Any], pre: str | None
 ) -> tuple[Vocabulary, bool]:
-    """Vocabulary of a tokenizer.model, and whether it puts a space before the text.
+    """Read the vocabulary of a tokenizer.model, and whether it puts a space before the text.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def _added_to_model(files: TokenizerFiles, pieces: int) -> dict[int, tuple[str, 
 
 
 def space_prefix(tokenizer: Mapping[str, Any]) -> bool | None:
-    """Whether a tokenizer.json made from a SentencePiece model puts a space before the text.
+    """Say whether a tokenizer.json made from a SentencePiece model puts a space before the text.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def _flat(part: Any, key: str) -> list[tuple[Any, ...]]:
 
 
 def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> Vocabulary:
-    """Vocabulary of a tokenizer.json made from a SentencePiece model, where tokenizer.model is missing.
+    """Read the vocabulary of a tokenizer.json made from a tokenizer.model that is not there.
 
     Scores are rebuilt from the merges: the earlier the first merge that makes a token, the higher its score.
 

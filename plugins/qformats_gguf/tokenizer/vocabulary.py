@@ -29,12 +29,12 @@ class TokenType(IntEnum):
 
 
 def padding_token(index: int) -> str:
-    """Text of a token that stands for an id without a token."""
+    """Return the text that stands for an id without a token."""
     return f"[PAD{index}]"
 
 
 def padded_size(config: Mapping[str, Any], largest: int, count: int, file: str) -> int:
-    """Tokens to write: as many as the model has rows, never fewer than the tokenizer has.
+    """Count the tokens to write: as many as the model has rows, never fewer than the tokenizer has.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ class Vocabulary:
             raise CheckpointError(file, "a token with an unpaired surrogate", "Unicode text") from error
 
     def metadata(self) -> Metadata:
-        """The vocabulary's keys of a GGUF header."""
+        """Build the vocabulary's keys of a GGUF header."""
         values = {
             "tokenizer.ggml.model": string(self.model),
             "tokenizer.ggml.pre": string(self.pre),

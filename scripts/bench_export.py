@@ -1,0 +1,169 @@
+#!/usr/bin/env python3
+"""Compare the export of a large model with a plain program that reads and writes the same bytes once.
+
+Makes a synthetic bf16 llama (2.6 GB by default) in a working folder, reads it once so that it lies in the page cache,
+then alternates (a) a plain program: read every input byte once, write and sync as many bytes as the output has, and
+(b) `qformats export --type q4_0`, in fresh processes. Start-up and first compilation are reported apart: an export
+of the demo model, run first, compiles and caches the kernels, and a second run of it tells the start-up.
+
+    python scripts/bench_export.py --work /var/tmp/bench
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LAYERS, HIDDEN, FFN, HEADS, VOCAB = 23, 2048, 5632, 16, 2048
+
+PLAIN = """
+import os, sys, time
+source, target, nbytes = sys.argv[1], sys.argv[2], int(sys.argv[3])
+began = time.perf_counter()
+buffer = bytearray(8 << 20)
+for name in sorted(os.listdir(source)):
+    with open(os.path.join(source, name), "rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+with open(target, "wb", buffering=0) as file:
+    left = nbytes
+    while left:
+        left -= file.write(memoryview(buffer)[: min(left, len(buffer))])
+    os.fsync(file.fileno())
+print(time.perf_counter() - began)
+"""
+
+DEMO = """
+import sys
+from qformats.api import export
+print(export("demo", sys.argv[1] + ".warm", format="gguf:" + sys.argv[2], force=True).seconds)
+"""
+
+EXPORT = """
+import json, sys, threading, time
+from qformats.api import export
+export("demo", sys.argv[2] + ".warm", format="gguf:" + sys.argv[3], force=True)
+peak = 0
+done = threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.02):
+        for line in open("/proc/self/status"):
+            if line.startswith("RssAnon"):
+                peak = max(peak, int(line.split()[1]) * 1024)
+thread = threading.Thread(target=watch, daemon=True)
+thread.start()
+began = time.perf_counter()
+report = export(sys.argv[1], sys.argv[2], format="gguf:" + sys.argv[3], force=True)
+seconds = time.perf_counter() - began
+done.set()
+thread.join()
+print(json.dumps({"seconds": seconds, "bytes": report.file_nbytes, "peak": peak}))
+"""
+
+
+def make_model(folder: Path) -> None:
+    """Write a llama of random bf16 weights in two shards, with the demo model's tokenizer."""
+    import qformats
+    import torch
+    from safetensors.torch import save_file
+
+    demo = qformats.open("demo")
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1 << 24, generator=generator).mul_(0.02).to(torch.bfloat16)
+
+    def weight(rows: int, columns: int) -> torch.Tensor:
+        shift = int(torch.randint(0, 1 << 20, (1,), generator=generator))
+        repeats = -(-(rows * columns + shift) // len(noise))
+        return noise.repeat(repeats)[shift : shift + rows * columns].view(rows, columns).clone()
+
+    folder.mkdir(parents=True)
+    state: dict[str, torch.Tensor] = {
+        "model.embed_tokens.weight": weight(VOCAB, HIDDEN),
+        "lm_head.weight": weight(VOCAB, HIDDEN),
+        "model.norm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16),
+    }
+    shapes = {f"self_attn.{name}_proj": (HIDDEN, HIDDEN) for name in "qkvo"}
+    shapes |= {"mlp.gate_proj": (FFN, HIDDEN), "mlp.up_proj": (FFN, HIDDEN), "mlp.down_proj": (HIDDEN, FFN)}
+    where: dict[str, str] = {}
+    for shard in range(2):
+        for layer in range(LAYERS):
+            if layer % 2 != shard:
+                continue
+            for name, shape in shapes.items():
+                state[f"model.layers.{layer}.{name}.weight"] = weight(*shape)
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                state[f"model.layers.{layer}.{name}.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
+        file = f"model-{shard + 1:05d}-of-00002.safetensors"
+        save_file(state, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(state, file)
+        state = {}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    config = demo.config | {
+        "hidden_size": HIDDEN,
+        "intermediate_size": FFN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "head_dim": HIDDEN // HEADS,
+        "vocab_size": VOCAB,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    for name, content in demo.tokenizer_files().items():
+        (folder / name).write_bytes(content)
+
+
+def timed(program: str, *arguments: str) -> tuple[str, float]:
+    """Run a program in a fresh interpreter; give its last line and the process's wall time."""
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program, *arguments], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return done.stdout.strip().splitlines()[-1], time.perf_counter() - began
+
+
+def main() -> None:
+    """Run the comparison and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the model and the outputs (4 GB)")
+    parser.add_argument("--type", default="q4_0")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--keep", action="store_true", help="keep the synthetic model for the next time")
+    arguments = parser.parse_args()
+    model, target = arguments.work / "synthetic-llama", arguments.work / f"out-{arguments.type}.gguf"
+    if not model.exists():
+        print("making the synthetic model ...")
+        make_model(model)
+    nbytes = sum(file.stat().st_size for file in model.iterdir())
+    _, cold = timed(DEMO, str(target), arguments.type)
+    _, start = timed(DEMO, str(target), arguments.type)
+    exports, plains, walls = [], [], []
+    for _ in range(arguments.runs):
+        line, wall = timed(EXPORT, str(model), str(target), arguments.type)
+        exports.append(json.loads(line))
+        walls.append(wall)
+        plains.append(float(timed(PLAIN, str(model), str(target) + ".plain", str(exports[-1]["bytes"]))[0]))
+    seconds = [run["seconds"] for run in exports]
+    ratios = [ours / plain for ours, plain in zip(seconds, plains, strict=True)]
+    print(f"model: {nbytes / 1e9:.2f} GB bf16; output: {exports[0]['bytes'] / 1e9:.2f} GB {arguments.type}; "
+          f"{len(os.sched_getaffinity(0))} cores; {arguments.runs} pairs")
+    for name, values in (("plain read + write + sync, s", plains), ("export, s", seconds), ("ratio", ratios),
+                         ("export with start-up, s", walls)):
+        print(f"{name:32} median {statistics.median(values):6.2f}   min {min(values):6.2f}   max {max(values):6.2f}")
+    print(f"{'start-up + demo export, s':32} {start:6.2f}   (first run, kernels compiled or loaded: {cold:.2f})")
+    print(f"{'peak anonymous memory, MB':32} {max(run['peak'] for run in exports) / 1e6:6.0f}")
+    for path in arguments.work.glob(f"{target.name}*"):
+        path.unlink()
+    if not arguments.keep:
+        shutil.rmtree(model)
+
+
+if __name__ == "__main__":
+    main()

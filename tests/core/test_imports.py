@@ -1,0 +1,63 @@
+"""What an import may cost: every check runs in a fresh process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "numba", "transformers", "triton", "safetensors", "gguf", "huggingface_hub", "llvmlite")
+
+
+def _loaded(program, tmp_path):
+    """Heavy modules that a program has loaded at its end."""
+    report = tmp_path / "modules.json"
+    code = (
+        "import atexit, json, sys\n"
+        f"atexit.register(lambda: open({str(report)!r}, 'w').write(json.dumps(sorted(sys.modules))))\n"
+        f"{program}\n"
+    )
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    modules = set(json.loads(report.read_text()))
+    return {name for name in HEAVY if name in modules}, modules, done.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy(tmp_path):
+    heavy, modules, _ = _loaded("import qformats; qformats.__version__; dir(qformats)", tmp_path)
+    assert heavy == set()
+    assert not {name for name in modules if name.startswith(("qformats.", "qformats_"))}, "names are lazy"
+
+
+def test_every_public_name_can_be_had_without_torch(tmp_path):
+    heavy, _, _ = _loaded("import qformats\nfor n in qformats.__all__: getattr(qformats, n)", tmp_path)
+    assert not heavy & {"torch", "numba", "transformers", "triton"}
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "export --help", "--version", "formats", "plugins", "plugins --json"]
+)
+def test_commands_that_compute_nothing_load_no_torch(command, tmp_path):
+    program = (
+        f"import sys; sys.argv = ['qformats', *{command.split()!r}]\nfrom qformats.cli import main; main()"
+    )
+    heavy, _, output = _loaded(program, tmp_path)
+    assert not heavy & {"torch", "numba", "transformers", "triton"}
+    assert output.strip()
+
+
+def test_every_public_name_exists():
+    import qformats
+
+    assert sorted(set(qformats.__all__)) == sorted(qformats.__all__)
+    for name in {*qformats.__all__} - {"hookimpl"}:
+        assert getattr(qformats, name).__name__ == name
+    assert qformats.hookimpl.project_name == "qformats"
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        _ = qformats.quantise
+    assert {*qformats.__all__} <= {*dir(qformats)}

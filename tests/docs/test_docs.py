@@ -1,0 +1,81 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import qformats
+from qformats import hookspecs
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def code_blocks(page: Path, language: str) -> list[str]:
+    """Fenced blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if code_blocks(page, "python")], ids=lambda p: p.name)
+def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
+    if "example" in page.parts or "examples" in page.parts:
+        pytest.skip("examples are packages with tests of their own")
+    program = "\n".join(code_blocks(page, "python"))
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_first_command_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
+    """Install apart; everything but the time must be as printed."""
+    command = next(c for c in code_blocks(ROOT / "README.md", "sh") if "export demo" in c).split("&&")[1].split()
+    program = Path(sys.executable).with_name("qformats")
+    done = subprocess.run(
+        [program, *command[1:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+    shown = code_blocks(ROOT / "README.md", "text")[0]
+
+    def steady(text: str) -> list[str]:
+        lines = [" ".join(line.split()) for line in text.strip().splitlines()]
+        return [line for line in lines if not line.startswith("time")]
+
+    assert steady(done.stdout) == steady(shown)
+
+
+def test_every_hook_is_documented_with_its_signature() -> None:
+    page = (ROOT / "docs" / "plugin_hooks.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^## `(.+)`$", page, re.MULTILINE)
+    hooks = [
+        f"{name}({', '.join(inspect.signature(function).parameters)})"
+        for name, function in vars(hookspecs).items()
+        if name.startswith("qformats_")
+    ]
+    assert sorted(documented) == sorted(hooks)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_no_public_name_is_a_submodule() -> None:
+    """Importing a submodule would replace the function of that name by the module."""
+    modules = {module.name for module in pkgutil.iter_modules(qformats.__path__)}
+    assert not modules & set(qformats.__all__)
+
+
+def test_public_names_exist_and_are_documented() -> None:
+    for name in qformats.__all__:
+        assert inspect.getdoc(getattr(qformats, name)), name
