@@ -14,10 +14,8 @@ Importing the package imports neither torch nor any plugin; each name is loaded 
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,17 +71,6 @@ try:
     __version__ = version("qformats")
 except PackageNotFoundError:
     __version__ = "0+uninstalled"
-
-
-class _Package(ModuleType):
-    """This package, in which importing the subpackage ``export`` does not hide the function of that name."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name == "export" and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

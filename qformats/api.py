@@ -16,8 +16,8 @@ from qformats.tensors import PackedTensor, QuantizedTensor
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qformats.export import ExportReport
-    from qformats.export.progress import Progress
+    from qformats.exporting import ExportReport
+    from qformats.exporting.progress import Progress
 
 __all__ = ["dequantize", "export", "formats", "open", "pack", "packer", "quantize", "unpack"]
 
@@ -200,7 +200,7 @@ def export(
     QFormatsError
         Whatever is wrong with the input or the target; then nothing is left behind.
     """
-    from qformats.export import Recipe, run
+    from qformats.exporting import Recipe, run
 
     source = model if isinstance(model, Checkpoint) else open(model, options=options)
     recipe = Recipe(

@@ -7,7 +7,10 @@ rest.
 
 from __future__ import annotations
 
+import math
+import operator
 from abc import ABC, abstractmethod
+from array import array
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -355,13 +358,11 @@ class TableGrid(Grid):
     scale_dtype: str = "f32"
 
     def __post_init__(self) -> None:
-        import numpy as np
-
         self._check()
         if not 2 <= len(self.codebook) <= 256:
             raise ConfigError("codebook", f"{len(self.codebook)} values", "2 to 256")
-        values = np.array(self.codebook, np.float32)
-        if not np.isfinite(values).all() or not (values[1:] > values[:-1]).all():
+        values = array("f", self.codebook)
+        if not all(map(math.isfinite, values)) or not all(map(operator.lt, values, values[1:])):
             raise ConfigError("codebook", self.codebook, "finite ascending float32 values without repetition")
 
     @property

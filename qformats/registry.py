@@ -113,8 +113,10 @@ class Registry:
             manager.check_pending()
             self._collect(manager, plugin, record)
         except BaseException as error:
-            # What stays registered would fail the check of every plugin that follows.
-            manager.unregister(plugin)
+            # What stays registered would fail the check of every plugin that follows. Whether a plugin that
+            # failed to register is registered depends on pluggy's version.
+            if manager.is_registered(plugin):
+                manager.unregister(plugin)
             if isinstance(error, pluggy.PluginValidationError):
                 raise PluginLoadError(record.name, _one_line(error)) from error
             raise

@@ -64,11 +64,15 @@ def _unrecognised(path: Path) -> ModelNotFoundError:
     if path.is_dir():
         inside = sorted(file.name for file in path.glob("*.gguf"))
         if inside:
-            found = f"a folder with {len(inside)} GGUF file{'s' if len(inside) > 1 else ''} and no config.json"
+            found = (
+                f"a folder with {len(inside)} GGUF file{'s' if len(inside) > 1 else ''} and no config.json"
+            )
             return ModelNotFoundError(path, found, f"Give the file, such as {path / inside[0]}")
         if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):
             found = "a folder with weights and no config.json"
-            return ModelNotFoundError(path, found, "Fetch config.json and the tokenizer files of the same model")
+            return ModelNotFoundError(
+                path, found, "Fetch config.json and the tokenizer files of the same model"
+            )
         return ModelNotFoundError(path, "a folder without config.json", _readable())
     if path.suffix in (".safetensors", ".bin", ".json"):
         return ModelNotFoundError(

@@ -42,13 +42,13 @@ print(time.perf_counter() - began)
 
 DEMO = """
 import sys
-from qformats.api import export
+from qformats import export
 print(export("demo", sys.argv[1] + ".warm", format="gguf:" + sys.argv[2], force=True).seconds)
 """
 
 EXPORT = """
 import json, sys, threading, time
-from qformats.api import export
+from qformats import export
 export("demo", sys.argv[2] + ".warm", format="gguf:" + sys.argv[3], force=True)
 peak = 0
 done = threading.Event()
@@ -71,9 +71,10 @@ print(json.dumps({"seconds": seconds, "bytes": report.file_nbytes, "peak": peak}
 
 def make_model(folder: Path) -> None:
     """Write a llama of random bf16 weights in two shards, with the demo model's tokenizer."""
-    import qformats
     import torch
     from safetensors.torch import save_file
+
+    import qformats
 
     demo = qformats.open("demo")
     generator = torch.Generator().manual_seed(0)

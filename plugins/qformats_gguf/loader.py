@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from qformats_gguf.architectures import Architecture
+    from qformats_gguf.header import TensorInfo
     from qformats_gguf.metadata import Metadata
 
 __all__ = ["GGUFLoader"]
@@ -109,6 +110,7 @@ class GGUFLoader(Loader):
             TensorInfo(a.draft.name, a.draft.source.shape, by_name(a.packer.spec.variant))
             for a in assignments
         ]
+        _check_vocabulary(metadata, infos, source)
         index = {info.name: i for i, info in enumerate(infos)}
         limit = options.get("max-shard-size")
         groups = split(infos, max_bytes=parse_size("max-shard-size", limit)) if limit else [infos]
@@ -160,6 +162,20 @@ def _constant(name: str, values: np.ndarray, source: Checkpoint) -> StoredTensor
         return PackedTensor("dense:f32", tuple(part.shape), {"weight": part})
 
     return StoredTensor(name, values.shape, "dense:f32", values.nbytes, source.files[0], load)
+
+
+def _check_vocabulary(metadata: Metadata, infos: Sequence[TensorInfo], source: Checkpoint) -> None:
+    """Refuse a tokenizer that has not one token for each row of the embedding: llama.cpp would refuse the file."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    embedding = next((info for info in infos if info.name == "token_embd.weight"), None)
+    if tokens is not None and embedding is not None and len(tokens.data) != embedding.shape[0]:
+        raise CheckpointError(
+            source.path,
+            f"{embedding.shape[0]} rows",
+            f"{len(tokens.data)}, one for each token of the tokenizer",
+            tensor="token_embd.weight",
+            hint="the tokenizer belongs to another model, or vocab_size in config.json is wrong",
+        )
 
 
 def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -> Metadata:

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
 __all__ = ["main"]
+
+_AGAIN = 0.05
+"""Seconds until a signal that came during an import is tried again."""
 
 
 def main() -> None:
     """Entry point of the ``qformats`` program."""
-    import sys
-
+    # A program that was started to ignore Ctrl-C (nohup, a shell's background job) goes on ignoring it.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         from qformats.cli.app import run
 
         run()
     except KeyboardInterrupt:
-        # Before or after the program's own handling: while Python still imports, or a second Ctrl-C.
+        # A second Ctrl-C, while the first one was handled.
         print("qformats: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise ``KeyboardInterrupt``, but never in the middle of an import.
+
+    torch and numpy swallow it there and go on half imported, which ends in errors that have nothing to do with the
+    cause.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            later = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
+            later.daemon = True
+            later.start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import warnings
 from io import TextIOWrapper
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -78,7 +76,6 @@ def options(
 
 def run() -> None:
     """Run the program, and turn every expected error into one line and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
     warnings.showwarning = _warn
     for stream in (sys.stdout, sys.stderr):
         # A file name or a tensor name may hold what the terminal's encoding does not.
@@ -87,7 +84,7 @@ def run() -> None:
     try:
         app()
     except Interrupted as error:
-        print(f"qformats: interrupted; {error or 'the target was not touched'}", file=sys.stderr)
+        print(f"qformats: interrupted; {str(error) or 'the target was not touched'}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         # Imported late: only a failing run needs to know the error family.
@@ -110,13 +107,12 @@ def _code(error: Exception) -> int:
 
     if isinstance(error, errors.OutputError):
         return EXIT_OUTPUT
+    # The key of a value that stands in a file begins with the file's name: then the model is at fault.
+    if isinstance(error, errors.ConfigError) and ": " in error.key:
+        return EXIT_INPUT
     if isinstance(error, errors.ConfigError | errors.UnknownFormatError):
         return EXIT_USAGE
     return EXIT_INPUT
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _warn(message: Warning | str, category: type[Warning], *rest: Any) -> None:

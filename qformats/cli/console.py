@@ -40,7 +40,11 @@ def _jsonable(data: Any) -> Any:
         return [_jsonable(value) for value in data]
     if hasattr(data, "item"):
         data = data.item()
-    if data is None or isinstance(data, bool | int | str) or (isinstance(data, float) and math.isfinite(data)):
+    if (
+        data is None
+        or isinstance(data, bool | int | str)
+        or (isinstance(data, float) and math.isfinite(data))
+    ):
         return data
     return str(data)
 
@@ -83,8 +87,14 @@ class Bar:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.progress import TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
         self._console = Console(stderr=True, highlight=False)
         self._task: TaskID | None = None

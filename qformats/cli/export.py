@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qformats.export import ExportReport
+    from qformats.exporting import ExportReport
 
 __all__ = ["export"]
 
@@ -66,9 +66,9 @@ def export(
     import qformats
     from qformats.cli.console import Bar, print_json
     from qformats.errors import ConfigError
-    from qformats.export import Recipe, make_plan
-    from qformats.export.report import report_of
-    from qformats.export.run import execute
+    from qformats.exporting import Recipe, make_plan
+    from qformats.exporting.report import report_of
+    from qformats.exporting.run import execute
     from qformats.registry import registry
 
     if type and ":" in format:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qformats.checkpoint import Checkpoint, StoredTensor
-from qformats.dtypes import SIZES
-from qformats.errors import CheckpointError, ConfigError
+from qformats.dtypes import FLOATS, SIZES
+from qformats.errors import CheckpointError, ConfigError, UnknownFormatError
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.shards import BinShard, SafetensorsShard, Shard, find_shards
 from qformats.interfaces import Packer
@@ -124,16 +124,25 @@ class FolderCheckpoint(Checkpoint):
         if not isinstance(declared, dict):
             raise CheckpointError(self.path / "config.json", f"quantization_config {declared!r}", "an object")
         if declared.get("quant_method") == "qformats":
-            return registry().packer(str(declared.get("format")))
-        for family in registry().families():
-            packer = family.detect(declared)
+            try:
+                return registry().packer(str(declared.get("format")))
+            except UnknownFormatError as error:
+                raise CheckpointError(self.path / "config.json", f"quantization_config: {error}") from error
+        families = registry().families()
+        for family in families:
+            try:
+                packer = family.detect(declared)
+            except (ConfigError, UnknownFormatError) as error:
+                raise CheckpointError(self.path / "config.json", f"quantization_config: {error}") from error
             if packer is not None:
                 return packer
-        known = sorted({family.family for family in registry().families()})
+        readable = sorted({f.family for f in families if f.detect.__func__ is not Packer.detect.__func__})  # type: ignore[attr-defined]
         raise CheckpointError(
             self.path / "config.json",
             f"quantization method {declared.get('quant_method')!r}",
-            "none, or one that an installed plugin reads: " + ", ".join(known),
+            "none, or one that an installed plugin reads: " + ", ".join(readable)
+            if readable
+            else "none, since no installed plugin reads quantized folders",
             hint="install a plugin for this method, or point at the unquantized model",
         )
 
@@ -184,13 +193,32 @@ class FolderCheckpoint(Checkpoint):
 
 
 def _packed_modules(entries: dict[str, Entry], packer: Packer) -> dict[str, set[str]]:
-    """Modules that have every stored field of a format."""
+    """Modules that have every stored field of a format.
+
+    Raises
+    ------
+    CheckpointError
+        If a module has packed codes but not all that belongs to them.
+    """
     fields = {spec.name for spec in packer.spec.fields}
     found: dict[str, set[str]] = {}
     for name in entries:
         module, _, field = name.rpartition(".")
         if field in fields:
             found.setdefault(module, set()).add(field)
+    for spec in packer.spec.fields:
+        for module, present in found.items():
+            # A module that was not quantized has a float `weight` of its own; integers alone mean nothing.
+            if spec.name in present and present != fields and spec.dtype not in FLOATS:
+                _, dtype, shard = entries[f"{module}.{spec.name}"]
+                if dtype == spec.dtype:
+                    missing = ", ".join(f"{module}.{name}" for name in sorted(fields - present))
+                    raise CheckpointError(
+                        shard.path,
+                        f"packed as {packer.name} without {missing}",
+                        "all fields of the format: " + ", ".join(sorted(fields)),
+                        tensor=f"{module}.{spec.name}",
+                    )
     return {module: present for module, present in found.items() if present == fields}
 
 

@@ -7,6 +7,8 @@ one in use is held in memory.
 from __future__ import annotations
 
 import json
+import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +77,7 @@ class BinShard(Shard):
     """A ``.bin`` file written by ``torch.save``; unpickled with ``weights_only=True``, so that no code runs."""
 
     _guard = threading.RLock()
-    _resident: tuple[Path, dict[str, Any]] | None = None
+    _resident: tuple[BinShard, dict[str, Any]] | None = None
     """The one file of the old format that is held in memory, of all shards in this process."""
 
     def __init__(self, path: Path) -> None:
@@ -88,7 +90,7 @@ class BinShard(Shard):
         if self._mapped is not None:
             return self._mapped
         with self._guard:
-            if BinShard._resident is not None and BinShard._resident[0] == self.path:
+            if BinShard._resident is not None and BinShard._resident[0] is self:
                 return BinShard._resident[1]
             try:
                 with self.path.open("rb") as file:
@@ -100,40 +102,51 @@ class BinShard(Shard):
                 raise CheckpointError(self.path, "is missing", hint=_INTERRUPTED) from error
             except Exception as error:
                 # torch raises a different type for each way a pickle can be wrong.
-                reason = " ".join(str(error).split())[:300]
-                raise CheckpointError(
-                    self.path,
-                    f"cannot be unpickled safely ({type(error).__name__}: {reason})",
-                    "tensors saved by torch.save",
-                    hint="convert it to safetensors with the program that wrote it",
-                ) from error
+                raise self._refused(error) from error
             if not isinstance(state, dict):
-                raise CheckpointError(self.path, f"a {type(state).__name__}", "a dict of tensors")
+                raise CheckpointError(self.path, f"holds a {type(state).__name__}", "a dict of tensors")
             if zipped:
                 self._mapped = state
             else:
-                BinShard._resident = (self.path, state)
+                BinShard._resident = (self, state)
             return state
+
+    def _refused(self, error: Exception) -> CheckpointError:
+        """Why torch did not load the file; of its own advice (to load it unsafely) nothing is repeated."""
+        reason = " ".join(str(error).split())
+        reason = reason.split("from a trusted source.")[-1].split("Check the documentation")[0].strip()
+        foreign = re.search(r"GLOBAL ([\w.]+)", reason)
+        if foreign:
+            found = f"wants {foreign[1]} to run while it is read, which tensors never need"
+            hint = "do not trust this file; take the model in safetensors"
+            return CheckpointError(self.path, found, "a dict of tensors, saved by torch.save", hint=hint)
+        found = f"cannot be read ({type(error).__name__}: {reason[:120]})" if reason else "is cut off"
+        return CheckpointError(self.path, found, "a dict of tensors, saved by torch.save", hint=_INTERRUPTED)
 
     def entries(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of every tensor, in file order."""
         import torch
 
         for name, tensor in self._load().items():
+            if not isinstance(name, str):
+                raise CheckpointError(self.path, f"a tensor called {name!r}", "names that are text")
             if not isinstance(tensor, torch.Tensor):
-                raise CheckpointError(self.path, f"a {type(tensor).__name__}", "a tensor", tensor=name)
+                raise CheckpointError(self.path, f"of type {type(tensor).__name__}", "a tensor", tensor=name)
             try:
                 dtype = dtype_name(tensor.dtype)
             except ConfigError as error:
                 raise CheckpointError(
                     self.path, f"dtype {tensor.dtype}", error.allowed, tensor=name
                 ) from error
+            if tensor.layout != torch.strided or tensor.is_meta:
+                kind = "no values" if tensor.is_meta else f"layout {tensor.layout}"
+                raise CheckpointError(self.path, kind, "a dense tensor", tensor=name)
             yield name, tuple(tensor.shape), dtype
 
     def tensor(self, name: str) -> Tensor:
         """One tensor."""
         found: Tensor = self._load()[name]
-        return found
+        return found.detach()
 
 
 def find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
@@ -177,9 +190,11 @@ def _read_index(path: Path) -> dict[str, str]:
         found = f"unreadable ({type(error).__name__}: {error})"
         raise CheckpointError(path, found, "a JSON object with a weight_map", hint=_INTERRUPTED) from error
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
-        raise CheckpointError(path, "a weight_map that is no table of file names", "tensor names with file names")
+        raise CheckpointError(
+            path, "a weight_map that is no table of file names", "tensor names with file names"
+        )
     for tensor, name in index.items():
         # A name with a path in it could point anywhere on the disk.
-        if Path(name).name != name:
+        if Path(name).name != name or name == ".." or "\0" in name or len(os.fsencode(name)) > 255:
             raise CheckpointError(path, f"file name {name!r}", "a plain file name", tensor=tensor)
     return index

@@ -9,6 +9,7 @@ from typing import Any
 
 from qformats.checkpoint import Checkpoint
 from qformats.dtypes import SAFETENSORS, SIZES
+from qformats.errors import ConfigError, ShapeError
 from qformats.interfaces import Assignment, Layout, OutputFile, Packer, Placement
 
 __all__ = ["lay_out_folder"]
@@ -16,7 +17,8 @@ __all__ = ["lay_out_folder"]
 _ALIGNMENT = 8
 """safetensors pads its header with spaces to this many bytes."""
 _RUN_WITH = (
-    'python -c "import sys, transformers as t; print(t.pipeline(\'text-generation\', sys.argv[1])(\'Hello\'))" {target}'
+    'python -c "import sys; from transformers import pipeline; '
+    "print(pipeline('text-generation', sys.argv[1])('Hello'))\" {target}"
 )
 
 
@@ -53,7 +55,23 @@ def lay_out_folder(
         Format of the export; gives ``quantization_config``.
     max_shard_size : int
         Bytes of tensors a shard may hold; a single larger tensor gets a shard of its own.
+
+    Raises
+    ------
+    ConfigError
+        If there is another quantized format than `default` among them.
+    ShapeError
+        If a shape could not be told from the stored fields again.
     """
+    for assignment in assignments:
+        packer = assignment.packer
+        if packer.dense_dtype is None and packer.name != default.name:
+            raise ConfigError(
+                f"type of {assignment.draft.name}",
+                packer.name,
+                "plain numbers" + ("" if default.dense_dtype else f" or {default.name}"),
+                "the config.json of a folder declares the one quantized format that is in it",
+            )
     groups = _shard([_fields(i, assignment) for i, assignment in enumerate(assignments)], max_shard_size)
     single = len(groups) == 1
     names = [
@@ -80,9 +98,17 @@ def _fields(index: int, assignment: Assignment) -> list[_Field]:
             for field, (shape, dtype) in packer.stored(draft.source.shape).items()
         ]
     module = draft.name.removesuffix(".weight")
+    stored = packer.stored(draft.source.shape)
+    told = packer.weight_shape(stored)
+    if told != tuple(draft.source.shape):
+        # The folder keeps no shape beside the fields.
+        raise ShapeError(
+            draft.name,
+            draft.source.shape,
+            f"one that {packer.name}'s fields tell again; they would tell {told}",
+        )
     return [
-        _Field(index, field, f"{module}.{field}", shape, dtype)
-        for field, (shape, dtype) in packer.stored(draft.source.shape).items()
+        _Field(index, field, f"{module}.{field}", shape, dtype) for field, (shape, dtype) in stored.items()
     ]
 
 

@@ -14,8 +14,8 @@ def _loaded(program, tmp_path):
     """Heavy modules that a program has loaded at its end."""
     report = tmp_path / "modules.json"
     code = (
-        "import atexit, json, sys\n"
-        f"atexit.register(lambda: open({str(report)!r}, 'w').write(json.dumps(sorted(sys.modules))))\n"
+        "import atexit, json, pathlib, sys\n"
+        f"atexit.register(lambda: pathlib.Path({str(report)!r}).write_text(json.dumps(sorted(sys.modules))))\n"
         f"{program}\n"
     )
     environment = {**os.environ, "PYTHONWARNINGS": "error"}

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import qformats.api as qformats
 from models import tiny
 from models.text import PROMPTS
 from oracles import hf
 from oracles.llama_cpp import LlamaCpp
+
+import qformats
 from qformats.sources import open_model
 
 POSITIONS = 96

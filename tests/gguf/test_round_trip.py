@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import qformats.api as qformats
 import torch
 from models import smollm2, tiny
 from oracles import hf
-from qformats_gguf.reader import read
 from safetensors.torch import load_file
+
+import qformats
+from qformats_gguf.reader import read
 
 
 def same_tensors(first: Path, second: Path) -> None:

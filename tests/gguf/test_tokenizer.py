@@ -11,7 +11,7 @@ import pytest
 from gguf.vocab import SpecialVocab
 from models import smollm2
 from models.tokenizers import KINDS, build
-from vocabularies import DEMO, as_files, byte_level, folder, llama_cpp, texts, write
+from models.vocabularies import DEMO, as_files, byte_level, folder, llama_cpp, texts, write
 
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats_gguf.metadata import Metadata, ValueType, array, string, u32

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import as_files, byte_level
+from models.vocabularies import as_files, byte_level
 
 from qformats.errors import CheckpointError, QFormatsError, UnsupportedModelError
 from qformats_gguf.metadata import Value, ValueType, array, f32, string, u32

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from vocabularies import DEMO, as_files, byte_level, folder, llama_cpp, texts
+from models.vocabularies import DEMO, as_files, byte_level, folder, llama_cpp, texts
 
 from qformats.errors import ConfigError, UnsupportedModelError
 from qformats_gguf.metadata import string

@@ -11,7 +11,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models.tokenizers import build
-from vocabularies import folder, llama_cpp, texts
+from models.vocabularies import folder, llama_cpp, texts
 
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats_gguf.metadata import ValueType, array, boolean, string, u32

@@ -11,17 +11,28 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from qformats.errors import OutputError
-from qformats.export.fill import OutputFiles
-from qformats.export.journal import REPLACED, Journal, Span, sync_folder
-from qformats.export.plan import Plan
-from qformats.export.report import ExportReport, record
-from qformats.export.signals import uninterrupted
+from qformats.exporting.fill import OutputFiles
+from qformats.exporting.journal import REPLACED, Journal, Span, sync_folder
+from qformats.exporting.plan import Plan
+from qformats.exporting.report import ExportReport, record
+from qformats.exporting.signals import uninterrupted
 
 __all__ = ["check_target", "seal"]
 
 RECORD = "qformats.json"
 _OF_MODELS = (
-    *("*.json", "*.safetensors", "*.bin", "*.pt", "*.model", "*.jinja", "*.gguf", "*.md", "merges.txt", "vocab.txt"),
+    *(
+        "*.json",
+        "*.safetensors",
+        "*.bin",
+        "*.pt",
+        "*.model",
+        "*.jinja",
+        "*.gguf",
+        "*.md",
+        "merges.txt",
+        "vocab.txt",
+    ),
     *("modeling_*.py", "configuration_*.py", "tokenization_*.py", "LICENSE*", "NOTICE*", ".gitattributes"),
     *(".cache", "additional_chat_templates"),
 )
@@ -163,6 +174,6 @@ def _place_files(plan: Plan, journal: Journal) -> None:
 
 def remove_partial(target: Path) -> None:
     """Remove what a killed export left beside `target`."""
-    from qformats.export.journal import SUFFIX
+    from qformats.exporting.journal import SUFFIX
 
     shutil.rmtree(target.with_name(f".{target.name}{SUFFIX}"), ignore_errors=True)

@@ -6,9 +6,9 @@ Seal checks what was written, syncs it and puts it in place.
 
 from __future__ import annotations
 
-from qformats.export.plan import Action, Plan, TensorPlan, make_plan
-from qformats.export.recipe import Recipe
-from qformats.export.report import ExportReport, TensorReport
-from qformats.export.run import run
+from qformats.exporting.plan import Action, Plan, TensorPlan, make_plan
+from qformats.exporting.recipe import Recipe
+from qformats.exporting.report import ExportReport, TensorReport
+from qformats.exporting.run import run
 
 __all__ = ["Action", "ExportReport", "Plan", "Recipe", "TensorPlan", "TensorReport", "make_plan", "run"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import qformats
 from qformats.checkpoint import Checkpoint
 from qformats.dtypes import FLOATS
-from qformats.errors import CheckpointError, ConfigError, OutputError
-from qformats.export.recipe import Recipe
+from qformats.errors import CheckpointError, OutputError
+from qformats.exporting.recipe import Recipe
 from qformats.interfaces import Assignment, Layout, Packer
 from qformats.registry import registry
 
@@ -142,7 +142,7 @@ def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping
     ConfigError, ShapeError, UnsupportedModelError
         If the model cannot be written as asked.
     CheckpointError
-        If it has no tensors.
+        If it has no tensors, or integers where weights belong.
     OutputError
         If the target is no name for a file or folder.
     """
@@ -154,9 +154,7 @@ def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping
     options = {name: value for name, value in options.items() if name in known}
     drafts = loader.draft(source, options)
     if not drafts:
-        raise CheckpointError(
-            source.path, "holds no tensors (a vocabulary only?)", "a model with weights"
-        )
+        raise CheckpointError(source.path, "holds no tensors (a vocabulary only?)", "a model with weights")
     assignments = recipe.assign(drafts, loader, source)
     layout = loader.lay_out(source, assignments, default, target, options)
     sizes = [0] * len(assignments)
@@ -184,8 +182,9 @@ def _action(assignment: Assignment) -> Action:
     if source.name == packer.name or (source.dense_dtype and source.dense_dtype == packer.dense_dtype):
         return Action.COPY
     if source.dense_dtype is not None and source.dense_dtype not in FLOATS:
-        name = assignment.draft.name
-        raise ConfigError(f"type of {name}", packer.name, f"{source.dense_dtype}, since it holds no weights")
+        stored = assignment.draft.source
+        found = f"holds {source.dense_dtype}, which cannot become {packer.name}"
+        raise CheckpointError(stored.file, found, "weights of " + ", ".join(FLOATS), tensor=stored.name)
     if packer.dense_dtype is not None:
         return Action.CAST if source.dense_dtype else Action.DEQUANTIZE
     return Action.QUANTIZE if source.dense_dtype else Action.REQUANTIZE

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import qformats
-from qformats.export.plan import Plan
+from qformats.exporting.plan import Plan
 
 __all__ = ["ExportReport", "TensorReport", "record", "report_of"]
 

@@ -79,7 +79,9 @@ class Recipe:
             allowed = f"an expression found in a tensor's name, such as {example}"
         elif all(d.keep for d in matched):
             kept = matched[0]
-            allowed = f"one that finds tensors of which this type can hold one; {kept.name} is none ({kept.why})"
+            allowed = (
+                f"one that finds tensors of which this type can hold one; {kept.name} is none ({kept.why})"
+            )
         else:
             allowed = "one that finds tensors which no earlier rule has found: the first rule wins"
         return ConfigError("tensor-type", pattern, allowed)
@@ -130,7 +132,14 @@ class Recipe:
 
     def _typed(self, variant: str) -> Packer:
         """Packer of a variant of the recipe's family, or of a full name."""
-        return self._writable(variant if ":" in variant else f"{self.format.partition(':')[0]}:{variant}")
+        packer = self._writable(variant if ":" in variant else f"{self.format.partition(':')[0]}:{variant}")
+        container = registry().packer(self.format).container
+        if packer.dense_dtype is None and packer.container != container:
+            names = [p.name for p in registry().formats() if p.container == container and p.writable]
+            raise ConfigError(
+                "type", packer.name, f"one that the container {container} holds: " + ", ".join(names)
+            )
+        return packer
 
     def _writable(self, name: str) -> Packer:
         packer = registry().packer(name)

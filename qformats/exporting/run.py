@@ -10,14 +10,14 @@ from pathlib import Path
 
 from qformats.checkpoint import Checkpoint
 from qformats.errors import CheckpointError, ConfigError
-from qformats.export.fill import OutputFiles, fill, slices_of
-from qformats.export.journal import Journal
-from qformats.export.plan import Plan, Sources, make_plan
-from qformats.export.progress import Progress, Silent
-from qformats.export.recipe import Recipe
-from qformats.export.report import ExportReport, report_of
-from qformats.export.seal import check_target, seal
-from qformats.export.signals import uninterrupted
+from qformats.exporting.fill import OutputFiles, fill, slices_of
+from qformats.exporting.journal import Journal
+from qformats.exporting.plan import Plan, Sources, make_plan
+from qformats.exporting.progress import Progress, Silent
+from qformats.exporting.recipe import Recipe
+from qformats.exporting.report import ExportReport, report_of
+from qformats.exporting.seal import check_target, seal
+from qformats.exporting.signals import uninterrupted
 
 __all__ = ["execute", "run"]
 
@@ -50,7 +50,7 @@ def execute(
     Parameters
     ----------
     plan : Plan
-        From :func:`qformats.export.make_plan`.
+        From :func:`qformats.exporting.make_plan`.
     force : bool
         Replace an existing target.
     workers : int, optional
@@ -73,9 +73,11 @@ def execute(
     check_target(plan, force)
     slices = slices_of(plan)
     sources = plan.sources()
-    journal = Journal(plan.target, plan.identity())
+    journal: Journal | None = None
     files: OutputFiles | None = None
     try:
+        with uninterrupted(late=True):
+            journal = Journal(plan.target, plan.identity())
         # Again, now that nobody else can put it there.
         check_target(plan, force)
         files = OutputFiles(plan, journal.files)
@@ -93,7 +95,8 @@ def execute(
         with uninterrupted():
             if files is not None:
                 files.close()
-            journal.close() if keep_partial else journal.discard()
+            if journal is not None:
+                journal.close() if keep_partial else journal.discard()
         raise
     return report_of(plan, time.perf_counter() - began, resumed)
 

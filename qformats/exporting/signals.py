@@ -13,11 +13,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted(*, late: bool = False) -> Iterator[None]:
     """Hold SIGINT and SIGTERM back while a result is put in place or removed.
 
-    Only the main thread receives signals; elsewhere this does nothing. A signal that would have ended the process
-    ends it afterwards. One that would have raised ``KeyboardInterrupt`` comes too late and is dropped.
+    Only the main thread receives signals; elsewhere this does nothing.
+
+    Parameters
+    ----------
+    late : bool
+        Deliver afterwards what was held back. Without it only a signal that ends the process is delivered: one that
+        would raise ``KeyboardInterrupt`` comes too late to change anything and is dropped.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -32,5 +37,5 @@ def uninterrupted() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         for number in dict.fromkeys(held):
-            if before[signal.Signals(number)] is signal.SIG_DFL:
+            if late or before[signal.Signals(number)] is signal.SIG_DFL:
                 signal.raise_signal(number)

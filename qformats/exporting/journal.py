@@ -10,13 +10,12 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from qformats.errors import OutputError
 
-__all__ = ["Journal", "Span", "unwritable", "sync_folder"]
+__all__ = ["Journal", "Span", "sync_folder", "unwritable"]
 
 SUFFIX = ".qformats-partial"
 LOG = "journal.jsonl"
@@ -86,7 +85,9 @@ class Journal:
             raise
 
     def _make_parents(self) -> None:
-        missing = [folder for folder in (self.target.parent, *self.target.parent.parents) if not folder.exists()]
+        missing = [
+            folder for folder in (self.target.parent, *self.target.parent.parents) if not folder.exists()
+        ]
         for folder in reversed(missing):
             folder.mkdir(exist_ok=True)
             self._made.append(folder)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from qformats.errors import NonFiniteError, OutputError, WeightsError
-from qformats.export.journal import Journal, Span
-from qformats.export.plan import Action, Plan, TensorPlan
-from qformats.export.progress import Progress
+from qformats.exporting.journal import Journal, Span
+from qformats.exporting.plan import Action, Plan, TensorPlan
+from qformats.exporting.progress import Progress
 from qformats.interfaces import Placement, Quantizer
 from qformats.kernels.dense import require_finite
 from qformats.registry import registry
@@ -29,8 +29,6 @@ __all__ = ["OutputFiles", "Slice", "fill", "slices_of"]
 
 SLICE_WEIGHTS = 1 << 22
 """Weights a slice: small enough for the second-level caches of a few workers, large enough to hide overheads."""
-FLUSH_BYTES = 64 << 20
-"""Written bytes after which the disk is set to work, so that the final sync has little left to do."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +151,6 @@ class OutputFiles:
         except OSError as error:
             raise self._failure(error) from error
 
-    def flush(self) -> None:
-        """Have the disk write what it has been given so far."""
-        for handle in self._handles:
-            os.fdatasync(handle)
-
     def close(self) -> None:
         """Close all files."""
         while self._handles:
@@ -200,20 +193,17 @@ def fill(
     def work(piece: Slice) -> list[Span]:
         return [] if stopped.is_set() else _convert(plan, piece, files, quantizer)
 
-    flusher = _Flusher(files.flush)
     try:
         with ThreadPoolExecutor(workers, "qformats-fill") as pool:
             try:
                 for piece, spans in _bounded(pool, work, pending, 2 * workers):
                     journal.add(piece.index, spans)
-                    flusher.written(sum(span.nbytes for span in spans))
                     progress.advance(_source_bytes(plan, piece))
             except BaseException:
                 stopped.set()
                 pool.shutdown(cancel_futures=True)
                 raise
     finally:
-        flusher.stop()
         torch.set_num_threads(threads)
 
 
@@ -235,38 +225,6 @@ def _bounded(
             following = next(queue, None)
             if following is not None:
                 waiting[pool.submit(work, following)] = following
-
-
-class _Flusher:
-    """A thread that keeps the disk busy while slices are computed."""
-
-    def __init__(self, flush: Callable[[], None]) -> None:
-        self._flush, self._due, self._stopped, self._bytes = flush, threading.Event(), False, 0
-        self._thread = threading.Thread(target=self._run, name="qformats-flush", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            self._due.wait()
-            self._due.clear()
-            if self._stopped:
-                return
-            try:
-                self._flush()
-            except OSError:
-                # The sync that seals the output meets the same error, where it can be reported.
-                return
-
-    def written(self, nbytes: int) -> None:
-        self._bytes += nbytes
-        if self._bytes >= FLUSH_BYTES:
-            self._bytes = 0
-            self._due.set()
-
-    def stop(self) -> None:
-        self._stopped = True
-        self._due.set()
-        self._thread.join()
 
 
 def _source_bytes(plan: Plan, piece: Slice) -> int:

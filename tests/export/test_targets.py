@@ -1,0 +1,229 @@
+"""Where an export may write, and what is left behind when it cannot: nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import qformats
+from cli.command import call
+from qformats.errors import OutputError
+
+SIZES = {}
+
+
+def write(capsys, model: Path, target: Path | str, *args: str):
+    return call(capsys, "export", model, "-f", "gguf:q4_0", "-o", target, *args)
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Mounts small file systems in memory, and removes them."""
+    mounted: list[Path] = []
+
+    def make(name: str, options: str) -> Path:
+        place = tmp_path / name
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            pytest.skip("no mount command")
+        if done.returncode:
+            pytest.skip(f"mounting a file system is not permitted: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield make
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_disk_full(capsys, llama, mount):
+    place = mount("small", "size=64k")
+    result = write(capsys, llama, place / "a" / "out.gguf")
+    assert result.code == 4
+    assert f"{place / 'a' / 'out.gguf'}: the disk is full: the output takes " in result.err
+    assert "Free some space" in result.err
+    assert tree(place) == []
+
+
+def test_disk_that_is_full_at_any_point(llama, mount, tmp_path):
+    """The output, its journal and its record want space at different times; each may be the one that finds none."""
+    size = qformats.export(llama, tmp_path / "out.gguf", format="gguf:q4_0").file_nbytes
+    pages = -(-size // 4096)
+    outcomes = []
+    for more in range(6):
+        place = mount(f"disk{more}", f"size={(pages + more) * 4}k")
+        try:
+            qformats.export(llama, place / "out.gguf", format="gguf:q4_0")
+        except OutputError as error:
+            assert str(place / "out.gguf") in str(error)
+            assert "full" in str(error) or "No space left on device" in str(error)
+            assert tree(place) == []
+            outcomes.append("refused")
+        else:
+            assert (place / "out.gguf").read_bytes() == (tmp_path / "out.gguf").read_bytes()
+            outcomes.append("written")
+    assert outcomes[0] == "refused"
+    assert outcomes[-1] == "written"
+    assert outcomes == sorted(outcomes)
+
+
+def test_read_only_file_system(capsys, llama, mount):
+    place = mount("fixed", "size=1m")
+    subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+    result = write(capsys, llama, place / "a" / "out.gguf")
+    assert result.code == 4
+    expected = f"qformats: {place / 'a' / 'out.gguf'}: cannot be written (Read-only file system). "
+    assert result.err == expected + "Choose another place with --output.\n"
+
+
+def test_parent_is_a_file(capsys, llama, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    result = write(capsys, llama, tmp_path / "file" / "out.gguf")
+    assert result.code == 4
+    assert "cannot be written (Not a directory)" in result.err
+    assert tree(tmp_path) == ["file"]
+
+
+def test_name_too_long(capsys, llama, tmp_path):
+    result = write(capsys, llama, tmp_path / "new" / ("x" * 300 + ".gguf"))
+    assert result.code in (3, 4)
+    assert "File name too long" in result.err
+    assert tree(tmp_path) == []
+
+
+def test_existing_file(capsys, llama, tmp_path):
+    target = tmp_path / "out.gguf"
+    target.write_text("mine")
+    result = write(capsys, llama, target)
+    assert result.code == 4
+    assert result.err == f"qformats: {target}: exists already. Choose another name, or replace it with --force.\n"
+    assert target.read_text() == "mine"
+    assert write(capsys, llama, target, "--force").code == 0
+    assert target.read_bytes()[:4] == b"GGUF"
+    assert tree(tmp_path) == ["out.gguf", "out.gguf.qformats.json"]
+
+
+def test_failed_replacement_keeps_the_old_file(capsys, llama, mount):
+    place = mount("small", "size=64k")
+    (place / "out.gguf").write_text("mine")
+    assert write(capsys, llama, place / "out.gguf", "--force").code == 4
+    assert (place / "out.gguf").read_text() == "mine"
+    assert tree(place) == ["out.gguf"]
+
+
+def test_record_without_its_model_is_replaced(capsys, llama, tmp_path):
+    assert write(capsys, llama, tmp_path / "out.gguf").code == 0
+    (tmp_path / "out.gguf").unlink()
+    assert write(capsys, llama, tmp_path / "out.gguf").code == 0
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_file_over_folder(capsys, llama, tmp_path, force):
+    (tmp_path / "out").mkdir()
+    result = write(capsys, llama, tmp_path / "out", *force)
+    assert result.code == 4
+    assert f"is a folder. Give the name of a file, such as {tmp_path / 'out' / 'model.gguf'}" in result.err
+    assert tree(tmp_path) == ["out"]
+
+
+def test_folder_over_file(capsys, llama, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    result = call(capsys, "export", llama, "-f", "dense:f16", "-o", tmp_path / "out", "--force")
+    assert result.code == 4
+    assert "is a file, and the output is a folder" in result.err
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["thesis.tex"], "is a folder that holds no model"),
+        (["config.json", "thesis.tex"], "also holds what is no part of a model: thesis.tex."),
+        (["config.json", *"abcdef"], "also holds what is no part of a model: a, b, c and 3 more."),
+    ],
+)
+def test_folder_with_other_things_is_never_replaced(capsys, llama, tmp_path, names, found):
+    target = tmp_path / "out"
+    target.mkdir()
+    for name in names:
+        (target / name).write_text("mine")
+    result = call(capsys, "export", llama, "-f", "dense:f16", "-o", target, "--force")
+    assert result.code == 4
+    assert found in result.err
+    assert tree(target) == sorted(names)
+    assert tree(tmp_path) == sorted(["out", *(f"out/{name}" for name in names)])
+
+
+def test_folder_of_a_model_is_replaced_as_a_whole(llama, tmp_path):
+    qformats.export(llama, tmp_path / "out", format="dense:f32", options={"max-shard-size": "50KB"})
+    before = tree(tmp_path / "out")
+    assert "model.safetensors.index.json" in before
+    with pytest.raises(OutputError, match="exists already"):
+        qformats.export(llama, tmp_path / "out", format="dense:f16")
+    assert tree(tmp_path / "out") == before
+    qformats.export(llama, tmp_path / "out", format="dense:f16", force=True)
+    assert "model.safetensors" in tree(tmp_path / "out")
+    assert "model.safetensors.index.json" not in tree(tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_source_is_never_the_target(capsys, copy, tmp_path):
+    before = tree(tmp_path)
+    for target, found in ((copy, "is the model that is being read"), (copy.parent, "holds the model that is")):
+        result = call(capsys, "export", copy, "-f", "dense:f16", "-o", target, "--force")
+        assert result.code == 4
+        assert found in result.err
+    link = tmp_path / "link"
+    link.symlink_to(copy)
+    assert call(capsys, "export", copy, "-f", "dense:f16", "-o", link, "--force").code == 4
+    link.unlink()
+    assert tree(tmp_path) == before
+    qformats.export(copy, tmp_path / "a.gguf", format="gguf:q8_0")
+    bytes_before = (tmp_path / "a.gguf").read_bytes()
+    result = write(capsys, tmp_path / "a.gguf", tmp_path / "in" / ".." / "a.gguf", "--force")
+    assert result.code == 4
+    assert "is the model that is being read" in result.err
+    assert (tmp_path / "a.gguf").read_bytes() == bytes_before
+
+
+@pytest.mark.parametrize("target", [".", "..", "/"])
+def test_target_without_a_name(capsys, llama, tmp_path, monkeypatch, target):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    result = write(capsys, llama, target)
+    assert result.code == 4
+    assert "is a folder" in result.err or "is no name for a file or folder" in result.err
+    assert tree(tmp_path) == ["here"]
+
+
+def test_default_name(capsys, llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(capsys, "export", llama, "-f", "gguf", "-t", "Q4_0").code == 0
+    assert call(capsys, "export", "demo", "-f", "dense:f16").code == 0
+    assert sorted(os.listdir(tmp_path)) == [
+        "demo-llama-f16",
+        "llama-q4_0.gguf",
+        "llama-q4_0.gguf.qformats.json",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a [red]b[/red] c.gguf", "it's.gguf", os.fsdecode(b"\xff\xe9.gguf")])
+def test_odd_names(capsys, llama, tmp_path, name):
+    """Names are printed as they are; the command that runs the result can be pasted into a shell."""
+    result = write(capsys, llama, tmp_path / name)
+    assert result.code == 0
+    assert (tmp_path / name).is_file()
+    if name.isascii():
+        assert f"{tmp_path / name}  gguf:q4_0" in result.out
+        command = result.out.split("Run it:  ")[1].strip()
+        echoed = subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True)
+        assert echoed.stdout.splitlines()[:3] == ["llama-cli", "-m", str(tmp_path / name)]

@@ -1,0 +1,8 @@
+"""A plugin whose hook gives no classes."""
+
+from qformats import hookimpl
+
+
+@hookimpl
+def qformats_register_packers():
+    return "junk"
