@@ -10,7 +10,7 @@ import numpy as np
 
 from qformats import Checkpoint, PackedTensor, StoredTensor
 from qformats.checkpoint import map_file
-from qformats.errors import UnsupportedModelError
+from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats_gguf import tokenizer
 from qformats_gguf.architectures import Architecture
 from qformats_gguf.metadata import Metadata, ValueType
@@ -54,15 +54,20 @@ class GGUFCheckpoint(Checkpoint):
         self.stored = {
             name: _stored(name, entry, file, maps[file]) for name, (entry, file) in entries.items()
         }
-        self._unsupported: UnsupportedModelError | None = None
+        self._unsupported: UnsupportedModelError | CheckpointError | None = None
         self._architecture: Architecture | None = None
         try:
             self._architecture = self._resolve()
-        except UnsupportedModelError as error:
+        except (UnsupportedModelError, CheckpointError) as error:
+            if self.stored and isinstance(error, CheckpointError):
+                raise
             self._unsupported = error
         self.tensors = self._canonical()
 
     def _resolve(self) -> Architecture:
+        if not self.stored:
+            # llama.cpp keeps vocabularies as files without tensors; their metadata can be looked at.
+            raise CheckpointError(self.path, "holds no tensors (a vocabulary only?)", "a model with weights")
         extra = {}
         if "rope_freqs.weight" in self.stored:
             (values,) = self.stored["rope_freqs.weight"].read().fields.values()
@@ -107,6 +112,8 @@ class GGUFCheckpoint(Checkpoint):
         ------
         UnsupportedModelError
             If no row of the architecture table describes the file.
+        CheckpointError
+            If the file holds no tensors.
         """
         if self._architecture is None:
             assert self._unsupported is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from io import TextIOWrapper
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -30,7 +30,7 @@ class Interrupted(Exception):
 class Program(TyperGroup):
     """The group of all commands."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         try:
             return super().invoke(ctx)
@@ -115,5 +115,12 @@ def _code(error: Exception) -> int:
     return EXIT_INPUT
 
 
-def _warn(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     print(f"qformats: warning: {message}", file=sys.stderr)

@@ -36,6 +36,6 @@ def uninterrupted(*, late: bool = False) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for number in dict.fromkeys(held):
-            if late or before[signal.Signals(number)] is signal.SIG_DFL:
-                signal.raise_signal(number)
+        for missed in map(signal.Signals, dict.fromkeys(held)):
+            if late or before[missed] is signal.SIG_DFL:
+                signal.raise_signal(missed)

@@ -17,7 +17,11 @@ from pathlib import Path
 
 __all__ = ["PROGRAM", "Result", "call", "environment", "run", "run_in_terminal", "start"]
 
-PROGRAM = [sys.executable, "-c", "import sys; sys.argv[0] = 'qformats'; from qformats.cli import main; main()"]
+PROGRAM = [
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'qformats'; from qformats.cli import main; main()",
+]
 
 
 @dataclass(frozen=True)

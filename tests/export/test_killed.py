@@ -7,13 +7,15 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
-import qformats
 from cli.command import run, start
+
+import qformats
 
 PARTIAL = ".out.gguf.qformats-partial"
 
@@ -212,7 +214,7 @@ def test_folder_killed_while_it_replaced_another(llama, tmp_path):
     assert os.listdir(tmp_path / "out") == ["config.json"]
 
 
-@pytest.mark.parametrize("delay", [0.3, 0.7, 1.1])
+@pytest.mark.parametrize("delay", [0.3, 1.0])
 def test_interrupted_at_any_time(llama, tmp_path, delay):
     with start("export", llama, "-f", "gguf", "-o", tmp_path / "out.gguf") as process:
         time.sleep(delay)
@@ -222,3 +224,26 @@ def test_interrupted_at_any_time(llama, tmp_path, delay):
     assert process.returncode in (0, 130, -signal.SIGINT)
     left = sorted(os.listdir(tmp_path))
     assert left == (["out.gguf", "out.gguf.qformats.json"] if process.returncode == 0 else [])
+
+
+def test_interrupted_during_an_import(tmp_path):
+    """The import is finished first: torch and numpy would swallow the interrupt and stay half imported."""
+    (tmp_path / "slow.py").write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(0.2)\n"
+        "print('imported', flush=True)\n"
+    )
+    program = (
+        "import signal, sys, time\n"
+        "from qformats.cli import interrupt\n"
+        "signal.signal(signal.SIGINT, interrupt)\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "try:\n"
+        "    import slow\n"
+        "    time.sleep(10)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "imported\ninterrupted\n", done.stderr

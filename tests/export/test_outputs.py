@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import qformats
 from cli.command import call
 from models import tiny
 from oracles import hf
 from oracles.llama_cpp import LlamaCpp
+
+import qformats
 
 IDS = [5, 17, 100, 33, 2, 64]
 
