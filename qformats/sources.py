@@ -16,7 +16,7 @@ __all__ = ["open_model"]
 
 DEMO = "demo"
 """Name of the small model that comes with the package; write ``./demo`` for a folder of that name."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?:/[\w./-]+\.gguf)?")
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
 _PATIENCE = 10.0
 """Seconds that the hub has for its first answer."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -50,23 +50,28 @@ def _locate(model: str | PathLike[str]) -> tuple[Path, str]:
         path = Path(text).expanduser()
         if path.exists():
             resolved = path.resolve()
-            return path, resolved.stem if resolved.suffix == ".gguf" else resolved.name
+            return path, resolved.stem if resolved.is_file() else resolved.name
     except (OSError, RuntimeError, ValueError) as error:
         # No permission, a name that is too long, or the home of nobody.
         raise ModelNotFoundError(text, f"cannot be a file or folder ({error})", hint) from error
-    if isinstance(model, str) and _HUB_ID.fullmatch(model) and not model.startswith("."):
-        return _download(model), model.split("/")[1]
+    found = _HUB_ID.fullmatch(text) if isinstance(model, str) and not text.startswith(".") else None
+    if found is not None and (found[2] is None or found[2].endswith(_suffixes())):
+        return _download(text, found[1], found[2]), found[1].split("/")[1]
     raise ModelNotFoundError(text, "no such file or folder", hint)
+
+
+def _suffixes() -> tuple[str, ...]:
+    """How the names of single-file models end."""
+    return tuple(loader.suffix for loader in registry().loaders() if loader.suffix)
 
 
 def _unrecognised(path: Path) -> ModelNotFoundError:
     """What is wrong with a path that no loader opens, for the usual mistakes."""
     if path.is_dir():
-        inside = sorted(file.name for file in path.glob("*.gguf"))
+        inside = sorted(file.name for file in path.iterdir() if file.name.endswith(_suffixes()))
         if inside:
-            found = (
-                f"a folder with {len(inside)} GGUF file{'s' if len(inside) > 1 else ''} and no config.json"
-            )
+            files_are = "model file" if len(inside) == 1 else "model files"
+            found = f"a folder with {len(inside)} {files_are} and no config.json"
             return ModelNotFoundError(path, found, f"Give the file, such as {path / inside[0]}")
         if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):
             found = "a folder with weights and no config.json"
@@ -86,31 +91,36 @@ def _readable() -> str:
     return f"A model is a {known}"
 
 
-def _download(model: str) -> Path:
+def _download(model: str, repository: str, file: str | None) -> Path:
+    """Fetch a repository of the hub, or one file of it, into the hub's own cache."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    organisation, name, *inside = model.split("/")
-    repository = f"{organisation}/{name}"
     # Which exceptions the hub's client raises depends on the HTTP library of its version; each means: no model.
     unreached: Exception | None = None
+    names: list[str] = []
     try:
         # Downloads retry for minutes; that a hub does not answer shows here.
-        HfApi().model_info(repository, timeout=_PATIENCE)
+        info = HfApi().model_info(repository, timeout=_PATIENCE)
+        names = [sibling.rfilename for sibling in info.siblings or []]
     except HfHubHTTPError as error:
         raise _unreachable(model, error) from error
     except Exception as error:
         unreached = error
     cached = unreached is not None
+    single = [name for name in names if name.endswith(_suffixes())]
+    if file is None and single and "config.json" not in names:
+        found = f"a repository with {len(single)} single-file models and no config.json"
+        raise ModelNotFoundError(model, found, f"Name the file, such as {repository}/{single[0]}")
+    patterns = list(_HUB_FILES)
+    if not cached and not any(name.endswith(".safetensors") for name in names):
+        patterns.append("pytorch_model*.bin")
     try:
-        if inside:
-            return Path(hf_hub_download(repository, "/".join(inside), local_files_only=cached))
-        folder = Path(snapshot_download(repository, allow_patterns=_HUB_FILES, local_files_only=cached))
-        if not any(folder.glob("*.safetensors")) and not cached:
-            folder = Path(snapshot_download(repository, allow_patterns=[*_HUB_FILES, "pytorch_model*.bin"]))
+        if file is not None:
+            return Path(hf_hub_download(repository, file, local_files_only=cached))
+        return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=cached))
     except Exception as error:
         raise _unreachable(model, unreached or error) from error
-    return folder
 
 
 def _unreachable(model: str, error: Exception) -> ModelNotFoundError:

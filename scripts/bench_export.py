@@ -124,7 +124,9 @@ def make_model(folder: Path) -> None:
 def timed(program: str, *arguments: str) -> tuple[str, float]:
     """Run a program in a fresh interpreter; give its last line and the process's wall time."""
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", program, *arguments], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], check=False, capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     return done.stdout.strip().splitlines()[-1], time.perf_counter() - began
@@ -132,8 +134,12 @@ def timed(program: str, *arguments: str) -> tuple[str, float]:
 
 def main() -> None:
     """Run the comparison and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the model and the outputs (4 GB)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for the model and the outputs (4 GB)"
+    )
     parser.add_argument("--type", default="q4_0")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--keep", action="store_true", help="keep the synthetic model for the next time")
@@ -153,12 +159,22 @@ def main() -> None:
         plains.append(float(timed(PLAIN, str(model), str(target) + ".plain", str(exports[-1]["bytes"]))[0]))
     seconds = [run["seconds"] for run in exports]
     ratios = [ours / plain for ours, plain in zip(seconds, plains, strict=True)]
-    print(f"model: {nbytes / 1e9:.2f} GB bf16; output: {exports[0]['bytes'] / 1e9:.2f} GB {arguments.type}; "
-          f"{len(os.sched_getaffinity(0))} cores; {arguments.runs} pairs")
-    for name, values in (("plain read + write + sync, s", plains), ("export, s", seconds), ("ratio", ratios),
-                         ("export with start-up, s", walls)):
-        print(f"{name:32} median {statistics.median(values):6.2f}   min {min(values):6.2f}   max {max(values):6.2f}")
-    print(f"{'start-up + demo export, s':32} {start:6.2f}   (first run, kernels compiled or loaded: {cold:.2f})")
+    print(
+        f"model: {nbytes / 1e9:.2f} GB bf16; output: {exports[0]['bytes'] / 1e9:.2f} GB {arguments.type}; "
+        f"{len(os.sched_getaffinity(0))} cores; {arguments.runs} pairs"
+    )
+    for name, values in (
+        ("plain read + write + sync, s", plains),
+        ("export, s", seconds),
+        ("ratio", ratios),
+        ("export with start-up, s", walls),
+    ):
+        print(
+            f"{name:32} median {statistics.median(values):6.2f}   min {min(values):6.2f}   max {max(values):6.2f}"
+        )
+    print(
+        f"{'start-up + demo export, s':32} {start:6.2f}   (first run, kernels compiled or loaded: {cold:.2f})"
+    )
     print(f"{'peak anonymous memory, MB':32} {max(run['peak'] for run in exports) / 1e6:6.0f}")
     for path in arguments.work.glob(f"{target.name}*"):
         path.unlink()

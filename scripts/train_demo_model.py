@@ -64,7 +64,9 @@ def main() -> None:
     ap.add_argument("--vocab", type=int, default=2048)
     ap.add_argument("--lr", type=float, default=1.5e-3)
     ap.add_argument("--weight-decay", type=float, default=0.5)
-    ap.add_argument("--dropout", type=float, default=0.25, help="on the output of every attention and MLP block")
+    ap.add_argument(
+        "--dropout", type=float, default=0.25, help="on the output of every attention and MLP block"
+    )
     args = ap.parse_args()
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,9 +86,17 @@ def main() -> None:
     print(f"tokens: train {len(train)}, held-out {len(held)}")
 
     config = LlamaConfig(
-        vocab_size=args.vocab, hidden_size=256, intermediate_size=1024, num_hidden_layers=4,
-        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=512,
-        rms_norm_eps=1e-5, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
+        vocab_size=args.vocab,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
         attention_dropout=0.1,
     )
     model = LlamaForCausalLM(config).to(device)
@@ -116,8 +126,11 @@ def main() -> None:
         opt.step()
         if step % 250 == 249:
             h = loss_on(model, held, length, device)
-            print(f"step {step + 1} train {loss.item():.3f} held-out {h:.3f} ppl {math.exp(h):.2f} "
-                  f"{time.time() - began:.0f}s", flush=True)
+            print(
+                f"step {step + 1} train {loss.item():.3f} held-out {h:.3f} ppl {math.exp(h):.2f} "
+                f"{time.time() - began:.0f}s",
+                flush=True,
+            )
             if h < best:
                 best = h
                 best_state = {k: v.detach().to("cpu", torch.bfloat16) for k, v in model.state_dict().items()}
@@ -130,9 +143,20 @@ def main() -> None:
     h = loss_on(model.float(), held, length, device)
     prompt = tok("It was a bright", return_tensors="pt").input_ids.to(device)
     sample = tok.decode(model.generate(prompt, max_new_tokens=60, do_sample=False)[0])
-    (args.out / "training.json").write_text(json.dumps(
-        {"held_out_nll": h, "held_out_perplexity": math.exp(h), "train_tokens": len(train),
-         "held_out_tokens": len(held), "sample": sample, "steps": step + 1}, indent=2) + "\n")
+    (args.out / "training.json").write_text(
+        json.dumps(
+            {
+                "held_out_nll": h,
+                "held_out_perplexity": math.exp(h),
+                "train_tokens": len(train),
+                "held_out_tokens": len(held),
+                "sample": sample,
+                "steps": step + 1,
+            },
+            indent=2,
+        )
+        + "\n"
+    )
     print(f"held-out nll {h:.4f} perplexity {math.exp(h):.3f}\n{sample}")
 
 

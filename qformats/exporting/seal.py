@@ -16,6 +16,7 @@ from qformats.exporting.journal import REPLACED, Journal, Span, sync_folder
 from qformats.exporting.plan import Plan
 from qformats.exporting.report import ExportReport, record
 from qformats.exporting.signals import uninterrupted
+from qformats.registry import registry
 
 __all__ = ["check_target", "seal"]
 
@@ -28,7 +29,6 @@ _OF_MODELS = (
         "*.pt",
         "*.model",
         "*.jinja",
-        "*.gguf",
         "*.md",
         "merges.txt",
         "vocab.txt",
@@ -65,7 +65,10 @@ def check_target(plan: Plan, force: bool) -> None:
         if place in sources or place == plan.source.path.resolve():
             raise OutputError(path, "is the model that is being read", "Choose another name with --output")
         if path.is_dir() and not plan.layout.folder:
-            raise OutputError(path, "is a folder", f"Give the name of a file, such as {path / 'model.gguf'}")
+            suffix = registry().loader(registry().packer(plan.recipe.format).container).suffix
+            raise OutputError(
+                path, "is a folder", f"Give the name of a file, such as {path / f'model{suffix}'}"
+            )
         if any(place in source.parents for source in sources):
             raise OutputError(path, "holds the model that is being read", "Choose another name with --output")
         if not path.exists():
@@ -84,7 +87,9 @@ def _check_folder(path: Path) -> None:
     names = sorted(entry.name for entry in path.iterdir())
     if names and "config.json" not in names:
         raise OutputError(path, "is a folder that holds no model", "Choose another name, or remove it")
-    foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in _OF_MODELS)]
+    single_files = [f"*{loader.suffix}" for loader in registry().loaders() if loader.suffix]
+    usual = [*_OF_MODELS, *single_files]
+    foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in usual)]
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         found = f"also holds what is no part of a model: {', '.join(foreign[:3])}{more}"

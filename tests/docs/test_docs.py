@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import qformats
 from qformats import hookspecs
 
@@ -23,18 +24,24 @@ def code_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if code_blocks(page, "python")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if code_blocks(page, "python")], ids=lambda p: p.name
+)
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     if "example" in page.parts or "examples" in page.parts:
         pytest.skip("examples are packages with tests of their own")
     program = "\n".join(code_blocks(page, "python"))
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_first_command_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
     """Install apart; everything but the time must be as printed."""
-    command = next(c for c in code_blocks(ROOT / "README.md", "sh") if "export demo" in c).split("&&")[1].split()
+    command = (
+        next(c for c in code_blocks(ROOT / "README.md", "sh") if "export demo" in c).split("&&")[1].split()
+    )
     program = Path(sys.executable).with_name("qformats")
     done = subprocess.run(
         [program, *command[1:]],

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import qformats
 import torch
 from oracles import ggml
+from safetensors.torch import load_file
+
+import qformats
 from qformats_gguf.header import TensorInfo, serialize
 from qformats_gguf.reader import read
 from qformats_gguf.types import by_name
-from safetensors.torch import load_file
 
 KINDS = ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "tq2_0"]
 
@@ -52,7 +53,9 @@ def test_a_file_of_this_type_is_read_and_converted(plain: Path, kind: str, tmp_p
     values = quantized_by_ggml(plain, kind, source)
 
     opened = qformats.open(source)
-    assert torch.equal(opened.read("model.layers.1.mlp.down_proj.weight"), torch.from_numpy(values["blk.1.ffn_down.weight"]))
+    assert torch.equal(
+        opened.read("model.layers.1.mlp.down_proj.weight"), torch.from_numpy(values["blk.1.ffn_down.weight"])
+    )
 
     qformats.export(source, tmp_path / "folder", format="dense:f32")
     written = load_file(tmp_path / "folder" / "model.safetensors")

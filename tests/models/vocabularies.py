@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from models.text import CORPUS, PROMPTS
 from oracles.llama_cpp import LlamaCpp
 
 import qformats
+from models.text import CORPUS, PROMPTS
 from qformats_gguf.header import serialize
 from qformats_gguf.metadata import Metadata, string
 

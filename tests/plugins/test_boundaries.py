@@ -127,15 +127,6 @@ FORMATS = (
 )
 """Families, and variants typical of them."""
 
-KNOWN = {
-    # A hub id may name one file of a repository, a model is called after its file, and a folder that holds such
-    # files is recognised; all three could ask the loaders for their suffix.
-    "qformats/sources.py": "gguf",
-    # Which files may lie in a folder that --force replaces, and an example in a message; the same remedy.
-    "qformats/exporting/seal.py": "gguf",
-}
-"""Files that break the rule, with the only word that each may use. To be emptied, not to be extended."""
-
 
 def test_the_framework_knows_no_format():
     found = {
@@ -145,9 +136,8 @@ def test_the_framework_knows_no_format():
         for format in FORMATS
         if format in text.lower()
     }
-    wrong = sorted(f"{path}:{line}: {format}" for path, format, line in found if KNOWN.get(path) != format)
+    wrong = sorted(f"{path}:{line}: {format}" for path, format, line in found)
     assert wrong == []
-    assert {(path, format) for path, format, _ in found} == set(KNOWN.items()), "an exception is not needed"
 
 
 def test_the_search_for_formats_finds_them():
