@@ -92,6 +92,7 @@ class GGUFCheckpoint(Checkpoint):
             if architecture.is_extra(name):
                 continue
             mapping = architecture.unmap_tensor(name)
+            architecture.check_shape(mapping, tensor.shape, name)
             canonical = tensor.renamed(mapping.canonical)
             if mapping.permute is not None:
                 canonical = canonical.take_rows(torch.from_numpy(mapping.permute.inverse(tensor.rows)))

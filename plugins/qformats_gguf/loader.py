@@ -64,6 +64,7 @@ class GGUFLoader(Loader):
             mapping = architecture.map_tensor(name)
             if mapping is None:
                 continue
+            architecture.check_shape(mapping, tensor.shape, name)
             if mapping.permute is not None:
                 import torch
 

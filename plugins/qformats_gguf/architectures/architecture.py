@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.spec import evaluate
 from qformats_gguf.architectures import llama3, rope
 from qformats_gguf.architectures.config import limits, normalize, restore
 from qformats_gguf.architectures.rows import ROWS
@@ -242,6 +243,17 @@ class Architecture:
                 hint="the download may be incomplete",
             )
 
+    def check_shape(self, mapping: TensorMapping, shape: tuple[int, ...], name: str) -> None:
+        """Raise `CheckpointError` if the tensor `name` has another shape than the configuration says."""
+        if shape != mapping.shape:
+            raise CheckpointError(
+                self.source,
+                f"shape {shape}",
+                f"{mapping.shape}, by the sizes that the configuration gives",
+                tensor=name,
+                hint="the weights and the configuration are of different models",
+            )
+
     def metadata(self, *, name: str, parameters: int | None = None, license: str | None = None) -> Metadata:
         """Metadata of the GGUF file, without tokenizer and ``general.file_type``.
 
@@ -307,7 +319,11 @@ class Architecture:
                 self.source, f"block {block}", f"blocks 0 to {self.block_count - 1}", tensor=canonical
             )
         permute = Permute(int(self.config[rule.permute])) if rule.permute else None
-        return TensorMapping(canonical, gguf, permute, rule.force_f32 or suffix == ".bias")
+        # Flags are whole numbers too, and no dimension is made of them.
+        sizes = {k: v for k, v in self.config.items() if isinstance(v, int) and not isinstance(v, bool)}
+        dims = rule.shape[:1] if suffix == ".bias" else rule.shape
+        shape = tuple(evaluate(dim, **sizes) for dim in dims)
+        return TensorMapping(canonical, gguf, shape, permute, rule.force_f32 or suffix == ".bias")
 
     def _unexpected(self, name: str, presence: bool | If = True) -> CheckpointError:
         expected = f"only tensors of a {self.arch} model"

@@ -77,32 +77,41 @@ def _whole_heads(config: Config) -> Problem | None:
 
 
 _DECODER = "model.layers.{i}."
+_QUERY = ("num_attention_heads * head_dim", "hidden_size")
+_KEY_VALUE = ("num_key_value_heads * head_dim", "hidden_size")
+_UP = ("intermediate_size", "hidden_size")
 _EMBEDDINGS = (
-    TensorRule("model.embed_tokens", "token_embd"),
-    TensorRule("model.norm", "output_norm", force_f32=True),
-    TensorRule("lm_head", "output", weight=If("tie_word_embeddings", False), alias_of="model.embed_tokens"),
+    TensorRule("model.embed_tokens", "token_embd", ("vocab_size", "hidden_size")),
+    TensorRule("model.norm", "output_norm", ("hidden_size",), force_f32=True),
+    TensorRule(
+        "lm_head",
+        "output",
+        ("vocab_size", "hidden_size"),
+        weight=If("tie_word_embeddings", False),
+        alias_of="model.embed_tokens",
+    ),
 )
 _NORMS = (
-    TensorRule(_DECODER + "input_layernorm", "blk.{i}.attn_norm", force_f32=True),
-    TensorRule(_DECODER + "post_attention_layernorm", "blk.{i}.ffn_norm", force_f32=True),
+    TensorRule(_DECODER + "input_layernorm", "blk.{i}.attn_norm", ("hidden_size",), force_f32=True),
+    TensorRule(_DECODER + "post_attention_layernorm", "blk.{i}.ffn_norm", ("hidden_size",), force_f32=True),
 )
 
 
 def _attention(qkv_bias: bool | If, o_bias: bool | If, *, permuted: bool) -> tuple[TensorRule, ...]:
     q, k = ("num_attention_heads", "num_key_value_heads") if permuted else (None, None)
     return (
-        TensorRule(_DECODER + "self_attn.q_proj", "blk.{i}.attn_q", bias=qkv_bias, permute=q),
-        TensorRule(_DECODER + "self_attn.k_proj", "blk.{i}.attn_k", bias=qkv_bias, permute=k),
-        TensorRule(_DECODER + "self_attn.v_proj", "blk.{i}.attn_v", bias=qkv_bias),
-        TensorRule(_DECODER + "self_attn.o_proj", "blk.{i}.attn_output", bias=o_bias),
+        TensorRule(_DECODER + "self_attn.q_proj", "blk.{i}.attn_q", _QUERY, bias=qkv_bias, permute=q),
+        TensorRule(_DECODER + "self_attn.k_proj", "blk.{i}.attn_k", _KEY_VALUE, bias=qkv_bias, permute=k),
+        TensorRule(_DECODER + "self_attn.v_proj", "blk.{i}.attn_v", _KEY_VALUE, bias=qkv_bias),
+        TensorRule(_DECODER + "self_attn.o_proj", "blk.{i}.attn_output", _QUERY[::-1], bias=o_bias),
     )
 
 
 def _mlp(bias: bool | If) -> tuple[TensorRule, ...]:
     return (
-        TensorRule(_DECODER + "mlp.gate_proj", "blk.{i}.ffn_gate", bias=bias),
-        TensorRule(_DECODER + "mlp.up_proj", "blk.{i}.ffn_up", bias=bias),
-        TensorRule(_DECODER + "mlp.down_proj", "blk.{i}.ffn_down", bias=bias),
+        TensorRule(_DECODER + "mlp.gate_proj", "blk.{i}.ffn_gate", _UP, bias=bias),
+        TensorRule(_DECODER + "mlp.up_proj", "blk.{i}.ffn_up", _UP, bias=bias),
+        TensorRule(_DECODER + "mlp.down_proj", "blk.{i}.ffn_down", _UP[::-1], bias=bias),
     )
 
 
@@ -242,8 +251,8 @@ _QWEN3 = Row(
         *_EMBEDDINGS,
         *_NORMS,
         *_attention(False, False, permuted=False),
-        TensorRule(_DECODER + "self_attn.q_norm", "blk.{i}.attn_q_norm", force_f32=True),
-        TensorRule(_DECODER + "self_attn.k_norm", "blk.{i}.attn_k_norm", force_f32=True),
+        TensorRule(_DECODER + "self_attn.q_norm", "blk.{i}.attn_q_norm", ("head_dim",), force_f32=True),
+        TensorRule(_DECODER + "self_attn.k_norm", "blk.{i}.attn_k_norm", ("head_dim",), force_f32=True),
         *_mlp(False),
     ),
     metadata=(
@@ -281,16 +290,22 @@ _GPT2 = Row(
     prefix="transformer.",
     blocks="n_layer",
     tensors=(
-        TensorRule("transformer.wte", "token_embd"),
-        TensorRule("transformer.wpe", "position_embd", force_f32=True),
-        TensorRule("transformer.ln_f", "output_norm", bias=True, force_f32=True),
-        TensorRule("lm_head", "output", weight=If("tie_word_embeddings", False), alias_of="transformer.wte"),
-        TensorRule(_GPT2_BLOCK + "ln_1", "blk.{i}.attn_norm", bias=True, force_f32=True),
-        TensorRule(_GPT2_BLOCK + "ln_2", "blk.{i}.ffn_norm", bias=True, force_f32=True),
-        TensorRule(_GPT2_BLOCK + "attn.c_attn", "blk.{i}.attn_qkv", bias=True),
-        TensorRule(_GPT2_BLOCK + "attn.c_proj", "blk.{i}.attn_output", bias=True),
-        TensorRule(_GPT2_BLOCK + "mlp.c_fc", "blk.{i}.ffn_up", bias=True),
-        TensorRule(_GPT2_BLOCK + "mlp.c_proj", "blk.{i}.ffn_down", bias=True),
+        TensorRule("transformer.wte", "token_embd", ("vocab_size", "n_embd")),
+        TensorRule("transformer.wpe", "position_embd", ("n_positions", "n_embd"), force_f32=True),
+        TensorRule("transformer.ln_f", "output_norm", ("n_embd",), bias=True, force_f32=True),
+        TensorRule(
+            "lm_head",
+            "output",
+            ("vocab_size", "n_embd"),
+            weight=If("tie_word_embeddings", False),
+            alias_of="transformer.wte",
+        ),
+        TensorRule(_GPT2_BLOCK + "ln_1", "blk.{i}.attn_norm", ("n_embd",), bias=True, force_f32=True),
+        TensorRule(_GPT2_BLOCK + "ln_2", "blk.{i}.ffn_norm", ("n_embd",), bias=True, force_f32=True),
+        TensorRule(_GPT2_BLOCK + "attn.c_attn", "blk.{i}.attn_qkv", ("3 * n_embd", "n_embd"), bias=True),
+        TensorRule(_GPT2_BLOCK + "attn.c_proj", "blk.{i}.attn_output", ("n_embd", "n_embd"), bias=True),
+        TensorRule(_GPT2_BLOCK + "mlp.c_fc", "blk.{i}.ffn_up", ("n_inner", "n_embd"), bias=True),
+        TensorRule(_GPT2_BLOCK + "mlp.c_proj", "blk.{i}.ffn_down", ("n_embd", "n_inner"), bias=True),
     ),
     metadata=(
         MetaRule("block_count", u32, "n_layer"),

@@ -89,10 +89,13 @@ class TensorMapping:
         Rows to reorder on the way to GGUF (`rows`) or back (`inverse`).
     force_f32 : bool
         llama.cpp and its converter keep this tensor in float32 in every file type.
+    shape : tuple of int
+        What the configuration says.
     """
 
     canonical: str
     gguf: str
+    shape: tuple[int, ...]
     permute: Permute | None = None
     force_f32: bool = False
 
@@ -125,10 +128,14 @@ class TensorRule:
         Keep the weight in float32. Biases always are.
     alias_of : str, optional
         Module whose weight this one shares where its condition does not hold; such a copy is dropped.
+    shape : tuple of str
+        Symbolic dimensions of the weight in configuration keys, see :func:`qformats.spec.evaluate`; a bias has the
+        first one.
     """
 
     canonical: str
     gguf: str
+    shape: tuple[str, ...]
     weight: bool | If = True
     bias: bool | If = False
     permute: str | None = None
