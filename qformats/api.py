@@ -201,7 +201,9 @@ def export(
         Whatever is wrong with the input or the target; then nothing is left behind.
     """
     from qformats.exporting import Recipe, run
+    from qformats.sources import check_options
 
+    check_options(options or {})
     source = model if isinstance(model, Checkpoint) else open(model, options=options)
     recipe = Recipe(
         format,

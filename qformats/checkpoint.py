@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,20 @@ from qformats.tensors import PackedTensor
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Checkpoint", "StoredTensor", "map_file"]
+__all__ = ["Checkpoint", "Fingerprint", "StoredTensor", "fingerprint", "map_file"]
+
+Fingerprint = tuple[tuple[str, int, int, int, int, int], ...]
+"""Path, device, inode, size, and times of change of content and of inode, in nanoseconds, of every file."""
+
+
+def fingerprint(files: Sequence[Path]) -> Fingerprint:
+    """What tells whether files are still the ones that were opened."""
+    found = []
+    for file in files:
+        state = file.stat()
+        times = (state.st_mtime_ns, state.st_ctime_ns)
+        found.append((str(file.resolve()), state.st_dev, state.st_ino, state.st_size, *times))
+    return tuple(found)
 
 
 def map_file(path: Path) -> Tensor:
@@ -101,16 +114,18 @@ class StoredTensor:
     def take_rows(self, order: Tensor) -> StoredTensor:
         """The same tensor with its rows in another order.
 
+        A format whose bytes do not lie by rows is decoded.
+
         Parameters
         ----------
         order : Tensor
-            int64, ``(N,)``: new row ``i`` is old row ``order[i]``.
+            int64, ``(M,)``: new row ``i`` is old row ``order[i]``.
         """
         from qformats.api import packer
 
-        if not packer(self.format).sliceable:
-            message = f"{self.format} cannot be permuted by rows without unpacking"
-            raise NotImplementedError(message)
+        own = packer(self.format)
+        if not own.sliceable:
+            return self._decoded().take_rows(order)
 
         def load(start: int, stop: int) -> PackedTensor:
             chosen = order[start:stop]
@@ -119,7 +134,8 @@ class StoredTensor:
             fields = {key: value[chosen - low] for key, value in part.fields.items()}
             return PackedTensor(part.format, (len(chosen), *self.shape[1:]), fields)
 
-        return replace(self, load=load)
+        nbytes = self.nbytes // max(1, self.rows) * len(order)
+        return replace(self, shape=(len(order), *self.shape[1:]), nbytes=nbytes, load=load)
 
     def transposed(self) -> StoredTensor:
         """The same matrix with its dimensions exchanged.
@@ -128,20 +144,28 @@ class StoredTensor:
         """
         from qformats.api import packer
 
-        own = packer(self.format)
-        dense = own.dense_dtype is not None
-        format = f"dense:{own.dense_dtype or 'f32'}"
+        if packer(self.format).dense_dtype is None:
+            return self._decoded().transposed()
 
         def load(start: int, stop: int) -> PackedTensor:
             whole = self.read()
-            values = next(iter(whole.fields.values())) if dense else own.dequantize(whole)
+            ((field, values),) = whole.fields.items()
             part = values.t()[start:stop]
-            return PackedTensor(format, tuple(part.shape), {"weight": part})
+            return PackedTensor(whole.format, tuple(part.shape), {field: part})
 
-        shape = (self.shape[1], self.shape[0])
-        origin = "" if dense else self.stored_format
-        sliceable = dense and self.sliceable
-        return replace(self, shape=shape, format=format, load=load, sliceable=sliceable, origin=origin)
+        return replace(self, shape=(self.shape[1], self.shape[0]), load=load)
+
+    def _decoded(self) -> StoredTensor:
+        """The same tensor as plain float32, decoded whole whenever a part of it is read."""
+        from qformats.api import packer
+
+        own = packer(self.format)
+
+        def load(start: int, stop: int) -> PackedTensor:
+            part = own.dequantize(self.read())[start:stop]
+            return PackedTensor("dense:f32", tuple(part.shape), {"weight": part})
+
+        return replace(self, format="dense:f32", load=load, sliceable=False, origin=self.stored_format)
 
 
 class Checkpoint(ABC):
@@ -155,6 +179,8 @@ class Checkpoint(ABC):
         What to call the model.
     container : str
         Name of the loader that opened it.
+    fingerprint : Fingerprint or None
+        Of `files` when it was opened by :func:`qformats.open`.
     tensors : mapping of str to StoredTensor
         By canonical name, in file order.
     """
@@ -162,6 +188,7 @@ class Checkpoint(ABC):
     path: Path
     name: str = "model"
     container: str
+    fingerprint: Fingerprint | None = None
     tensors: Mapping[str, StoredTensor]
 
     @property

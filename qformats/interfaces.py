@@ -84,7 +84,12 @@ class Packer(ABC):
     @property
     def writable(self) -> bool:
         """Whether weights can be written in this format."""
-        return self.grid is not None or self.dense_dtype is not None
+        return self.grid is not None or self.dense_dtype in ("f32", "f16", "bf16")
+
+    @property
+    def readable(self) -> bool:
+        """Whether what is stored in this format can be decoded; copying is always possible."""
+        return True
 
     def veto(self, shape: Sequence[int]) -> str | None:
         """Why a tensor of this shape cannot be stored here, or ``None`` if it can.
@@ -114,20 +119,25 @@ class Packer(ABC):
         ConfigError
             If the fields contradict each other or the descriptor.
         """
-        rows = columns = 0
+        rows: list[int] = []
+        columns: list[int] = []
         for spec in self.spec.fields:
             shape, dtype = stored[spec.name]
             if dtype != spec.dtype or len(shape) != len(spec.shape):
                 found = f"{dtype} of shape {shape}"
                 raise ConfigError(spec.name, found, f"{spec.dtype} of shape ({', '.join(spec.shape)})")
+            # Dimensions round up, so that each gives an upper bound: a field of one scale per 64 columns says less than
+            # a field of codes.
             for dim, symbol in zip(shape, spec.shape, strict=True):
-                rows = max(rows, solve(symbol, "N", dim))
-                columns = max(columns, solve(symbol, "K", dim))
+                rows.append(solve(symbol, "N", dim))
+                columns.append(solve(symbol, "K", dim))
+        found_rows, found_columns = min(filter(None, rows), default=0), min(filter(None, columns), default=0)
         for spec in self.spec.fields:
-            if spec.resolve(rows, columns) != stored[spec.name][0]:
-                expected = f"{spec.resolve(rows, columns)} for a weight of ({rows}, {columns})"
+            if spec.resolve(found_rows, found_columns) != stored[spec.name][0]:
+                wanted = spec.resolve(found_rows, found_columns)
+                expected = f"{wanted} for a weight of ({found_rows}, {found_columns})"
                 raise ConfigError(spec.name, f"shape {stored[spec.name][0]}", expected)
-        return rows, columns
+        return found_rows, found_columns
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
         """Bytes of a canonical tensor whose codes and parameters lie on this format's grid.
@@ -291,6 +301,10 @@ class Draft:
         Reason for `keep`.
     tied : bool
         Whether the token embedding also serves as the output.
+    dense_transposed : bool
+        Whether the container stores this matrix as ``[in_features, out_features]`` while it is plain numbers.
+    cast_along : bool
+        Whether a tensor with `keep` takes the dtype of an export to plain numbers all the same.
     """
 
     name: str
@@ -299,15 +313,21 @@ class Draft:
     keep: str | None = None
     why: str = ""
     tied: bool = False
+    dense_transposed: bool = False
+    cast_along: bool = False
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A draft with the format it gets, and the reason if it is not the one asked for."""
+    """A draft with the format it gets, and the reason if it is not the one asked for.
+
+    `kept` marks tensors that the container never quantizes: the usual, not worth a mention.
+    """
 
     draft: Draft
     packer: Packer
     note: str = ""
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -441,14 +461,6 @@ class Loader(ABC):
     ) -> Layout:
         """Every file of the output, with exact sizes and offsets."""
         raise ConfigError("container", self.name, "a container that can be written")
-
-    def check_options(self, options: Mapping[str, str]) -> None:
-        """Refuse options that this loader does not know."""
-        known = [option.name for option in self.options]
-        for name in options:
-            if name not in known:
-                allowed = ", ".join(known) or "none"
-                raise ConfigError(f"option of {self.name}", name, f"one of: {allowed}")
 
 
 def unknown_variant(family: str, variant: str, known: Sequence[str]) -> UnknownFormatError:

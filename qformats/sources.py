@@ -8,11 +8,11 @@ from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 
-from qformats.checkpoint import Checkpoint
+from qformats.checkpoint import Checkpoint, fingerprint
 from qformats.errors import ConfigError, ModelNotFoundError
 from qformats.registry import registry
 
-__all__ = ["open_model"]
+__all__ = ["check_options", "open_model"]
 
 DEMO = "demo"
 """Name of the small model that comes with the package; write ``./demo`` for a folder of that name."""
@@ -28,14 +28,20 @@ def open_model(model: str | PathLike[str], options: Mapping[str, str]) -> Checkp
     loader = registry().loader_for(path)
     if loader is None:
         raise _unrecognised(path)
-    known_options = {option.name for each in registry().loaders() for option in each.options}
-    for option in options:
-        if option not in known_options:
-            raise ConfigError("option", option, "one of " + ", ".join(sorted(known_options)))
+    check_options(options)
     own = {option.name for option in loader.options}
     checkpoint = loader.open(path, {key: value for key, value in options.items() if key in own})
     checkpoint.name = name
+    checkpoint.fingerprint = fingerprint(checkpoint.files)
     return checkpoint
+
+
+def check_options(options: Mapping[str, str]) -> None:
+    """Refuse options that no loader knows."""
+    known = {option.name for each in registry().loaders() for option in each.options}
+    for option in options:
+        if option not in known:
+            raise ConfigError("option", option, "one of " + ", ".join(sorted(known)))
 
 
 def _locate(model: str | PathLike[str]) -> tuple[Path, str]:

@@ -14,6 +14,7 @@ from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats_gguf import tokenizer
 from qformats_gguf.architectures import Architecture
 from qformats_gguf.metadata import Metadata, ValueType
+from qformats_gguf.options import ignore_unsupported
 from qformats_gguf.reader import StoredTensor as Entry
 from qformats_gguf.shards import open_model
 
@@ -77,7 +78,7 @@ class GGUFCheckpoint(Checkpoint):
             self.stored,
             extra_tensors=extra,
             source=str(self.path),
-            force="ignore-unsupported" in self._options,
+            force=ignore_unsupported(self._options),
         )
 
     def _canonical(self) -> dict[str, StoredTensor]:
@@ -165,7 +166,7 @@ def _stored(name: str, entry: Entry, file: Path, data: Tensor) -> StoredTensor:
     """A tensor as stored, read by rows from the mapped file."""
     from qformats_gguf.packers import GGUFPacker
 
-    rows = entry.shape[0]
+    rows = entry.shape[0] if entry.shape else 1
     type_name = entry.type.name if entry.type else f"type-{entry.type_id}"
     format = f"{GGUFPacker.family}:{type_name}"
 
@@ -177,7 +178,7 @@ def _stored(name: str, entry: Entry, file: Path, data: Tensor) -> StoredTensor:
         packer = GGUFPacker.parse(type_name)
         width = entry.nbytes // rows
         part = data[entry.offset + start * width : entry.offset + stop * width]
-        shape = (stop - start, *entry.shape[1:])
+        shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
         (field, (stored_shape, dtype)), *_ = packer.stored(shape).items()
         wanted = torch_dtype(dtype)
         if part.data_ptr() % wanted.itemsize:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from qformats import Checkpoint, Loader, PackedTensor, Packer, StoredTensor
 from qformats.errors import CheckpointError
 from qformats.folder import parse_size
-from qformats.interfaces import Assignment, Draft, Layout, LoaderOption, OutputFile, Placement
+from qformats.interfaces import Assignment, Draft, Layout, OutputFile, Placement
 from qformats_gguf import policy
+from qformats_gguf.options import OPTIONS, ignore_unsupported
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,18 +29,11 @@ class GGUFLoader(Loader):
     name = "gguf"
     summary = "GGUF file, single or split"
     suffix = ".gguf"
-    options = (
-        LoaderOption("arch", "GGUF architecture, where config.json does not tell it"),
-        LoaderOption("pre", "pre-tokenizer, where tokenizer.json is not recognised"),
-        LoaderOption(
-            "ignore-unsupported", "go on although a feature of the model is not computed there (yes)"
-        ),
-        LoaderOption("max-shard-size", "split the output into files of at most this size, such as 2GB"),
-    )
+    options = OPTIONS
 
     def detect(self, path: Path) -> bool:
         """Whether the file begins with GGUF's magic, or is named like one."""
-        if path.is_dir():
+        if not path.is_file():
             return False
         with path.open("rb") as file:
             return file.read(4) == b"GGUF" or path.suffix == ".gguf"
@@ -141,7 +135,7 @@ def _architecture(source: Checkpoint, options: Mapping[str, str]) -> Architectur
         source.config,
         override=options.get("arch"),
         source=str(source.path / "config.json"),
-        force="ignore-unsupported" in options,
+        force=ignore_unsupported(options),
     )
 
 

@@ -173,6 +173,11 @@ class DecodeOnlyPacker(GGUFPacker):
         self.type = kind
         self.spec = _spec(kind, f"{kind.bits_per_weight:g} bits a weight; read-only", 0)
 
+    @property
+    def readable(self) -> bool:
+        """Whether gguf-py has a decoder for this type."""
+        return self.type.name in DECODE_ONLY
+
     def dequantize(self, packed: PackedTensor) -> Tensor:
         """Values as gguf-py's decoder gives them, float32."""
         import gguf

@@ -172,7 +172,7 @@ def _print_notes(out: Console, report: ExportReport, every: bool) -> None:
 
     noted: dict[tuple[str, str], list[str]] = {}
     for tensor in report.tensors:
-        if tensor.note and (every or not _is_plain(tensor.note)):
+        if tensor.note and (every or not tensor.kept):
             noted.setdefault((_variant(tensor.format), tensor.note), []).append(tensor.name)
     for (kind, note), names in noted.items():
         shown = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...)"
@@ -187,8 +187,3 @@ def _print_notes(out: Console, report: ExportReport, every: bool) -> None:
 
 def _variant(format: str) -> str:
     return format.partition(":")[2]
-
-
-def _is_plain(note: str) -> bool:
-    """Notes that say the usual: every model has norms."""
-    return note in ("vector", "not a linear weight", "kept in full precision by llama.cpp")

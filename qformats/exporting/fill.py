@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from qformats.errors import NonFiniteError, OutputError, WeightsError
+from qformats.errors import ConfigError, NonFiniteError, OutputError, WeightsError
 from qformats.exporting.journal import Journal, Span
 from qformats.exporting.plan import Action, Plan, TensorPlan
 from qformats.exporting.progress import Progress
@@ -30,6 +31,8 @@ __all__ = ["OutputFiles", "Slice", "fill", "slices_of"]
 
 SLICE_WEIGHTS = 1 << 22
 """Weights a slice: small enough for the second-level caches of a few workers, large enough to hide overheads."""
+
+_BUG = "The packer contradicts its own descriptor: tell its authors"
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,24 @@ class OutputFiles:
             offset, nbytes = offset + len(data), nbytes - len(data)
         return digest.hexdigest()
 
+    def places(self, piece: Slice) -> list[tuple[int, int, int, str]]:
+        """File, offset, number of bytes and field of everything that a slice consists of."""
+        rows = self.plan.tensors[piece.tensor].assignment.draft.source.rows
+        found = []
+        for file, placement in self.where.get(piece.tensor, []):
+            if (piece.start, piece.stop) == (0, rows):
+                offset, nbytes = placement.offset, placement.nbytes
+            else:
+                row = placement.nbytes // rows
+                offset, nbytes = placement.offset + piece.start * row, (piece.stop - piece.start) * row
+            found.append((file, offset, nbytes, placement.field))
+        return found
+
+    def recovered(self, piece: Slice, spans: Sequence[Span]) -> bool:
+        """Whether spans that a journal tells are this slice's, and the files hold what their checksums say."""
+        told = [(span.file, span.offset, span.nbytes) for span in spans]
+        return told == [place[:3] for place in self.places(piece)] and self.holds(spans)
+
     def holds(self, spans: Sequence[Span]) -> bool:
         """Whether the files hold what the checksums say."""
         return all(self.digest(span.file, span.offset, span.nbytes) == span.digest for span in spans)
@@ -176,6 +197,8 @@ def fill(
 
     Raises
     ------
+    ConfigError
+        If a packer gives other bytes than its format describes.
     WeightsError
         If a weight cannot be written, naming its tensor.
     OutputError
@@ -197,7 +220,7 @@ def fill(
     try:
         with ThreadPoolExecutor(workers, "qformats-fill") as pool:
             try:
-                for piece, spans in _bounded(pool, work, pending, 2 * workers):
+                for piece, spans in _bounded(pool, work, plan, pending, 2 * workers):
                     journal.add(piece.index, spans)
                     progress.advance(_source_bytes(plan, piece))
             except BaseException:
@@ -209,23 +232,37 @@ def fill(
 
 
 def _bounded(
-    pool: ThreadPoolExecutor, work: Callable[[Slice], list[Span]], pieces: Sequence[Slice], limit: int
+    pool: ThreadPoolExecutor,
+    work: Callable[[Slice], list[Span]],
+    plan: Plan,
+    pieces: Sequence[Slice],
+    limit: int,
 ) -> Iterator[tuple[Slice, list[Span]]]:
-    """Results as they come, with at most `limit` slices in flight."""
+    """Results as they come, with at most `limit` slices in flight, or as many weights as that many slices have.
+
+    A tensor that cannot be sliced may be larger than all of that: it is converted alone.
+    """
     waiting: dict[Future[list[Span]], Slice] = {}
-    queue = iter(pieces)
-    for piece in queue:
-        waiting[pool.submit(work, piece)] = piece
-        if len(waiting) >= limit:
-            break
-    while waiting:
+    queue = deque(pieces)
+    weights = 0
+    while queue or waiting:
+        while queue and len(waiting) < limit:
+            more = _weights(plan, queue[0])
+            if waiting and weights + more > limit * SLICE_WEIGHTS:
+                break
+            piece = queue.popleft()
+            waiting[pool.submit(work, piece)] = piece
+            weights += more
         done, _ = wait(waiting, return_when=FIRST_COMPLETED)
         for future in done:
             piece = waiting.pop(future)
+            weights -= _weights(plan, piece)
             yield piece, future.result()
-            following = next(queue, None)
-            if following is not None:
-                waiting[pool.submit(work, following)] = following
+
+
+def _weights(plan: Plan, piece: Slice) -> int:
+    source = plan.tensors[piece.tensor].assignment.draft.source
+    return source.numel // max(1, source.rows) * (piece.stop - piece.start)
 
 
 def _source_bytes(plan: Plan, piece: Slice) -> int:
@@ -239,14 +276,16 @@ def _convert(plan: Plan, piece: Slice, files: OutputFiles, quantizer: Quantizer)
     part = source.read(piece.start, piece.stop)
     packed = _encode(tensor, part, quantizer, piece.start)
     spans = []
-    for file, placement in files.where[piece.tensor]:
-        data = _bytes_of(packed.fields[placement.field])
-        offset = placement.offset + piece.start * (placement.nbytes // max(1, source.rows))
-        if offset + len(data) > placement.offset + placement.nbytes:
-            message = f"{tensor.name}: {tensor.packer.name} gave {len(data)} bytes for {placement.nbytes}"
-            raise AssertionError(message)
+    for file, offset, nbytes, field in files.places(piece):
+        if field not in packed.fields:
+            fields = f"{tensor.packer.name}: fields of tensor {tensor.name!r}"
+            raise ConfigError(fields, sorted(packed.fields), f"{field!r} among them", _BUG)
+        data = _bytes_of(packed.fields[field])
+        if len(data) != nbytes:
+            size = f"{tensor.packer.name}: bytes of {field!r} in rows {piece.start} to {piece.stop} of tensor"
+            raise ConfigError(f"{size} {tensor.name!r}", len(data), f"{nbytes}", _BUG)
         files.write(file, data, offset)
-        spans.append(Span(file, offset, len(data), xxhash.xxh3_128_hexdigest(data)))
+        spans.append(Span(file, offset, nbytes, xxhash.xxh3_128_hexdigest(data)))
     return spans
 
 

@@ -6,10 +6,12 @@ It lives beside the partial output. A killed export finds it again and goes on; 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,8 @@ __all__ = ["Journal", "Span", "sync_folder", "unwritable"]
 SUFFIX = ".qformats-partial"
 LOG = "journal.jsonl"
 REPLACED = "replaced"
-"""Where a folder that is being replaced waits until the new one is in place."""
+"""Where what is being replaced waits until the new output is in place."""
+_NOT_RESTORED = "Move it back by hand, or away, then export again"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Journal:
         Final file or folder; the partial output lies beside it, on the same file system.
     identity : str
         Fingerprint of the plan. A journal with another one is discarded.
+    name : str, optional
+        What the partial output is called after, if not after the target.
 
     Raises
     ------
@@ -59,17 +64,19 @@ class Journal:
         If the place cannot be written, or another process is writing the same target.
     """
 
-    def __init__(self, target: Path, identity: str) -> None:
+    def __init__(self, target: Path, identity: str, name: str = "") -> None:
         self.target = target
-        self.folder = target.with_name(f".{target.name}{SUFFIX}")
+        self.folder = target.with_name(f".{name or target.name}{SUFFIX}")
         self.files = self.folder / "files"
+        self._replaced = self.folder / REPLACED
+        self._moves: list[tuple[Path, Path]] = []
         self.done: dict[int, list[Span]] = {}
         self._log = -1
         self._made: list[Path] = []
         try:
             self._make_parents()
             self._lock()
-            self._restore_replaced()
+            self._settle()
             if not self._recover(identity):
                 shutil.rmtree(self.files, ignore_errors=True)
                 os.ftruncate(self._log, 0)
@@ -119,11 +126,87 @@ class Journal:
                     return
             os.close(log)
 
-    def _restore_replaced(self) -> None:
-        """Put back a folder whose replacement was killed between two renames."""
-        old = self.folder / REPLACED
-        if old.exists() and not self.target.exists():
-            old.rename(self.target)
+    def _settle(self) -> None:
+        """Finish or undo what was killed while it was put in place."""
+        lines = self._read().splitlines()
+        with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
+            self._moves = [
+                (self.folder / source, self.target.with_name(final))
+                for source, final in json.loads(lines[-1])["placing"]
+            ]
+        if not self.placed:
+            self._put_back()
+            return
+        # Not ignoring errors: the next export would find the old output in its way.
+        if self._replaced.exists():
+            shutil.rmtree(self._replaced)
+        self._moves = []
+        os.ftruncate(self._log, 0)
+
+    @property
+    def placed(self) -> bool:
+        """Whether the whole output is in place: its last part has left the partial output."""
+        return bool(self._moves) and not os.path.lexists(self._moves[-1][0])
+
+    def place(self, moves: Sequence[tuple[Path, Path]]) -> None:
+        """Put the output in place, after moving aside what is there; undone if it fails.
+
+        Parameters
+        ----------
+        moves : sequence of (Path, Path)
+            From inside the partial output to beside the target. Without the last one there is no output; it is also
+            the first to be moved aside, so that at no time old and new parts are taken for one model.
+
+        Raises
+        ------
+        OutputError
+            If the disk is full, or what was there before could not be put back either.
+        OSError
+            If a part cannot be moved.
+        """
+        names = [[str(source.relative_to(self.folder)), final.name] for source, final in moves]
+        # Written before anything is moved: whoever finds the journal after a kill knows what to undo.
+        self._write({"placing": names})
+        os.fsync(self._log)
+        self._moves = list(moves)
+        try:
+            self._replaced.mkdir(exist_ok=True)
+            for _, final in reversed(moves):
+                if os.path.lexists(final):
+                    final.rename(self._replaced / final.name)
+            for source, final in moves:
+                source.rename(final)
+        except OSError:
+            self._put_back()
+            raise
+
+    def _put_back(self) -> None:
+        """Undo what :meth:`place` has done so far: the new parts out, then the old ones in.
+
+        Raises
+        ------
+        OutputError
+            If an old part cannot be moved back. It stays where it is.
+        """
+        try:
+            for source, final in reversed(self._moves):
+                if not os.path.lexists(source) and os.path.lexists(final):
+                    final.rename(source)
+            order = [final.name for _, final in self._moves]
+            old = self._replaced.iterdir() if self._replaced.exists() else []
+            for part in sorted(old, key=lambda path: order.index(path.name) if path.name in order else -1):
+                final = self.target.with_name(part.name)
+                if os.path.lexists(final):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
+                part.rename(final)
+            if self._replaced.exists():
+                self._replaced.rmdir()
+        except OSError as error:
+            found = (
+                f"what was there before could not be put back ({error.strerror}) and lies in {self._replaced}"
+            )
+            raise OutputError(self.target, found, _NOT_RESTORED) from error
+        self._moves = []
 
     def _recover(self, identity: str) -> bool:
         """Read what an interrupted run has recorded, and cut off a line that it did not finish."""
@@ -136,6 +219,8 @@ class Journal:
                 if not line.endswith(b"\n"):
                     break
                 entry = json.loads(line)
+                if "placing" in entry:
+                    break
                 if good:
                     self.done[int(entry["slice"])] = [Span(*span) for span in entry["spans"]]
                 good += len(line)
@@ -181,12 +266,26 @@ class Journal:
             self._log = -1
 
     def discard(self) -> None:
-        """Remove the partial output, and folders above it that were made for it and hold nothing."""
-        with contextlib.suppress(OSError):
-            self._restore_replaced()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the partial output, and folders above it that were made for it and hold nothing.
+
+        What was replaced goes too if the new output is in place, and is put back if it is not. If that is not possible
+        everything stays.
+        """
+        if not self.placed:
+            try:
+                self._put_back()
+            except OutputError:
+                self.close()
+                return
+        # The log goes last: as long as anything is left, it tells the next export what that is.
+        shutil.rmtree(self.files, ignore_errors=True)
+        shutil.rmtree(self._replaced, ignore_errors=True)
+        if not self._replaced.exists():
+            with contextlib.suppress(OSError):
+                (self.folder / LOG).unlink()
+                self.folder.rmdir()
         self._remove_made()
-        # The lock goes last: whoever waits for it must not find a folder that is being removed.
+        # And its lock after it: whoever waits for it must not find a folder that is being removed.
         self.close()
 
     def _remove_made(self) -> None:
@@ -196,12 +295,6 @@ class Journal:
             except OSError:
                 # It holds the target, or something that somebody else has put there meanwhile.
                 return
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def unwritable(target: Path, error: OSError) -> OutputError:

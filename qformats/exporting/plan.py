@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 
 import qformats
-from qformats.checkpoint import Checkpoint
+from qformats.checkpoint import Checkpoint, Fingerprint, fingerprint
 from qformats.dtypes import FLOATS
 from qformats.errors import CheckpointError, OutputError
 from qformats.exporting.recipe import Recipe
 from qformats.interfaces import Assignment, Layout, Packer
 from qformats.registry import registry
 
-__all__ = ["Action", "Plan", "Sources", "TensorPlan", "make_plan"]
-
-Sources = dict[str, tuple[int, int] | None]
-"""Size and time of the last change of every file that is read; ``None`` for one that is gone."""
+__all__ = ["Action", "Plan", "TensorPlan", "make_plan"]
 
 
 class Action(StrEnum):
@@ -87,6 +86,8 @@ class Plan:
         In output order; placements of the layout index into it.
     layout : Layout
         Every file, with exact sizes.
+    fingerprint : Fingerprint
+        Of the source's files when the model was opened: what was decided from the headers holds for these files only.
     """
 
     source: Checkpoint
@@ -94,42 +95,93 @@ class Plan:
     recipe: Recipe
     tensors: tuple[TensorPlan, ...]
     layout: Layout
+    fingerprint: Fingerprint
 
-    def sources(self) -> Sources:
-        """State of every file that is read; a change means that it may hold another model now."""
-        found: Sources = {}
-        for file in self.source.files:
-            path = file.resolve()
+    @property
+    def partial_name(self) -> str:
+        """What the partial output is called after; targets with the same files share it, and so exclude each other."""
+        name = self.target.name
+        if len(self.layout.files) > 1 and not self.layout.folder:
+            # The files of a split model are named alike whether or not the target's name has the suffix.
+            suffix = registry().loader(registry().packer(self.recipe.format).container).suffix
+            return name.removesuffix(suffix) + suffix
+        return name
+
+    def changed(self) -> Path | None:
+        """First source file that is not what it was when the model was opened."""
+        files = self.source.files
+        if len(files) != len(self.fingerprint):
+            return self.source.path
+        for file, before in zip(files, self.fingerprint, strict=True):
             try:
-                state = path.stat()
-            except FileNotFoundError:
-                found[str(path)] = None
-            else:
-                found[str(path)] = (state.st_size, state.st_mtime_ns)
-        return found
+                now = fingerprint([file])
+            except OSError:
+                return file
+            if now != (before,):
+                return file
+        return None
 
-    def identity(self) -> str:
-        """Fingerprint of everything that decides the output's bytes: a journal with another one is not resumed."""
+    def identity(self, slices: Sequence[tuple[int, int, int]]) -> str:
+        """Fingerprint of everything that decides the output's bytes: a journal with another one is not resumed.
+
+        Parameters
+        ----------
+        slices : sequence of (int, int, int)
+            Tensor, first and last row (exclusive) of each slice: a journal knows slices by number.
+        """
         import xxhash
 
         digest = xxhash.xxh3_128()
         state = {
             "version": qformats.__version__,
+            "software": _versions(self._plugins()),
             "quantizer": self.recipe.quantizer,
             "tensors": [
                 [t.name, t.assignment.draft.source.shape, t.source_format, t.packer.name, t.action]
                 for t in self.tensors
             ],
             "files": [
-                [f.name, f.size, [[p.tensor, p.field, p.offset] for p in f.placements]]
+                [f.name, f.size, [[p.tensor, p.field, p.offset, p.nbytes] for p in f.placements]]
                 for f in self.layout.files
             ],
-            "source": self.sources(),
+            "slices": slices,
+            "source": self.fingerprint,
         }
         digest.update(json.dumps(state, default=str).encode())
         for file in self.layout.files:
             digest.update(file.header)
         return digest.hexdigest()
+
+    def _plugins(self) -> set[str]:
+        """Distributions whose code turns the source into the output."""
+        formats = {self.recipe.format, *(t.packer.name for t in self.tensors)}
+        formats |= {t.source_format for t in self.tensors}
+        families = {format.partition(":")[0] for format in formats}
+        loaders = {self.source.container, registry().packer(self.recipe.format).container}
+        return {
+            plugin.distribution
+            for plugin in registry().plugins
+            if self.recipe.quantizer in plugin.quantizers
+            or loaders.intersection(plugin.loaders)
+            or families.intersection(format.partition(":")[0] for format in plugin.formats)
+        }
+
+
+def _versions(distributions: Iterable[str]) -> dict[str, str]:
+    """Versions of installed distributions and of those that they require, optional ones excepted."""
+    found: dict[str, str] = {}
+    for distribution in distributions:
+        try:
+            required = metadata.requires(distribution) or []
+        except metadata.PackageNotFoundError:
+            required = []
+        names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required if "extra ==" not in line]
+        for name in (distribution, *names):
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                found[name] = "not installed"
+    return dict(sorted(found.items()))
 
 
 def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping[str, str]) -> Plan:
@@ -165,7 +217,8 @@ def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping
         TensorPlan(assignment, _action(assignment), size)
         for assignment, size in zip(assignments, sizes, strict=True)
     )
-    return Plan(source, target, recipe, tensors, layout)
+    opened = getattr(source, "fingerprint", None) or fingerprint(source.files)
+    return Plan(source, target, recipe, tensors, layout, opened)
 
 
 def _named(target: Path) -> Path:

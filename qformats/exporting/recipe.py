@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qformats.checkpoint import Checkpoint
+from qformats.dtypes import FLOATS
 from qformats.errors import ConfigError, ShapeError
 from qformats.interfaces import Assignment, Draft, Loader, Packer
 from qformats.registry import registry
@@ -68,7 +69,7 @@ class Recipe:
         for _, pattern, _ in rules:
             if pattern not in used:
                 raise self._useless(pattern, drafts)
-        return chosen
+        return [_oriented(_decodable(assignment)) for assignment in chosen]
 
     @staticmethod
     def _useless(pattern: str, drafts: Sequence[Draft]) -> ConfigError:
@@ -107,13 +108,9 @@ class Recipe:
             return self._fitting(draft, by_role, f"by option for the {what}", loader)
         if draft.keep is not None:
             kept = registry().packer(draft.keep)
-            if (
-                kept.dense_dtype in ("f32", "f16", "bf16")
-                and default.dense_dtype
-                and default.family == "dense"
-            ):
+            if draft.cast_along and kept.dense_dtype in FLOATS and default.dense_dtype is not None:
                 return Assignment(draft, default)
-            return Assignment(draft, kept, draft.why)
+            return Assignment(draft, kept, draft.why, kept=True)
         mixed = None if self.pure else loader.mix(draft, default)
         if mixed is not None:
             return self._fitting(draft, registry().packer(mixed[0]), mixed[1], loader)
@@ -154,6 +151,23 @@ class Recipe:
             return re.compile(pattern)
         except re.error as error:
             raise ConfigError("tensor-type", pattern, f"a regular expression ({error})") from error
+
+
+def _decodable(assignment: Assignment) -> Assignment:
+    """Refuse to convert what can only be copied."""
+    source = registry().packer(assignment.draft.source.stored_format)
+    if not source.readable and source.name != assignment.packer.name:
+        name = assignment.draft.name
+        raise ConfigError(f"format of {name}", source.name, "one that can be decoded, to be converted")
+    return assignment
+
+
+def _oriented(assignment: Assignment) -> Assignment:
+    """Transpose a matrix that the container stores so while it is plain numbers."""
+    draft = assignment.draft
+    if not draft.dense_transposed or assignment.packer.dense_dtype is None:
+        return assignment
+    return replace(assignment, draft=replace(draft, source=draft.source.transposed()))
 
 
 def _matches(expression: re.Pattern[str], draft: Draft) -> bool:

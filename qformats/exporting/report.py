@@ -32,6 +32,8 @@ class TensorReport:
         Why it got another format than the one asked for; empty if it did not.
     source_nbytes, nbytes : int
         Stored bytes before and after.
+    kept : bool
+        Whether the container never quantizes such a tensor.
     """
 
     name: str
@@ -43,6 +45,7 @@ class TensorReport:
     note: str
     source_nbytes: int
     nbytes: int
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def report_of(plan: Plan, seconds: float = 0.0, resumed: int = 0) -> ExportRepor
             t.assignment.note,
             t.assignment.draft.source.nbytes,
             t.nbytes,
+            t.assignment.kept,
         )
         for t in plan.tensors
     )

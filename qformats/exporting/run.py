@@ -12,7 +12,7 @@ from qformats.checkpoint import Checkpoint
 from qformats.errors import CheckpointError, ConfigError
 from qformats.exporting.fill import OutputFiles, fill, slices_of
 from qformats.exporting.journal import Journal
-from qformats.exporting.plan import Plan, Sources, make_plan
+from qformats.exporting.plan import Plan, make_plan
 from qformats.exporting.progress import Progress, Silent
 from qformats.exporting.recipe import Recipe
 from qformats.exporting.report import ExportReport, report_of
@@ -71,26 +71,31 @@ def execute(
         raise ConfigError("workers", workers, "1 or more")
     began = time.perf_counter()
     check_target(plan, force)
+    _check_source(plan)
     slices = slices_of(plan)
-    sources = plan.sources()
     journal: Journal | None = None
     files: OutputFiles | None = None
     try:
         with uninterrupted(late=True):
-            journal = Journal(plan.target, plan.identity())
+            identity = plan.identity([(s.tensor, s.start, s.stop) for s in slices])
+            journal = Journal(plan.target, identity, plan.partial_name)
         # Again, now that nobody else can put it there.
         check_target(plan, force)
         files = OutputFiles(plan, journal.files)
-        journal.done = {index: spans for index, spans in journal.done.items() if files.holds(spans)}
+        journal.done = {
+            index: spans
+            for index, spans in journal.done.items()
+            if 0 <= index < len(slices) and files.recovered(slices[index], spans)
+        }
         resumed = len(journal.done)
         if resumed:
             progress.notice(
                 f"going on with an interrupted export: {resumed} of {len(slices)} slices are written"
             )
         fill(plan, slices, files, journal, workers, progress)
-        _check_sources(sources, plan.sources())
+        _check_source(plan)
         report = report_of(plan, resumed=resumed)
-        seal(plan, files, journal, report, workers)
+        seal(plan, files, journal, report, workers, force)
     except BaseException:
         with uninterrupted():
             if files is not None:
@@ -101,13 +106,13 @@ def execute(
     return report_of(plan, time.perf_counter() - began, resumed)
 
 
-def _check_sources(before: Sources, after: Sources) -> None:
+def _check_source(plan: Plan) -> None:
     """Refuse a result of which one half may come from another version of the model than the other half."""
-    for file, state in before.items():
-        if after[file] != state:
-            raise CheckpointError(
-                file,
-                "has changed while it was read",
-                "the file as it was when the export began",
-                hint="wait until nothing writes to it (a download, a training run), then export again",
-            )
+    file = plan.changed()
+    if file is not None:
+        raise CheckpointError(
+            file,
+            "has changed while it was read",
+            "the file as it was when the model was opened",
+            hint="wait until nothing writes to it (a download, a training run), then export again",
+        )

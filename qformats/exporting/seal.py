@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from qformats.errors import OutputError
 from qformats.exporting.fill import OutputFiles
-from qformats.exporting.journal import REPLACED, Journal, Span, sync_folder
+from qformats.exporting.journal import Journal, Span, sync_folder
 from qformats.exporting.plan import Plan
 from qformats.exporting.report import ExportReport, record
 from qformats.exporting.signals import uninterrupted
@@ -34,9 +33,12 @@ _OF_MODELS = (
         "vocab.txt",
     ),
     *("modeling_*.py", "configuration_*.py", "tokenization_*.py", "LICENSE*", "NOTICE*", ".gitattributes"),
-    *(".cache", "additional_chat_templates"),
 )
 """What lies in folders of models; a folder with anything else in it is never replaced as a whole."""
+_OF_TRAINING = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "training_args.bin", "trainer_state.json")
+"""A folder with one of these is a training run's, to be continued: no other program can make it again."""
+_FOLDERS = (".cache", "additional_chat_templates")
+"""Folders inside a model's."""
 
 
 def record_name(plan: Plan) -> str:
@@ -61,7 +63,8 @@ def check_target(plan: Plan, force: bool) -> None:
     """
     sources = [file.resolve() for file in plan.source.files]
     for path in final_paths(plan):
-        place = path.resolve()
+        # Not Path.resolve, which fails on links that lead to themselves.
+        place = Path(os.path.realpath(path))
         if place in sources or place == plan.source.path.resolve():
             raise OutputError(path, "is the model that is being read", "Choose another name with --output")
         if path.is_dir() and not plan.layout.folder:
@@ -71,7 +74,8 @@ def check_target(plan: Plan, force: bool) -> None:
             )
         if any(place in source.parents for source in sources):
             raise OutputError(path, "holds the model that is being read", "Choose another name with --output")
-        if not path.exists():
+        # A link that leads nowhere exists too.
+        if not os.path.lexists(path):
             continue
         # A record whose model is gone is a left-over of ours.
         if not force and path.name != record_name(plan):
@@ -89,7 +93,13 @@ def _check_folder(path: Path) -> None:
         raise OutputError(path, "is a folder that holds no model", "Choose another name, or remove it")
     single_files = [f"*{loader.suffix}" for loader in registry().loaders() if loader.suffix]
     usual = [*_OF_MODELS, *single_files]
-    foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in usual)]
+
+    def foreign_name(name: str) -> bool:
+        if (path / name).is_dir():
+            return name not in _FOLDERS
+        return name in _OF_TRAINING or not any(fnmatch(name, pattern) for pattern in usual)
+
+    foreign = [name for name in names if foreign_name(name)]
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         found = f"also holds what is no part of a model: {', '.join(foreign[:3])}{more}"
@@ -114,7 +124,9 @@ def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
                 raise OutputError(files.plan.target, found, "Check the disk, then export again")
 
 
-def seal(plan: Plan, files: OutputFiles, journal: Journal, report: ExportReport, workers: int) -> None:
+def seal(
+    plan: Plan, files: OutputFiles, journal: Journal, report: ExportReport, workers: int, force: bool
+) -> None:
     """Check, sync and put in place; afterwards the journal is gone.
 
     Raises
@@ -138,47 +150,20 @@ def seal(plan: Plan, files: OutputFiles, journal: Journal, report: ExportReport,
             os.fsync(file.fileno())
         sync_folder(journal.files)
         with uninterrupted():
-            if plan.layout.folder:
-                _place_folder(plan.target, journal)
-            else:
-                _place_files(plan, journal)
+            # Once more: filling takes long, and somebody else may have put something there meanwhile.
+            check_target(plan, force)
+            journal.place(_moves(plan, journal))
             sync_folder(plan.target.parent)
             journal.discard()
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(plan.target, f"cannot be put in place ({error.strerror or error})") from error
 
 
-def _place_folder(target: Path, journal: Journal) -> None:
-    old = journal.folder / REPLACED
-    if target.exists():
-        target.rename(old)
-    try:
-        journal.files.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise
-
-
-def _place_files(plan: Plan, journal: Journal) -> None:
-    """Rename one by one, the file that readers open first at the end: while it is missing, there is no model."""
-    *others, first = [record_name(plan), *(f.name for f in reversed(plan.layout.files))]
-    placed: list[Path] = []
-    try:
-        for name in (*others, first):
-            final = plan.target.with_name(name)
-            existed = final.exists()
-            os.replace(journal.files / name, final)
-            if not existed:
-                placed.append(final)
-    except OSError:
-        for path in placed:
-            path.unlink(missing_ok=True)
-        raise
-
-
-def remove_partial(target: Path) -> None:
-    """Remove what a killed export left beside `target`."""
-    from qformats.exporting.journal import SUFFIX
-
-    shutil.rmtree(target.with_name(f".{target.name}{SUFFIX}"), ignore_errors=True)
+def _moves(plan: Plan, journal: Journal) -> list[tuple[Path, Path]]:
+    """From where to where, the file that readers open first at the end: while it is missing, there is no model."""
+    if plan.layout.folder:
+        return [(journal.files, plan.target)]
+    names = [record_name(plan), *(file.name for file in reversed(plan.layout.files))]
+    return [(journal.files / name, plan.target.with_name(name)) for name in names]

@@ -6,6 +6,7 @@ One loader serves every format that lives in such folders: packers declare their
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,14 +42,19 @@ class HuggingFaceFolder(Loader):
         model_type = str(source.config.get("model_type", ""))
         tied = "lm_head.weight" not in source.tensors
         for name, tensor in source.tensors.items():
-            stored = tensor.transposed() if is_conv1d(model_type, name) else tensor
             role = _role(name)
             keep, why = None, ""
-            if len(tensor.shape) != 2 or not name.endswith(".weight") or role or is_conv1d(model_type, name):
+            if len(tensor.shape) != 2 or _NOT_LINEAR.search(name) or not name.endswith(".weight"):
                 dtype = packer(tensor.format).dense_dtype
                 keep = f"dense:{dtype or 'f32'}"
                 why = role.replace("_", " ") if role else "not a linear weight"
-            drafts.append(Draft(name, stored, role, keep, why, tied=tied and role == "token_embedding"))
+            is_tied = tied and role == "token_embedding"
+            transposed = len(tensor.shape) == 2 and is_conv1d(model_type, name)
+            drafts.append(
+                Draft(
+                    name, tensor, role, keep, why, tied=is_tied, dense_transposed=transposed, cast_along=True
+                )
+            )
         return drafts
 
     def lay_out(
@@ -62,6 +68,12 @@ class HuggingFaceFolder(Loader):
         """Shards of safetensors, their index, config.json and tokenizer files."""
         limit = parse_size("max-shard-size", options.get("max-shard-size", "5GB"))
         return lay_out_folder(source, assignments, default, limit)
+
+
+_NOT_LINEAR = re.compile(
+    r"(?:^|\.)(?:lm_head|score|shared|wte|wpe|embed_\w+|\w*embeddings?|tok_embeddings|router|gate|\w*norm\w*|ln_\w+)\.weight$"
+)
+"""Matrices that are not weights of a linear layer, or that every quantizer leaves out: embeddings, heads, routers."""
 
 
 def _role(name: str) -> str | None:
@@ -87,7 +99,7 @@ def parse_size(option: str, text: str) -> int:
             number, factor = number[:-1], 1000**power
     try:
         size = int(float(number) * factor)
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
     if size <= 0:
         raise ConfigError(option, text, "a size such as 500MB or 2GB")

@@ -99,10 +99,10 @@ class FolderCheckpoint(Checkpoint):
         config = self._config
         tied = config.get("tie_word_embeddings", config.get("model_type") in _TIED_BY_DEFAULT)
         if tied and any(name.endswith(("embed_tokens.weight", "wte.weight")) for name in entries):
-            entries.pop("lm_head.weight", None)
+            for name in [name for name in entries if name.startswith("lm_head.")]:
+                del entries[name]
         packer = self._packer()
         modules = _packed_modules(entries, packer) if packer else {}
-        taken = {f"{module}.{field}" for module, fields in modules.items() for field in fields}
         tensors: dict[str, StoredTensor] = {}
         for order, (name, entry) in enumerate(entries.items()):
             module, _, field = name.rpartition(".")
@@ -110,7 +110,7 @@ class FolderCheckpoint(Checkpoint):
                 if f"{module}.weight" not in tensors:
                     tensor = self._packed(packer, module, entries, order)
                     tensors[tensor.name] = tensor
-            elif name not in taken:
+            else:
                 tensors[name] = self._dense(name, entry, order)
         return tensors
 
@@ -159,7 +159,7 @@ class FolderCheckpoint(Checkpoint):
             return PackedTensor(format, tuple(part.shape), {"weight": part})
 
         stored = StoredTensor(name, shape, format, count * SIZES[dtype], shard.path, load, offset=order)
-        if is_conv1d(self.architecture, name):
+        if len(shape) == 2 and is_conv1d(self.architecture, name):
             return stored.transposed()
         return stored
 

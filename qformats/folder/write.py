@@ -148,11 +148,14 @@ def _config(source: Checkpoint, assignments: Sequence[Assignment], default: Pack
     config = {
         k: v for k, v in source.config.items() if k not in ("quantization_config", "torch_dtype", "dtype")
     }
-    dense = [a.packer.dense_dtype for a in assignments if a.packer.dense_dtype is not None]
-    floats = [name for name in dense if name in ("f32", "f16", "bf16")]
-    if floats:
-        common = max(set(floats), key=floats.count)
-        config["dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[common]
+    names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+    weights = dict.fromkeys(names, 0)
+    for assignment in assignments:
+        if assignment.packer.dense_dtype in weights:
+            weights[assignment.packer.dense_dtype] += assignment.draft.source.numel
+    if any(weights.values()):
+        # The dtype of most weights; of two with as many, the wider one.
+        config["dtype"] = names[max(weights, key=lambda name: weights[name])]
     if default.dense_dtype is None:
         config["quantization_config"] = default.to_config()
     return config

@@ -237,7 +237,11 @@ def test_a_folder_of_the_framework_s_own_kind(tmp_path):
     ("tensors", "quantization", "message"),
     [
         ({"a.weight": PACKED["a.weight"]}, TOY, r"'a\.weight': packed as toy:int6 without a\.weight_scale"),
-        ({**PACKED, "a.weight_scale": torch.ones(5).half()}, TOY, r"'a\.weight': .*weight.*shape \(4, 6\)"),
+        (
+            {**PACKED, "a.weight_scale": torch.ones(5).half()},
+            TOY,
+            r"'a\.weight': .*weight_scale.*shape \(5,\)",
+        ),
         (
             {**PACKED, "a.weight_scale": torch.ones(4)},
             TOY,

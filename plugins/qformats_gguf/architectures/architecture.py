@@ -363,6 +363,6 @@ def _settle(problems: list[Problem], source: str, force: bool) -> tuple[Problem,
             f"{source}: {first.key}",
             first.found,
             first.supported,
-            f"--force goes on all the same, but {first.reason}",
+            f"--option ignore-unsupported=yes goes on all the same, but {first.reason}",
         )
     return tuple(problems)

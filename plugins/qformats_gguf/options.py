@@ -1,0 +1,31 @@
+"""Options of the GGUF loader, as data and as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qformats.errors import ConfigError
+from qformats.interfaces import LoaderOption
+
+__all__ = ["OPTIONS", "ignore_unsupported"]
+
+OPTIONS = (
+    LoaderOption("arch", "GGUF architecture, where config.json does not tell it"),
+    LoaderOption("pre", "pre-tokenizer, where tokenizer.json is not recognised"),
+    LoaderOption("ignore-unsupported", "yes: go on although a feature of the model is not computed there"),
+    LoaderOption("max-shard-size", "split the output into files of at most this size, such as 2GB"),
+)
+
+
+def ignore_unsupported(options: Mapping[str, str]) -> bool:
+    """Value of the option of that name.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither yes nor no.
+    """
+    value = options.get("ignore-unsupported", "no").lower()
+    if value not in ("yes", "no"):
+        raise ConfigError("ignore-unsupported", value, "yes or no")
+    return value == "yes"
