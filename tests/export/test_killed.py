@@ -204,8 +204,8 @@ def test_folder_killed_while_it_replaced_another(llama, tmp_path):
     from qformats.exporting.journal import Journal
 
     journal = Journal(tmp_path / "out", "x")
-    (journal.folder / "replaced").mkdir()
-    (journal.folder / "replaced" / "config.json").write_text("{}")
+    (journal.folder / "replaced" / "out").mkdir(parents=True)
+    (journal.folder / "replaced" / "out" / "config.json").write_text("{}")
     journal.close()
     failed = run("export", llama, "-f", "dense:f16", "-o", tmp_path / "out")
     assert failed.code == 4

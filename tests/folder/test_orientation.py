@@ -101,7 +101,9 @@ def test_a_named_pipe_is_no_model(tmp_path: Path) -> None:
 def test_embeddings_and_routers_are_no_linear_weights(tmp_path: Path) -> None:
     from qformats.folder import HuggingFaceFolder
 
-    drafts = {d.name: d for d in HuggingFaceFolder().draft(qformats.open(tiny.build("gpt2", tmp_path / "gpt2")), {})}
+    drafts = {
+        d.name: d for d in HuggingFaceFolder().draft(qformats.open(tiny.build("gpt2", tmp_path / "gpt2")), {})
+    }
     assert drafts["transformer.wpe.weight"].keep == drafts["transformer.wte.weight"].keep == "dense:f32"
     linear = drafts["transformer.h.0.attn.c_attn.weight"]
     assert (linear.keep, linear.dense_transposed, linear.source.shape) == (None, True, (192, 64))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models import tiny
 from safetensors.torch import load_file, save_file
 
 import qformats
@@ -315,3 +316,20 @@ def test_the_tutorial_fits_a_page_and_runs(site):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == [nbits.split("# ")[1], "(64, 256)"]
+
+
+def test_conv1d_weights_keep_their_orientation(site, tmp_path):
+    """GPT-2 stores its matrices transposed while they are plain numbers, and only then."""
+    model = tiny.build("gpt2", tmp_path / "gpt2")
+    for source, format, target in ((model, "toy", "packed"), (tmp_path / "packed", "dense:f32", "back")):
+        done = _qformats(site, "export", str(source), "--format", format, "-o", str(tmp_path / target))
+        assert done.returncode == 0, done.stderr
+    before, after = load_file(model / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    assert {name: value.shape for name, value in before.items()} == {
+        name: v.shape for name, v in after.items()
+    }
+    packed = load_file(tmp_path / "packed" / "model.safetensors")
+    assert packed["transformer.h.0.attn.c_attn.weight"].shape == (192, 48)
+    for name, value in before.items():
+        # 6 bits a weight and one scale a row: within a step of the row's largest.
+        assert torch.allclose(value, after[name], atol=float(value.abs().max()) / 25), name
