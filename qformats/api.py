@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qformats.checkpoint import Checkpoint
@@ -49,7 +50,7 @@ def quantize(tensor: Tensor, format: str, *, quantizer: str = "rtn") -> Quantize
     Parameters
     ----------
     tensor : Tensor
-        float32, float16 or bfloat16, ``(N, K)`` = (out_features, in_features). Not modified.
+        Any float dtype, ``(N, K)`` = (out_features, in_features); a parameter is detached. Not modified.
     format : str
         ``family:variant`` whose grid is used.
     quantizer : str
@@ -67,10 +68,16 @@ def quantize(tensor: Tensor, format: str, *, quantizer: str = "rtn") -> Quantize
     NonFiniteError
         If a weight is NaN or infinite.
     ConfigError
-        If the format cannot be written, or stores plain numbers.
+        If the format cannot be written, or stores plain numbers, or the tensor holds no floats.
     """
+    import torch
+
     from qformats.kernels.dense import require_finite
 
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        found = getattr(tensor, "dtype", type(tensor).__name__)
+        raise ConfigError("weight", str(found), "a torch tensor of floats")
+    tensor = tensor.detach()
     chosen = _quantizing(format)
     problem = chosen.veto(tensor.shape)
     if problem:
@@ -95,6 +102,10 @@ def pack(quantized: QuantizedTensor, format: str) -> PackedTensor:
     ConfigError
         If its codes or parameters do not lie on the format's grid, saying which do not.
     """
+    if not isinstance(quantized, QuantizedTensor):
+        raise ConfigError(
+            "tensor to pack", type(quantized).__name__, "a QuantizedTensor, as quantize gives it"
+        )
     chosen = _quantizing(format)
     assert chosen.grid is not None
     chosen.grid.validate(quantized)
@@ -109,7 +120,7 @@ def unpack(packed: PackedTensor) -> QuantizedTensor:
     ConfigError
         If the format has no canonical form (support level 0).
     """
-    return packer(packed.format).unpack(packed)
+    return packer(_packed(packed).format).unpack(packed)
 
 
 def dequantize(packed: PackedTensor) -> Tensor:
@@ -120,7 +131,13 @@ def dequantize(packed: PackedTensor) -> Tensor:
     Tensor
         float32, the shape of the weight.
     """
-    return packer(packed.format).dequantize(packed)
+    return packer(_packed(packed).format).dequantize(packed)
+
+
+def _packed(packed: PackedTensor) -> PackedTensor:
+    if not isinstance(packed, PackedTensor):
+        raise ConfigError("tensor to unpack", type(packed).__name__, "a PackedTensor, as pack gives it")
+    return packed
 
 
 def open(model: str | PathLike[str], *, options: Mapping[str, str] | None = None) -> Checkpoint:
@@ -213,4 +230,5 @@ def export(
         token_embedding_type=token_embedding_type,
         pure=pure,
     )
-    return run(source, target, recipe, force=force, workers=workers, options=options or {}, progress=progress)
+    place = Path(target).expanduser()
+    return run(source, place, recipe, force=force, workers=workers, options=options or {}, progress=progress)

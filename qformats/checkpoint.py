@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qformats.tensors import PackedTensor
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 __all__ = ["Checkpoint", "Fingerprint", "StoredTensor", "fingerprint", "map_file"]
@@ -111,15 +112,15 @@ class StoredTensor:
         """The same tensor under another name."""
         return replace(self, name=name)
 
-    def take_rows(self, order: Tensor) -> StoredTensor:
+    def take_rows(self, order: np.ndarray[Any, np.dtype[np.intp]]) -> StoredTensor:
         """The same tensor with its rows in another order.
 
         A format whose bytes do not lie by rows is decoded.
 
         Parameters
         ----------
-        order : Tensor
-            int64, ``(M,)``: new row ``i`` is old row ``order[i]``.
+        order : numpy.ndarray
+            Integers, ``(M,)``: new row ``i`` is old row ``order[i]``.
         """
         from qformats.api import packer
 
@@ -128,7 +129,9 @@ class StoredTensor:
             return self._decoded().take_rows(order)
 
         def load(start: int, stop: int) -> PackedTensor:
-            chosen = order[start:stop]
+            import torch
+
+            chosen = torch.from_numpy(order[start:stop])
             low, high = int(chosen.min()), int(chosen.max()) + 1
             part = self.load(low, high)
             fields = {key: value[chosen - low] for key, value in part.fields.items()}

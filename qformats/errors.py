@@ -84,17 +84,17 @@ class UnknownFormatError(QFormatsError, LookupError):
     ) -> None:
         self.name, self.installed, self.kind = name, sorted(installed), kind
         self.failed = dict(failed or {})
-        parts = [f"no {kind} {name!r}"]
-        if self.installed:
-            parts.append("installed: " + ", ".join(self.installed))
-        else:
-            parts.append("no plugin is registered at all: install the package (pip install .)")
+        suggestion = _did_you_mean(name, self.installed)
+        listed = "installed: " + ", ".join(self.installed)
+        if not self.installed:
+            listed = "no plugin is registered at all: install the package (pip install .)"
+        head = f"no {kind} {name!r}"
+        parts = [
+            f"{head}. {suggestion} {listed[0].upper()}{listed[1:]}" if suggestion else f"{head}; {listed}"
+        ]
         if self.failed:
             reasons = ", ".join(f"{plugin} ({reason})" for plugin, reason in sorted(self.failed.items()))
             parts.append(f"failed to load: {reasons}")
-        suggestion = _did_you_mean(name, self.installed)
-        if suggestion:
-            parts.append(suggestion)
         super().__init__("; ".join(parts))
 
     def __str__(self) -> str:

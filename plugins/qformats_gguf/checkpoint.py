@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["GGUFCheckpoint"]
-
-_SHOWN_ITEMS = 8
-"""Elements of an array that are shown to people."""
 
 
 class GGUFCheckpoint(Checkpoint):
@@ -46,15 +43,13 @@ class GGUFCheckpoint(Checkpoint):
     def __init__(self, path: Path, options: Mapping[str, str]) -> None:
         self.path = path
         self._options = options
+        self._maps: dict[Path, Tensor] = {}
         with open_model(path) as model:
             self.native: Metadata = model.metadata
             self.version = model.files[0].version
             self._files = [file.path for file in model.files]
             entries = {name: (tensor, model.file_of(name).path) for name, tensor in model.tensors.items()}
-        maps = {file: map_file(file) for file in self._files}
-        self.stored = {
-            name: _stored(name, entry, file, maps[file]) for name, (entry, file) in entries.items()
-        }
+        self.stored = {name: _stored(name, entry, file, self._map) for name, (entry, file) in entries.items()}
         self._unsupported: UnsupportedModelError | CheckpointError | None = None
         self._architecture: Architecture | None = None
         try:
@@ -64,6 +59,12 @@ class GGUFCheckpoint(Checkpoint):
                 raise
             self._unsupported = error
         self.tensors = self._canonical()
+
+    def _map(self, file: Path) -> Tensor:
+        """Bytes of a file, mapped when the first tensor is read: looking at a model needs no torch."""
+        if file not in self._maps:
+            self._maps[file] = map_file(file)
+        return self._maps[file]
 
     def _resolve(self) -> Architecture:
         if not self.stored:
@@ -85,8 +86,6 @@ class GGUFCheckpoint(Checkpoint):
         architecture = self._architecture
         if architecture is None:
             return dict(self.stored)
-        import torch
-
         architecture.require(list(self.stored))
         tensors = {}
         for name, tensor in self.stored.items():
@@ -96,7 +95,7 @@ class GGUFCheckpoint(Checkpoint):
             architecture.check_shape(mapping, tensor.shape, name)
             canonical = tensor.renamed(mapping.canonical)
             if mapping.permute is not None:
-                canonical = canonical.take_rows(torch.from_numpy(mapping.permute.inverse(tensor.rows)))
+                canonical = canonical.take_rows(mapping.permute.inverse(tensor.rows))
             tensors[mapping.canonical] = canonical
         return tensors
 
@@ -141,13 +140,11 @@ class GGUFCheckpoint(Checkpoint):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """The file's own metadata; long arrays are cut."""
+        """The file's own metadata."""
         shown: dict[str, Any] = {"GGUF.version": self.version}
         for key, value in self.native.items():
             if value.type is ValueType.ARRAY:
-                items = [_readable(item) for item in value.data[:_SHOWN_ITEMS]]
-                more = len(value.data) - len(items)
-                shown[key] = [*items, f"... {more} more"] if more else items
+                shown[key] = [_readable(item) for item in value.data]
             elif value.type is ValueType.F32:
                 shown[key] = _readable(np.float32(value.data))
             else:
@@ -162,7 +159,7 @@ def _readable(item: Any) -> Any:
     return item.item() if isinstance(item, np.generic) else item
 
 
-def _stored(name: str, entry: Entry, file: Path, data: Tensor) -> StoredTensor:
+def _stored(name: str, entry: Entry, file: Path, data_of: Callable[[Path], Tensor]) -> StoredTensor:
     """A tensor as stored, read by rows from the mapped file."""
     from qformats_gguf.packers import GGUFPacker
 
@@ -175,7 +172,7 @@ def _stored(name: str, entry: Entry, file: Path, data: Tensor) -> StoredTensor:
 
         from qformats.dtypes import torch_dtype
 
-        packer = GGUFPacker.parse(type_name)
+        packer, data = GGUFPacker.parse(type_name), data_of(file)
         width = entry.nbytes // rows
         part = data[entry.offset + start * width : entry.offset + stop * width]
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,9 +61,7 @@ class GGUFLoader(Loader):
                 continue
             architecture.check_shape(mapping, tensor.shape, name)
             if mapping.permute is not None:
-                import torch
-
-                tensor = tensor.take_rows(torch.from_numpy(mapping.permute.rows(tensor.rows)))
+                tensor = tensor.take_rows(mapping.permute.rows(tensor.rows))
             named[mapping.gguf] = (tensor, mapping.force_f32)
         tied = "output.weight" not in named
         drafts = []
@@ -131,12 +130,15 @@ class GGUFLoader(Loader):
 def _architecture(source: Checkpoint, options: Mapping[str, str]) -> Architecture:
     from qformats_gguf.architectures import Architecture
 
-    return Architecture.from_config(
+    architecture = Architecture.from_config(
         source.config,
         override=options.get("arch"),
         source=str(source.path / "config.json"),
         force=ignore_unsupported(options),
     )
+    for problem in architecture.ignored:
+        warnings.warn(f"{architecture.source}: {problem}", UserWarning, stacklevel=2)
+    return architecture
 
 
 def _native_draft(name: str, tensor: StoredTensor, tied: bool) -> Draft:

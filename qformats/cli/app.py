@@ -43,6 +43,7 @@ app = typer.Typer(
     cls=Program,
     help="Quantized LLM weights: any format into any other.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -73,6 +73,11 @@ def export(
 
     if type and ":" in format:
         raise ConfigError("--type", type, f"none, since --format {format} names one already")
+    if type == "" or format == "":
+        # An unset variable in a script, most likely; the default would be a surprise.
+        raise ConfigError(
+            "--type" if format else "--format", "", "a name; leave the option out for the default"
+        )
     name = f"{format}:{type}" if type else format
     packer = registry().packer(name)
     options = dict(_pair("option", text) for text in option or ())
@@ -89,7 +94,7 @@ def export(
     )
     source = qformats.open(model, options=options)
     suffix = registry().loader(packer.container).suffix
-    target = output or Path(f"{source.name}-{packer.spec.variant}{suffix}")
+    target = output.expanduser() if output else Path(f"{source.name}-{packer.spec.variant}{suffix}")
     plan = make_plan(source, target, recipe, options)
     if dry_run:
         report = report_of(plan)
@@ -161,6 +166,9 @@ def _print_summary(report: ExportReport) -> None:
     out.print(f"[bold]{plain(report.target)}[/bold]  {report.format}, quantizer {plain(report.quantizer)}")
     out.print(rows)
     _print_notes(out, report, every=False)
+    rounded = Counter(_variant(t.format) for t in report.tensors if t.rounded)
+    for kind, count in rounded.items():
+        out.print(f"{count} tensors were rounded to {kind}, from numbers that are more exact.")
     if report.run_with:
         # No wrapping: a command is copied as a whole.
         out.print(f"Run it:  [bold]{plain(report.run_with)}[/bold]", soft_wrap=True)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect"]
 
+_SHOWN_ITEMS = 8
+"""Elements of a list that are shown in the table."""
 _SHOWN = 160
 """Characters of a metadata value that are shown in the table."""
 
@@ -114,5 +116,7 @@ def _type_table(model: Checkpoint) -> Table:
 
 
 def _text(value: Any) -> str:
-    """A value as JSON writes it, but strings without quotes."""
+    """A value as JSON writes it, but strings without quotes and long lists cut."""
+    if isinstance(value, list) and len(value) > _SHOWN_ITEMS:
+        value = [*value[:_SHOWN_ITEMS], f"... {len(value) - _SHOWN_ITEMS} more"]
     return value if isinstance(value, str) else dumps(value, ensure_ascii=False, default=str)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from qformats.errors import OutputError
 
-__all__ = ["Journal", "Span", "sync_folder", "unwritable"]
+__all__ = ["Journal", "Span", "settle", "sync_folder", "unwritable"]
 
 SUFFIX = ".qformats-partial"
 LOG = "journal.jsonl"
@@ -53,8 +53,8 @@ class Journal:
     ----------
     target : Path
         Final file or folder; the partial output lies beside it, on the same file system.
-    identity : str
-        Fingerprint of the plan. A journal with another one is discarded.
+    identity : str or None
+        Fingerprint of the plan. A journal with another one is discarded. None to look at what is there only.
     name : str, optional
         What the partial output is called after, if not after the target.
 
@@ -64,9 +64,9 @@ class Journal:
         If the place cannot be written, or another process is writing the same target.
     """
 
-    def __init__(self, target: Path, identity: str, name: str = "") -> None:
+    def __init__(self, target: Path, identity: str | None, name: str = "") -> None:
         self.target = target
-        self.folder = target.with_name(f".{name or target.name}{SUFFIX}")
+        self.folder = _folder(target, name)
         self.files = self.folder / "files"
         self._replaced = self.folder / REPLACED
         self._moves: list[tuple[Path, Path]] = []
@@ -77,6 +77,8 @@ class Journal:
             self._make_parents()
             self._lock()
             self._settle()
+            if identity is None:
+                return
             if not self._recover(identity):
                 shutil.rmtree(self.files, ignore_errors=True)
                 os.ftruncate(self._log, 0)
@@ -259,6 +261,11 @@ class Journal:
         packed = [[s.file, s.offset, s.nbytes, s.digest] for s in spans]
         self._write({"slice": slice_index, "spans": packed})
 
+    @property
+    def resumable(self) -> bool:
+        """Whether it tells of any slice."""
+        return self._read().count(b"\n") > 1
+
     def close(self) -> None:
         """Let go of the partial output but keep it, to be resumed."""
         if self._log >= 0:
@@ -295,6 +302,23 @@ class Journal:
             except OSError:
                 # It holds the target, or something that somebody else has put there meanwhile.
                 return
+
+
+def settle(target: Path, name: str = "") -> None:
+    """Finish or undo what was killed while it was put in place; what can be resumed stays.
+
+    Raises
+    ------
+    OutputError
+        If it can be neither, or another process is writing the same target.
+    """
+    if (_folder(target, name) / LOG).exists():
+        journal = Journal(target, None, name)
+        journal.close() if journal.resumable else journal.discard()
+
+
+def _folder(target: Path, name: str) -> Path:
+    return target.with_name(f".{name or target.name}{SUFFIX}")
 
 
 def unwritable(target: Path, error: OSError) -> OutputError:

@@ -47,6 +47,12 @@ class TensorReport:
     nbytes: int
     kept: bool = False
 
+    @property
+    def rounded(self) -> bool:
+        """Whether plain numbers of fewer bits took the place of more exact ones."""
+        narrow = self.format.endswith((":f16", ":bf16"))
+        return narrow and self.action in ("cast", "dequantized")
+
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -147,7 +153,8 @@ def report_of(plan: Plan, seconds: float = 0.0, resumed: int = 0) -> ExportRepor
 def _shown(plan: Plan) -> str:
     """What a program is given to open the output, quoted for a shell."""
     first = plan.target if plan.layout.folder else plan.target.with_name(plan.layout.files[0].name)
-    return shlex.quote(str(first))
+    # A leading dash would be taken for an option.
+    return shlex.quote(f"./{first}" if str(first).startswith("-") else str(first))
 
 
 def record(report: ExportReport) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from qformats.checkpoint import Checkpoint
 from qformats.errors import CheckpointError, ConfigError
 from qformats.exporting.fill import OutputFiles, fill, slices_of
-from qformats.exporting.journal import Journal
+from qformats.exporting.journal import Journal, settle
 from qformats.exporting.plan import Plan, make_plan
 from qformats.exporting.progress import Progress, Silent
 from qformats.exporting.recipe import Recipe
@@ -70,6 +70,9 @@ def execute(
     if workers < 1:
         raise ConfigError("workers", workers, "1 or more")
     began = time.perf_counter()
+    with uninterrupted(late=True):
+        # Before the target is looked at: half of it may be elsewhere.
+        settle(plan.target, plan.partial_name)
     check_target(plan, force)
     _check_source(plan)
     slices = slices_of(plan)

@@ -46,8 +46,12 @@ class SafetensorsShard(Shard):
         from safetensors import SafetensorError, safe_open
 
         self.path = path
+        self._mapped: Any = None
         try:
-            self._file: Any = safe_open(path, "pt")
+            # The library says "no such file" whatever keeps it from opening one.
+            path.open("rb").close()
+            # Headers are read without torch, which takes a second to import.
+            self._header: Any = safe_open(path, "numpy")
         except SafetensorError as error:
             raise CheckpointError(
                 path, str(error), "a complete safetensors file", hint=_INTERRUPTED
@@ -58,8 +62,8 @@ class SafetensorsShard(Shard):
     def entries(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of every tensor, in file order."""
         names = {spelled: name for name, spelled in SAFETENSORS.items()}
-        for tensor in self._file.offset_keys():
-            part = self._file.get_slice(tensor)
+        for tensor in self._header.offset_keys():
+            part = self._header.get_slice(tensor)
             spelled = part.get_dtype()
             if spelled not in names:
                 raise CheckpointError(
@@ -69,7 +73,11 @@ class SafetensorsShard(Shard):
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, a view of the mapped file."""
-        found: Tensor = self._file.get_tensor(name)
+        if self._mapped is None:
+            from safetensors import safe_open
+
+            self._mapped = safe_open(self.path, "pt")
+        found: Tensor = self._mapped.get_tensor(name)
         return found
 
 

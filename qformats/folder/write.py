@@ -85,9 +85,11 @@ def lay_out_folder(
         total = sum(f.nbytes for group in groups for f in group)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         files.append(_json_file("model.safetensors.index.json", index))
-    for name, content in source.tokenizer_files().items():
+    tokenizer = source.tokenizer_files()
+    for name, content in tokenizer.items():
         files.append(OutputFile(name, len(content), content))
-    return Layout(tuple(files), folder=True, run_with=_RUN_WITH)
+    runs = default.dense_dtype is not None and tokenizer
+    return Layout(tuple(files), folder=True, run_with=_RUN_WITH if runs else "")
 
 
 def _fields(index: int, assignment: Assignment) -> list[_Field]:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,6 +132,22 @@ def test_formats_without_a_grid_are_refused(weight):
 def test_unknown_quantizers_are_refused_by_name(weight):
     quantizing = [spec.name for spec in qformats.formats() if spec.sqnr_floor_db]
     with pytest.raises(
-        UnknownFormatError, match=r"no quantizer 'rtnn'; installed: .*rtn.*Did you mean 'rtn'"
+        UnknownFormatError, match=r"no quantizer 'rtnn'. Did you mean 'rtn'\? Installed: .*rtn"
     ):
         qformats.quantize(weight, quantizing[0], quantizer="rtnn")
+
+
+def test_a_parameter_is_quantized_and_nonsense_is_named():
+    layer = torch.nn.Linear(64, 8)
+    assert qformats.quantize(layer.weight, "gguf:q4_0").shape == (8, 64)
+    for call, value in (
+        (lambda v: qformats.quantize(v, "gguf:q4_0"), np.zeros((8, 64), np.float32)),
+        (lambda v: qformats.quantize(v, "gguf:q4_0"), torch.zeros(8, 64, dtype=torch.int32)),
+        (lambda v: qformats.pack(v, "gguf:q4_0"), torch.zeros(8, 64)),
+        (qformats.unpack, torch.zeros(8, 64)),
+        (qformats.dequantize, torch.zeros(8, 64)),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"found '.*(float64|float32|int32|Tensor|ndarray)'; expected a"
+        ):
+            call(value)

@@ -192,7 +192,7 @@ def test_types_that_nobody_decodes_are_refused_by_name(name):
     packed = PackedTensor(f"gguf:{name}", (1, kind.block_size), {"blocks": blocks})
     with pytest.raises(ConfigError, match=f"gguf:{name}.*gguf-py can decode"):
         packed.dequantize()
-    with pytest.raises(UnknownFormatError, match=r"gguf:q4_7.*Did you mean 'gguf:q4_"):
+    with pytest.raises(UnknownFormatError, match=r"gguf:q4_7'. Did you mean 'gguf:q4_"):
         qformats.packer("gguf:q4_7")
 
 

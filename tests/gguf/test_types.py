@@ -68,7 +68,7 @@ def test_row_must_be_whole_blocks():
 
 
 def test_unknown_name_suggests_the_closest():
-    with pytest.raises(UnknownFormatError, match=r"no GGUF tensor type 'q4k'.*Did you mean 'q4_k'\?"):
+    with pytest.raises(UnknownFormatError, match=r"no GGUF tensor type 'q4k'. Did you mean 'q4_k'\?"):
         by_name("q4k")
 
 

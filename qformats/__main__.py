@@ -1,0 +1,5 @@
+"""``python -m qformats``."""
+
+from qformats.cli import main
+
+main()
