@@ -45,6 +45,7 @@ def cli_page() -> str:
     from typer.testing import CliRunner
 
     from qformats.cli.app import app
+    from qformats.registry import Registry
 
     runner = CliRunner(env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
     parts = [GENERATED, "# Command line", ""]
@@ -52,7 +53,11 @@ def cli_page() -> str:
         text = runner.invoke(app, [*command, "--help"], prog_name="qformats").output
         text = "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
         parts += [f"## `{' '.join(('qformats', *command))}`", "", "```text", text, "```", ""]
-    return "\n".join(parts)
+    parts += ["## Options of the containers", "", "For `--option NAME=VALUE`.", ""]
+    parts += ["| container | option | meaning |", "| --- | --- | --- |"]
+    for loader in Registry().loaders():
+        parts += [f"| {loader.name} | `{option.name}` | {option.help} |" for option in loader.options]
+    return "\n".join(parts) + "\n"
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,18 +26,18 @@ __all__ = ["BinShard", "SafetensorsShard", "Shard", "find_shards"]
 _INTERRUPTED = "the download or copy was interrupted: fetch the file again"
 
 
-class Shard:
+class Shard(ABC):
     """One weight file."""
 
     path: Path
 
+    @abstractmethod
     def entries(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of every tensor, in file order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensor(self, name: str) -> Tensor:
         """One tensor; a view of the mapped file where possible."""
-        raise NotImplementedError
 
 
 class SafetensorsShard(Shard):
