@@ -412,7 +412,7 @@ def test_what_llama_cpp_does_not_compute_is_refused(model, change, message):
     config = CASES[model]["config"] | {"layer_types": None} | change
     with pytest.raises(UnsupportedModelError, match=message) as refused:
         Architecture.from_config(config)
-    assert "--force goes on" in str(refused.value)
+    assert "ignore-unsupported=yes goes on" in str(refused.value)
     forced = Architecture.from_config(config, force=True)
     assert len(forced.ignored) >= 1
     assert "was ignored" in str(forced.ignored[0])

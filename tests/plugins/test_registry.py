@@ -164,7 +164,7 @@ def test_unknown_names_list_what_failed(discover):
 def test_an_unknown_variant_lists_those_of_its_family(discover):
     registry, _ = discover("qformats_good")
     with pytest.raises(
-        UnknownFormatError, match=r"^no format 'good:bite'; installed: good:byte; Did you mean"
+        UnknownFormatError, match=r"^no format 'good:bite'. Did you mean 'good:byte'\? Installed: good:byte"
     ):
         registry.packer("good:bite")
 
