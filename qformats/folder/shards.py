@@ -48,6 +48,7 @@ class SafetensorsShard(Shard):
 
         self.path = path
         self._mapped: Any = None
+        self._views: dict[str, Tensor] = {}
         try:
             # The library says "no such file" whatever keeps it from opening one.
             path.open("rb").close()
@@ -78,8 +79,10 @@ class SafetensorsShard(Shard):
             from safetensors import safe_open
 
             self._mapped = safe_open(self.path, "pt")
-        found: Tensor = self._mapped.get_tensor(name)
-        return found
+        if name not in self._views:
+            # Making a view takes the library half a millisecond, and slices of one tensor ask for it again and again.
+            self._views[name] = self._mapped.get_tensor(name)
+        return self._views[name]
 
 
 class BinShard(Shard):
