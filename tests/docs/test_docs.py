@@ -28,8 +28,6 @@ def code_blocks(page: Path, language: str) -> list[str]:
     "page", [page for page in PAGES if code_blocks(page, "python")], ids=lambda p: p.name
 )
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
-    if "example" in page.parts or "examples" in page.parts:
-        pytest.skip("examples are packages with tests of their own")
     program = "\n".join(code_blocks(page, "python"))
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False

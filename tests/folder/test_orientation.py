@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -90,10 +91,7 @@ def test_an_option_that_no_loader_knows(tmp_path: Path) -> None:
         qformats.export("demo", tmp_path / "out.gguf", format="gguf", options={"ignore-unsupported": "maybe"})
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "mkfifo"), reason="no named pipes on this system")
 def test_a_named_pipe_is_no_model(tmp_path: Path) -> None:
-    import os
-
     os.mkfifo(tmp_path / "pipe.gguf")
     with pytest.raises(qformats.QFormatsError, match="no model that can be read"):
         qformats.open(tmp_path / "pipe.gguf")
