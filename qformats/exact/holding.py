@@ -1,0 +1,171 @@
+"""The same values on another grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from qformats.dtypes import torch_dtype
+from qformats.errors import NotExactError
+from qformats.exact.reasons import explain
+from qformats.exact.search import cost, search
+from qformats.exact.settle import Blocks, settle
+from qformats.exact.source import Run, Source
+from qformats.grids import AffineGrid, Grid, TableGrid
+from qformats.tensors import QuantizedTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["hold"]
+
+_FIRST, _MOST = 1 << 13, 1 << 21
+"""Elements looked at first, and at most at a time; each step takes eight times as many as the one before."""
+_MEMORY = 1 << 21
+"""Numbers that the search may hold at a time."""
+
+
+@dataclass(eq=False)
+class _Output:
+    """Blocks of the target, filled in from the first to the last."""
+
+    codes: Tensor
+    scale: Tensor
+    offset: Tensor
+
+    def put(self, blocks: Blocks, first: int, start: int) -> None:
+        """Write blocks from block `first` and element `start` on."""
+        count, elements = len(blocks.ok), blocks.codes.numel()
+        self.codes[start : start + elements] = blocks.codes.reshape(-1)
+        self.scale[first : first + count] = blocks.scale
+        self.offset[first : first + count] = blocks.offset
+
+
+def hold(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
+    """Give a tensor of the same float32 values (-0 is +0) on `grid`.
+
+    Decided on codes and parameters alone. Where the same scale serves, codes get other numbers at most; codes and
+    scales may come back as the very tensors that went in. Blocks that need another scale (a multiple, a fraction, a
+    storable neighbour, the opposite sign) are searched. For symmetric grids, zero points and tables the search is
+    complete: what is refused has no representation. For grids with a float minimum see
+    :func:`qformats.exact.minimum.search_minimum`.
+
+    Every code of the grid's bits is used, those below ``AffineGrid.low`` too: they are what a writer avoids, not what
+    a reader refuses. Scales may be negative.
+
+    Parameters
+    ----------
+    quantized : QuantizedTensor
+        Any canonical tensor; blocks of any size, reordered columns, flat blocks. Not modified.
+    grid : Grid
+        An :class:`~qformats.grids.AffineGrid` or :class:`~qformats.grids.TableGrid`.
+
+    Returns
+    -------
+    QuantizedTensor
+        One that ``grid.validate`` accepts; scale and minimum in the grid's dtype.
+
+    Raises
+    ------
+    NotExactError
+        With the reason in one clause. The first block that does not fit ends the work.
+    """
+    if not isinstance(grid, AffineGrid | TableGrid):
+        raise NotExactError("what its grid can represent is known to its own plugin only")
+    rows, columns = quantized.shape
+    block = grid.block_size or columns
+    if not block or (columns % block and not grid.flat):
+        raise NotExactError(f"rows of {columns} do not divide into blocks of {block}")
+    codes = quantized.codes.reshape(-1)
+    count = -(-rows * columns // block)
+    if not rows:
+        empty = codes.new_zeros(0, dtype=torch_dtype("f32"))
+        return _result(quantized, grid, _Output(codes, empty, empty))
+    source = Source(quantized, block)
+    even = source.total - source.total % block
+    if even == source.total and source.unit >= 8:
+        blocks = _at_once(source, grid)
+        if blocks is not None:
+            return _result(quantized, grid, _Output(blocks.codes, blocks.scale, blocks.offset))
+    like = source.scale
+    output = _Output(
+        like.new_empty(source.total, dtype=torch_dtype("u8")), like.new_empty(count), like.new_empty(count)
+    )
+    start, step = 0, max(1, _FIRST // block) * block
+    while start < even:
+        stop = min(start + step, even)
+        output.put(_settled(source.run(start, stop, block), source, grid, start), start // block, start)
+        start, step = stop, min(8 * step, max(1, _MOST // block) * block)
+    if even < source.total:
+        output.put(
+            _settled(source.run(even, source.total, source.total - even), source, grid, even), count - 1, even
+        )
+    return _result(quantized, grid, output)
+
+
+def _at_once(source: Source, grid: AffineGrid | TableGrid) -> Blocks | None:
+    """All blocks, if the range of all codes says that they fit."""
+    # Blocks of the source, where they are whole numbers of those of the target, are fewer.
+    within = source.length and source.length % source.block == 0
+    length = source.length if within else source.block
+    run = source.run(0, source.total, length)
+    blocks = settle(run, grid, look=False)
+    if blocks is None:
+        return None
+    _refuse_infinite(run)
+
+    def cut(values: Tensor) -> Tensor:
+        return values[:, None].expand(-1, length // source.block).reshape(-1)
+
+    return replace(blocks, scale=cut(blocks.scale), offset=cut(blocks.offset))
+
+
+def _refuse_infinite(run: Run) -> None:
+    infinite = run.infinite()
+    if bool(infinite.any()):
+        values = run.take(infinite.nonzero().flatten()).values()
+        number = int((~values.isfinite()).sum())
+        raise NotExactError(f"{number} value{'s are' if number > 1 else ' is'} infinite or NaN")
+
+
+def _settled(run: Run, source: Source, grid: AffineGrid | TableGrid, start: int) -> Blocks:
+    """Every block of a run on the grid; raises at the first that does not fit."""
+    blocks = settle(run, grid, look=True)
+    assert blocks is not None
+    _refuse_infinite(run)
+    left = (~blocks.ok).nonzero().flatten()
+    if not len(left):
+        return blocks
+    codes, scale, offset = blocks.codes.clone(), blocks.scale.clone(), blocks.offset.clone()
+    done, batch = 0, 8
+    while done < len(left):
+        chosen = left[done : done + batch]
+        part = run.take(chosen)
+        found = search(part.values(), grid)
+        if not bool(found.ok.all()):
+            raise NotExactError(explain(part.take((~found.ok).nonzero().flatten()[:1]), source, grid))
+        codes[chosen], scale[chosen], offset[chosen] = found.codes, found.scale, found.offset
+        done += batch
+        batch = min(4 * batch, max(1, _MEMORY // cost(grid, run.codes.shape[1])))
+    return Blocks(blocks.ok, codes, scale, offset)
+
+
+def _result(quantized: QuantizedTensor, grid: AffineGrid | TableGrid, output: _Output) -> QuantizedTensor:
+    """Put the parts together, shaped and typed as the grid has them."""
+    import torch
+
+    rows, columns = quantized.shape
+    codes = output.codes.view(rows, columns)
+    dtype = torch_dtype(grid.scale_dtype)
+    block_size = grid.block_of(codes)
+    shape = (rows, columns // block_size[1]) if block_size[0] else (len(output.scale),)
+    scale = output.scale.view(shape).to(dtype)
+    if isinstance(grid, TableGrid):
+        return QuantizedTensor(codes, scale, block_size, codebook=grid.table(codes))
+    zero: Tensor | int = grid.center if grid.kind == "symmetric" else 0
+    minimum = None
+    if grid.kind == "zero_point":
+        zero = output.offset.view(shape).to(torch.int32)
+    elif grid.kind == "minimum":
+        minimum = output.offset.view(shape).to(dtype)
+    return QuantizedTensor(codes, scale, block_size, zero_point=zero, minimum=minimum)
