@@ -1,0 +1,219 @@
+"""The family ``bitsandbytes``: names of its variants, and what folders of Transformers declare."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qformats import Packer
+from qformats.errors import ConfigError, UnknownFormatError
+from qformats.interfaces import ModuleFields
+from qformats_bitsandbytes.quant_state import BLOCK_SIZES, KEY, LONGEST, QuantState
+
+__all__ = ["STORAGE", "BitsAndBytesPacker", "four_bit_variant"]
+
+_VARIANTS = ("nf4", "fp4", "int8", "nf4-dq", "fp4-dq")
+_KINDS = ("nf4", "fp4")
+STORAGE = {"u8": "uint8", "bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+"""dtypes that packed bytes may be stored as, and their names in config.json."""
+_METHODS = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
+_PLAIN = ("weight", "weight.absmax", "weight.quant_map")
+_NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
+_INT8 = ("SCB", "weight_format")
+
+
+def four_bit_variant(kind: str, nested: bool, block_size: int, storage: str) -> str:
+    """Name of a variant, without what is usual: ``nf4-dq-bs128-bf16``."""
+    parts = [
+        kind,
+        *(["dq"] if nested else []),
+        *([f"bs{block_size}"] if block_size != 64 else []),
+        *([storage] if storage != "u8" else []),
+    ]
+    return "-".join(parts)
+
+
+_NOT_LOADED = re.compile(r"(?:^|\.)(?:lm_head|score|wte|wpe|embed_\w+|\w*embeddings?)$")
+"""Modules that Transformers never reads as bitsandbytes layers."""
+
+
+class BitsAndBytesPacker(Packer):
+    """Family ``bitsandbytes``; :meth:`parse` gives the packer of a variant."""
+
+    family = "bitsandbytes"
+    default_variant = "nf4"
+    container = "huggingface"
+
+    @classmethod
+    def variants(cls) -> Sequence[str]:
+        """The usual ones; block sizes and storage dtypes can be added to the names of 4-bit variants."""
+        return _VARIANTS
+
+    @classmethod
+    def parse(cls, variant: str) -> Packer:
+        """Packer of ``int8``, or of ``nf4`` or ``fp4`` with any of ``-dq``, ``-bs32`` to ``-bs4096``, ``-bf16``."""
+        from qformats_bitsandbytes.packers import FourBitPacker, Int8Packer
+
+        kind, *parts = variant.lower().split("-")
+        if kind == "int8" and not parts:
+            return Int8Packer()
+        blocks = {f"bs{size}": size for size in BLOCK_SIZES}
+        nested = [part for part in parts if part == "dq"]
+        sizes = [blocks[part] for part in parts if part in blocks]
+        storage = [part for part in parts if part in STORAGE]
+        known = len(nested) + len(sizes) + len(storage) == len(parts)
+        if kind not in _KINDS or not known or max(len(nested), len(sizes), len(storage)) > 1:
+            names = [*_VARIANTS, "nf4-bs32 to nf4-bs4096", "nf4-bf16", "nf4-f16", "nf4-f32"]
+            raise UnknownFormatError(f"{cls.family}:{variant}", [f"{cls.family}:{name}" for name in names])
+        return FourBitPacker(kind, bool(nested), [*sizes, 64][0], [*storage, "u8"][0])
+
+    @classmethod
+    def detect(cls, quantization_config: Mapping[str, Any]) -> Packer | None:
+        """Packer that most modules of such a folder have; :meth:`locate` tells of each one which it is."""
+        config = quantization_config
+        four, eight = (config.get(f"load_in_{bits}bit", config.get(f"_load_in_{bits}bit")) for bits in (4, 8))
+        method = config.get("quant_method")
+        if method not in _METHODS and (method is not None or not (four is True or eight is True)):
+            return None
+        if four and eight:
+            raise ConfigError("load_in_4bit and load_in_8bit", True, "one of them to be true")
+        if eight:
+            return cls.parse("int8")
+        kind = config.get("bnb_4bit_quant_type")
+        stored = str(config.get("bnb_4bit_quant_storage")).removeprefix("torch.")
+        storage = next((short for short, name in STORAGE.items() if name == stored), "u8")
+        nested = config.get("bnb_4bit_use_double_quant") is True
+        return cls.parse(four_bit_variant(kind if kind in _KINDS else "nf4", nested, 64, storage))
+
+    def config(
+        self, dense_modules: Sequence[str], packed_modules: Sequence[str], dtype: str, **own: object
+    ) -> dict[str, Any]:
+        """``quantization_config`` with the keys and in the order of Transformers."""
+        for module in packed_modules:
+            if _NOT_LOADED.search(module):
+                expected = (
+                    "plain numbers: Transformers reads heads and embeddings of such folders as they are"
+                )
+                raise ConfigError(f"type of {module}.weight", self.name, expected)
+        skipped = [*dense_modules]
+        if skipped and "lm_head" not in skipped:
+            # A list replaces what Transformers leaves out by itself.
+            skipped.append("lm_head")
+        usual = {
+            "_load_in_4bit": False,
+            "_load_in_8bit": False,
+            "bnb_4bit_compute_dtype": dtype,
+            "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_quant_type": "fp4",
+            "bnb_4bit_use_double_quant": False,
+            "llm_int8_enable_fp32_cpu_offload": False,
+            "llm_int8_has_fp16_weight": False,
+            "llm_int8_skip_modules": skipped or None,
+            "llm_int8_threshold": 6.0,
+            "load_in_4bit": False,
+            "load_in_8bit": False,
+            "quant_method": "bitsandbytes",
+        }
+        return usual | own
+
+    def veto(self, shape: Sequence[int]) -> str | None:
+        """Two dimensions only: Transformers leaves stacked experts of such folders plain."""
+        if len(shape) == 3:
+            return "3 dimensions: Transformers does not load stacked experts from bitsandbytes folders"
+        if len(shape) != 2:
+            return f"{len(shape)} dimensions instead of 2"
+        return None if shape[0] and shape[1] else "no elements"
+
+    @property
+    def suffixes(self) -> frozenset[str]:
+        """Names of all variants."""
+        return frozenset((*_PLAIN, *_NESTED, *_INT8, *(KEY + kind for kind in _KINDS)))
+
+    def locate(self, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
+        """Format and shape of the weight of a module; see :meth:`~qformats.Packer.locate`."""
+        stored = module.stored
+        states = [kind for kind in _KINDS if KEY + kind in stored]
+        others = sorted(stored.keys() - {"weight"})
+        if not others:
+            _refuse_codes(module)
+            return None
+        if stored.keys() & {*_INT8}:
+            return _locate_int8(module)
+        if len(states) != 1:
+            found = " and ".join(states) if states else f"{', '.join(others)} without a quant_state"
+            raise ConfigError(f"type of {module.name}", found, f"one of {KEY}nf4 and {KEY}fp4")
+        return _locate_four_bit(module, states[0])
+
+
+def _refuse_codes(module: ModuleFields) -> None:
+    """A module with a weight only holds plain numbers, unless the fields beside its codes are missing."""
+    _, dtype = module.stored["weight"]
+    if dtype in ("u8", "i8"):
+        missing = f"SCB and {_INT8[1]}" if dtype == "i8" else f"absmax, quant_map and {KEY}nf4 (or fp4)"
+        raise ConfigError(f"weight of {module.name}", f"{dtype} codes alone", f"{missing} beside them")
+
+
+def _expect(module: ModuleFields, field: str, shape: tuple[int, ...], dtype: str, why: str = "") -> None:
+    found_shape, found = module.stored[field]
+    if (found_shape, found) != (shape, dtype):
+        allowed = f"{dtype} of shape {shape}{why}"
+        raise ConfigError(f"{field} of {module.name}", f"{found} of shape {found_shape}", allowed)
+
+
+def _complete(module: ModuleFields, fields: Sequence[str]) -> None:
+    missing = [field for field in fields if field not in module.stored]
+    if missing:
+        raise ConfigError(f"fields of {module.name}", sorted(module.stored), "also " + ", ".join(missing))
+    surplus = sorted(module.stored.keys() - {*fields})
+    if surplus:
+        raise ConfigError(f"fields of {module.name}", surplus, "none besides " + ", ".join(fields))
+
+
+def _locate_int8(module: ModuleFields) -> tuple[Packer, tuple[int, int]]:
+    optional = [field for field in _INT8[1:] if field in module.stored]
+    _complete(module, ["weight", "SCB", *optional])
+    shape, dtype = module.stored["weight"]
+    if len(shape) != 2 or dtype != "i8" or not all(shape):
+        raise ConfigError(f"weight of {module.name}", f"{dtype} of shape {shape}", "i8 of shape (N, K)")
+    _expect(module, "SCB", shape[:1], "f32", ", one a row")
+    if optional:
+        # Files of versions before 0.38 do not have it.
+        _expect(module, "weight_format", (), "u8")
+        layout = module.read("weight_format")
+        if layout != b"\0":
+            raise ConfigError(
+                f"weight_format of {module.name}", layout[0], "0 (rows)", "other layouts are of old GPUs"
+            )
+    return BitsAndBytesPacker.parse("int8"), (shape[0], shape[1])
+
+
+def _locate_four_bit(module: ModuleFields, kind: str) -> tuple[Packer, tuple[int, int]]:
+    nested = any(field in module.stored for field in _NESTED)
+    key = KEY + kind
+    _complete(module, [*_PLAIN, *(_NESTED if nested else ()), key])
+    (length, *more), dtype = module.stored[key] if module.stored[key][0] else ((0, 0), "")
+    if more or dtype != "u8" or not 0 < length <= LONGEST:
+        found = f"{dtype} of shape {module.stored[key][0]}"
+        raise ConfigError(f"{key} of {module.name}", found, f"1 to {LONGEST} bytes of JSON")
+    state = QuantState.parse(module.read(key), kind)
+    if (state.offset is not None) != nested:
+        found = "no nested_offset" if nested else "a nested_offset"
+        allowed = "one if and only if there are nested scales"
+        raise ConfigError(f"{key} of {module.name}", found, allowed)
+    told = f" for a weight of {state.shape}"
+    codes, storage = module.stored["weight"]
+    if storage not in STORAGE or len(codes) != 2 or codes[1] != 1:
+        raise ConfigError(
+            f"weight of {module.name}", f"{storage} of shape {codes}", "packed bytes of shape (n, 1)"
+        )
+    packer = BitsAndBytesPacker.parse(four_bit_variant(kind, nested, state.block_size, storage))
+    problem = packer.veto(state.shape)
+    if problem:
+        raise ConfigError(
+            f"weight of {module.name}", f"{storage}{told}", f"another storage dtype ({problem})"
+        )
+    for field, (shape, dtype) in packer.stored(state.shape).items():
+        if field != key:
+            _expect(module, field, shape, dtype, f"{told} in blocks of {state.block_size}")
+    return packer, state.shape
