@@ -1,0 +1,248 @@
+"""A folder of a ChatGLM repository as a checkpoint; none of its Python code is run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qformats import Checkpoint, Packer, StoredTensor
+from qformats.dtypes import SIZES
+from qformats.errors import CheckpointError, ConfigError
+from qformats.folder import FolderCheckpoint
+from qformats.interfaces import ModuleFields
+from qformats.tensors import PackedTensor
+from qformats_glm.generations import Generation, Weight, chatglm2_sizes, generation
+from qformats_glm.native import native_config, to_native
+from qformats_glm.packer import GLMPacker
+
+__all__ = ["ChatGLMCheckpoint", "outline", "refuse_pointers"]
+
+_CODE = ("modeling_*.py", "configuration_*.py", "tokenization_*.py", "quantization.py")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.model")
+_POINTER = b"version https://git-lfs"
+_OURS = ("quantization_bit", "quantization_embeddings")
+"""What says how the folder is quantized, which the tensors themselves say here."""
+_TOKENS = 2048
+"""Context of GLM-130B and ChatGLM-6B."""
+_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+class _FolderPacker(GLMPacker):
+    """Finds the format of each module of a ChatGLM folder, whose files do not tell the width of a code.
+
+    Parameters
+    ----------
+    own : Generation
+        Shapes of all weights.
+    bits : int
+        Width that config.json declares; 0 if none.
+    """
+
+    def __init__(self, own: Generation, bits: int) -> None:
+        super().__init__(bits or 8)
+        self._shapes = {weight.name: weight.shape for weight in own.weights}
+        self._shapes |= dict.fromkeys(own.ignored, self._shapes[own.token_embedding])
+        self._declared = bits
+
+    def locate(self, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
+        """Width from the shape that the configuration tells, dtype of the scale as stored."""
+        shape = self._shapes.get(f"{module.name}.weight", ())
+        dims, dtype = module.stored.get("weight", ((), ""))
+        if dtype != "i8" or len(shape) != 2 or len(dims) != 2:
+            return super().locate(module)
+        rows, columns = shape
+        for bits in (8, 4):
+            if dims == (rows, columns * bits // 8) and columns * bits % 8 == 0:
+                break
+        else:
+            expected = f"({rows}, {columns}) in int8 or ({rows}, {columns // 2}) in int4"
+            raise ConfigError("weight", f"i8 of shape {dims}", f"{expected}, as config.json has it")
+        if self._declared not in (0, bits):
+            raise ConfigError(
+                "weight", f"packed as int{bits}", f"quantization_bit {self._declared} of config.json"
+            )
+        return GLMPacker(bits).locate(module)
+
+
+class ChatGLMCheckpoint(Checkpoint):
+    """A model of a ChatGLM repository.
+
+    `tensors` and `config` are those of Transformers' class ``glm`` for ChatGLM2, ChatGLM3 and GLM-4; ChatGLM-6B and
+    GLM-130B, which have no such class, keep their own names.
+
+    Parameters
+    ----------
+    path : Path
+        The folder, or the config.json of a model that is not there.
+    stored : mapping of str to StoredTensor
+        Tensors under their own names.
+    config : mapping
+        config.json of the repository.
+    folder : FolderCheckpoint, optional
+        The folder's files; without it there are no weights.
+
+    Attributes
+    ----------
+    stored : dict of str to StoredTensor
+        Tensors under the names that they have on disk.
+    stored_config : dict
+        config.json as it is on disk.
+    generation : Generation
+        What the model consists of.
+    """
+
+    container = "chatglm"
+
+    def __init__(
+        self,
+        path: Path,
+        stored: Mapping[str, StoredTensor],
+        config: Mapping[str, Any],
+        folder: FolderCheckpoint | None = None,
+    ) -> None:
+        self.path, self.stored, self.stored_config = path, dict(stored), dict(config)
+        self.generation = generation(config, path)
+        self._folder = folder
+        if self.generation.architecture == "glm":
+            self._config = native_config(config, path)
+            self.tensors = to_native(self.stored, chatglm2_sizes(config, path))
+        else:
+            plain = {name: value for name, value in config.items() if name not in _OURS}
+            self._config = {"max_sequence_length": _TOKENS} | plain
+            self.tensors = self.stored
+
+    @classmethod
+    def open(cls, path: Path, config: Mapping[str, Any]) -> ChatGLMCheckpoint:
+        """Open a folder: headers only.
+
+        Raises
+        ------
+        CheckpointError
+            If a file is missing or broken, or the tensors are not those of the configuration.
+        UnsupportedModelError
+            If the model is of no known generation.
+        """
+        file = path / "config.json"
+        own = generation(config, file)
+        bits = _declared_bits(config, file)
+        refuse_pointers(path)
+        declares = config.get("quantization_config") is not None
+        folder = FolderCheckpoint(path, None if declares else _FolderPacker(own, bits))
+        return cls(path, _checked(folder.tensors, own, folder.files), config, folder)
+
+    @property
+    def architecture(self) -> str:
+        """``glm``, ``chatglm-6b`` or ``glm-130b``."""
+        return self.generation.architecture
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Configuration of Transformers' class ``glm``, or the model's own where there is none."""
+        return self._config
+
+    @property
+    def files(self) -> list[Path]:
+        """config.json, weights, tokenizer, and the repository's Python files, which are copied as data."""
+        return [] if self._folder is None else [*self._folder.files, *self._code()]
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Tokenizer files, by name; the Python file among them too, since AutoTokenizer has no other ChatGLM class."""
+        if self._folder is None:
+            return {}
+        code = {name: text for name, text in self.code_files().items() if name.startswith("tokenization_")}
+        return {**self._folder.tokenizer_files(), **code}
+
+    def code_files(self) -> dict[str, bytes]:
+        """Python files of the repository, by name."""
+        return {file.name: file.read_bytes() for file in self._code()}
+
+    def _code(self) -> list[Path]:
+        return [file for pattern in _CODE for file in sorted(self.path.glob(pattern)) if file.is_file()]
+
+
+def _declared_bits(config: Mapping[str, Any], file: Path) -> int:
+    bits = config.get("quantization_bit") or 0
+    if bits not in (0, 4, 8) or isinstance(bits, bool):
+        raise CheckpointError(file, f"quantization_bit {bits!r}", "0, 4 or 8")
+    return int(bits)
+
+
+def _checked(
+    found: Mapping[str, StoredTensor], own: Generation, files: list[Path]
+) -> dict[str, StoredTensor]:
+    """Tensors of a folder in the order of the model; all there, of the right shapes, and no others."""
+    checked: dict[str, StoredTensor] = {}
+    for weight in own.weights:
+        tensor = found.get(weight.name)
+        if tensor is None:
+            if weight.optional:
+                continue
+            raise CheckpointError(files[0].parent, "is missing", "a complete model", tensor=weight.name)
+        if tuple(tensor.shape) != weight.shape:
+            found_shape = f"shape {tuple(tensor.shape)}"
+            expected = f"{weight.shape}, as config.json has it"
+            raise CheckpointError(tensor.file, found_shape, expected, tensor=weight.name)
+        checked[weight.name] = tensor
+    for name, tensor in found.items():
+        if name not in checked and name not in own.ignored:
+            hint = "it belongs to another model, or to an adapter, which has to be merged first"
+            raise CheckpointError(
+                tensor.file, "not known", "the tensors of the model", tensor=name, hint=hint
+            )
+    return checked
+
+
+def refuse_pointers(folder: Path) -> None:
+    """Refuse a folder whose weights or tokenizer are Git-LFS pointers.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the first such file.
+    """
+    for pattern in _WEIGHTS:
+        for file in sorted(folder.glob(pattern)):
+            if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER):
+                hint = "run `git lfs pull` in the folder, or download the file itself"
+                raise CheckpointError(
+                    file, "a Git-LFS pointer, which only names the data", "the file", hint=hint
+                )
+
+
+def outline(config: Mapping[str, Any], path: Path) -> ChatGLMCheckpoint:
+    """Model of a configuration, without its weights; stored as the configuration says.
+
+    Raises
+    ------
+    CheckpointError, UnsupportedModelError
+        If the configuration describes no such model.
+    """
+    own = generation(config, path)
+    bits = _declared_bits(config, path)
+    dtype = _DTYPES.get(str(config.get("torch_dtype", config.get("dtype"))), "f16")
+    stored = {weight.name: _empty(weight, bits, dtype, path) for weight in own.weights}
+    return ChatGLMCheckpoint(path, stored, config)
+
+
+def _empty(weight: Weight, bits: int, dtype: str, path: Path) -> StoredTensor:
+    def load(start: int, stop: int) -> PackedTensor:
+        raise CheckpointError(
+            path, "a configuration without weights", "a folder with weights", tensor=weight.name
+        )
+
+    if weight.linear and bits:
+        packer = GLMPacker(bits)
+        problem = packer.veto(weight.shape)
+        if problem:
+            raise CheckpointError(
+                path, f"quantization_bit {bits}: {problem}", "even sizes", tensor=weight.name
+            )
+        fields = packer.stored(weight.shape)
+        nbytes = sum(math.prod(shape) * SIZES[kind] for shape, kind in fields.values())
+        return StoredTensor(weight.name, weight.shape, packer.name, nbytes, path, load)
+    kind = weight.dtype or dtype
+    return StoredTensor(
+        weight.name, weight.shape, f"dense:{kind}", math.prod(weight.shape) * SIZES[kind], path, load
+    )

@@ -1,0 +1,403 @@
+"""The family ``glm``: a byte or half a byte a weight, two's complement, and one scale a row.
+
+Stored beside a module: ``weight``, int8 ``(N, K * bits / 8)``, and ``weight_scale``, ``(N,)``. Of a byte with two
+codes the high nibble is the even column. Variants:
+
+``int8``, ``int4``
+    Scales in float16, as GLM-130B, SwissArmyTransformer and ChatGLM-6B write them.
+``int8-bf16``, ``int4-bf16``
+    As the code of GLM-4 writes them from a bfloat16 model.
+``int8-f32``, ``int4-f32``
+    As ChatGLM-6B writes them on a CPU.
+``int4-tp2``, ``int8-bf16-tp8``, ...
+    `p` scales a row, ``weight_scale`` ``(N, p)``, each for ``K / p`` columns: what row-parallel shards with scales of
+    their own are as one tensor. No program reads it; it is readable here, and another format may hold it exactly.
+
+Codes are int8 on disk and unsigned in canonical form (zero point 8 or 128). Codes -8 and -128 are legal; upstream
+writes them only by an overflow, see :func:`overflowed_rows`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from qformats import FieldSpec, FormatSpec, PackedTensor, Packer, QuantizedTensor
+from qformats.dtypes import dtype_name, torch_dtype
+from qformats.errors import ConfigError, NotExactError, ShapeError
+from qformats.interfaces import ModuleFields, unknown_variant
+from qformats_glm.grid import RowGrid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["GLMPacker", "cut_columns", "merge_columns", "overflowed_rows", "take_rows"]
+
+_BITS = {"int8": 8, "int4": 4}
+_SCALES = ("f16", "bf16", "f32")
+_VARIANT = re.compile(r"(int8|int4)(?:-(bf16|f32))?(?:-tp([1-9]\d{0,4}))?")
+_SQNR_DB = {8: 40.5, 4: 15.5}
+_NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
+SOURCE = "GLM-130B:quantization/layers.py"
+
+
+class GLMPacker(Packer):
+    """Family ``glm``; :meth:`parse` gives the packer of a variant.
+
+    Parameters
+    ----------
+    bits : int
+        4 or 8.
+    scale_dtype : str
+        ``"f16"``, ``"bf16"`` or ``"f32"``.
+    parts : int
+        Scales a row; more than one only for reading.
+    """
+
+    family = "glm"
+    default_variant = "int4"
+    container = "huggingface"
+
+    grid: RowGrid | None
+
+    def __init__(self, bits: int, scale_dtype: str = "f16", parts: int = 1) -> None:
+        self.bits, self.scale_dtype, self.parts = bits, scale_dtype, parts
+        variant = f"int{bits}" + ("" if scale_dtype == "f16" else f"-{scale_dtype}")
+        summary = f"{bits} bits, one {_NAMES[scale_dtype]} scale a row"
+        shape: tuple[str, ...] = ("N",)
+        self.grid = RowGrid(bits, scale_dtype=scale_dtype)
+        if parts > 1:
+            variant, shape, self.grid = f"{variant}-tp{parts}", ("N", str(parts)), None
+            summary = f"{bits} bits, {parts} {_NAMES[scale_dtype]} scales a row; read-only"
+        self.spec = FormatSpec(
+            self.family,
+            variant,
+            summary,
+            (
+                FieldSpec("weight", ("N", f"K / {8 // bits}" if bits < 8 else "K"), "i8", "packed codes"),
+                FieldSpec("weight_scale", shape, scale_dtype, "weight units a step"),
+            ),
+            bits=bits,
+            block_size=0,
+            level=1,
+            source=SOURCE,
+            sqnr_floor_db=_SQNR_DB[bits] if parts == 1 else None,
+        )
+
+    @classmethod
+    def variants(cls) -> Sequence[str]:
+        """Those that can be written."""
+        return tuple(
+            name + ("" if scale == "f16" else f"-{scale}") for name in ("int8", "int4") for scale in _SCALES
+        )
+
+    @classmethod
+    @lru_cache(maxsize=64)
+    def parse(cls, variant: str) -> GLMPacker:
+        """Packer of one variant."""
+        found = _VARIANT.fullmatch(variant)
+        if found is None or found[3] == "1":
+            raise unknown_variant(cls.family, variant, cls.variants())
+        return cls(_BITS[found[1]], found[2] or "f16", int(found[3] or 1))
+
+    def with_parts(self, parts: int) -> GLMPacker:
+        """Packer of the same width and dtype of scale with `parts` scales a row."""
+        return GLMPacker(self.bits, self.scale_dtype, parts)
+
+    def veto(self, shape: Sequence[int]) -> str | None:
+        """Rows are whole bytes, and divide into as many blocks of whole bytes as there are scales."""
+        if len(shape) != 2:
+            return f"{len(shape)} dimensions instead of 2"
+        columns = int(shape[1])
+        if not columns:
+            return "rows have no columns"
+        if columns % self.parts:
+            return f"{columns} columns do not divide into {self.parts} equal parts"
+        if columns // self.parts * self.bits % 8:
+            part = "" if self.parts == 1 else f" in each of {self.parts} parts"
+            return f"{columns // self.parts} columns{part} are an odd number, and a byte holds two"
+        return None
+
+    def weight_shape(self, stored: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[int, int]:
+        """Shape of the weight; see :meth:`qformats.Packer.weight_shape`."""
+        shape = super().weight_shape(stored)
+        problem = self.veto(shape)
+        if problem:
+            raise ConfigError("weight", f"shape {stored['weight'][0]}", f"rows of {self.name} ({problem})")
+        return shape
+
+    def locate(self, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
+        """Format and shape of a module's weight: its scales may be of any float dtype, and several a row."""
+        dtype, scale = (module.stored.get(name) for name in ("weight", "weight_scale"))
+        if dtype is None or scale is None or dtype[1] != "i8":
+            return super().locate(module)
+        if scale[1] not in _SCALES:
+            raise ConfigError("weight_scale", f"{scale[1]} of shape {scale[0]}", "scales of f16, bf16 or f32")
+        parts = scale[0][1] if len(scale[0]) == 2 else 1
+        own = GLMPacker(self.bits, scale[1], max(1, parts))
+        fields = {field.name: module.stored[field.name] for field in own.spec.fields}
+        return own, own.weight_shape(fields)
+
+    def take(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
+        """Packed tensor of fields as they lie in a file; scales are checked."""
+        if not bool(fields["weight_scale"].isfinite().all()):
+            raise ConfigError("weight_scale", "infinity or NaN", "finite scales")
+        return PackedTensor(self.name, shape, fields)
+
+    def fields(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
+        """Check and give the bytes and the scales of a packed tensor.
+
+        Raises
+        ------
+        ShapeError
+            If they are not those of a tensor of that shape.
+        """
+        problem = self.veto(packed.shape)
+        if problem:
+            raise ShapeError("weight", tuple(packed.shape), f"one that {self.name} can hold ({problem})")
+        for name, (shape, dtype) in self.stored(packed.shape).items():
+            field = packed.fields[name]
+            if tuple(field.shape) != shape or field.dtype != torch_dtype(dtype):
+                found = f"{tuple(field.shape)} of {dtype_name(field.dtype)}"
+                expected = f"{shape} of {dtype} for a weight of {tuple(packed.shape)}"
+                raise ShapeError(name, found, expected)
+        return packed.fields["weight"], packed.fields["weight_scale"]
+
+    def hold(self, quantized: QuantizedTensor) -> QuantizedTensor:
+        """Give a canonical tensor of the same values; see :meth:`qformats.Packer.hold`."""
+        if self.grid is not None:
+            return super().hold(quantized)
+        problem = self.veto(quantized.shape)
+        if problem:
+            raise NotExactError(problem)
+        block = quantized.shape[1] // self.parts
+        return RowGrid(self.bits, block, scale_dtype=self.scale_dtype).hold(quantized)
+
+    def pack(self, quantized: QuantizedTensor) -> PackedTensor:
+        """Bytes of codes and scales; both are taken as they are.
+
+        Raises
+        ------
+        ConfigError
+            If blocks are not those of this format, or the zero point is not the middle code.
+        """
+        import torch
+
+        rows, columns = quantized.shape
+        problem = self.veto(quantized.shape)
+        if problem:
+            raise ShapeError("weight", quantized.shape, f"one that {self.name} can hold ({problem})")
+        block = (1, columns // self.parts)
+        if quantized.block_size != block or quantized.codebook is not None or quantized.minimum is not None:
+            raise ConfigError("block_size", quantized.block_size, f"{block}, with levels equally spaced")
+        if quantized.zero_point != 1 << (self.bits - 1):
+            raise ConfigError("zero_point", quantized.zero_point, str(1 << (self.bits - 1)))
+        codes = quantized.codes.to(torch.uint8).contiguous()
+        if self.bits == 8:
+            packed = (codes ^ 0x80).view(torch.int8)
+        elif codes.device.type == "cpu":
+            from qformats_glm import kernels
+
+            packed = torch.empty((rows, columns // 2), dtype=torch.int8)
+            kernels.pack(codes.numpy(), packed.numpy())
+        else:
+            nibbles = (codes ^ 8).view(rows, columns // 2, 2)
+            packed = (nibbles[..., 0] << 4 | nibbles[..., 1] & 15).view(torch.int8)
+        scale = quantized.scale.to(torch_dtype(self.scale_dtype))
+        scale = scale.reshape(rows) if self.parts == 1 else scale
+        return PackedTensor(self.name, (rows, columns), {"weight": packed, "weight_scale": scale})
+
+    def unpack(self, packed: PackedTensor) -> QuantizedTensor:
+        """Codes and scales, exactly as stored; bfloat16 scales become float32."""
+        import torch
+
+        weight, scale = self.fields(packed)
+        rows, columns = int(packed.shape[0]), int(packed.shape[1])
+        if self.bits == 8:
+            codes = weight.view(torch.uint8) ^ 0x80
+        elif weight.device.type == "cpu":
+            from qformats_glm import kernels
+
+            codes = torch.empty((rows, columns), dtype=torch.uint8)
+            kernels.unpack(weight.contiguous().numpy(), codes.numpy())
+        else:
+            nibbles = weight.view(torch.uint8)
+            codes = torch.stack([nibbles >> 4, nibbles & 15], -1).view(rows, columns) ^ 8
+        scale = scale.float() if self.scale_dtype == "bf16" else scale
+        block = (1, columns // self.parts)
+        return QuantizedTensor(codes, scale.reshape(rows, self.parts), block, zero_point=1 << (self.bits - 1))
+
+    def dequantize(self, packed: PackedTensor) -> Tensor:
+        """Values as float32, by the compiled kernel on a CPU."""
+        import torch
+
+        weight, scale = self.fields(packed)
+        if weight.device.type != "cpu":
+            return self.unpack(packed).dequantize()
+        from qformats_glm import kernels
+
+        rows, columns = int(packed.shape[0]), int(packed.shape[1])
+        out = torch.empty((rows, columns), dtype=torch.float32)
+        # Several scales a row are as many shorter rows.
+        short = (rows * self.parts, columns // self.parts)
+        kernels.dequantize(
+            self.bits,
+            weight.contiguous().view(short[0], short[1] * self.bits // 8).numpy(),
+            scale.float().contiguous().view(-1).numpy(),
+            out.view(short).numpy(),
+        )
+        return out
+
+    def encode_reference(self, dense: Tensor) -> PackedTensor:
+        """Upstream's rule, from floats to packed bytes in one pass.
+
+        Raises
+        ------
+        NonFiniteError
+            If a weight is not finite, or so large that its row's scale is beyond the stored dtype.
+        ShapeError
+            If rows are no whole bytes.
+        """
+        import torch
+
+        problem = self.veto(dense.shape)
+        if problem:
+            raise ShapeError("weight", tuple(dense.shape), f"one that {self.name} can hold ({problem})")
+        known = (torch.float32, torch.float16, torch.bfloat16)
+        if self.grid is None or dense.device.type != "cpu" or dense.dtype not in known:
+            return super().encode_reference(dense)
+        from qformats.kernels.dense import as_numpy, require_finite, too_large
+        from qformats_glm import kernels
+
+        weight = dense.detach().contiguous()
+        rows = int(weight.shape[0])
+        packed = torch.empty((rows, weight.shape[1] * self.bits // 8), dtype=torch.int8)
+        scale = torch.empty(rows, dtype=torch_dtype(self.scale_dtype))
+        outcome = kernels.quantize(self.bits, as_numpy(weight), packed.numpy(), as_numpy(scale))
+        if outcome.nonfinite:
+            require_finite(weight)
+        if outcome.overflow:
+            found = f"{outcome.overflow} of {rows} rows need a scale beyond {self.scale_dtype}"
+            raise too_large(found, weight)
+        shape = (rows, int(weight.shape[1]))
+        return PackedTensor(self.name, shape, {"weight": packed, "weight_scale": scale})
+
+
+def _packer(packed: PackedTensor) -> GLMPacker:
+    family, _, variant = packed.format.partition(":")
+    if family != GLMPacker.family:
+        raise ConfigError("format", packed.format, "one of the family glm")
+    return GLMPacker.parse(variant)
+
+
+def take_rows(packed: PackedTensor, order: Sequence[int] | Tensor) -> PackedTensor:
+    """Rows of a packed tensor in another order, without unpacking them.
+
+    Parameters
+    ----------
+    packed : PackedTensor
+        Of the family glm, ``(N, K)``.
+    order : sequence of int or Tensor
+        New row ``i`` is old row ``order[i]``.
+    """
+    import torch
+
+    chosen = torch.as_tensor(order, dtype=torch.long)
+    fields = {name: field[chosen] for name, field in packed.fields.items()}
+    return PackedTensor(packed.format, (len(chosen), packed.shape[1]), fields)
+
+
+def cut_columns(packed: PackedTensor, start: int, stop: int) -> PackedTensor:
+    """Columns ``[start, stop)`` of a packed tensor, without unpacking them; every part keeps its row's scale.
+
+    Parameters
+    ----------
+    packed : PackedTensor
+        Of the family glm, ``(N, K)``.
+    start, stop : int
+        Even for int4; where there are `p` scales a row, multiples of ``K / p``, or both within one such part.
+
+    Raises
+    ------
+    ConfigError
+        If the cut goes through a byte or through a part.
+    """
+    own = _packer(packed)
+    rows, columns = int(packed.shape[0]), int(packed.shape[1])
+    if not 0 <= start < stop <= columns or start * own.bits % 8 or stop * own.bits % 8:
+        even = "even " if own.bits == 4 else ""
+        raise ConfigError("columns", (start, stop), f"two {even}numbers from 0 to {columns}")
+    weight, scale = own.fields(packed)
+    part = columns // own.parts
+    first, last = start // part, -(-stop // part)
+    if own.parts > 1 and last - first > 1 and (start % part or stop % part):
+        raise ConfigError("columns", (start, stop), f"multiples of {part}, the columns of one scale")
+    if own.parts > 1:
+        scale = scale[:, first:last] if last - first > 1 else scale[:, first]
+        own = own.with_parts(last - first)
+    fields = {"weight": weight[:, start * own.bits // 8 : stop * own.bits // 8], "weight_scale": scale}
+    return PackedTensor(own.name, (rows, stop - start), fields)
+
+
+def merge_columns(parts: Sequence[PackedTensor]) -> PackedTensor:
+    """Packed tensors beside each other as one, without unpacking them.
+
+    Parts with equal scales become one tensor with that scale a row; parts of equal width with scales of their own one
+    with a scale a part (``-tp{p}``).
+
+    Parameters
+    ----------
+    parts : sequence of PackedTensor
+        Of one variant of the family glm, as many rows each, one scale a row.
+
+    Raises
+    ------
+    ConfigError
+        If the formats differ, or the scales differ while the widths do.
+    ShapeError
+        If the rows do not match.
+    """
+    import torch
+
+    own = _packer(parts[0])
+    found = []
+    for part in parts:
+        if part.format != parts[0].format or own.parts != 1:
+            raise ConfigError(
+                "format of a part", part.format, f"one format with one scale a row ({own.name})"
+            )
+        if part.shape[0] != parts[0].shape[0]:
+            raise ShapeError("weight", tuple(part.shape), f"{parts[0].shape[0]} rows, as in the first part")
+        found.append(own.fields(part))
+    shape = (int(parts[0].shape[0]), sum(int(part.shape[1]) for part in parts))
+    weight = torch.cat([weight for weight, _ in found], 1)
+    scale = found[0][1]
+    if any(not torch.equal(other, scale) for _, other in found):
+        widths = sorted({int(part.shape[1]) for part in parts})
+        if len(widths) > 1:
+            raise ConfigError("columns of the parts", widths, "equal widths, since their scales differ")
+        scale = torch.stack([scale for _, scale in found], 1)
+        own = own.with_parts(len(parts))
+    return PackedTensor(own.name, shape, {"weight": weight, "weight_scale": scale})
+
+
+def overflowed_rows(packed: PackedTensor) -> Tensor:
+    """Rows with a code of -8 or -128, which no correct writer produces.
+
+    Upstream does not clamp: +8 wraps to -8 and +128 to -128, so the largest weight of such a row has probably the
+    wrong sign. It happens to 1 row in 16 of a bfloat16 model in int8.
+
+    Parameters
+    ----------
+    packed : PackedTensor
+        Of the family glm, ``(N, K)``.
+
+    Returns
+    -------
+    Tensor
+        int64, ascending row numbers.
+    """
+    codes = _packer(packed).unpack(packed).codes
+    return (codes == 0).any(1).nonzero().flatten()

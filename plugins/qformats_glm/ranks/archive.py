@@ -1,0 +1,230 @@
+"""Reading what ``torch.save`` wrote, from its directory alone: no weight is read, and no code of the file runs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import struct
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+from qformats.checkpoint import map_file
+from qformats.dtypes import SIZES, dtype_name, torch_dtype
+from qformats.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Entry", "RankFile"]
+
+_AGAIN = "the download or copy was interrupted: fetch the file again"
+_CONTENT = "a dict with the tensors under 'module', saved by torch.save"
+_ZIP = b"PK\x03\x04"
+_LFS = b"version https://git-lfs"
+_LOCAL_HEADER = 30
+_ENCRYPTED = 1
+_guard = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies in a file.
+
+    Attributes
+    ----------
+    shape, stride : tuple of int
+        In elements.
+    dtype : str
+        Short name.
+    offset : int
+        First byte.
+    """
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: str
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        return math.prod(self.shape) * SIZES[self.dtype]
+
+
+class RankFile:
+    """The tensors of one ``mp_rank_XX_model_states.pt``; other training state in it is passed over.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is cut off, or holds what tensors do not need.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        records = self._directory()
+        self.entries: Mapping[str, Entry] = {
+            name: self._entry(name, tensor, records) for name, tensor in self._module().items()
+        }
+        self._mapped: Tensor | None = None
+
+    def _directory(self) -> dict[int, int]:
+        """First byte and size of every record.
+
+        The pickle names records only; where torch looks for one, there must be a whole record.
+        """
+        try:
+            with self.path.open("rb") as file:
+                magic = file.read(len(_LFS))
+                return self._records(file) if magic.startswith(_ZIP) else self._refuse(magic)
+        except FileNotFoundError as error:
+            raise CheckpointError(self.path, "is missing", hint=_AGAIN) from error
+        except CheckpointError:
+            raise
+        except Exception as error:
+            # zipfile has a type for each way an archive can be wrong.
+            found = f"is cut off or damaged ({error})"
+            raise CheckpointError(self.path, found, _CONTENT, hint=_AGAIN) from error
+
+    def _records(self, file: IO[bytes]) -> dict[int, int]:
+        size = self.path.stat().st_size
+        found = {}
+        with zipfile.ZipFile(file) as archive:
+            for record in archive.infolist():
+                name, start = record.filename, _start_of(file, record)
+                if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & _ENCRYPTED:
+                    plain = "plain records, as torch writes them"
+                    raise CheckpointError(self.path, f"record {name} is compressed", plain)
+                if start + record.file_size > size:
+                    raise CheckpointError(self.path, f"record {name} is cut off", hint=_AGAIN)
+                if name.endswith("/byteorder") and file.read(6) != b"little":
+                    raise CheckpointError(self.path, "numbers are not little-endian", "byte order little")
+                found[start] = record.file_size
+        return found
+
+    def _refuse(self, magic: bytes) -> NoReturn:
+        """Say what a file is that is no archive."""
+        if magic.startswith(_LFS):
+            found = "a pointer of Git LFS, not the file itself"
+            raise CheckpointError(self.path, found, hint="fetch the weights with: git lfs pull")
+        if not magic:
+            raise CheckpointError(self.path, "is empty", hint=_AGAIN)
+        hint = "files of torch before 1.6: load and save them once with a newer torch"
+        raise CheckpointError(self.path, f"begins with {magic[:4]!r}", "a zip file of torch.save", hint=hint)
+
+    def _module(self) -> dict[str, Tensor]:
+        """The tensors, without their values."""
+        import torch
+
+        try:
+            with _numpy_states():
+                # On "meta" torch only notes where values lie. Its own mapping of files would be refused by the kernel
+                # for files larger than the machine's memory.
+                state = torch.load(self.path, map_location="meta", weights_only=True)
+        except Exception as error:
+            # torch raises a different type for each way a pickle can be wrong.
+            raise self._refused(error) from error
+        if not isinstance(state, dict) or not isinstance(state.get("module"), dict):
+            if isinstance(state, dict):
+                names = ", ".join(sorted(map(repr, itertools.islice(state, 4))))
+                found = f"a dict of {names}" if names else "an empty dict"
+            else:
+                found = f"a {type(state).__name__}"
+            raise CheckpointError(self.path, f"holds {found}", _CONTENT)
+        module: dict[str, Tensor] = state["module"]
+        if not module:
+            raise CheckpointError(self.path, "holds no tensors", _CONTENT)
+        return module
+
+    def _refused(self, error: Exception) -> CheckpointError:
+        """Why torch did not load the file; of its own advice (to load it unsafely) nothing is repeated."""
+        reason = " ".join(str(error).split())
+        reason = reason.split("from a trusted source.")[-1].split("Check the documentation")[0].strip()
+        foreign = re.search(r"GLOBAL ([\w.]+)", reason)
+        if foreign:
+            found = f"wants {foreign[1]} to be loaded, which neither tensors nor random states need"
+            hint = "do not trust this file; or save its 'module' alone, where you do"
+            return CheckpointError(self.path, found, _CONTENT, hint=hint)
+        found = f"cannot be read ({type(error).__name__}: {reason[:120]})"
+        return CheckpointError(self.path, found, _CONTENT, hint=_AGAIN)
+
+    def _entry(self, name: Any, tensor: Any, records: Mapping[int, int]) -> Entry:
+        import torch
+
+        if not isinstance(name, str):
+            raise CheckpointError(self.path, f"a tensor called {name!r}", "names that are text")
+        if not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(self.path, f"of type {type(tensor).__name__}", "a tensor", tensor=name)
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise CheckpointError(self.path, f"layout {tensor.layout}", "a dense tensor", tensor=name)
+        try:
+            dtype = dtype_name(tensor.dtype)
+        except ConfigError as error:
+            raise CheckpointError(self.path, f"dtype {tensor.dtype}", error.allowed, tensor=name) from error
+        record = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+        if record is None:
+            hint = "a tensor without values was saved, or this torch is too old to tell where they lie: update it"
+            raise CheckpointError(self.path, "no values", "a tensor", tensor=name, hint=hint)
+        size = SIZES[dtype]
+        shape, stride = tuple(tensor.shape), tuple(tensor.stride())
+        first = tensor.storage_offset() * size
+        extent = 1 + sum((dim - 1) * step for dim, step in zip(shape, stride, strict=True))
+        if 0 in shape:
+            extent = 0
+        needs = max(first + extent * size, math.prod(shape) * size)
+        if record not in records:
+            # torch computes the place in files that say they are its own (.format_version).
+            hint = "another program packed this file anew: load and save it with torch"
+            raise CheckpointError(self.path, "is not where torch would have put it", tensor=name, hint=hint)
+        if needs > records[record]:
+            found = f"needs {needs} bytes of a record of {records[record]}"
+            raise CheckpointError(self.path, found, tensor=name, hint=_AGAIN)
+        return Entry(shape, stride, dtype, record + first)
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows ``[start, stop)`` of a tensor (the whole of a scalar), a view of the mapped file where possible."""
+        import torch
+
+        entry = self.entries[name]
+        if self._mapped is None:
+            self._mapped = map_file(self.path)
+        dtype, size = torch_dtype(entry.dtype), SIZES[entry.dtype]
+        shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
+        if 0 in shape:
+            return torch.empty(shape, dtype=dtype)
+        first = entry.offset + (start * entry.stride[0] * size if shape else 0)
+        extent = 1 + sum((dim - 1) * step for dim, step in zip(shape, entry.stride, strict=True))
+        part = self._mapped[first : first + extent * size]
+        if part.data_ptr() % size:
+            # Other writers than torch's need not align records.
+            part = part.clone()
+        return part.view(dtype).as_strided(shape, entry.stride)
+
+
+@contextmanager
+def _numpy_states() -> Iterator[None]:
+    """Let NumPy's arrays be rebuilt: training writes the state of NumPy's random generator beside the weights."""
+    import numpy as np
+    import torch
+
+    rebuild = np.zeros(0).__reduce__()[0]
+    wanted: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.uint32))]
+    wanted += [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    with _guard:
+        # What somebody else has allowed stays allowed afterwards.
+        present = torch.serialization.get_safe_globals()
+        with torch.serialization.safe_globals([each for each in wanted if each not in present]):
+            yield
+
+
+def _start_of(file: IO[bytes], record: zipfile.ZipInfo) -> int:
+    """First byte of a record's content, where the file then stands."""
+    file.seek(record.header_offset)
+    name, extra = struct.unpack("<26x2H", file.read(_LOCAL_HEADER))
+    return file.seek(record.header_offset + _LOCAL_HEADER + int(name) + int(extra))

@@ -1,0 +1,230 @@
+"""How each tensor of a GLM is spread over the ranks of tensor parallelism.
+
+Rules as SwissArmyTransformer and GLM-130B:tools/convert_tp.py have them, as arithmetic on rows and columns: one
+function names the rows of a rank, and merging reads it the other way round.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qformats.errors import ConfigError, ShapeError, UnsupportedModelError
+
+__all__ = ["Kind", "Sharding", "merged_rows"]
+
+
+class Kind(StrEnum):
+    """What tensor parallelism does with a tensor."""
+
+    REPLICATED = "replicated"
+    """Every rank has all of it."""
+    ROWS = "column-parallel"
+    """Output features are divided: rank i has the i-th range of rows."""
+    GATED = "gated"
+    """Two stacked halves, gate and up; a rank has a range of rows of each."""
+    SEGMENTS = "contiguous query, key, value"
+    """Three stacked segments; a rank has a range of rows of each."""
+    COLUMNS = "row-parallel"
+    """Input features are divided: rank i has the i-th range of columns."""
+
+
+_TAILS: tuple[tuple[re.Pattern[str], Kind], ...] = tuple(
+    (re.compile(rf"(?:^|\.){tail}$"), kind)
+    for tail, kind in (
+        (r"(?:word_embeddings|lm_head|output_layer)\.weight", Kind.ROWS),
+        (r"query_key_value\.(?:weight|bias)", Kind.SEGMENTS),
+        (r"dense_h_to_4h\.(?:weight|bias)", Kind.GATED),
+        (r"(?:(?:self_)?attention\.dense|dense_4h_to_h)\.weight", Kind.COLUMNS),
+        (r"(?:(?:self_)?attention\.dense|dense_4h_to_h)\.bias", Kind.REPLICATED),
+        (r"\w*layernorm\.(?:weight|bias)", Kind.REPLICATED),
+        (r"inv_freq", Kind.REPLICATED),
+    )
+)
+"""Kinds of a model with a gated MLP and contiguous segments; :class:`Sharding` knows the other variants."""
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Variant of the rules; the defaults are GLM-130B's.
+
+    Attributes
+    ----------
+    glu : bool
+        Whether ``dense_h_to_4h`` stacks gate and up.
+    contiguous : bool
+        Whether ``query_key_value`` holds all queries, then all keys, then all values (ChatGLM2 and later) instead of
+        the three of one head after another.
+    heads : int or None
+        Attention heads; ``None`` if not known.
+    groups : int or None
+        Key and value heads, where there are fewer than `heads`.
+    """
+
+    glu: bool = True
+    contiguous: bool = False
+    heads: int | None = None
+    groups: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.contiguous and self.heads is None:
+            raise ConfigError("heads", None, "the number of attention heads, since qkv=contiguous")
+
+    @classmethod
+    def of(cls, options: Mapping[str, str], heads: int | None = None) -> Sharding:
+        """Variant that options ask for.
+
+        Parameters
+        ----------
+        options : mapping of str to str
+            ``glu`` (yes, no), ``qkv`` (interleaved, contiguous), ``heads``, ``groups``.
+        heads : int, optional
+            Attention heads as the model's configuration has them.
+
+        Raises
+        ------
+        ConfigError
+            If a value is none of these, or contradicts the others.
+        """
+        told = positive(options, "heads")
+        if told and heads and told != heads:
+            raise ConfigError("heads", told, f"{heads}, as the model says")
+        qkv = options.get("qkv", "interleaved")
+        if qkv not in ("interleaved", "contiguous"):
+            raise ConfigError("qkv", qkv, "interleaved or contiguous")
+        glu = options.get("glu", "yes")
+        if glu not in ("yes", "no"):
+            raise ConfigError("glu", glu, "yes or no")
+        return cls(glu == "yes", qkv == "contiguous", told or heads, positive(options, "groups"))
+
+    def kind(self, name: str) -> Kind:
+        """Rule for a tensor.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If no rule names it.
+        """
+        for pattern, kind in _TAILS:
+            if pattern.search(name):
+                if (kind is Kind.GATED and not self.glu) or (kind is Kind.SEGMENTS and not self.contiguous):
+                    return Kind.ROWS
+                return kind
+        known = [
+            "word_embeddings",
+            "query_key_value",
+            "dense",
+            "dense_h_to_4h",
+            "dense_4h_to_h",
+            "*layernorm",
+        ]
+        hint = "nothing says how tensor parallelism divides another one"
+        raise UnsupportedModelError("tensor of a rank folder", name, known, hint)
+
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse a number of ranks over which the attention heads cannot be spread.
+
+        Raises
+        ------
+        ConfigError
+            If it does not divide them.
+        """
+        if self.heads is not None and self.heads % ranks:
+            raise ConfigError("tensor-parallel", ranks, f"a number that divides the {self.heads} heads")
+        if self.contiguous and self.groups is not None and self.groups % ranks:
+            allowed = f"a number that divides the {self.groups} key and value heads"
+            raise ConfigError(
+                "tensor-parallel", ranks, allowed, "Repeated key and value heads are not supported"
+            )
+
+    def rows_of(self, name: str, rows: int, ranks: int, rank: int) -> list[tuple[int, int]]:
+        """Ranges of rows of the whole tensor that one rank holds, in its order.
+
+        Parameters
+        ----------
+        name : str
+            Name of the tensor; not one that is divided by columns.
+        rows : int
+            Rows of the whole tensor.
+        ranks, rank : int
+            Number of ranks, and which one.
+
+        Raises
+        ------
+        ShapeError
+            If the rows cannot be divided so.
+        """
+        found = []
+        begin = 0
+        for length in self._segments(name, rows):
+            if length % ranks:
+                raise ShapeError(name, f"of {rows} rows", f"segments of rows that divide by {ranks} ranks")
+            part = length // ranks
+            found.append((begin + rank * part, begin + (rank + 1) * part))
+            begin += length
+        return found
+
+    def _segments(self, name: str, rows: int) -> list[int]:
+        """Lengths of the stacked matrices of which each rank has its own part."""
+        kind = self.kind(name)
+        if kind is Kind.GATED:
+            if rows % 2:
+                raise ShapeError(
+                    name, f"of {rows} rows", "two halves, gate and up (glu=no if there is no gate)"
+                )
+            return [rows // 2, rows // 2]
+        if kind is Kind.SEGMENTS:
+            assert self.heads is not None
+            groups = self.groups or self.heads
+            if rows % (self.heads + 2 * groups):
+                wanted = f"rows for {self.heads} query, {groups} key and {groups} value heads"
+                raise ShapeError(name, f"of {rows} rows", wanted)
+            width = rows // (self.heads + 2 * groups)
+            return [self.heads * width, groups * width, groups * width]
+        return [rows]
+
+
+def positive(options: Mapping[str, str], name: str) -> int | None:
+    """Whole number of an option, ``None`` if it is not given.
+
+    Raises
+    ------
+    ConfigError
+        If it is no whole number of 1 or more.
+    """
+    text = options.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:9]) < 10**8 and len(text) < 9):
+        raise ConfigError(name, text, "a whole number, 1 or more")
+    return int(text)
+
+
+def merged_rows(sharding: Sharding, name: str, rows: int, ranks: int) -> list[tuple[int, int, int]]:
+    """Where the rows of a whole tensor lie, from the first to the last.
+
+    Parameters
+    ----------
+    sharding : Sharding
+        Variant of the rules.
+    name : str
+        Name of the tensor.
+    rows : int
+        Rows of the whole tensor.
+    ranks : int
+        Number of ranks.
+
+    Returns
+    -------
+    list of (int, int, int)
+        Rank, and first and last row (exclusive) in that rank's part.
+    """
+    placed = []
+    for rank in range(ranks):
+        at = 0
+        for start, stop in sharding.rows_of(name, rows, ranks, rank):
+            placed.append((start, rank, at, at + stop - start))
+            at += stop - start
+    return [(rank, first, last) for _, rank, first, last in sorted(placed)]

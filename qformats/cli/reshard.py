@@ -1,0 +1,109 @@
+"""``qformats reshard``: divide a model anew over the ranks of tensor parallelism."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qformats.checkpoint import Checkpoint
+    from qformats.interfaces import Loader
+
+__all__ = ["reshard"]
+
+_OPTION = "tensor-parallel"
+
+
+def reshard(
+    model: Annotated[str, typer.Argument(help="Folder with a file for each rank.")],
+    output: Annotated[Path, typer.Argument(help="Folder to make.")],
+    tensor_parallel: Annotated[
+        int,
+        typer.Option("--tensor-parallel", "-p", min=1, metavar="N", help="Ranks to divide the model over."),
+    ],
+    format: Annotated[
+        str | None, typer.Option("--format", "-f", help="Format; by default every tensor keeps its own.")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-O", metavar="NAME=VALUE", help="Any other option of the loader."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan with exact sizes; write nothing.")
+    ] = False,
+    check_exact: Annotated[
+        bool, typer.Option("--check-exact", help="Read the model once and tell which tensors stay unchanged.")
+    ] = False,
+    require_exact: Annotated[
+        bool, typer.Option("--require-exact", help="Fail before writing if a value would change.")
+    ] = False,
+    keep_partial: Annotated[
+        bool, typer.Option("--keep-partial", help="When interrupted, keep what is written, to go on later.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-j", min=1, help="Threads; all cores by default.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+) -> None:
+    """Divide a model over another number of tensor-parallel ranks, plain or quantized.
+
+    Plain numbers are copied. Quantized ones are too, wherever one scale serves all that a rank then holds of a row;
+    what cannot be is quantized once more, and the report says which tensors those are.
+    """
+    import qformats
+    from qformats.cli.export import carry_out, pair
+    from qformats.errors import ConfigError
+    from qformats.exporting import Recipe, make_plan
+    from qformats.registry import registry
+
+    options = dict(pair("option", text) for text in option or ())
+    source = qformats.open(model, options=options)
+    loader = registry().loader(source.container)
+    if _OPTION not in {each.name for each in loader.options}:
+        able = [each.name for each in registry().loaders() if _OPTION in {o.name for o in each.options}]
+        allowed = "a container that is divided over ranks: " + ", ".join(able)
+        raise ConfigError(f"{source.path}: container", source.container, allowed)
+    options[_OPTION] = str(tensor_parallel)
+    rules: tuple[tuple[str, str], ...] = ()
+    if format is None:
+        format, rules = _formats(source, loader, options)
+    recipe = Recipe(format, tensor_types=rules, container=source.container)
+    carry_out(
+        make_plan(source, output.expanduser(), recipe, options),
+        force=force,
+        dry_run=dry_run,
+        check_exact=check_exact,
+        require_exact=require_exact,
+        keep_partial=keep_partial,
+        workers=workers,
+        json=json,
+    )
+
+
+def _formats(
+    source: Checkpoint, loader: Loader, options: Mapping[str, str]
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The format of most weights, and rules for the tensors that are in another one."""
+    import re
+    from collections import Counter
+
+    from qformats.errors import ConfigError
+    from qformats.registry import registry
+
+    weights: Counter[str] = Counter()
+    where: dict[str, str] = {}
+    for draft in loader.draft(source, options):
+        packer = registry().packer(draft.source.stored_format)
+        if draft.keep is None and packer.writable:
+            weights[packer.name] += draft.source.numel
+            where[draft.source.name] = packer.name
+    if not weights:
+        raise ConfigError("--format", None, "a format, since none that the model has can be written")
+    default = weights.most_common(1)[0][0]
+    rules = [(f"^{re.escape(name)}$", format) for name, format in where.items() if format != default]
+    return default, tuple(rules)

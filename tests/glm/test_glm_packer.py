@@ -1,0 +1,318 @@
+"""The family glm: variants, bytes, cuts and joins on the bytes, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+import qformats
+from qformats.errors import ConfigError, NonFiniteError, NotExactError, ShapeError, UnknownFormatError
+from qformats.interfaces import ModuleFields
+from qformats.tensors import PackedTensor
+from qformats_glm import kernels
+from qformats_glm.packer import GLMPacker, cut_columns, merge_columns, overflowed_rows, take_rows
+
+VARIANTS = ("int8", "int8-bf16", "int8-f32", "int4", "int4-bf16", "int4-f32")
+
+
+def _weight(rows=12, columns=32, seed=0, dtype=torch.float16):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(dtype) * 0.05
+
+
+def _equal(left, right):
+    assert left.format == right.format
+    assert left.shape == right.shape
+    assert left.fields.keys() == right.fields.keys()
+    for name, field in left.fields.items():
+        assert field.dtype == right.fields[name].dtype
+        assert torch.equal(field, right.fields[name]), name
+
+
+def test_variants_and_their_names():
+    assert tuple(GLMPacker.variants()) == VARIANTS
+    assert qformats.packer("glm").name == "glm:int4"
+    for name in (*VARIANTS, "int4-tp2", "int8-bf16-tp16"):
+        assert GLMPacker.parse(name).name == f"glm:{name}"
+    assert not GLMPacker.parse("int4-tp2").writable
+    assert GLMPacker.parse("int4").writable
+
+
+@pytest.mark.parametrize(
+    "name", ["int3", "int4-f16", "int4-tp1", "int4-tp0", "int4-tp", "INT4", "", "int4-bf16-f32"]
+)
+def test_unknown_variants(name):
+    with pytest.raises(UnknownFormatError):
+        GLMPacker.parse(name)
+
+
+def test_bytes_of_a_row_by_hand():
+    codes = torch.tensor([[0, 15, 8, 9, 7, 1]], dtype=torch.uint8)  # -8 7 0 1 -1 -7
+    quantized = qformats.QuantizedTensor(codes, torch.tensor([[0.5]]), (1, 6), zero_point=8)
+    packed = GLMPacker.parse("int4").pack(quantized)
+    assert packed.fields["weight"].view(torch.uint8).tolist() == [[0x87, 0x01, 0xF9]]
+    assert packed.dequantize().tolist() == [[-4.0, 3.5, 0.0, 0.5, -0.5, -3.5]]
+    assert GLMPacker.parse("int4").spec.nbytes(1, 6) == packed.nbytes == 5
+    codes = torch.tensor([[0, 255, 128, 1]], dtype=torch.uint8)
+    packed = GLMPacker.parse("int8").pack(
+        qformats.QuantizedTensor(codes, torch.tensor([[2.0]]), (1, 4), zero_point=128)
+    )
+    assert packed.fields["weight"].tolist() == [[-128, 127, 0, -127]]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_byte_unpacks_and_packs_back(name):
+    packer = GLMPacker.parse(name)
+    every = torch.arange(256, dtype=torch.uint8).view(torch.int8).repeat(3, 1)
+    scale = torch.tensor([0.25, -1.5, 0.0]).to(
+        {"f16": torch.float16, "f32": torch.float32}.get(packer.scale_dtype, torch.bfloat16)
+    )
+    shape = (3, 256 * 8 // packer.bits)
+    packed = PackedTensor(packer.name, shape, {"weight": every, "weight_scale": scale})
+    _equal(packer.pack(packer.unpack(packed)), packed)
+    signed = every.numpy().astype(np.int16)
+    if packer.bits == 4:
+        # Arithmetic shifts of the stored byte, as upstream's kernels do it.
+        low = (every.numpy().view(np.uint8).astype(np.uint8) << 4).astype(np.uint8).view(np.int8) >> 4
+        signed = np.stack([every.numpy() >> 4, low], -1).reshape(3, -1)
+    expected = signed.astype(np.float32) * scale.float().numpy()[:, None]
+    assert np.array_equal(packer.dequantize(packed).numpy(), expected)
+    assert torch.equal(packer.unpack(packed).dequantize(), packer.dequantize(packed))
+
+
+@pytest.mark.parametrize("out", [np.float16, np.uint16])
+def test_kernel_decodes_to_halves(out):
+    packer = GLMPacker.parse("int4")
+    packed = packer.encode_reference(_weight(5, 70))
+    target = np.empty((5, 70), out)
+    scales = packed.fields["weight_scale"].float().numpy()
+    kernels.dequantize(4, packed.fields["weight"].numpy(), scales, target)
+    dtype = torch.float16 if out is np.float16 else torch.bfloat16
+    expected = packer.dequantize(packed).to(dtype)
+    assert torch.equal(torch.from_numpy(target).view(dtype), expected)
+
+
+def test_kernels_check_their_arguments():
+    weight, packed, scales = np.zeros((2, 6), np.float32), np.zeros((2, 3), np.int8), np.zeros(2, np.float16)
+    with pytest.raises(ConfigError, match="bits"):
+        kernels.quantize(5, weight, packed, scales)
+    with pytest.raises(ShapeError, match="K even"):
+        kernels.quantize(4, np.zeros((2, 5), np.float32), packed, scales)
+    with pytest.raises(ShapeError, match="packed"):
+        kernels.quantize(4, weight, packed[:, :2], scales)
+    with pytest.raises(ShapeError, match="scales"):
+        kernels.quantize(4, weight, packed, np.zeros(3, np.float16))
+    with pytest.raises(ShapeError, match="scales"):
+        kernels.dequantize(4, packed, scales, weight)
+    with pytest.raises(ShapeError, match="codes"):
+        kernels.unpack(packed, np.zeros((2, 5), np.uint8))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_slices_of_rows_are_rows_of_the_whole(name):
+    packer, weight = GLMPacker.parse(name), _weight()
+    whole = packer.encode_reference(weight)
+    assert packer.row_step(whole.shape) == 1
+    for start, stop in ((0, 1), (3, 7), (11, 12), (0, 12)):
+        _equal(packer.cut(whole, start, stop), packer.encode_reference(weight[start:stop]))
+
+
+@pytest.mark.parametrize("name", ["int4", "int8-bf16"])
+def test_rows_and_columns_are_cut_and_joined_on_the_bytes(name):
+    packer, weight = GLMPacker.parse(name), _weight()
+    whole = packer.encode_reference(weight)
+    values = whole.dequantize()
+    order = [5, 0, 11, 5]
+    assert torch.equal(take_rows(whole, order).dequantize(), values[order])
+    parts = [cut_columns(whole, start, start + 8) for start in range(0, 32, 8)]
+    for number, part in enumerate(parts):
+        assert torch.equal(part.dequantize(), values[:, number * 8 : number * 8 + 8])
+    _equal(merge_columns(parts), whole)
+    # Parts of different widths are fine while they share their scales.
+    _equal(merge_columns([cut_columns(whole, 0, 6), cut_columns(whole, 6, 32)]), whole)
+
+
+@pytest.mark.parametrize("name", ["int4", "int8-f32"])
+def test_parts_with_scales_of_their_own_stay_exact(name):
+    packer, weight = GLMPacker.parse(name), _weight()
+    weight[:, 3] *= 20
+    parts = [packer.encode_reference(weight[:, start : start + 8]) for start in range(0, 32, 8)]
+    merged = merge_columns(parts)
+    assert merged.format == f"glm:{name}-tp4"
+    own = GLMPacker.parse(f"{name}-tp4")
+    assert own.stored((12, 32))["weight_scale"] == ((12, 4), packer.scale_dtype)
+    expected = torch.cat([part.dequantize() for part in parts], 1)
+    assert torch.equal(merged.dequantize(), expected)
+    quantized = merged.unpack()
+    assert quantized.block_size == (1, 8)
+    assert torch.equal(quantized.dequantize(), expected)
+    _equal(own.pack(quantized), merged)
+    _equal(own.pack(own.hold(quantized)), merged)
+    _equal(own.cut(merged, 2, 5), merge_columns([packer.cut(part, 2, 5) for part in parts]))
+    for number, part in enumerate(parts):
+        _equal(cut_columns(merged, number * 8, number * 8 + 8), part)
+    assert torch.equal(cut_columns(merged, 8, 24).dequantize(), expected[:, 8:24])
+    assert torch.equal(cut_columns(merged, 10, 14).dequantize(), expected[:, 10:14])
+    with pytest.raises(ConfigError, match="multiples of 8"):
+        cut_columns(merged, 4, 20)
+    with pytest.raises(NotExactError):
+        packer.hold(quantized)
+    with pytest.raises(ConfigError):
+        own.encode_reference(weight)
+
+
+def test_what_cannot_be_cut_or_joined():
+    packer, weight = GLMPacker.parse("int4"), _weight()
+    whole = packer.encode_reference(weight)
+    for start, stop in ((1, 4), (0, 3), (4, 4), (-2, 4), (0, 34)):
+        with pytest.raises(ConfigError, match="even numbers from 0 to 32"):
+            cut_columns(whole, start, stop)
+    with pytest.raises(ConfigError, match="equal widths"):
+        merge_columns([packer.encode_reference(weight[:, :8]), packer.encode_reference(weight[:, 8:] * 3)])
+    with pytest.raises(ShapeError, match="12 rows"):
+        merge_columns([whole, packer.cut(whole, 0, 3)])
+    with pytest.raises(ConfigError, match="one format"):
+        merge_columns([whole, GLMPacker.parse("int8").encode_reference(weight)])
+    with pytest.raises(ConfigError, match="family glm"):
+        cut_columns(qformats.packer("gguf:q8_0").encode_reference(weight), 0, 2)
+
+
+def test_rows_that_upstream_overflowed_are_found():
+    packer = GLMPacker.parse("int8")
+    packed = packer.encode_reference(_weight())
+    assert overflowed_rows(packed).tolist() == []
+    packed.fields["weight"][[2, 9], [31, 0]] = -128
+    assert overflowed_rows(packed).tolist() == [2, 9]
+    packed = GLMPacker.parse("int4").encode_reference(_weight())
+    packed.fields["weight"][4, 1] = 0x18  # 1, -8
+    assert overflowed_rows(packed).tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("int4", (4, 7), "odd"),
+        ("int4-tp2", (4, 6), "odd"),
+        ("int4-tp4", (4, 6), "4 equal parts"),
+        ("int8", (4, 0), "no columns"),
+        ("int8", (4,), "1 dimensions"),
+        ("int8", (2, 4, 8), "3 dimensions"),
+    ],
+)
+def test_shapes_that_do_not_fit(name, shape, reason):
+    packer = GLMPacker.parse(name)
+    assert reason in packer.veto(shape)
+    with pytest.raises(ShapeError, match=reason):
+        packer.encode_reference(torch.zeros(shape))
+
+
+def test_no_rows_at_all():
+    packed = GLMPacker.parse("int4").encode_reference(torch.zeros(0, 6))
+    assert packed.nbytes == 0
+    assert tuple(packed.dequantize().shape) == (0, 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite(bad, dtype):
+    weight = _weight(dtype=dtype)
+    for place in ((0, 0), (11, 31), (5, 16)):
+        broken = weight.clone()
+        broken[place] = bad
+        with pytest.raises(NonFiniteError, match="1 of 384 values"):
+            GLMPacker.parse("int4").encode_reference(broken)
+
+
+def test_scales_beyond_float16():
+    weight = torch.ones(3, 8)
+    weight[1, 2] = 127 * 65530.0
+    with pytest.raises(NonFiniteError, match=r"1 of 3 rows need a scale beyond f16.*at index 10"):
+        GLMPacker.parse("int8").encode_reference(weight)
+    packed = GLMPacker.parse("int8-f32").encode_reference(weight)
+    assert packed.dequantize()[1, 2] == 127 * 65530.0
+
+
+def test_inputs_stay_as_they_are_and_may_be_strided():
+    weight = _weight(32, 12).t()
+    before = weight.clone()
+    packed = GLMPacker.parse("int4").encode_reference(weight)
+    assert torch.equal(weight, before)
+    _equal(packed, GLMPacker.parse("int4").encode_reference(before.contiguous()))
+    strided = PackedTensor(
+        packed.format,
+        (12, 16),
+        {"weight": packed.fields["weight"][:, :8], "weight_scale": packed.fields["weight_scale"]},
+    )
+    assert torch.equal(strided.dequantize(), packed.dequantize()[:, :16])
+    assert torch.equal(strided.unpack().dequantize(), packed.dequantize()[:, :16])
+
+
+def test_pack_refuses_what_is_not_of_this_format():
+    packer, codes = GLMPacker.parse("int4"), torch.full((2, 8), 8, dtype=torch.uint8)
+    with pytest.raises(ConfigError, match="zero_point"):
+        packer.pack(qformats.QuantizedTensor(codes, torch.ones(2, 1), (1, 8), zero_point=0))
+    with pytest.raises(ConfigError, match="block_size"):
+        packer.pack(qformats.QuantizedTensor(codes, torch.ones(2, 2), (1, 4), zero_point=8))
+
+
+def test_fields_of_another_shape():
+    packer = GLMPacker.parse("int4")
+    packed = packer.encode_reference(_weight())
+    for name, field in (
+        ("weight", packed.fields["weight"][:, :3]),
+        ("weight", packed.fields["weight"].to(torch.int16)),
+        ("weight_scale", packed.fields["weight_scale"][:5]),
+        ("weight_scale", packed.fields["weight_scale"].float()),
+    ):
+        broken = PackedTensor(packed.format, packed.shape, {**packed.fields, name: field})
+        with pytest.raises(ShapeError, match=name):
+            broken.dequantize()
+
+
+def _locate(name, **stored):
+    def read(field):
+        raise AssertionError(f"nothing of {field} has to be read")
+
+    return GLMPacker.parse(name).locate(ModuleFields("layer", stored, read))
+
+
+def test_modules_of_a_folder():
+    found = _locate("int4", weight=((6, 8), "i8"), weight_scale=((6,), "f16"))
+    assert found is not None
+    assert (found[0].name, found[1]) == ("glm:int4", (6, 16))
+    found = _locate("int8", weight=((6, 8), "i8"), weight_scale=((6,), "bf16"))
+    assert found is not None
+    assert (found[0].name, found[1]) == ("glm:int8-bf16", (6, 8))
+    found = _locate("int4", weight=((6, 8), "i8"), weight_scale=((6, 2), "f32"))
+    assert found is not None
+    assert (found[0].name, found[1]) == ("glm:int4-f32-tp2", (6, 16))
+    assert _locate("int4", weight=((6, 8), "f16")) is None
+    for stored in (
+        {"weight": ((6, 8), "i8")},
+        {"weight": ((6, 8), "i8"), "weight_scale": ((5,), "f16")},
+        {"weight": ((6, 8), "i8"), "weight_scale": ((6,), "i32")},
+        {"weight": ((6, 8), "i8"), "weight_scale": ((), "f16")},
+        {"weight": ((6, 8), "i8"), "weight_scale": ((6, 3), "f16")},
+        {"weight": ((6, 8), "i8"), "weight_scale": ((6, 0), "f16")},
+        {"weight": ((48,), "i8"), "weight_scale": ((6,), "f16")},
+        {"weight": ((6, 0), "i8"), "weight_scale": ((6,), "f16")},
+    ):
+        with pytest.raises(ConfigError):
+            _locate("int4", **stored)
+
+
+def test_scales_in_a_file_are_finite():
+    packer = GLMPacker.parse("int4")
+    packed = packer.encode_reference(_weight())
+    packed.fields["weight_scale"][3] = float("nan")
+    with pytest.raises(ConfigError, match="infinity or NaN"):
+        packer.take(packed.fields, (12, 32))
+
+
+def test_exact_neighbours():
+    """A row's scale is any block's scale: 4 bits live in q4_0, 8 bits in q8_0."""
+    for name, other in (("int4", "gguf:q4_0"), ("int8", "gguf:q8_0")):
+        packed = GLMPacker.parse(name).encode_reference(_weight(8, 64))
+        target = qformats.packer(other)
+        moved = target.pack(target.hold(packed.unpack()))
+        assert torch.equal(moved.dequantize(), packed.dequantize())
+        back = GLMPacker.parse(name)
+        _equal(back.pack(back.hold(moved.unpack())), packed)
