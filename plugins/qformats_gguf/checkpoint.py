@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,12 +93,18 @@ class GGUFCheckpoint(Checkpoint):
         for name, tensor in self.stored.items():
             if architecture.is_extra(name):
                 continue
-            mapping = architecture.unmap_tensor(name)
-            architecture.check_shape(mapping, tensor.shape, name)
-            canonical = tensor.renamed(mapping.canonical)
-            if mapping.permute is not None:
-                canonical = canonical.take_rows(mapping.permute.inverse(tensor.rows))
-            tensors[mapping.canonical] = canonical
+            mappings = architecture.unmap_tensors(name)
+            ends = list(itertools.accumulate(mapping.shape[0] for mapping in mappings))
+            whole = replace(mappings[0], shape=(ends[-1], *mappings[0].shape[1:]))
+            architecture.check_shape(whole, tensor.shape, name)
+            for mapping, end in zip(mappings, ends, strict=True):
+                if mapping.canonical in tensors:
+                    raise CheckpointError(self.path, "stored twice", "each weight once", tensor=name)
+                part = tensor if len(mappings) == 1 else tensor.slice_rows(end - mapping.shape[0], end)
+                part = part.renamed(mapping.canonical)
+                if mapping.permute is not None:
+                    part = part.take_rows(mapping.permute.inverse(part.rows))
+                tensors[mapping.canonical] = part
         return tensors
 
     @property

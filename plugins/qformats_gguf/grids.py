@@ -33,7 +33,7 @@ class SignedMaxGrid(AffineGrid):
         """Codes and scales as llama.cpp chooses them."""
         import torch
 
-        blocks = self.blocks(weight)
+        blocks = self.blocks(weight.float())
         magnitude = blocks.abs()
         largest = magnitude.amax(-1, keepdim=True)
         columns = torch.arange(blocks.shape[-1], device=weight.device)
@@ -54,7 +54,7 @@ class MinMaxGrid(AffineGrid):
         """Codes, scales and minima as llama.cpp chooses them."""
         import torch
 
-        blocks = self.blocks(weight)
+        blocks = self.blocks(weight.float())
         low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)
         # Of equal zeros the first one is the minimum, whatever its sign; a block of zeros has scale +0.
         first = (blocks == low).to(torch.uint8).argmax(-1, keepdim=True)
@@ -74,7 +74,7 @@ class AbsMaxGrid(AffineGrid):
         """Codes and scales as llama.cpp chooses them."""
         import torch
 
-        blocks = self.blocks(weight)
+        blocks = self.blocks(weight.float())
         scale = blocks.abs().amax(-1, keepdim=True) / 127.0
         steps = (blocks * _inverse(scale)).to(torch.float64)
         # In float32, 0.49999997 + 0.5 rounds to 1; C's roundf gives 0.

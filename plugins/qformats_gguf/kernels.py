@@ -27,7 +27,7 @@ from qformats.errors import ShapeError, UnknownFormatError
 from qformats.kernels import cpu, lanes
 from qformats.kernels.lanes import I64, Lanes
 
-__all__ = ["BLOCK", "TYPES", "Outcome", "dequantize", "quantize"]
+__all__ = ["BLOCK", "LAYOUTS", "TYPES", "BlockLayout", "Outcome", "dequantize", "quantize"]
 
 BLOCK = 32
 _SIGN = 0x80000000
@@ -35,7 +35,7 @@ _I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
 
 @dataclass(frozen=True)
-class _Type:
+class BlockLayout:
     """One block type: bits of a code, and whether blocks store a minimum (fp16, behind the fp16 scale)."""
 
     bits: int
@@ -43,27 +43,30 @@ class _Type:
 
     @property
     def fifth(self) -> bool:
+        """Whether fifth bits lie in a word before the nibbles."""
         return self.bits == 5
 
     @property
     def codes_at(self) -> int:
+        """Byte of a block at which its codes begin."""
         return 2 + 2 * self.minimum + 4 * self.fifth
 
     @property
     def size(self) -> int:
+        """Bytes of a block."""
         return self.codes_at + (32 if self.bits == 8 else 16)
 
 
-_TYPES = {
-    "q4_0": _Type(4),
-    "q4_1": _Type(4, minimum=True),
-    "q5_0": _Type(5),
-    "q5_1": _Type(5, minimum=True),
-    "q8_0": _Type(8),
+LAYOUTS = {
+    "q4_0": BlockLayout(4),
+    "q4_1": BlockLayout(4, minimum=True),
+    "q5_0": BlockLayout(5),
+    "q5_1": BlockLayout(5, minimum=True),
+    "q8_0": BlockLayout(8),
 }
-TYPES = {name: kind.size for name, kind in _TYPES.items()}
+TYPES = {name: kind.size for name, kind in LAYOUTS.items()}
 """Bytes of one block, by type name."""
-_ORDER = tuple(_TYPES.values())
+_ORDER = tuple(LAYOUTS.values())
 
 
 class Outcome(NamedTuple):
@@ -96,7 +99,7 @@ def _inverse(d: Lanes) -> tuple[Lanes, Lanes]:
     return infinite.where(d.full(0.0), inverse), tiny
 
 
-def _encode_signed(x: Lanes, kind: _Type) -> tuple[Lanes, Lanes]:
+def _encode_signed(x: Lanes, kind: BlockLayout) -> tuple[Lanes, Lanes]:
     """q4_0, q5_0: the extreme value, whatever its sign, gets code 0; d = extreme / -8 (or -16)."""
     half = 1 << (kind.bits - 1)
     magnitudes = x.bits() & 0x7FFFFFFF
@@ -111,7 +114,7 @@ def _encode_signed(x: Lanes, kind: _Type) -> tuple[Lanes, Lanes]:
     return codes.min(codes.full(2 * half - 1)), lanes.parameters(d)
 
 
-def _encode_minimum(x: Lanes, kind: _Type) -> tuple[Lanes, Lanes]:
+def _encode_minimum(x: Lanes, kind: BlockLayout) -> tuple[Lanes, Lanes]:
     """q4_1, q5_1: d = (max - min) / 15 (or 31); codes count from the minimum."""
     low = x.fold(Lanes.min)
     high = x.fold(Lanes.max)
@@ -125,7 +128,7 @@ def _encode_minimum(x: Lanes, kind: _Type) -> tuple[Lanes, Lanes]:
     return codes, lanes.parameters(d, minimum)
 
 
-def _encode_q8(x: Lanes, kind: _Type) -> tuple[Lanes, Lanes]:
+def _encode_q8(x: Lanes, kind: BlockLayout) -> tuple[Lanes, Lanes]:
     """q8_0: d = max|x| / 127, codes rounded half away from zero."""
     largest = (x.bits() & 0x7FFFFFFF).fold(Lanes.max)
     d = largest.floats() / 127.0
@@ -137,7 +140,7 @@ def _encode_q8(x: Lanes, kind: _Type) -> tuple[Lanes, Lanes]:
 
 
 def _emit_quantize(
-    builder: Any, kind: _Type, source_kind: int, source: Any, target: Any
+    builder: Any, kind: BlockLayout, source_kind: int, source: Any, target: Any
 ) -> tuple[Lanes, Lanes]:
     """Encode one block; give the magnitude bits of its values (uint32 lanes) and whether its scales fit."""
     x = cpu.load_floats(builder, source_kind, source, BLOCK)
@@ -187,7 +190,7 @@ def _quantize_typer(
     return types.int64(number, source_kind, stamp, types.int64, types.int64, types.int64), codegen
 
 
-def _emit_dequantize(builder: Any, kind: _Type, source: Any) -> Lanes:
+def _emit_dequantize(builder: Any, kind: BlockLayout, source: Any) -> Lanes:
     """Decode one block into 32 lanes of float32."""
     d = lanes.widen_f16(lanes.load(builder, source, 0, _I16))
     if kind.bits == 8:
@@ -249,15 +252,15 @@ def _dequantize_kernel(number: int, target_kind: int) -> Callable[[int, int, int
 
 def _check(type_name: str, floats: NDArray[Any], packed: NDArray[np.uint8]) -> int:
     """Check both arrays of a call; give the position of the type."""
-    if type_name not in _TYPES:
-        raise UnknownFormatError(type_name, _TYPES, kind="GGUF block type")
+    if type_name not in LAYOUTS:
+        raise UnknownFormatError(type_name, LAYOUTS, kind="GGUF block type")
     if floats.ndim != 2 or floats.shape[1] % BLOCK or not floats.flags.c_contiguous:
         raise ShapeError("floats", floats.shape, f"(rows, K), C-contiguous, K a multiple of {BLOCK}")
     expected = (floats.shape[0], floats.shape[1] // BLOCK * TYPES[type_name])
     if packed.shape != expected or packed.dtype != np.uint8 or not packed.flags.c_contiguous:
         found = f"{packed.shape} of {packed.dtype}"
         raise ShapeError("packed", found, f"{expected} of uint8, C-contiguous, for {type_name}")
-    return list(_TYPES).index(type_name)
+    return list(LAYOUTS).index(type_name)
 
 
 def quantize(type_name: str, source: NDArray[Any], out: NDArray[np.uint8]) -> Outcome:

@@ -133,7 +133,7 @@ def _architecture(source: Checkpoint, options: Mapping[str, str]) -> Architectur
     architecture = Architecture.from_config(
         source.config,
         override=options.get("arch"),
-        source=str(source.path / "config.json"),
+        source=str(source.path / "config.json" if source.path.is_dir() else source.path),
         force=ignore_unsupported(options),
     )
     for problem in architecture.ignored:

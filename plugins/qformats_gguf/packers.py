@@ -26,6 +26,8 @@ from qformats_gguf.grids import AbsMaxGrid, MinMaxGrid, SignedMaxGrid
 from qformats_gguf.types import GGMLType, by_name
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 __all__ = ["BlockPacker", "DecodeOnlyPacker", "GGUFPacker", "PlainPacker"]
@@ -218,6 +220,8 @@ class BlockPacker(GGUFPacker):
         import torch
 
         rows, columns = quantized.shape
+        if quantized.codes.device.type == "cpu":
+            return self._recoded(quantized)
         codes = quantized.codes.reshape(rows, columns // BLOCK, BLOCK).to(torch.uint8)
         parts = [_bytes(quantized.scale.to(torch.float16))]
         if self.grid.kind == "minimum":
@@ -241,7 +245,10 @@ class BlockPacker(GGUFPacker):
 
         columns = int(packed.shape[-1])
         rows = math.prod(packed.shape[:-1])
-        blocks = self.blocks(packed).reshape(rows, columns // BLOCK, self.type.block_bytes)
+        blocks = self.blocks(packed)
+        if blocks.device.type == "cpu":
+            return self._decoded(blocks.reshape(rows, -1).contiguous(), rows, columns)
+        blocks = blocks.reshape(rows, columns // BLOCK, self.type.block_bytes)
         scale, at = _halves(blocks, 0), 2
         minimum = None
         if self.grid.kind == "minimum":
@@ -257,6 +264,37 @@ class BlockPacker(GGUFPacker):
                 codes = codes | ((spread >> bit) & 1) << 4
         zero = 0 if self.grid.kind == "minimum" else self.grid.center
         codes = codes.reshape(rows, columns)
+        return QuantizedTensor(codes, scale, (1, BLOCK), zero_point=zero, minimum=minimum)
+
+    def _recoded(self, quantized: QuantizedTensor) -> PackedTensor:
+        """Pack by the compiled kernel."""
+        import torch
+
+        from qformats_gguf import recode
+
+        rows, columns = quantized.shape
+        blocks = torch.empty((rows, columns // BLOCK * self.type.block_bytes), dtype=torch.uint8)
+        minimum = None
+        if self.grid.kind == "minimum":
+            assert quantized.minimum is not None
+            minimum = _half_bits(quantized.minimum)
+        codes = quantized.codes.to(torch.uint8).contiguous().numpy()
+        recode.pack(self.type.name, codes, _half_bits(quantized.scale), minimum, blocks.numpy())
+        return PackedTensor(self.name, (rows, columns), {"blocks": blocks})
+
+    def _decoded(self, blocks: Tensor, rows: int, columns: int) -> QuantizedTensor:
+        """Unpack by the compiled kernel."""
+        import torch
+
+        from qformats_gguf import recode
+
+        count = columns // BLOCK
+        codes = torch.empty((rows, columns), dtype=torch.uint8)
+        scale = torch.empty((rows, count), dtype=torch.float16)
+        minimum = torch.empty_like(scale) if self.grid.kind == "minimum" else None
+        second = None if minimum is None else _half_bits(minimum)
+        recode.unpack(self.type.name, blocks.numpy(), codes.numpy(), _half_bits(scale), second)
+        zero = 0 if minimum is not None else self.grid.center
         return QuantizedTensor(codes, scale, (1, BLOCK), zero_point=zero, minimum=minimum)
 
     def dequantize(self, packed: PackedTensor) -> Tensor:
@@ -309,6 +347,15 @@ class BlockPacker(GGUFPacker):
             count = weight.numel() // BLOCK
             raise too_large(f"{outcome.overflow} of {count} blocks need a scale beyond f16", weight)
         return PackedTensor(self.name, tuple(dense.shape), {"blocks": blocks.reshape(shape)})
+
+
+def _half_bits(values: Tensor) -> NDArray[np.uint16]:
+    """Bits of float16 numbers; of a float16 tensor a view."""
+    import numpy as np
+    import torch
+
+    bits: NDArray[np.uint16] = values.to(torch.float16).contiguous().numpy().view(np.uint16)
+    return bits
 
 
 def _bytes(halves: Tensor) -> Tensor:

@@ -449,7 +449,9 @@ def test_mistral_has_a_window_unless_it_says_no():
 
 
 def test_unknown_models_are_named():
-    with pytest.raises(UnsupportedModelError, match=r"'bloom'; expected one of gpt2, llama, .* --arch NAME"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"'bloom'; expected one of glm, gpt2, llama, .* --arch NAME"
+    ):
         Architecture.from_config(LLAMA | {"model_type": "bloom"})
     with pytest.raises(UnsupportedModelError, match="'LlamaForSequenceClassification'"):
         Architecture.from_config(LLAMA | {"architectures": ["LlamaForSequenceClassification"]})
@@ -485,8 +487,9 @@ def test_defaults_are_those_of_transformers(model):
     fresh = CONFIG_MAPPING[model.model_type]
     fields = {name: getattr(fresh, name) for name in model.defaults if hasattr(fresh, name)}
     assert {name: model.defaults[name] for name in fields} == fields
-    # head_dim is no field of Qwen2's configuration, but its model class honours it
-    assert set(model.defaults) - set(fields) <= {"head_dim"}
+    # head_dim is no field of Qwen2's configuration, but its model class honours it; partial_rotary_factor is folded
+    # into GLM's rope_parameters (compared with Transformers in test_chatglm.py)
+    assert set(model.defaults) - set(fields) <= {"head_dim", "partial_rotary_factor"}
 
 
 # Names
@@ -563,7 +566,11 @@ def test_one_bias_asks_for_all():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"general.architecture": string("mamba")}, UnsupportedModelError, "'mamba'; expected one of gpt2"),
+        (
+            {"general.architecture": string("mamba")},
+            UnsupportedModelError,
+            "'mamba'; expected one of chatglm",
+        ),
         ({"general.architecture": None}, CheckpointError, r"general\.architecture"),
         ({"llama.block_count": None}, CheckpointError, r"llama\.block_count"),
         (

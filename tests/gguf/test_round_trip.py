@@ -74,7 +74,7 @@ def test_the_real_chat_model(tmp_path: Path) -> None:
 @pytest.mark.model
 @pytest.mark.parametrize("kind", ["q4_0", "q5_1", "q8_0"])
 def test_the_real_chat_model_in_other_types(kind: str, tmp_path: Path) -> None:
-    """Every re-quantized tensor is what ggml's own encoder makes of the decoded one."""
+    """Every re-quantized tensor is what ggml's own encoder makes of the decoded one; q5_1 holds every value of q4_1."""
     from oracles import ggml
 
     source = smollm2.path()
@@ -84,4 +84,8 @@ def test_the_real_chat_model_in_other_types(kind: str, tmp_path: Path) -> None:
         for name in ("blk.0.attn_q.weight", "blk.17.ffn_down.weight"):
             rows = before.tensors[name].shape[0]
             values = ggml.dequantize("q4_1", before.data(name).reshape(rows, -1))
-            assert np.array_equal(ggml.quantize(kind, values).reshape(-1), after.data(name)), name
+            found = after.data(name)
+            if kind == "q5_1":
+                assert np.array_equal(ggml.dequantize(kind, found.reshape(rows, -1)), values), name
+            else:
+                assert np.array_equal(ggml.quantize(kind, values).reshape(-1), found), name

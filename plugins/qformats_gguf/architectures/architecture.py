@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.spec import evaluate
 from qformats_gguf.architectures import llama3, rope
 from qformats_gguf.architectures.config import limits, normalize, restore
@@ -99,7 +99,7 @@ class Architecture:
         full = normalize(config, model, row, source)
         problems = limits(full, row, model)
         if row.rope:
-            problems += rope.to_metadata("", full["rope_parameters"], row.rope)[1]
+            problems += rope.to_metadata("", full["rope_parameters"], row.rope, _partly_rotated(full, row))[1]
         return cls(row, full, source, _settle(problems, source, force))
 
     @classmethod
@@ -142,7 +142,8 @@ class Architecture:
         if arch.data not in ROWS:
             raise UnsupportedModelError(f"{source}: general.architecture", arch.data, ROWS)
         row = ROWS[arch.data]
-        config, problems = restore(metadata, row, frozenset(names), extra_tensors or {}, source)
+        separate = frozenset(part for name in names for part in row.separate(name))
+        config, problems = restore(metadata, row, separate, extra_tensors or {}, source)
         return cls(row, config, source, _settle(problems, source, force))
 
     @property
@@ -199,6 +200,10 @@ class Architecture:
             raise self._unexpected(name, found[0].presence(found[2]) if found else True)
         return self._mapping(*found)
 
+    def unmap_tensors(self, name: str) -> list[TensorMapping]:
+        """Map a tensor of the GGUF file that may hold several, in the order of their rows; see `unmap_tensor`."""
+        return [self.unmap_tensor(part) for part in self.row.separate(name)]
+
     def expected_tensors(self) -> list[TensorMapping]:
         """Every tensor that a model of this configuration has, block by block."""
         outside = [rule for rule in self.row.tensors if not rule.per_block]
@@ -220,7 +225,7 @@ class Architecture:
         CheckpointError
             If there are more blocks than names: no use to list them.
         """
-        there = set(names)
+        there = {part for name in names for part in self.row.separate(name)}
         if self.block_count > len(there):
             raise CheckpointError(
                 self.source, f"{len(there)} tensors", f"more, for {self.block_count} blocks"
@@ -280,7 +285,8 @@ class Architecture:
             if rule.write:
                 metadata[prefix + rule.key] = rule.make(self.config[rule.config])
         if self.row.rope:
-            metadata |= rope.to_metadata(prefix, self.config["rope_parameters"], self.row.rope)[0]
+            partly = _partly_rotated(self.config, self.row)
+            metadata |= rope.to_metadata(prefix, self.config["rope_parameters"], self.row.rope, partly)[0]
         metadata["general.quantization_version"] = u32(_QUANTIZATION_VERSION)
         return metadata
 
@@ -322,7 +328,12 @@ class Architecture:
         # Flags are whole numbers too, and no dimension is made of them.
         sizes = {k: v for k, v in self.config.items() if isinstance(v, int) and not isinstance(v, bool)}
         dims = rule.shape[:1] if suffix == ".bias" else rule.shape
-        shape = tuple(evaluate(dim, **sizes) for dim in dims)
+        try:
+            shape = tuple(evaluate(dim, **sizes) for dim in dims)
+        except ConfigError as error:
+            found = f"lacks a number that the shape of {canonical} depends on"
+            expected = f"whole numbers for {' and '.join(dims)}"
+            raise CheckpointError(self.source, found, expected) from error
         return TensorMapping(canonical, gguf, shape, permute, rule.force_f32 or suffix == ".bias")
 
     def _unexpected(self, name: str, presence: bool | If = True) -> CheckpointError:
@@ -354,6 +365,11 @@ def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFMod
     raise UnsupportedModelError(
         f"{source}: model_type", model_type or classes, (model.model_type for _, model in known), hint
     )
+
+
+def _partly_rotated(config: Config, row: Row) -> int | None:
+    """Elements of a head, where the architecture rotates a part of them."""
+    return int(config["head_dim"]) if row.partial_rotary else None
 
 
 def _settle(problems: list[Problem], source: str, force: bool) -> tuple[Problem, ...]:

@@ -121,7 +121,10 @@ def restore(
     problems: list[Problem] = []
     if row.rope:
         context = config["max_position_embeddings"]
-        parameters, understood, problems = rope.from_metadata(prefix, metadata, context, row.rope, source)
+        partly = int(config["head_dim"]) if row.partial_rotary else None
+        parameters, understood, problems = rope.from_metadata(
+            prefix, metadata, context, row.rope, source, partly
+        )
         known |= understood
         if "llama3" in row.rope and "rope_freqs.weight" in names:
             parameters = _with_factors(parameters, extra, context, config["head_dim"], source)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from qformats.errors import ConfigError
+from qformats.errors import CheckpointError, ConfigError
 from qformats_gguf.architectures.numbers import config_number, metadata_number
 from qformats_gguf.architectures.schema import Config, Problem
 from qformats_gguf.metadata import Metadata, f32, string, u32
@@ -85,7 +85,7 @@ def standard(config: Config, source: str = "config.json") -> dict[str, Any]:
 
 
 def to_metadata(
-    prefix: str, rope: dict[str, Any], supported: tuple[str, ...]
+    prefix: str, rope: dict[str, Any], supported: tuple[str, ...], head_dim: int | None = None
 ) -> tuple[Metadata, list[Problem]]:
     """Metadata for a rotary scaling, and what llama.cpp does not compute of it.
 
@@ -97,16 +97,33 @@ def to_metadata(
         From `standard`.
     supported : tuple of str
         Types that the architecture computes.
+    head_dim : int, optional
+        Elements of a head, where the architecture may rotate only the first of them.
     """
     metadata: Metadata = {}
     problems: list[Problem] = []
     kind = rope["rope_type"]
     where = "rope_parameters"
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+    part = rope.get("partial_rotary_factor", 1.0)
+    if head_dim is not None:
+        # As Transformers counts them.
+        rotated = int(head_dim * part) if part <= 1 else 0
+        if rotated and rotated % 2 == 0:
+            metadata[prefix + "rope.dimension_count"] = u32(rotated)
+        else:
+            problems.append(
+                Problem(
+                    f"{where}.partial_rotary_factor",
+                    part,
+                    (f"one that gives an even number of the {head_dim} elements of a head",),
+                    "llama.cpp rotates pairs of elements",
+                )
+            )
+    elif part != 1.0:
         problems.append(
             Problem(
                 f"{where}.partial_rotary_factor",
-                rope["partial_rotary_factor"],
+                part,
                 ("1.0",),
                 "llama.cpp rotates whole heads of this architecture",
             )
@@ -170,7 +187,12 @@ def _attention_factor(rope: dict[str, Any]) -> float:
 
 
 def from_metadata(
-    prefix: str, metadata: Metadata, context_length: int, supported: tuple[str, ...], source: str
+    prefix: str,
+    metadata: Metadata,
+    context_length: int,
+    supported: tuple[str, ...],
+    source: str,
+    head_dim: int | None = None,
 ) -> tuple[dict[str, Any], set[str], list[Problem]]:
     """Rotary parameters of a GGUF file, except a llama3 scaling (see ``llama3.fit``).
 
@@ -231,7 +253,21 @@ def from_metadata(
             )
         )
     rope["rope_theta"] = theta
+    if head_dim is not None:
+        key = prefix + "rope.dimension_count"
+        known.add(key)
+        rotated = metadata_number(metadata, key, source, whole=True)
+        rope["partial_rotary_factor"] = _part(head_dim if rotated is None else rotated, head_dim, key, source)
     return rope, known, problems
+
+
+def _part(rotated: int, head_dim: int, key: str, source: str) -> float:
+    """Share of a head that Transformers counts as so many elements."""
+    if rotated > head_dim or rotated % 2:
+        expected = f"an even number up to {head_dim}, the size of a head"
+        raise CheckpointError(source, f"{key} = {rotated}", expected)
+    part = rotated / head_dim
+    return part if int(head_dim * part) == rotated else math.nextafter(part, 1)
 
 
 def shortest(value: Any) -> float:

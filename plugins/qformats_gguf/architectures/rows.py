@@ -3,7 +3,8 @@
 A further architecture is a further row. Canonical names are those of Transformers' model classes; weights
 are ``[out_features, in_features]`` (the Conv1D weights of GPT-2 arrive transposed, so no row transposes).
 
-Source: ggml-org/llama.cpp:conversion/{base,llama,qwen,gpt2}.py, src/models/{llama,qwen2,qwen3,gpt2}.cpp.
+Source: ggml-org/llama.cpp:conversion/{base,llama,qwen,gpt2,chatglm}.py,
+src/models/{llama,qwen2,qwen3,gpt2,chatglm}.cpp.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import replace
 
 from qformats_gguf.architectures.schema import (
     Config,
+    Fused,
     HFModel,
     If,
     Limit,
@@ -107,6 +109,9 @@ def _attention(qkv_bias: bool | If, o_bias: bool | If, *, permuted: bool) -> tup
     )
 
 
+_QKV = (Fused("blk.{i}.attn_qkv", ("blk.{i}.attn_q", "blk.{i}.attn_k", "blk.{i}.attn_v")),)
+
+
 def _mlp(bias: bool | If) -> tuple[TensorRule, ...]:
     return (
         TensorRule(_DECODER + "mlp.gate_proj", "blk.{i}.ffn_gate", _UP, bias=bias),
@@ -183,6 +188,7 @@ _LLAMA = Row(
         _VOCABULARY,
         _ROTARY_SIZE,
     ),
+    fused=_QKV,
     rope=("default", "linear", "llama3", "yarn"),
     limits=(_SILU, _CAUSAL),
     constants={"hidden_act": "silu"},
@@ -218,6 +224,7 @@ _QWEN2 = Row(
         replace(_VOCABULARY, write=False),
         replace(_ROTARY_SIZE, write=False),
     ),
+    fused=_QKV,
     rope=("default", "linear", "yarn"),
     limits=(_SILU, _CAUSAL),
     constants={"hidden_act": "silu", "use_sliding_window": False},
@@ -261,6 +268,7 @@ _QWEN3 = Row(
         replace(_VOCABULARY, write=False),
         replace(_ROTARY_SIZE, write=False),
     ),
+    fused=_QKV,
     rope=("default", "linear", "yarn"),
     limits=(
         _SILU,
@@ -268,6 +276,51 @@ _QWEN3 = Row(
         Limit("attention_bias", (False,), "llama.cpp loads no attn_output.bias in this architecture"),
     ),
     constants={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
+    neutral=_DENSE,
+    junk=_JUNK,
+)
+
+# ChatGLM2, ChatGLM3 and GLM-4-9B; not GLM-4-0414 (model type glm4), which has more norms. Rows of q and k stay
+# as they are: Transformers too rotates neighbours here. Of a native checkpoint, upstream's converter writes
+# hidden_size as the context and 1e-5 as the epsilon, whatever the configuration says.
+_CHATGLM = Row(
+    arch="chatglm",
+    models=(
+        HFModel(
+            "glm",
+            ("GlmForCausalLM",),
+            {
+                "rms_norm_eps": 1.5625e-7,
+                "max_position_embeddings": 131072,
+                "num_key_value_heads": 2,
+                "head_dim": 128,
+                "tie_word_embeddings": False,
+                "attention_bias": True,
+                "partial_rotary_factor": 0.5,
+            },
+            checks=(_whole_heads,),
+        ),
+    ),
+    prefix="model.",
+    blocks="num_hidden_layers",
+    tensors=(
+        *_EMBEDDINGS,
+        *_NORMS,
+        *_attention(If("attention_bias"), False, permuted=False),
+        # Gate and up below each other, in one module on both sides.
+        TensorRule(_DECODER + "mlp.gate_up_proj", "blk.{i}.ffn_up", ("2 * intermediate_size", "hidden_size")),
+        TensorRule(_DECODER + "mlp.down_proj", "blk.{i}.ffn_down", _UP[::-1]),
+    ),
+    metadata=(
+        *_SIZES,
+        *_DERIVED_SIZES,
+        replace(_VOCABULARY, write=False),
+    ),
+    fused=_QKV,
+    rope=("default", "linear", "yarn"),
+    partial_rotary=True,
+    limits=(_SILU, _CAUSAL),
+    constants={"hidden_act": "silu"},
     neutral=_DENSE,
     junk=_JUNK,
 )
@@ -332,5 +385,5 @@ _GPT2 = Row(
     junk=(".attn.bias", ".attn.masked_bias"),
 )
 
-ROWS: dict[str, Row] = {row.arch: row for row in (_LLAMA, _QWEN2, _QWEN3, _GPT2)}
+ROWS: dict[str, Row] = {row.arch: row for row in (_LLAMA, _QWEN2, _QWEN3, _CHATGLM, _GPT2)}
 """Rows by ``general.architecture``."""

@@ -6,6 +6,7 @@ llama.cpp reads for them, and what llama.cpp does *not* compute. Nothing here kn
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from qformats_gguf.metadata import Value
 __all__ = [
     "REQUIRED",
     "Config",
+    "Fused",
     "HFModel",
     "If",
     "Limit",
@@ -153,6 +155,22 @@ class TensorRule:
 
 
 @dataclass(frozen=True)
+class Fused:
+    """Modules that a GGUF file may store as one, their rows below each other.
+
+    Attributes
+    ----------
+    gguf : str
+        Name of the one module; ``{i}`` stands for the block.
+    parts : tuple of str
+        GGUF names of the modules in it, in the order of their rows.
+    """
+
+    gguf: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class MetaRule:
     """A metadata key and the configuration key that it stands for.
 
@@ -232,8 +250,12 @@ class Row:
         Configuration key with the number of blocks.
     tensors, metadata : tuple
         The mapping itself.
+    fused : tuple of Fused
+        Modules that llama.cpp also loads as one; they are read so, and never written.
     rope : tuple of str
         Rotary scalings that llama.cpp computes for it; empty where there is no rotary embedding.
+    partial_rotary : bool
+        Whether a part of each head may be rotated; else all of it is.
     limits : tuple of Limit
         What llama.cpp does not compute.
     constants : mapping
@@ -250,11 +272,22 @@ class Row:
     blocks: str
     tensors: tuple[TensorRule, ...]
     metadata: tuple[MetaRule, ...]
+    fused: tuple[Fused, ...] = ()
     rope: tuple[str, ...] = ()
+    partial_rotary: bool = False
     limits: tuple[Limit, ...] = ()
     constants: Config = field(default_factory=dict)
     neutral: Config = field(default_factory=dict)
     junk: tuple[str, ...] = ()
+
+    def separate(self, name: str) -> list[str]:
+        """GGUF names of the tensors in the GGUF tensor `name`, in the order of their rows: mostly itself."""
+        for rule in self.fused:
+            template = re.escape(rule.gguf).replace(r"\{i\}", r"(0|[1-9]\d*)")
+            match = re.fullmatch(template + r"(\.weight|\.bias)", name)
+            if match:
+                return [part.replace("{i}", match[1]) + match[2] for part in rule.parts]
+        return [name]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 from qformats.errors import CheckpointError
 
 from ..metadata import Metadata, ValueType, array, boolean, string, u32
+from . import chatglm
 from .added import ROLES, token_text
 from .files import TokenizerFiles
 
@@ -39,7 +40,14 @@ ID_KEYS: Mapping[str, str] = {
 
 TEMPLATE = "tokenizer.chat_template"
 TEMPLATES = "tokenizer.chat_templates"
-_GLM_ROLES = {"eos": "<|endoftext|>", "eot": "<|user|>", "unk": "<|endoftext|>"}
+_GLM4_ROLES = {"eos": "<|endoftext|>", "eot": "<|user|>", "unk": "<|endoftext|>"}
+_GLM_ROLES: Mapping[str, Mapping[str, str]] = {
+    "chatglm-bpe": _GLM4_ROLES,
+    "glm4": _GLM4_ROLES,
+    "glm5": _GLM4_ROLES,
+    chatglm.PRE: {"bos": "<s>", "eos": "</s>", "eot": "<|user|>", "unk": "<unk>"},
+}
+"""Tokens of GLM's vocabularies that have a role where nothing else says so, by name of the pre-tokenizer."""
 
 
 def special_metadata(
@@ -81,8 +89,8 @@ def special_metadata(
         if isinstance(said, bool):
             flags.setdefault(role, said)
     flags = {"bos": add_bos, "eos": False} | flags
-    if pre in ("chatglm-bpe", "glm4", "glm5"):
-        for role, default in _GLM_ROLES.items():
+    if pre in _GLM_ROLES:
+        for role, default in _GLM_ROLES[pre].items():
             if default in ids and roles[role] is None and _configured(config, files, role) is None:
                 roles[role] = default
         flags["bos"] = False

@@ -7,11 +7,12 @@ Source: ggml-org/llama.cpp:conversion/base.py (``_create_vocab_sentencepiece``),
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
 
+from . import chatglm
 from .added import added_tokens, decoder_entries, looks_special
 from .files import TokenizerFiles
 from .sentencepiece_model import BPE, MODEL_TYPES, parse
@@ -47,6 +48,10 @@ def from_model_file(
             "llama.cpp's SentencePiece tokenizer merges by score, which would cut text differently",
         )
     entries = _added_to_model(files, len(model.pieces))
+    added_score = ADDED_SCORE
+    if chatglm.is_chatglm(files, config):
+        pre, added_score = pre or chatglm.PRE, _behind(piece.score for piece in model.pieces)
+        entries = chatglm.complete(entries, [piece.text for piece in model.pieces], files, config)
     largest = max([len(model.pieces) - 1, *entries])
     size = padded_size(config, largest, len(model.pieces) + len(entries), files.path(name))
     tokens = [padding_token(index) for index in range(size)]
@@ -59,7 +64,7 @@ def from_model_file(
         control = special or looks_special(text)
         tokens[index] = text if control else text.replace(SPACE, " ")
         types[index] = TokenType.CONTROL if control else TokenType.USER_DEFINED
-        scores[index] = ADDED_SCORE
+        scores[index] = added_score
     result = Vocabulary("llama", pre or "default", tokens, types, scores)
     result.check(files.path(name))
     return result, model.add_dummy_prefix
@@ -77,6 +82,15 @@ def _added_to_model(files: TokenizerFiles, pieces: int) -> dict[int, tuple[str, 
     for index, text, special in decoder_entries(files):
         entries[index] = (text, special)
     return entries
+
+
+def _behind(scores: Iterable[float]) -> float:
+    """Score for added tokens that are plain letters, as ``sop``: llama.cpp merges letters into them too.
+
+    Behind every piece, they take letters only that would have stayed apart; with upstream's score, 0, they would
+    come before every piece.
+    """
+    return min(scores) - 1
 
 
 def space_prefix(tokenizer: Mapping[str, Any]) -> bool | None:
@@ -165,6 +179,9 @@ def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: s
         scores[index] = merged.get(token, -float(len(merged) + rest))
         if BYTE.fullmatch(token):
             types[index], scores[index] = TokenType.BYTE, 0.0
+    added_score = ADDED_SCORE
+    if chatglm.is_chatglm(files, config):
+        pre, added_score = pre or chatglm.PRE, _behind(scores[index] for index in vocabulary.values())
     for index, entry in added.items():
         if types[index] != TokenType.UNUSED and tokens[index] != entry.text:
             raise CheckpointError(
@@ -173,7 +190,7 @@ def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: s
         control = entry.special or looks_special(entry.text)
         tokens[index] = entry.text if control else entry.text.replace(SPACE, " ")
         types[index] = TokenType.CONTROL if control else TokenType.USER_DEFINED
-        scores[index] = ADDED_SCORE
+        scores[index] = added_score
     result = Vocabulary("llama", pre or "default", tokens, types, scores)
     result.check(path)
     return result
