@@ -50,7 +50,8 @@ def quantize(tensor: Tensor, format: str, *, quantizer: str = "rtn") -> Quantize
     Parameters
     ----------
     tensor : Tensor
-        Any float dtype, ``(N, K)`` = (out_features, in_features); a parameter is detached. Not modified.
+        float32, float16 or bfloat16, ``(N, K)`` = (out_features, in_features); a parameter is detached. Formats whose
+        upstream rounds in the dtype of the source do so. float64 is rounded to float32 first. Not modified.
     format : str
         ``family:variant`` whose grid is used.
     quantizer : str
@@ -83,7 +84,8 @@ def quantize(tensor: Tensor, format: str, *, quantizer: str = "rtn") -> Quantize
     if problem:
         raise ShapeError("weight", tuple(tensor.shape), f"a shape that {chosen.name} can hold ({problem})")
     require_finite(tensor)
-    return registry().quantizer(quantizer).quantize(tensor.float(), chosen)
+    weight = tensor.float() if tensor.dtype == torch.float64 else tensor
+    return registry().quantizer(quantizer).quantize(weight, chosen)
 
 
 def _quantizing(format: str) -> Packer:
@@ -173,6 +175,8 @@ def export(
     output_type: str | None = None,
     token_embedding_type: str | None = None,
     pure: bool = False,
+    container: str | None = None,
+    require_exact: bool = False,
     force: bool = False,
     workers: int | None = None,
     options: Mapping[str, str] | None = None,
@@ -198,6 +202,10 @@ def export(
         Variants of the output layer and of the token embedding.
     pure : bool
         Use one variant for every tensor that is quantized, without the container's own mix.
+    container : str, optional
+        Loader that writes the output, where it is not the format's usual one.
+    require_exact : bool
+        Refuse, before anything is written, if a value of the source would change.
     force : bool
         Replace an existing target.
     workers : int, optional
@@ -229,6 +237,15 @@ def export(
         output_type=output_type,
         token_embedding_type=token_embedding_type,
         pure=pure,
+        container=container,
     )
-    place = Path(target).expanduser()
-    return run(source, place, recipe, force=force, workers=workers, options=options or {}, progress=progress)
+    return run(
+        source,
+        Path(target).expanduser(),
+        recipe,
+        force=force,
+        workers=workers,
+        require_exact=require_exact,
+        options=options or {},
+        progress=progress,
+    )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qformats.errors import ShapeError
 from qformats.tensors import PackedTensor
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["Checkpoint", "Fingerprint", "StoredTensor", "fingerprint", "map_file"]
+    from qformats.interfaces import Packer
+
+__all__ = ["Checkpoint", "Fingerprint", "StoredTensor", "concat_rows", "fingerprint", "map_file"]
 
 Fingerprint = tuple[tuple[str, int, int, int, int, int], ...]
 """Path, device, inode, size, and times of change of content and of inode, in nanoseconds, of every file."""
@@ -70,8 +74,9 @@ class StoredTensor:
         Position in the file, where known; only an order.
     load : callable
         ``load(start, stop)`` gives rows ``[start, stop)`` as a PackedTensor; without copying where possible.
-    sliceable : bool
-        Whether a range of rows costs less than the whole tensor.
+    step : int
+        Ranges of rows whose ends are multiples of it can be read by themselves; 0 if only the whole tensor can. See
+        :meth:`qformats.Packer.row_step`.
     origin : str
         Format on disk, where `load` had to decode it to give `format`; else empty.
     """
@@ -83,7 +88,7 @@ class StoredTensor:
     file: Path
     load: Callable[[int, int], PackedTensor]
     offset: int = 0
-    sliceable: bool = True
+    step: int = 1
     origin: str = ""
 
     @property
@@ -113,9 +118,9 @@ class StoredTensor:
         return replace(self, name=name)
 
     def take_rows(self, order: np.ndarray[Any, np.dtype[np.intp]]) -> StoredTensor:
-        """The same tensor with its rows in another order.
+        """The same tensor with its rows in another order, on the bytes where they lie by rows.
 
-        A format whose bytes do not lie by rows is decoded.
+        Elsewhere it is unpacked and packed again without rounding; only where blocks straddle rows is it decoded.
 
         Parameters
         ----------
@@ -125,8 +130,9 @@ class StoredTensor:
         from qformats.api import packer
 
         own = packer(self.format)
-        if not own.sliceable:
-            return self._decoded().take_rows(order)
+        if own.row_step(self.shape) != 1:
+            return self._repacked(order)
+        shape = (len(order), *self.shape[1:])
 
         def load(start: int, stop: int) -> PackedTensor:
             import torch
@@ -134,11 +140,57 @@ class StoredTensor:
             chosen = torch.from_numpy(order[start:stop])
             low, high = int(chosen.min()), int(chosen.max()) + 1
             part = self.load(low, high)
-            fields = {key: value[chosen - low] for key, value in part.fields.items()}
-            return PackedTensor(part.format, (len(chosen), *self.shape[1:]), fields)
+            rows = {key: value for key, value in part.fields.items() if key not in _fixed(own, shape)}
+            stored = own.stored((len(chosen), *self.shape[1:]))
+            fields = {
+                key: value.reshape(high - low, -1)[chosen - low].view(stored[key][0])
+                for key, value in rows.items()
+            }
+            return PackedTensor(part.format, (len(chosen), *self.shape[1:]), {**_fixed(own, shape), **fields})
 
         nbytes = self.nbytes // max(1, self.rows) * len(order)
-        return replace(self, shape=(len(order), *self.shape[1:]), nbytes=nbytes, load=load)
+        return replace(self, shape=shape, nbytes=nbytes, load=load)
+
+    def _repacked(self, order: np.ndarray[Any, np.dtype[np.intp]]) -> StoredTensor:
+        from qformats.api import packer
+
+        own = packer(self.format)
+        other = own.row_packer(self.shape)
+        if other is None:
+            return self._decoded().take_rows(order)
+
+        def load(start: int, stop: int) -> PackedTensor:
+            import torch
+
+            return other.pack(own.unpack(self.read()).take_rows(torch.from_numpy(order[start:stop])))
+
+        nbytes = self.nbytes * len(order) // max(1, self.rows)
+        shape = (len(order), *self.shape[1:])
+        return replace(
+            self,
+            shape=shape,
+            format=other.name,
+            nbytes=nbytes,
+            load=load,
+            step=0,
+            origin=self.stored_format if other.name != self.stored_format else "",
+        )
+
+    def slice_rows(self, start: int, stop: int) -> StoredTensor:
+        """Rows ``[start, stop)`` as a tensor of their own, see :meth:`take_rows`."""
+        from qformats.api import packer
+
+        step = packer(self.format).row_step(self.shape)
+        if step == 0 or start % step or (stop % step and stop != self.rows):
+            import numpy as np
+
+            return self._repacked(np.arange(start, stop))
+
+        def load(first: int, last: int) -> PackedTensor:
+            return self.load(start + first, start + last)
+
+        nbytes = self.nbytes * (stop - start) // max(1, self.rows)
+        return replace(self, shape=(stop - start, *self.shape[1:]), nbytes=nbytes, load=load)
 
     def transposed(self) -> StoredTensor:
         """The same matrix with its dimensions exchanged.
@@ -168,7 +220,58 @@ class StoredTensor:
             part = own.dequantize(self.read())[start:stop]
             return PackedTensor("dense:f32", tuple(part.shape), {"weight": part})
 
-        return replace(self, format="dense:f32", load=load, sliceable=False, origin=self.stored_format)
+        return replace(self, format="dense:f32", load=load, step=0, origin=self.stored_format)
+
+
+def _fixed(own: Packer, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Fields of a rearranged tensor that follow from its shape."""
+    return own.fixed(shape, "f32") if own.dense_dtype is None else {}
+
+
+def concat_rows(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
+    """Several tensors as one, below each other.
+
+    Parameters
+    ----------
+    name : str
+        Name of the result.
+    parts : sequence of StoredTensor
+        The same number of columns each. Where their formats differ, or do not lie by rows, all are decoded.
+
+    Raises
+    ------
+    ShapeError
+        If their rows differ in width.
+    """
+    from qformats.api import packer
+
+    first = parts[0]
+    for part in parts:
+        if part.shape[1:] != first.shape[1:]:
+            raise ShapeError(part.name, part.shape, f"rows as those of {first.name}, {first.shape}")
+    if any(p.format != first.format or packer(p.format).row_step(p.shape) != 1 for p in parts):
+        parts = [part._decoded() for part in parts]
+    ends = list(itertools.accumulate(part.rows for part in parts))
+
+    def load(start: int, stop: int) -> PackedTensor:
+        import torch
+
+        found = []
+        for part, end in zip(parts, ends, strict=True):
+            begin = end - part.rows
+            low, high = max(start, begin), min(stop, end)
+            if low < high:
+                found.append(part.load(low - begin, high - begin))
+        fields = {
+            key: torch.cat([piece.fields[key] for piece in found])
+            for key in (found[0].fields if found else ())
+        }
+        return PackedTensor(parts[0].format, (stop - start, *first.shape[1:]), fields)
+
+    shape = (ends[-1], *first.shape[1:])
+    step = min(part.step for part in parts)
+    nbytes = sum(part.nbytes for part in parts)
+    return replace(parts[0], name=name, shape=shape, nbytes=nbytes, load=load, step=step)
 
 
 class Checkpoint(ABC):

@@ -13,6 +13,8 @@
       UnsupportedModelError(ValueError)       an architecture or a tokenizer that no table row describes
       NonFiniteError(ValueError)              values are NaN or infinite, or too large for the format
       WeightsError(ValueError)                the same, with the file and the tensor named
+      NotExactError(ValueError)               a tensor cannot be kept as it is in another format
+      InexactExportError(ValueError)          an export that was to keep every value would change some
       OutputError(OSError)                    the target cannot be written
       BackendUnavailableError(RuntimeError)   a runtime that was asked for is not there
 
@@ -22,6 +24,7 @@ Constructors take data and format the sentence once.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from os import PathLike
 
@@ -29,9 +32,11 @@ __all__ = [
     "BackendUnavailableError",
     "CheckpointError",
     "ConfigError",
+    "InexactExportError",
     "ModelNotFoundError",
     "NameTakenError",
     "NonFiniteError",
+    "NotExactError",
     "OutputError",
     "PluginLoadError",
     "QFormatsError",
@@ -40,6 +45,10 @@ __all__ = [
     "UnsupportedModelError",
     "WeightsError",
 ]
+
+
+_SHOWN_REASONS = 5
+"""Different reasons that one message lists."""
 
 
 def _sentence(subject: str, found: str, expected: str | None, hint: str | None) -> str:
@@ -183,6 +192,55 @@ class WeightsError(QFormatsError, ValueError):
     def __init__(self, file: str, tensor: str, found: str, hint: str | None = None) -> None:
         self.file, self.tensor = file, tensor
         super().__init__(_sentence(f"{file}: tensor {tensor!r}", found, None, hint))
+
+
+class NotExactError(QFormatsError, ValueError):
+    """A quantized tensor whose values another format does not have.
+
+    Parameters
+    ----------
+    reason : str
+        What does not fit, as a clause: ``"levels -8 to 8 need 17 codes and there are 16"``.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(_sentence("", reason, None, None))
+
+
+def alike(reasons: Mapping[str, str]) -> list[list[str]]:
+    """Names whose reasons differ in nothing but numbers, together."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(re.sub(r"-?[\d.]+(e[-+]?\d+)?", "#", reason), []).append(name)
+    return list(groups.values())
+
+
+class InexactExportError(QFormatsError, ValueError):
+    """An export that was to keep every value would change some.
+
+    Parameters
+    ----------
+    source, format : str
+        What was to be exported, and into what.
+    reasons : mapping of str to str
+        Why each tensor cannot stay what it is, by its name in the output.
+    """
+
+    def __init__(self, source: str, format: str, reasons: Mapping[str, str]) -> None:
+        self.source = source
+        self.format = format
+        self.reasons = dict(reasons)
+        shown = []
+        groups = alike(reasons)
+        for names in groups[:_SHOWN_REASONS]:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            shown.append(f"{names[0]}{more} ({reasons[names[0]]})")
+        if len(groups) > _SHOWN_REASONS:
+            shown.append(f"{len(groups) - _SHOWN_REASONS} other reasons")
+        found = f"{len(reasons)} tensors cannot become {format} unchanged: {'; '.join(shown)}"
+        hint = "Leave --require-exact out to round them, or choose another format"
+        super().__init__(_sentence(source, found, None, hint))
 
 
 class OutputError(QFormatsError, OSError):

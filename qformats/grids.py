@@ -49,13 +49,15 @@ class GridParams:
 class Grid(ABC):
     """What a block of a format can represent.
 
-    Weights are float32 ``(N, K)``; codes are uint8 ``(N, K)`` in ``[0, levels)``. No method modifies its
-    arguments.
+    Weights are float32 ``(N, K)``, those given to :meth:`reference` and :meth:`quantize` of any float dtype; codes are
+    uint8 ``(N, K)`` in ``[0, levels)``. No method modifies its arguments.
     """
 
     levels: int
     block_size: int
     """Columns of a block; 0 for the whole row."""
+    flat: bool = False
+    """Whether blocks run over the flattened tensor, where a row is no whole number of them; the last may be short."""
     scale_dtype: str
 
     def _check(self) -> None:
@@ -67,6 +69,11 @@ class Grid(ABC):
     def columns(self, weight: Tensor) -> int:
         """Columns of a block of this weight."""
         return self.block_size or int(weight.shape[1])
+
+    def block_of(self, weight: Tensor) -> tuple[int, int]:
+        """``(rows, columns)`` of a block of this weight, as :class:`~qformats.QuantizedTensor` has it."""
+        columns = self.columns(weight)
+        return (0, columns) if self.flat and weight.shape[1] % columns else (1, columns)
 
     def blocks(self, weight: Tensor) -> Tensor:
         """View `weight` as ``(N, blocks a row, columns of a block)``.
@@ -118,12 +125,26 @@ class Grid(ABC):
         return replace(params, scale=self.storable(params.scale))
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
-        """Codes and parameters that the format's own upstream writer would choose."""
+        """Codes and parameters that the format's own upstream writer would choose.
+
+        Parameters
+        ----------
+        weight : Tensor
+            float32, float16 or bfloat16, ``(N, K)``: some writers round in the dtype of the source.
+        """
+        weight = weight.float()
         params = self.fit(weight)
         return self.encode(weight, params), params
 
     def quantize(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
         """Round a weight by the reference rule; with `importance`, by the weighted fit.
+
+        Parameters
+        ----------
+        weight : Tensor
+            float32, float16 or bfloat16, ``(N, K)``.
+        importance : Tensor, optional
+            See :meth:`fit`.
 
         Raises
         ------
@@ -133,6 +154,7 @@ class Grid(ABC):
         if importance is None:
             codes, params = self.reference(weight)
         else:
+            weight = weight.float()
             params = self.fit(weight, importance)
             codes = self.encode(weight, params)
         fits = params.scale.isfinite()
@@ -144,6 +166,18 @@ class Grid(ABC):
             found = f"{int((~fits).sum())} of {fits.numel()} blocks need a scale beyond {self.scale_dtype}"
             raise too_large(found, weight)
         return self.quantized(codes, params)
+
+    def hold(self, quantized: QuantizedTensor) -> QuantizedTensor:
+        """Give a tensor of the same values on this grid; see :func:`qformats.exact.hold`.
+
+        Raises
+        ------
+        NotExactError
+            If there is none, saying why.
+        """
+        from qformats.exact import hold
+
+        return hold(quantized, self)
 
     def validate(self, quantized: QuantizedTensor) -> None:
         """Refuse codes or parameters that lie off the grid.
@@ -159,13 +193,14 @@ class Grid(ABC):
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.levels):
             found = f"[{int(codes.min())}, {int(codes.max())}]"
             raise ConfigError("codes", found, f"[0, {self.levels - 1}]")
-        expected = (1, self.columns(codes))
+        expected = self.block_of(codes)
         if quantized.block_size != expected or quantized.g_idx is not None:
             found = f"{quantized.block_size}" + (
                 " with reordered columns" if quantized.g_idx is not None else ""
             )
             raise ConfigError("block_size", found, f"{expected}, columns in order")
-        self.blocks(codes)
+        if expected[0]:
+            self.blocks(codes)
         for name in ("scale", "minimum"):
             value = getattr(quantized, name)
             if value is None:

@@ -6,20 +6,25 @@ registration, and a plugin module imports torch only inside the methods that com
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qformats.checkpoint import Checkpoint, StoredTensor
-from qformats.errors import ConfigError, UnknownFormatError
+from qformats.checkpoint import Checkpoint
+from qformats.dtypes import FLOATS, SIZES
+from qformats.errors import ConfigError, NotExactError, UnknownFormatError
 from qformats.grids import Grid
+from qformats.layout import Assignment, Draft, Layout, OutputFile, Placement
 from qformats.spec import FormatSpec, solve
 from qformats.tensors import PackedTensor, QuantizedTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from qformats.exact import Answer
 
 __all__ = [
     "Assignment",
@@ -27,11 +32,32 @@ __all__ = [
     "Draft",
     "Layout",
     "Loader",
+    "LoaderOption",
+    "ModuleFields",
     "OutputFile",
     "Packer",
     "Placement",
     "Quantizer",
 ]
+
+
+@dataclass(frozen=True)
+class ModuleFields:
+    """What one module of a folder stores.
+
+    Attributes
+    ----------
+    name : str
+        Name of the module.
+    stored : mapping of str to (tuple of int, str)
+        Shape and dtype of its tensors whose names its format may use, by the name beside the module.
+    read : callable
+        Raw bytes of one of them; for small ones, such as a description in JSON.
+    """
+
+    name: str
+    stored: Mapping[str, tuple[tuple[int, ...], str]]
+    read: Callable[[str], bytes]
 
 
 class Packer(ABC):
@@ -49,7 +75,7 @@ class Packer(ABC):
     default_variant: ClassVar[str]
     """Variant meant by the family's bare name."""
     container: ClassVar[str]
-    """Name of the loader whose files hold this family."""
+    """Name of the loader that writes this family unless another one is asked for."""
 
     spec: FormatSpec
     """Descriptor: stored fields, sizes, support level."""
@@ -57,8 +83,6 @@ class Packer(ABC):
     """Which numbers can be represented; ``None`` for dense and for read-only formats."""
     dense_dtype: str | None = None
     """Set by formats that store plain numbers (``"f16"``): weights are cast into them, not quantized."""
-    sliceable: bool = True
-    """Whether any range of rows can be packed by itself, and lies in every field as a range of rows."""
 
     @classmethod
     @abstractmethod
@@ -108,6 +132,68 @@ class Packer(ABC):
         rows, columns = int(shape[0]), int(shape[1])
         return {f.name: (f.resolve(rows, columns), f.dtype) for f in self.spec.fields}
 
+    def row_step(self, shape: Sequence[int]) -> int:
+        """How finely a tensor can be cut into ranges of rows.
+
+        Ranges whose ends are multiples of the answer (or the last row) can be packed by themselves, and lie in every
+        field as a range of bytes. 0 stands for the whole tensor only. By default every row is a range if each
+        field's first dimension is ``N``.
+        """
+        return int(all(field.shape[:1] == ("N",) for field in self.spec.fields))
+
+    def span(self, field: str, shape: Sequence[int], start: int, stop: int) -> tuple[int, int]:
+        """First and last byte (exclusive) of a field in which rows ``[start, stop)`` lie."""
+        ends = []
+        for rows in (start, stop):
+            dims, dtype = self.stored((rows, *shape[1:]))[field]
+            ends.append(math.prod(dims) * SIZES[dtype])
+        return (ends[0] if start else 0), ends[1]
+
+    def fixed(self, shape: Sequence[int], dtype: str) -> dict[str, Tensor]:
+        """Fields that follow from the weight's shape and the source's dtype alone; they are written once, whole.
+
+        Parameters
+        ----------
+        shape : sequence of int
+            ``(N, K)`` of the whole weight.
+        dtype : str
+            ``"f32"``, ``"f16"`` or ``"bf16"``: what the weight was before it was quantized.
+        """
+        return {}
+
+    def cut(self, packed: PackedTensor, start: int, stop: int) -> PackedTensor:
+        """Rows ``[start, stop)`` of a packed tensor; both as :meth:`row_step` allows.
+
+        Fields that :meth:`fixed` gives stay whole. Nothing is copied.
+        """
+        rows = packed.shape[0]
+        if (start, stop) == (0, rows):
+            return packed
+        step = self.row_step(packed.shape)
+        if not step or start % step or (stop % step and stop != rows):
+            allowed = f"multiples of {step}" if step else f"all {rows} rows"
+            raise ConfigError(f"rows of {self.name}", (start, stop), allowed)
+        shape = (stop - start, *packed.shape[1:])
+        stored, whole = self.stored(shape), self.fixed(packed.shape, "f32")
+        fields = {}
+        for name, value in packed.fields.items():
+            if name not in whole:
+                first, last = self.span(name, packed.shape, start, stop)
+                size = value.element_size()
+                value = value.reshape(-1)[first // size : last // size].view(stored[name][0])
+            fields[name] = value
+        return PackedTensor(packed.format, shape, fields)
+
+    def row_packer(self, shape: Sequence[int]) -> Packer | None:
+        """Format of the same values in which rows can be put into another order; ``None`` if blocks straddle them.
+
+        It is this one unless something is stored for several rows together.
+        """
+        if self.row_step(shape) == 1:
+            return self
+        within = self.grid is not None and not (self.grid.block_size and shape[1] % self.grid.block_size)
+        return self if within and self.spec.level else None
+
     def weight_shape(self, stored: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[int, int]:
         """Shape of the weight whose stored fields have these shapes and dtypes.
 
@@ -138,6 +224,43 @@ class Packer(ABC):
                 expected = f"{wanted} for a weight of ({found_rows}, {found_columns})"
                 raise ConfigError(spec.name, f"shape {stored[spec.name][0]}", expected)
         return found_rows, found_columns
+
+    def foresee(self, source: Packer, shape: Sequence[int]) -> tuple[Answer, str]:
+        """Tell whether :meth:`hold` takes what `source` stores, and why not, from descriptors alone.
+
+        Parameters
+        ----------
+        source : Packer
+            Format that the tensor comes from.
+        shape : sequence of int
+            ``(N, K)``.
+        """
+        from qformats.exact import Answer, foresee
+
+        if not source.spec.level or self.grid is None:
+            other = self if self.grid is None else source
+            return Answer.NEVER, f"{other.name} has no canonical form"
+        problem = self.veto(shape)
+        if problem:
+            return Answer.NEVER, problem
+        if source.grid is None:
+            return Answer.DATA, ""
+        return foresee(source.grid, self.grid, (int(shape[0]), int(shape[1])))
+
+    def hold(self, quantized: QuantizedTensor) -> QuantizedTensor:
+        """Give a canonical tensor of the same values that :meth:`pack` takes, whatever format it comes from.
+
+        Raises
+        ------
+        NotExactError
+            If this format has no such tensor, saying why.
+        """
+        if self.grid is None:
+            raise NotExactError(f"{self.name} has no grid")
+        problem = self.veto(quantized.shape)
+        if problem:
+            raise NotExactError(problem)
+        return self.grid.hold(quantized)
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
         """Bytes of a canonical tensor whose codes and parameters lie on this format's grid.
@@ -184,25 +307,78 @@ class Packer(ABC):
         NonFiniteError
             If a value is NaN or infinite, or becomes so in this format.
         """
-        import torch
-
         from qformats.kernels.dense import require_finite
 
         if self.grid is None:
             raise ConfigError("format", self.name, "a format that can be written")
         require_finite(dense)
-        return self.pack(self.grid.quantize(dense.to(torch.float32)))
+        return self.pack(self.grid.quantize(dense))
 
-    # Hugging Face folders: `quantization_config` in config.json.
+    # Hugging Face folders: what config.json declares, and which tensors of a module belong to its weight.
 
     @classmethod
     def detect(cls, quantization_config: Mapping[str, Any]) -> Packer | None:
         """Packer of a folder whose config.json holds this ``quantization_config``; ``None`` if it is not ours."""
         return None
 
-    def to_config(self) -> dict[str, Any]:
-        """``quantization_config`` of a folder written in this format."""
+    def to_config(
+        self, *, dense_modules: Sequence[str] = (), packed_modules: Sequence[str] = (), dtype: str = "float32"
+    ) -> dict[str, Any]:
+        """``quantization_config`` of a folder written in this format.
+
+        Parameters
+        ----------
+        dense_modules : sequence of str
+            Linear modules that are left as plain numbers, such as ``"lm_head"``.
+        packed_modules : sequence of str
+            Modules that are stored in this format.
+        dtype : str
+            dtype of the model's plain numbers, as config.json spells it.
+
+        Raises
+        ------
+        ConfigError
+            If readers of such folders could not load one of these modules.
+        """
         return {"quant_method": "qformats", "format": self.name}
+
+    @property
+    def suffixes(self) -> frozenset[str]:
+        """Every name beside a module under which its weight may be stored."""
+        return frozenset(field.name for field in self.spec.fields)
+
+    def locate(self, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
+        """Format and shape ``(N, K)`` of the weight that a module of a folder stores.
+
+        It is asked of the packer that the folder declares, for each module that has one of :attr:`suffixes`.
+
+        Returns
+        -------
+        tuple or None
+            ``None`` for a module of plain numbers.
+
+        Raises
+        ------
+        ConfigError
+            If the fields are incomplete or contradict each other.
+        """
+        fields = {field.name: field for field in self.spec.fields}
+        missing = sorted(fields.keys() - module.stored.keys())
+        if not missing:
+            return self, self.weight_shape(module.stored)
+        for name, (_, dtype) in module.stored.items():
+            # A module that was not quantized has a float `weight` of its own; integers alone mean nothing.
+            if name in fields and dtype == fields[name].dtype and dtype not in FLOATS:
+                present = sorted(fields.keys() & module.stored.keys())
+                raise ConfigError(f"fields of {self.name}", present, " and ".join(fields))
+        return None
+
+    def take(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
+        """Packed tensor of fields as they lie in a folder.
+
+        A packer overrides it to check what shapes cannot tell, and to bring variants of storage into its own fields.
+        """
+        return PackedTensor(self.name, shape, fields)
 
 
 class DensePacker(Packer):
@@ -224,6 +400,10 @@ class DensePacker(Packer):
         """Shape and dtype of the one stored field: the tensor itself."""
         assert self.dense_dtype is not None
         return {self.spec.fields[0].name: (tuple(shape), self.dense_dtype)}
+
+    def row_step(self, shape: Sequence[int]) -> int:
+        """Every row is by itself."""
+        return 1
 
     def dequantize(self, packed: PackedTensor) -> Tensor:
         """Values as float32."""
@@ -263,7 +443,7 @@ class Quantizer(ABC):
         Parameters
         ----------
         weight : Tensor
-            float32, ``(N, K)``. Not modified.
+            float32, float16 or bfloat16, ``(N, K)``: some formats round in the dtype of the source. Not modified.
         packer : Packer
             Format whose grid the result must lie on.
         importance : Tensor, optional
@@ -272,128 +452,13 @@ class Quantizer(ABC):
 
     def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:
         """Quantize and pack; a quantizer overrides it only to be faster."""
-        import torch
-
         from qformats.kernels.dense import require_finite
 
         require_finite(dense)
-        quantized = self.quantize(dense.to(torch.float32), packer)
+        quantized = self.quantize(dense, packer)
         if packer.grid is not None:
             packer.grid.validate(quantized)
         return packer.pack(quantized)
-
-
-@dataclass(frozen=True)
-class Draft:
-    """One tensor of an output, before a format is chosen for it.
-
-    Attributes
-    ----------
-    name : str
-        Name in the output.
-    source : StoredTensor
-        Where its rows come from, already permuted or transposed as the output needs it.
-    role : str or None
-        ``"output"`` or ``"token_embedding"`` for the two tensors that users address by role.
-    keep : str or None
-        Format of a tensor that is not quantized (norms, biases, ...); ``None`` for those that are.
-    why : str
-        Reason for `keep`.
-    tied : bool
-        Whether the token embedding also serves as the output.
-    dense_transposed : bool
-        Whether the container stores this matrix as ``[in_features, out_features]`` while it is plain numbers.
-    cast_along : bool
-        Whether a tensor with `keep` takes the dtype of an export to plain numbers all the same.
-    """
-
-    name: str
-    source: StoredTensor
-    role: str | None = None
-    keep: str | None = None
-    why: str = ""
-    tied: bool = False
-    dense_transposed: bool = False
-    cast_along: bool = False
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """A draft with the format it gets, and the reason if it is not the one asked for.
-
-    `kept` marks tensors that the container never quantizes: the usual, not worth a mention.
-    """
-
-    draft: Draft
-    packer: Packer
-    note: str = ""
-    kept: bool = False
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where one field of one tensor lies in an output file.
-
-    Attributes
-    ----------
-    tensor : int
-        Index into the assignments.
-    field : str
-        Local name of the stored field.
-    offset, nbytes : int
-        Place in the file.
-    """
-
-    tensor: int
-    field: str
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class OutputFile:
-    """One file of an output: its exact size, the bytes known from the plan, and where tensors go.
-
-    Attributes
-    ----------
-    name : str
-        File name relative to the output folder, or the final name of a single file.
-    size : int
-        Exact bytes.
-    header : bytes
-        Content from offset 0 on; the whole content of a file without tensors.
-    placements : tuple of Placement
-        Fields to fill in.
-    """
-
-    name: str
-    size: int
-    header: bytes = b""
-    placements: tuple[Placement, ...] = ()
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Every file of an output.
-
-    Attributes
-    ----------
-    files : tuple of OutputFile
-        For a split model the file that readers open first comes first; it is put in place last.
-    folder : bool
-        Whether the target is a folder that holds the files, or the files lie beside each other under their names.
-    run_with : str
-        Command line that uses the result, with ``{target}`` for its path.
-    """
-
-    files: tuple[OutputFile, ...]
-    folder: bool
-    run_with: str = ""
-
-    @property
-    def nbytes(self) -> int:
-        """Exact bytes of all files."""
-        return sum(file.size for file in self.files)
 
 
 @dataclass(frozen=True)
@@ -418,6 +483,14 @@ class Loader(ABC):
     options: ClassVar[tuple[LoaderOption, ...]] = ()
     suffix: ClassVar[str] = ""
     """File name suffix of a single-file output; empty if outputs are folders."""
+    generic: ClassVar[bool] = False
+    """Whether :meth:`detect` also answers to containers that a more particular loader may know better."""
+    families: ClassVar[tuple[str, ...]] = ()
+    """Families whose exports stay in this container when the source lies in it."""
+
+    def holds(self, packer: Packer) -> bool:
+        """Whether tensors of this format can be written into this container."""
+        return packer.container == self.name or packer.family in self.families
 
     @abstractmethod
     def detect(self, path: Path) -> bool:
@@ -432,6 +505,23 @@ class Loader(ABC):
         CheckpointError
             If a file is missing, truncated or corrupt.
         """
+
+    def outline(self, config: Mapping[str, Any], path: Path) -> Checkpoint | None:
+        """A model with this configuration, of which only names and shapes are known; its weights cannot be read.
+
+        Parameters
+        ----------
+        config : mapping
+            ``config.json``.
+        path : Path
+            Where it was found, for messages.
+
+        Returns
+        -------
+        Checkpoint or None
+            ``None`` if this container holds no such models.
+        """
+        return None
 
     def draft(self, source: Checkpoint, options: Mapping[str, str]) -> list[Draft]:
         """Tensors of an output made from `source`, in output order.

@@ -233,8 +233,9 @@ class Registry:
         return [loader for loader, _ in self._loaders.values()]
 
     def loader_for(self, path: Path) -> Loader | None:
-        """First loader that recognises `path`."""
-        return next((loader for loader in self.loaders() if loader.detect(path)), None)
+        """First loader that recognises `path`; generic ones are asked last."""
+        ordered = sorted(self.loaders(), key=lambda loader: loader.generic)
+        return next((loader for loader in ordered if loader.detect(path)), None)
 
 
 def _in_order(points: Iterable[EntryPoint]) -> list[EntryPoint]:

@@ -9,10 +9,11 @@ from os import PathLike
 from pathlib import Path
 
 from qformats.checkpoint import Checkpoint, fingerprint
-from qformats.errors import ConfigError, ModelNotFoundError
+from qformats.errors import CheckpointError, ConfigError, ModelNotFoundError
+from qformats.folder.model import read_json
 from qformats.registry import registry
 
-__all__ = ["check_options", "open_model"]
+__all__ = ["check_options", "open_model", "outline_model"]
 
 DEMO = "demo"
 """Name of the small model that comes with the package; write ``./demo`` for a folder of that name."""
@@ -34,6 +35,28 @@ def open_model(model: str | PathLike[str], options: Mapping[str, str]) -> Checkp
     checkpoint.name = name
     checkpoint.fingerprint = fingerprint(checkpoint.files)
     return checkpoint
+
+
+def outline_model(model: str | PathLike[str], options: Mapping[str, str]) -> Checkpoint:
+    """Open a model, or only its configuration where there is nothing else: a config.json, or a folder without weights.
+
+    Raises
+    ------
+    CheckpointError, UnsupportedModelError
+        If the configuration describes no known model.
+    """
+    path, name = _locate(model)
+    config = path / "config.json" if path.is_dir() else path
+    weights = [file for end in ("safetensors", "bin") for file in path.glob(f"*.{end}")]
+    if not config.is_file() or config.suffix != ".json" or weights:
+        return open_model(model, options)
+    content = read_json(config)
+    for loader in sorted(registry().loaders(), key=lambda loader: loader.generic):
+        outline = loader.outline(content, config)
+        if outline is not None:
+            outline.name = config.resolve().parent.name if config.name == "config.json" else name
+            return outline
+    raise CheckpointError(config, "no model that a loader knows", "a model's config.json")
 
 
 def check_options(options: Mapping[str, str]) -> None:

@@ -183,7 +183,7 @@ class FormatSpec:
     source : str
         Where the byte layout is defined, as ``project:path``.
     sqnr_floor_db : float or None
-        Signal-to-noise ratio that the reference rounding of normally distributed weights must reach.
+        Signal-to-noise ratio that the reference rounding of normally distributed weights, 4096 to a row, must reach.
     kernel : KernelSpec or None
         Set at level 2.
     """

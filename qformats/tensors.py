@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from qformats.errors import ConfigError, ShapeError
@@ -162,6 +162,30 @@ class QuantizedTensor:
         if self.minimum is not None:
             value = value + self._spread(self.minimum.to(torch.float32))
         return value
+
+    def take_rows(self, order: Tensor) -> QuantizedTensor:
+        """The same tensor with its rows in another order.
+
+        Parameters
+        ----------
+        order : Tensor
+            int64, ``(M,)``: new row ``i`` is old row ``order[i]``.
+
+        Raises
+        ------
+        ConfigError
+            If blocks span several rows.
+        """
+        if self.block_size[0] != 1:
+            raise ConfigError("block_size", self.block_size, "blocks within a row, to reorder rows")
+        zero, minimum = self.zero_point, self.minimum
+        return replace(
+            self,
+            codes=self.codes[order],
+            scale=self.scale[order],
+            zero_point=zero if isinstance(zero, int | float) else zero[order],
+            minimum=None if minimum is None else minimum[order],
+        )
 
     def pack(self, format: str) -> PackedTensor:
         """Bytes of this tensor in `format`, ``family:variant``; see :func:`qformats.pack`."""

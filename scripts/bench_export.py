@@ -3,10 +3,12 @@
 
 Makes a synthetic bf16 llama (2.6 GB by default) in a working folder, reads it once so that it lies in the page cache,
 then alternates (a) a plain program: read every input byte once, write and sync as many bytes as the output has, and
-(b) `qformats export --type q4_0`, in fresh processes. Start-up and first compilation are reported apart: an export
+(b) `qformats export --format gguf:q4_0`, in fresh processes. With ``--source-format`` the model is first exported to
+that format, so that (b) is a transcode. Start-up and first compilation are reported apart: an export
 of the demo model, run first, compiles and caches the kernels, and a second run of it tells the start-up.
 
     python scripts/bench_export.py --work /var/tmp/bench
+    python scripts/bench_export.py --work /var/tmp/bench --source-format glm:int4
 """
 
 from __future__ import annotations
@@ -43,13 +45,17 @@ print(time.perf_counter() - began)
 DEMO = """
 import sys
 from qformats import export
-print(export("demo", sys.argv[1] + ".warm", format="gguf:" + sys.argv[2], force=True).seconds)
+print(export("demo", sys.argv[1] + ".warm", format=sys.argv[2], force=True).seconds)
 """
 
 EXPORT = """
 import json, sys, threading, time
 from qformats import export
-export("demo", sys.argv[2] + ".warm", format="gguf:" + sys.argv[3], force=True)
+warm = "demo"
+if sys.argv[4]:
+    warm = sys.argv[2] + ".warm-source"
+    export("demo", warm, format=sys.argv[4], force=True)
+export(warm, sys.argv[2] + ".warm", format=sys.argv[3], force=True)
 peak = 0
 done = threading.Event()
 def watch():
@@ -61,7 +67,7 @@ def watch():
 thread = threading.Thread(target=watch, daemon=True)
 thread.start()
 began = time.perf_counter()
-report = export(sys.argv[1], sys.argv[2], format="gguf:" + sys.argv[3], force=True)
+report = export(sys.argv[1], sys.argv[2], format=sys.argv[3], force=True)
 seconds = time.perf_counter() - began
 done.set()
 thread.join()
@@ -124,7 +130,7 @@ def make_model(folder: Path) -> None:
 def remove_outputs(target: Path) -> None:
     """Remove what a run has left."""
     for path in target.parent.glob(f"{target.name}*"):
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def timed(program: str, *arguments: str) -> tuple[str, float]:
@@ -146,22 +152,28 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, required=True, help="folder for the model and the outputs (4 GB)"
     )
-    parser.add_argument("--type", default="q4_0")
+    parser.add_argument("--format", default="gguf:q4_0")
+    parser.add_argument("--source-format", default="", help="quantized format of the source (a folder's)")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--keep", action="store_true", help="keep the synthetic model for the next time")
     arguments = parser.parse_args()
-    model, target = arguments.work / "synthetic-llama", arguments.work / f"out-{arguments.type}.gguf"
+    model, target = arguments.work / "synthetic-llama", arguments.work / "out"
     if not model.exists():
         print("making the synthetic model ...")
         make_model(model)
+    if arguments.source_format:
+        import qformats
+
+        dense, model = model, arguments.work / f"synthetic-{arguments.source_format.replace(':', '-')}"
+        qformats.export(dense, model, format=arguments.source_format, force=True)
     nbytes = sum(file.stat().st_size for file in model.iterdir())
-    _, cold = timed(DEMO, str(target), arguments.type)
-    _, start = timed(DEMO, str(target), arguments.type)
+    _, cold = timed(DEMO, str(target), arguments.format)
+    _, start = timed(DEMO, str(target), arguments.format)
     exports, plains, walls = [], [], []
     for _ in range(arguments.runs):
         # Both write a new file: replacing an old one costs memory and time of its own.
         remove_outputs(target)
-        line, wall = timed(EXPORT, str(model), str(target), arguments.type)
+        line, wall = timed(EXPORT, str(model), str(target), arguments.format, arguments.source_format)
         exports.append(json.loads(line))
         walls.append(wall)
         remove_outputs(target)
@@ -169,7 +181,8 @@ def main() -> None:
     seconds = [run["seconds"] for run in exports]
     ratios = [ours / plain for ours, plain in zip(seconds, plains, strict=True)]
     print(
-        f"model: {nbytes / 1e9:.2f} GB bf16; output: {exports[0]['bytes'] / 1e9:.2f} GB {arguments.type}; "
+        f"model: {nbytes / 1e9:.2f} GB {arguments.source_format or 'bf16'}; "
+        f"output: {exports[0]['bytes'] / 1e9:.2f} GB {arguments.format}; "
         f"{len(os.sched_getaffinity(0))} cores; {arguments.runs} pairs"
     )
     for name, values in (
@@ -188,6 +201,7 @@ def main() -> None:
     remove_outputs(target)
     if not arguments.keep:
         shutil.rmtree(model)
+        shutil.rmtree(arguments.work / "synthetic-llama", ignore_errors=True)
 
 
 if __name__ == "__main__":

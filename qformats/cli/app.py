@@ -14,6 +14,7 @@ from qformats.cli.export import export
 from qformats.cli.formats import formats
 from qformats.cli.inspect import inspect
 from qformats.cli.plugins import plugins
+from qformats.cli.reshard import reshard
 
 __all__ = ["app", "run"]
 
@@ -56,6 +57,7 @@ app.command()(export)
 app.command()(inspect)
 app.command()(formats)
 app.command()(plugins)
+app.command()(reshard)
 
 
 def _version(asked: bool) -> None:

@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from qformats.exporting import ExportReport
+    from qformats.exporting.plan import Plan
 
-__all__ = ["export"]
+__all__ = ["carry_out", "export", "pair"]
+
+_SHOWN_REASONS = 3
+"""Reasons for rounding that a summary lists."""
 
 
 def export(
@@ -37,6 +41,9 @@ def export(
     pure: Annotated[
         bool, typer.Option("--pure", help="One type for all, without the container's own mix.")
     ] = False,
+    container: Annotated[
+        str | None, typer.Option(help="Container to write, where it is not the format's usual one.")
+    ] = None,
     arch: Annotated[str | None, typer.Option(help="Architecture, where the model does not tell it.")] = None,
     pre: Annotated[str | None, typer.Option(help="Pre-tokenizer, where it is not recognised.")] = None,
     max_shard_size: Annotated[
@@ -49,6 +56,12 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan with exact sizes; write nothing.")
+    ] = False,
+    check_exact: Annotated[
+        bool, typer.Option("--check-exact", help="Read the model once and tell which tensors stay unchanged.")
+    ] = False,
+    require_exact: Annotated[
+        bool, typer.Option("--require-exact", help="Fail before writing if a value would change.")
     ] = False,
     keep_partial: Annotated[
         bool, typer.Option("--keep-partial", help="When interrupted, keep what is written, to go on later.")
@@ -64,11 +77,8 @@ def export(
     stopped when the same command is given again.
     """
     import qformats
-    from qformats.cli.console import Bar, print_json
     from qformats.errors import ConfigError
     from qformats.exporting import Recipe, make_plan
-    from qformats.exporting.report import report_of
-    from qformats.exporting.run import execute
     from qformats.registry import registry
 
     if type and ":" in format:
@@ -80,41 +90,85 @@ def export(
         )
     name = f"{format}:{type}" if type else format
     packer = registry().packer(name)
-    options = dict(_pair("option", text) for text in option or ())
+    options = dict(pair("option", text) for text in option or ())
     for key, value in (("arch", arch), ("pre", pre), ("max-shard-size", max_shard_size)):
         if value is not None:
             options[key] = value
     recipe = Recipe(
         packer.name,
         quantizer=quantizer,
-        tensor_types=tuple(_pair("tensor-type", text) for text in tensor_type or ()),
+        tensor_types=tuple(pair("tensor-type", text) for text in tensor_type or ()),
         output_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
         pure=pure,
+        container=container,
     )
     source = qformats.open(model, options=options)
-    suffix = registry().loader(packer.container).suffix
+    suffix = recipe.loader(source).suffix
     target = output.expanduser() if output else Path(f"{source.name}-{packer.spec.variant}{suffix}")
-    plan = make_plan(source, target, recipe, options)
-    if dry_run:
+    carry_out(
+        make_plan(source, target, recipe, options),
+        force=force,
+        dry_run=dry_run,
+        check_exact=check_exact,
+        require_exact=require_exact,
+        keep_partial=keep_partial,
+        workers=workers,
+        json=json,
+    )
+
+
+def carry_out(
+    plan: Plan,
+    *,
+    force: bool,
+    dry_run: bool,
+    check_exact: bool,
+    require_exact: bool,
+    keep_partial: bool,
+    workers: int | None,
+    json: bool,
+) -> None:
+    """Execute or show a plan as the options say, and print what became of it."""
+    from qformats.cli.console import Bar, print_json
+    from qformats.exporting.check import check_exact as check
+    from qformats.exporting.check import require_exact as refuse_inexact
+    from qformats.exporting.report import report_of, settled
+    from qformats.exporting.run import execute, threads
+
+    planned = dry_run or check_exact
+    if planned:
         report = report_of(plan)
+        with Bar() as bar:
+            if check_exact:
+                report = settled(report, check(plan, threads(workers), bar))
+            if require_exact:
+                refuse_inexact(plan, threads(workers), bar)
     else:
         try:
             with Bar() as bar:
-                report = execute(plan, force=force, workers=workers, keep_partial=keep_partial, progress=bar)
+                report = execute(
+                    plan,
+                    force=force,
+                    workers=workers,
+                    keep_partial=keep_partial,
+                    require_exact=require_exact,
+                    progress=bar,
+                )
         except KeyboardInterrupt:
             if not keep_partial:
                 raise
             raise KeyboardInterrupt("what is written is kept; the same command goes on from there") from None
     if json:
         print_json(report.to_dict())
-    elif dry_run:
+    elif planned:
         _print_plan(report)
     else:
         _print_summary(report)
 
 
-def _pair(what: str, text: str) -> tuple[str, str]:
+def pair(what: str, text: str) -> tuple[str, str]:
+    """Split an option's ``NAME=VALUE`` or ``REGEX=TYPE``."""
     from qformats.errors import ConfigError
 
     name, equals, value = text.rpartition("=") if what == "tensor-type" else text.partition("=")
@@ -127,11 +181,15 @@ def _print_plan(report: ExportReport) -> None:
     from qformats.cli.console import console, plain, size, table
 
     out = console()
-    rows = table("tensor", "shape", "from", "to", "bytes", right=("bytes", "shape"))
+    # Whether values change is a question where the source is quantized; plain numbers always are rounded.
+    quantized = any(tensor.action in ("transcoded", "requantized") for tensor in report.tensors)
+    exact = ["unchanged"] if quantized else []
+    rows = table("tensor", "shape", "from", "to", "bytes", *exact, right=("bytes", "shape"))
     for tensor in report.tensors:
         shape = "x".join(map(str, tensor.shape)) or "scalar"
         before, after = _variant(tensor.source_format), _variant(tensor.format)
-        rows.add_row(plain(tensor.name), shape, before, after, f"{tensor.nbytes:,}")
+        told = [tensor.exact] if quantized else []
+        rows.add_row(plain(tensor.name), shape, before, after, f"{tensor.nbytes:,}", *told)
     out.print(rows)
     out.print()
     actions = Counter(tensor.action for tensor in report.tensors)
@@ -185,12 +243,39 @@ def _print_notes(out: Console, report: ExportReport, every: bool) -> None:
     for (kind, note), names in noted.items():
         shown = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...)"
         out.print(f"{plain(shown)}: {kind}, {plain(note)}")
-    again = sum(tensor.action == "requantized" for tensor in report.tensors)
-    if again:
+    _print_exactness(out, report, every)
+
+
+def _print_exactness(out: Console, report: ExportReport, every: bool) -> None:
+    """Which quantized tensors keep every value, and what the others lose."""
+    from qformats.cli.console import plain
+    from qformats.errors import alike
+
+    moved = [t for t in report.tensors if t.action in ("transcoded", "requantized")]
+    kept = [t for t in moved if t.exact in ("always", "yes")]
+    if kept:
+        out.print(f"{len(kept)} quantized tensors {'keep' if every else 'kept'} every value")
+    unknown = [t for t in moved if t.exact == "needs the data"]
+    if unknown:
         out.print(
-            f"{again} tensors were quantized before and {'lose' if every else 'lost'} accuracy a second time: "
-            "an unquantized source gives a better result"
+            f"{len(unknown)} quantized tensors: whether they can keep every value needs the data (--check-exact)"
         )
+    lost = {t.name: t for t in moved if t.exact in ("never", "no")}
+    groups = alike({name: t.reason for name, t in lost.items()})
+    for names in groups[: None if every else _SHOWN_REASONS]:
+        shown = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...)"
+        errors = [error for name in names if (error := lost[name].relative_error) is not None]
+        cost = f"; relative error {_span(errors)}" if errors else ""
+        out.print(f"{plain(shown)}: rounded once more, since {plain(lost[names[0]].reason)}{cost}")
+    if len(groups) > _SHOWN_REASONS and not every:
+        out.print(f"... and for {len(groups) - _SHOWN_REASONS} other reasons (all of them in qformats.json)")
+    if lost:
+        out.print("An unquantized source gives a better result for tensors that are rounded once more")
+
+
+def _span(errors: list[float]) -> str:
+    low, high = min(errors), max(errors)
+    return f"{low:.2%}" if f"{low:.2%}" == f"{high:.2%}" else f"{low:.2%} to {high:.2%}"
 
 
 def _variant(format: str) -> str:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from qformats.checkpoint import Checkpoint
+    from qformats.exporting.footprint import Footprint
 
 __all__ = ["inspect"]
 
@@ -24,12 +25,43 @@ _SHOWN = 160
 def inspect(
     model: Annotated[str, typer.Argument(help="File or folder, a hub id (organisation/name), or demo.")],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Predict bytes and memory in this format instead; a config.json is enough.",
+        ),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="With --plan: tokens of the cache; the model's own by default.")
+    ] = None,
+    pure: Annotated[
+        bool, typer.Option("--pure", help="With --plan: without the container's own mix.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
 ) -> None:
-    """Tell a model's architecture, size, bits a weight, tensor types and metadata."""
+    """Tell a model's architecture, size, bits a weight, tensor types and metadata.
+
+    With --plan, tell how large it becomes in a format and how much memory running that takes.
+    """
     import qformats
     from qformats.cli.console import print_json
+    from qformats.errors import ConfigError
 
+    if plan is not None:
+        from qformats.exporting import Recipe
+        from qformats.exporting.footprint import footprint
+        from qformats.sources import outline_model
+
+        recipe = Recipe(qformats.packer(plan).name, pure=pure)
+        predicted = footprint(outline_model(model, {}), recipe, {}, context=context)
+        if json:
+            print_json(predicted.to_dict())
+        else:
+            _print_footprint(predicted, tensors)
+        return
+    if context is not None or pure:
+        raise ConfigError("--context" if context else "--pure", context or pure, "none without --plan")
     found = qformats.open(model)
     if json:
         print_json(_facts(found))
@@ -100,6 +132,35 @@ def _print(model: Checkpoint, tensors: bool) -> None:
         rows = table("tensor", "shape", "type", "bytes", right=("shape", "bytes"))
         for t in model.tensors.values():
             rows.add_row(plain(t.name), "x".join(map(str, t.shape)) or "scalar", t.format, f"{t.nbytes:,}")
+        out.print(rows)
+
+
+def _print_footprint(found: Footprint, tensors: bool) -> None:
+    from qformats.cli.console import console, plain, size, table
+
+    out = console()
+    out.print(f"[bold]{found.format}[/bold]  {plain(found.architecture)}, {found.parameters:,} weights")
+    out.print()
+    stored = table("stored", "tensors", "bytes", right=("tensors", "bytes"))
+    for kind, count in found.types.items():
+        nbytes = sum(n for _, format, n in found.tensors if format == kind)
+        stored.add_row(kind, f"{count:,}", f"{nbytes:,}")
+    stored.add_row("all tensors", f"{len(found.tensors):,}", f"{found.nbytes:,}")
+    out.print(stored)
+    out.print(f"{size(found.nbytes)}, {found.bits_per_weight:.3f} bits a weight")
+    out.print()
+    run = table("running", "bytes", "", right=("bytes",))
+    run.add_row("weights", f"{found.nbytes:,}", "")
+    run.add_row("cache", f"{found.cache:,}", f"{found.context:,} tokens in 16 bits")
+    run.add_row("largest matrix", f"{found.decoded:,}", "decoded to 16 bits, where the runtime does so")
+    run.add_row("activations", f"{found.activations:,}", f"{found.chunk:,} tokens at a time, and the logits")
+    run.add_row("together", f"{found.running:,}", f"{size(found.running)}, without the runtime's own")
+    out.print(run)
+    if tensors:
+        out.print()
+        rows = table("tensor", "type", "bytes", right=("bytes",))
+        for name, format, nbytes in found.tensors:
+            rows.add_row(plain(name), format, f"{nbytes:,}")
         out.print(rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 from collections import deque
@@ -10,16 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import xxhash
 
 from qformats.errors import ConfigError, NonFiniteError, OutputError, WeightsError
-from qformats.exporting.journal import Journal, Span
+from qformats.exporting.journal import Journal, Span, Written
 from qformats.exporting.plan import Action, Plan, TensorPlan
 from qformats.exporting.progress import Progress
-from qformats.interfaces import Placement, Quantizer
+from qformats.exporting.transcode import Measure, requantize, transcode
+from qformats.interfaces import Quantizer
 from qformats.kernels.dense import require_finite
+from qformats.layout import Placement
 from qformats.registry import registry
 from qformats.tensors import PackedTensor
 
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["OutputFiles", "Slice", "fill", "slices_of"]
+__all__ = ["OutputFiles", "Slice", "bounded", "fill", "slices_of"]
+
+Result = TypeVar("Result")
 
 SLICE_WEIGHTS = 1 << 22
 """Weights a slice: small enough for the second-level caches of a few workers, large enough to hide overheads."""
@@ -59,8 +64,10 @@ def slices_of(plan: Plan) -> list[Slice]:
         tensor = plan.tensors[index]
         source = tensor.assignment.draft.source
         step = source.rows
-        if source.sliceable and tensor.packer.sliceable and source.rows:
-            step = max(1, SLICE_WEIGHTS // max(1, source.numel // source.rows))
+        together = math.lcm(source.step, tensor.packer.row_step(source.shape))
+        if together:
+            step = SLICE_WEIGHTS // max(1, source.numel // max(1, source.rows)) // together * together
+            step = max(step, together)
         for start in range(0, source.rows, max(1, step)):
             slices.append(Slice(len(slices), index, start, min(source.rows, start + step)))
     return slices
@@ -106,7 +113,8 @@ class OutputFiles:
             if file.size:
                 # Reserving the space now tells a full disk before the work, not after it.
                 os.posix_fallocate(handle, 0, file.size)
-            _write_at(handle, memoryview(file.header), 0)
+            for offset, content in ((0, file.header), *file.parts):
+                _write_at(handle, memoryview(content), offset)
 
     def _failure(self, error: OSError) -> OutputError:
         target = self.plan.target
@@ -145,15 +153,19 @@ class OutputFiles:
 
     def places(self, piece: Slice) -> list[tuple[int, int, int, str]]:
         """File, offset, number of bytes and field of everything that a slice consists of."""
-        rows = self.plan.tensors[piece.tensor].assignment.draft.source.rows
+        tensor = self.plan.tensors[piece.tensor]
+        shape, rows = tensor.assignment.draft.source.shape, tensor.assignment.draft.source.rows
         found = []
         for file, placement in self.where.get(piece.tensor, []):
-            if (piece.start, piece.stop) == (0, rows):
-                offset, nbytes = placement.offset, placement.nbytes
-            else:
-                row = placement.nbytes // rows
-                offset, nbytes = placement.offset + piece.start * row, (piece.stop - piece.start) * row
-            found.append((file, offset, nbytes, placement.field))
+            first, last = 0, placement.nbytes
+            if (piece.start, piece.stop) != (0, rows):
+                if placement.field in tensor.fixed:
+                    # Known from the plan: it goes with the first slice.
+                    last = 0 if piece.start else last
+                else:
+                    first, last = tensor.packer.span(placement.field, shape, piece.start, piece.stop)
+            if last > first or not placement.nbytes:
+                found.append((file, placement.offset + first, last - first, placement.field))
         return found
 
     def recovered(self, piece: Slice, spans: Sequence[Span]) -> bool:
@@ -214,14 +226,14 @@ def fill(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def work(piece: Slice) -> list[Span]:
-        return [] if stopped.is_set() else _convert(plan, piece, files, quantizer)
+    def work(piece: Slice) -> Written:
+        return Written([]) if stopped.is_set() else _convert(plan, piece, files, quantizer)
 
     try:
         with ThreadPoolExecutor(workers, "qformats-fill") as pool:
             try:
-                for piece, spans in _bounded(pool, work, plan, pending, 2 * workers):
-                    journal.add(piece.index, spans)
+                for piece, written in bounded(pool, work, plan, pending, 2 * workers):
+                    journal.add(piece.index, written)
                     progress.advance(_source_bytes(plan, piece))
             except BaseException:
                 stopped.set()
@@ -231,18 +243,18 @@ def fill(
         torch.set_num_threads(threads)
 
 
-def _bounded(
+def bounded(
     pool: ThreadPoolExecutor,
-    work: Callable[[Slice], list[Span]],
+    work: Callable[[Slice], Result],
     plan: Plan,
     pieces: Sequence[Slice],
     limit: int,
-) -> Iterator[tuple[Slice, list[Span]]]:
+) -> Iterator[tuple[Slice, Result]]:
     """Results as they come, with at most `limit` slices in flight, or as many weights as that many slices have.
 
     A tensor that cannot be sliced may be larger than all of that: it is converted alone.
     """
-    waiting: dict[Future[list[Span]], Slice] = {}
+    waiting: dict[Future[Result], Slice] = {}
     queue = deque(pieces)
     weights = 0
     while queue or waiting:
@@ -270,43 +282,51 @@ def _source_bytes(plan: Plan, piece: Slice) -> int:
     return source.nbytes * (piece.stop - piece.start) // max(1, source.rows)
 
 
-def _convert(plan: Plan, piece: Slice, files: OutputFiles, quantizer: Quantizer) -> list[Span]:
+def _convert(plan: Plan, piece: Slice, files: OutputFiles, quantizer: Quantizer) -> Written:
     tensor = plan.tensors[piece.tensor]
     source = tensor.assignment.draft.source
     part = source.read(piece.start, piece.stop)
-    packed = _encode(tensor, part, quantizer, piece.start)
+    packed, measure = _encode(tensor, part, quantizer, piece.start)
+    fields = {**packed.fields, **({} if tensor.action is Action.COPY else tensor.fixed)}
     spans = []
     for file, offset, nbytes, field in files.places(piece):
-        if field not in packed.fields:
-            fields = f"{tensor.packer.name}: fields of tensor {tensor.name!r}"
-            raise ConfigError(fields, sorted(packed.fields), f"{field!r} among them", _BUG)
-        data = _bytes_of(packed.fields[field])
+        if field not in fields:
+            found = f"{tensor.packer.name}: fields of tensor {tensor.name!r}"
+            raise ConfigError(found, sorted(fields), f"{field!r} among them", _BUG)
+        data = _bytes_of(fields[field])
         if len(data) != nbytes:
             size = f"{tensor.packer.name}: bytes of {field!r} in rows {piece.start} to {piece.stop} of tensor"
             raise ConfigError(f"{size} {tensor.name!r}", len(data), f"{nbytes}", _BUG)
         files.write(file, data, offset)
         spans.append(Span(file, offset, nbytes, xxhash.xxh3_128_hexdigest(data)))
-    return spans
+    return Written(spans, measure)
 
 
-def _encode(tensor: TensorPlan, part: PackedTensor, quantizer: Quantizer, start: int) -> PackedTensor:
+def _encode(
+    tensor: TensorPlan, part: PackedTensor, quantizer: Quantizer, start: int
+) -> tuple[PackedTensor, Measure | None]:
     source_packer, packer = registry().packer(part.format), tensor.packer
     source = tensor.assignment.draft.source
     dense: Tensor | None = None
     try:
-        if tensor.action is Action.COPY:
-            if source_packer.dense_dtype is None:
-                return part
-            (dense,) = part.fields.values()
-            require_finite(dense)
-            return PackedTensor(packer.name, part.shape, {packer.spec.fields[0].name: dense})
+        match tensor.action:
+            case Action.COPY if source_packer.dense_dtype is None:
+                return part, None
+            case Action.COPY:
+                (dense,) = part.fields.values()
+                require_finite(dense)
+                return PackedTensor(packer.name, part.shape, {packer.spec.fields[0].name: dense}), None
+            case Action.TRANSCODE:
+                return transcode(part, source_packer, packer, quantizer)
+            case Action.REQUANTIZE:
+                return requantize(part, source_packer, packer, quantizer, tensor.reason)
         if source_packer.dense_dtype is not None:
             (dense,) = part.fields.values()
         else:
             dense = source_packer.dequantize(part)
-        if tensor.action in (Action.CAST, Action.DEQUANTIZE):
-            return packer.encode_reference(dense)
-        return quantizer.encode(dense, packer)
+        if tensor.action is Action.QUANTIZE:
+            return quantizer.encode(dense, packer), None
+        return packer.encode_reference(dense), None
     except NonFiniteError as error:
         where = f" (in rows from {start})" if start else ""
         raise WeightsError(str(source.file), source.name, error.found + where, error.hint) from error

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qformats.errors import OutputError
+from qformats.exporting.transcode import Measure
 
-__all__ = ["Journal", "Span", "settle", "sync_folder", "unwritable"]
+__all__ = ["Journal", "Span", "Written", "settle", "sync_folder", "unwritable"]
 
 SUFFIX = ".qformats-partial"
 LOG = "journal.jsonl"
@@ -46,6 +47,14 @@ class Span:
     digest: str
 
 
+@dataclass(frozen=True)
+class Written:
+    """A slice that is written: where its bytes lie, and what became of its values where that was measured."""
+
+    spans: list[Span]
+    measure: Measure | None = None
+
+
 class Journal:
     """Partial output of one export and the record of what it holds.
 
@@ -70,7 +79,7 @@ class Journal:
         self.files = self.folder / "files"
         self._replaced = self.folder / REPLACED
         self._moves: list[tuple[Path, Path]] = []
-        self.done: dict[int, list[Span]] = {}
+        self.done: dict[int, Written] = {}
         self._log = -1
         self._made: list[Path] = []
         try:
@@ -224,7 +233,8 @@ class Journal:
                 if "placing" in entry:
                     break
                 if good:
-                    self.done[int(entry["slice"])] = [Span(*span) for span in entry["spans"]]
+                    measure = Measure(*entry["measure"]) if "measure" in entry else None
+                    self.done[int(entry["slice"])] = Written([Span(*s) for s in entry["spans"]], measure)
                 good += len(line)
         except (ValueError, KeyError, TypeError):
             # What stands before a damaged line is good: every slice is checked against its digests anyway.
@@ -249,7 +259,7 @@ class Journal:
         except OSError as error:
             raise unwritable(self.target, error) from error
 
-    def add(self, slice_index: int, spans: list[Span]) -> None:
+    def add(self, slice_index: int, written: Written) -> None:
         """Record a slice whose bytes are written.
 
         Raises
@@ -257,9 +267,12 @@ class Journal:
         OutputError
             If the disk is full or fails.
         """
-        self.done[slice_index] = spans
-        packed = [[s.file, s.offset, s.nbytes, s.digest] for s in spans]
-        self._write({"slice": slice_index, "spans": packed})
+        self.done[slice_index] = written
+        spans = [[s.file, s.offset, s.nbytes, s.digest] for s in written.spans]
+        entry: dict[str, object] = {"slice": slice_index, "spans": spans}
+        if written.measure is not None:
+            entry["measure"] = written.measure.to_list()
+        self._write(entry)
 
     @property
     def resumable(self) -> bool:

@@ -7,18 +7,34 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import qformats
 from qformats.checkpoint import Checkpoint, Fingerprint, fingerprint
 from qformats.dtypes import FLOATS
 from qformats.errors import CheckpointError, OutputError
+from qformats.exact import Answer
 from qformats.exporting.recipe import Recipe
-from qformats.interfaces import Assignment, Layout, Packer
+from qformats.interfaces import Loader, Packer
+from qformats.layout import Assignment, Layout
 from qformats.registry import registry
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = ["Action", "Plan", "TensorPlan", "make_plan"]
+
+
+WIDER = {
+    "f16": ("f16", "f32", "f64"),
+    "bf16": ("bf16", "f32", "f64"),
+    "f32": ("f32", "f64"),
+    "f64": ("f64",),
+}
+"""dtypes that hold every value of a dtype."""
 
 
 class Action(StrEnum):
@@ -32,6 +48,8 @@ class Action(StrEnum):
     """A quantized format to plain numbers."""
     QUANTIZE = "quantized"
     """Plain numbers to a quantized format."""
+    TRANSCODE = "transcoded"
+    """A quantized format to another one with every value unchanged; rows that do not fit are requantized."""
     REQUANTIZE = "requantized"
     """A quantized format to another one, through float32."""
 
@@ -48,11 +66,17 @@ class TensorPlan:
         What becomes of its numbers.
     nbytes : int
         Stored bytes in the output.
+    exact : Answer
+        Whether every value stays what it is.
+    reason : str
+        Why not, or what the data must tell.
     """
 
     assignment: Assignment
     action: Action
     nbytes: int
+    exact: Answer
+    reason: str = ""
 
     @property
     def name(self) -> str:
@@ -63,6 +87,13 @@ class TensorPlan:
     def packer(self) -> Packer:
         """Format in the output."""
         return self.assignment.packer
+
+    @cached_property
+    def fixed(self) -> dict[str, Tensor]:
+        """Fields that are known before any weight is read."""
+        source = self.assignment.draft.source
+        dtype = registry().packer(source.stored_format).dense_dtype or "f32"
+        return self.packer.fixed(source.shape, dtype) if len(source.shape) == 2 else {}
 
     @property
     def source_format(self) -> str:
@@ -88,6 +119,8 @@ class Plan:
         Every file, with exact sizes.
     fingerprint : Fingerprint
         Of the source's files when the model was opened: what was decided from the headers holds for these files only.
+    loader : Loader
+        Writes the output.
     """
 
     source: Checkpoint
@@ -96,6 +129,7 @@ class Plan:
     tensors: tuple[TensorPlan, ...]
     layout: Layout
     fingerprint: Fingerprint
+    loader: Loader
 
     @property
     def partial_name(self) -> str:
@@ -103,7 +137,7 @@ class Plan:
         name = self.target.name
         if len(self.layout.files) > 1 and not self.layout.folder:
             # The files of a split model are named alike whether or not the target's name has the suffix.
-            suffix = registry().loader(registry().packer(self.recipe.format).container).suffix
+            suffix = self.loader.suffix
             return name.removesuffix(suffix) + suffix
         return name
 
@@ -150,6 +184,8 @@ class Plan:
         digest.update(json.dumps(state, default=str).encode())
         for file in self.layout.files:
             digest.update(file.header)
+            for offset, part in file.parts:
+                digest.update(b"%d:" % offset + part)
         return digest.hexdigest()
 
     def _plugins(self) -> set[str]:
@@ -157,7 +193,7 @@ class Plan:
         formats = {self.recipe.format, *(t.packer.name for t in self.tensors)}
         formats |= {t.source_format for t in self.tensors}
         families = {format.partition(":")[0] for format in formats}
-        loaders = {self.source.container, registry().packer(self.recipe.format).container}
+        loaders = {self.source.container, self.loader.name}
         return {
             plugin.distribution
             for plugin in registry().plugins
@@ -201,7 +237,7 @@ def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping
     target = _named(target)
     default = registry().packer(recipe.format)
     registry().quantizer(recipe.quantizer)
-    loader = registry().loader(default.container)
+    loader = recipe.loader(source)
     known = {option.name for option in loader.options}
     options = {name: value for name, value in options.items() if name in known}
     drafts = loader.draft(source, options)
@@ -214,11 +250,11 @@ def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping
         for placement in file.placements:
             sizes[placement.tensor] += placement.nbytes
     tensors = tuple(
-        TensorPlan(assignment, _action(assignment), size)
-        for assignment, size in zip(assignments, sizes, strict=True)
+        TensorPlan(assignment, action, size, *exactness(assignment, action))
+        for assignment, action, size in zip(assignments, map(_action, assignments), sizes, strict=True)
     )
     opened = getattr(source, "fingerprint", None) or fingerprint(source.files)
-    return Plan(source, target, recipe, tensors, layout, opened)
+    return Plan(source, target, recipe, tensors, layout, opened, loader)
 
 
 def _named(target: Path) -> Path:
@@ -240,4 +276,32 @@ def _action(assignment: Assignment) -> Action:
         raise CheckpointError(stored.file, found, "weights of " + ", ".join(FLOATS), tensor=stored.name)
     if packer.dense_dtype is not None:
         return Action.CAST if source.dense_dtype else Action.DEQUANTIZE
-    return Action.QUANTIZE if source.dense_dtype else Action.REQUANTIZE
+    if source.dense_dtype is not None:
+        return Action.QUANTIZE
+    answer, _ = _transcodable(assignment)
+    return Action.REQUANTIZE if answer is Answer.NEVER else Action.TRANSCODE
+
+
+def _transcodable(assignment: Assignment) -> tuple[Answer, str]:
+    """Whether a quantized tensor can stay what it is in another quantized format."""
+    source, packer = assignment.draft.source, assignment.packer
+    if registry().packer(source.format).dense_dtype is not None:
+        # A loader had to decode it, to give its rows another order.
+        return Answer.NEVER, f"rows that this container reorders share the blocks of {source.stored_format}"
+    return packer.foresee(registry().packer(source.format), source.shape)
+
+
+def exactness(assignment: Assignment, action: Action) -> tuple[Answer, str]:
+    """Whether every value of a tensor stays what it is, and why not."""
+    dtype = assignment.packer.dense_dtype or ""
+    match action:
+        case Action.COPY:
+            return Answer.ALWAYS, ""
+        case Action.QUANTIZE:
+            return Answer.NEVER, "plain numbers are rounded to the format's levels"
+        case Action.TRANSCODE | Action.REQUANTIZE:
+            return _transcodable(assignment)
+    source = registry().packer(assignment.draft.source.stored_format).dense_dtype or "f32"
+    if dtype in WIDER.get(source, ()):
+        return Answer.ALWAYS, ""
+    return Answer.DATA, f"{dtype} may not hold every value"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qformats.checkpoint import Checkpoint
+from qformats.checkpoint import Checkpoint, StoredTensor
 from qformats.dtypes import FLOATS
 from qformats.errors import ConfigError, ShapeError
 from qformats.interfaces import Assignment, Draft, Loader, Packer
@@ -33,6 +33,8 @@ class Recipe:
         Variants for the two tensors with a role.
     pure : bool
         Leave out the container's own mix.
+    container : str or None
+        Loader that writes the output, where it is not the usual one.
     """
 
     format: str
@@ -41,6 +43,26 @@ class Recipe:
     output_type: str | None = None
     token_embedding_type: str | None = None
     pure: bool = False
+    container: str | None = None
+
+    def loader(self, source: Checkpoint) -> Loader:
+        """Loader that writes the output: the one asked for, else the source's own if it is at home there.
+
+        Raises
+        ------
+        ConfigError
+            If that container cannot hold the format.
+        """
+        packer = self._writable(self.format)
+        if self.container is None:
+            own = registry().loader(source.container)
+            return own if packer.family in own.families else registry().loader(packer.container)
+        chosen = registry().loader(self.container)
+        if not chosen.holds(packer):
+            names = [loader.name for loader in registry().loaders() if loader.holds(packer)]
+            found = f"{chosen.name}, which does not hold {packer.name}"
+            raise ConfigError("container", found, "one of " + ", ".join(names))
+        return chosen
 
     def assign(self, drafts: Sequence[Draft], loader: Loader, source: Checkpoint) -> list[Assignment]:
         """Choose a format for every tensor.
@@ -54,10 +76,11 @@ class Recipe:
         """
         default = self._writable(self.format)
         rules = [
-            (self._compiled(pattern), pattern, self._typed(variant)) for pattern, variant in self.tensor_types
+            (self._compiled(pattern), pattern, self._typed(variant, loader))
+            for pattern, variant in self.tensor_types
         ]
         roles = {
-            role: self._typed(variant)
+            role: self._typed(variant, loader)
             for role, variant in (
                 ("output", self.output_type),
                 ("token_embedding", self.token_embedding_type),
@@ -65,6 +88,8 @@ class Recipe:
             if variant is not None
         }
         used: set[str] = set()
+        if default.dense_dtype is None and any(_is_packed(t) for t in source.tensors.values()):
+            drafts = [_staying_plain(draft, loader) for draft in drafts]
         chosen = [self._choose(draft, default, rules, roles, loader, used) for draft in drafts]
         for _, pattern, _ in rules:
             if pattern not in used:
@@ -127,14 +152,13 @@ class Recipe:
                 return Assignment(draft, other, f"{packer.spec.variant} does not fit: {problem}")
         raise ShapeError(draft.name, draft.source.shape, f"one that {packer.name} can hold ({problem})")
 
-    def _typed(self, variant: str) -> Packer:
+    def _typed(self, variant: str, loader: Loader) -> Packer:
         """Packer of a variant of the recipe's family, or of a full name."""
         packer = self._writable(variant if ":" in variant else f"{self.format.partition(':')[0]}:{variant}")
-        container = registry().packer(self.format).container
-        if packer.dense_dtype is None and packer.container != container:
-            names = [p.name for p in registry().formats() if p.container == container and p.writable]
+        if packer.dense_dtype is None and not loader.holds(packer):
+            names = [p.name for p in registry().formats() if loader.holds(p) and p.writable]
             raise ConfigError(
-                "type", packer.name, f"one that the container {container} holds: " + ", ".join(names)
+                "type", packer.name, f"one that the container {loader.name} holds: " + ", ".join(names)
             )
         return packer
 
@@ -151,6 +175,19 @@ class Recipe:
             return re.compile(pattern)
         except re.error as error:
             raise ConfigError("tensor-type", pattern, f"a regular expression ({error})") from error
+
+
+def _is_packed(tensor: StoredTensor) -> bool:
+    return registry().packer(tensor.stored_format).dense_dtype is None
+
+
+def _staying_plain(draft: Draft, loader: Loader) -> Draft:
+    """A draft that keeps its plain numbers: where a model is quantized, whoever did it left them out on purpose."""
+    plain = registry().packer(draft.source.stored_format).dense_dtype
+    if draft.keep is not None or plain not in FLOATS:
+        return draft
+    own = [p.name for p in registry().formats() if p.container == loader.name and p.dense_dtype == plain]
+    return replace(draft, keep=own[0] if own else f"dense:{plain}", why="not quantized in the source")
 
 
 def _decodable(assignment: Assignment) -> Assignment:

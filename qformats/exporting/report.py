@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import qformats
-from qformats.exporting.plan import Plan
+from qformats.exporting.plan import Action, Plan, TensorPlan
+from qformats.exporting.transcode import Measure
 
-__all__ = ["ExportReport", "TensorReport", "record", "report_of"]
+__all__ = ["ExportReport", "TensorReport", "record", "report_of", "settled"]
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,23 @@ class TensorReport:
     source_format, format : str
         ``family:variant`` before and after.
     action : str
-        ``copied``, ``cast``, ``dequantized``, ``quantized`` or ``requantized``.
+        ``copied``, ``cast``, ``dequantized``, ``quantized``, ``transcoded`` or ``requantized``.
     note : str
         Why it got another format than the one asked for; empty if it did not.
     source_nbytes, nbytes : int
         Stored bytes before and after.
     kept : bool
         Whether the container never quantizes such a tensor.
+    exact : str
+        Whether every value stays what it is: ``always``, ``never`` or ``needs the data`` as the plan knows it; ``yes``
+        or ``no`` once the data has told.
+    reason : str
+        Why not.
+    exact_share : float or None
+        Share of the weights of a transcoded or requantized tensor that are in slices which kept every value.
+    relative_error, max_error : float or None
+        Of such a tensor: root mean square change relative to the root mean square value, and largest change of a
+        weight, in weight units.
     """
 
     name: str
@@ -46,6 +58,11 @@ class TensorReport:
     source_nbytes: int
     nbytes: int
     kept: bool = False
+    exact: str = ""
+    reason: str = ""
+    exact_share: float | None = None
+    relative_error: float | None = None
+    max_error: float | None = None
 
     @property
     def rounded(self) -> bool:
@@ -114,24 +131,22 @@ class ExportReport:
         return {**asdict(self), "bits_per_weight": self.bits_per_weight, "types": self.types}
 
 
-def report_of(plan: Plan, seconds: float = 0.0, resumed: int = 0) -> ExportReport:
-    """Report of a plan."""
+def report_of(
+    plan: Plan, seconds: float = 0.0, resumed: int = 0, measures: Mapping[int, Measure] | None = None
+) -> ExportReport:
+    """Report of a plan.
+
+    Parameters
+    ----------
+    plan : Plan
+        What was planned.
+    seconds, resumed
+        See :class:`ExportReport`.
+    measures : mapping of int to Measure, optional
+        What became of the values of transcoded and requantized tensors, by index; only once they are written.
+    """
     default = qformats.packer(plan.recipe.format)
-    tensors = tuple(
-        TensorReport(
-            t.name,
-            t.assignment.draft.source.name,
-            t.assignment.draft.source.shape,
-            t.source_format,
-            t.packer.name,
-            t.action.value,
-            t.assignment.note,
-            t.assignment.draft.source.nbytes,
-            t.nbytes,
-            t.assignment.kept,
-        )
-        for t in plan.tensors
-    )
+    tensors = tuple(_tensor(t, (measures or {}).get(i)) for i, t in enumerate(plan.tensors))
     return ExportReport(
         source=str(plan.source.path),
         target=str(plan.target),
@@ -147,6 +162,55 @@ def report_of(plan: Plan, seconds: float = 0.0, resumed: int = 0) -> ExportRepor
         run_with=plan.layout.run_with.replace("{target}", _shown(plan)),
         seconds=seconds,
         resumed=resumed,
+    )
+
+
+def settled(report: ExportReport, reasons: Mapping[int, str]) -> ExportReport:
+    """Report of a plan after the data has told which tensors can keep every value.
+
+    Parameters
+    ----------
+    report : ExportReport
+        Of the plan.
+    reasons : mapping of int to str
+        Why not, by index of the tensor; empty for those that can.
+    """
+    tensors = list(report.tensors)
+    for index, reason in reasons.items():
+        tensor = replace(tensors[index], exact="no" if reason else "yes", reason=reason)
+        if reason and tensor.action == Action.TRANSCODE:
+            tensor = replace(tensor, action=Action.REQUANTIZE.value)
+        tensors[index] = tensor
+    return replace(report, tensors=tuple(tensors))
+
+
+def _tensor(plan: TensorPlan, measure: Measure | None) -> TensorReport:
+    draft = plan.assignment.draft
+    report = TensorReport(
+        plan.name,
+        draft.source.name,
+        draft.source.shape,
+        plan.source_format,
+        plan.packer.name,
+        plan.action.value,
+        plan.assignment.note,
+        draft.source.nbytes,
+        plan.nbytes,
+        plan.assignment.kept,
+        plan.exact.value,
+        plan.reason,
+    )
+    if measure is None:
+        return report
+    exact = measure.exact == measure.weights
+    return replace(
+        report,
+        action=(Action.TRANSCODE if exact else Action.REQUANTIZE).value,
+        exact="yes" if exact else "no",
+        reason="" if exact else measure.reason,
+        exact_share=measure.exact / measure.weights if measure.weights else 1.0,
+        relative_error=measure.relative_error,
+        max_error=measure.max_error,
     )
 
 

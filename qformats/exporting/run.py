@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
 from qformats.checkpoint import Checkpoint
 from qformats.errors import CheckpointError, ConfigError
-from qformats.exporting.fill import OutputFiles, fill, slices_of
+from qformats.exporting.check import require_exact as refuse_inexact
+from qformats.exporting.fill import OutputFiles, Slice, fill, slices_of
 from qformats.exporting.journal import Journal, settle
 from qformats.exporting.plan import Plan, make_plan
 from qformats.exporting.progress import Progress, Silent
@@ -18,8 +20,9 @@ from qformats.exporting.recipe import Recipe
 from qformats.exporting.report import ExportReport, report_of
 from qformats.exporting.seal import check_target, seal
 from qformats.exporting.signals import uninterrupted
+from qformats.exporting.transcode import Measure, total
 
-__all__ = ["execute", "run"]
+__all__ = ["execute", "run", "threads"]
 
 
 def run(
@@ -29,12 +32,13 @@ def run(
     *,
     force: bool = False,
     workers: int | None = None,
+    require_exact: bool = False,
     options: Mapping[str, str],
     progress: Progress | None = None,
 ) -> ExportReport:
     """Plan and execute; see :func:`qformats.export`."""
     plan = make_plan(source, Path(target), recipe, options)
-    return execute(plan, force=force, workers=workers, progress=progress)
+    return execute(plan, force=force, workers=workers, require_exact=require_exact, progress=progress)
 
 
 def execute(
@@ -43,6 +47,7 @@ def execute(
     force: bool = False,
     workers: int | None = None,
     keep_partial: bool = False,
+    require_exact: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Carry out a plan.
@@ -57,6 +62,8 @@ def execute(
         Threads; all cores by default.
     keep_partial : bool
         Keep what is written when the export fails or is interrupted, so that the next run goes on from there.
+    require_exact : bool
+        Refuse, before anything is written, if a value would change.
     progress : Progress, optional
         Is told how far the work is.
 
@@ -66,15 +73,15 @@ def execute(
         Whatever is wrong with the input or the target.
     """
     progress = progress or Silent()
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    if workers < 1:
-        raise ConfigError("workers", workers, "1 or more")
+    workers = threads(workers)
     began = time.perf_counter()
     with uninterrupted(late=True):
         # Before the target is looked at: half of it may be elsewhere.
         settle(plan.target, plan.partial_name)
     check_target(plan, force)
     _check_source(plan)
+    if require_exact:
+        refuse_inexact(plan, workers, progress)
     slices = slices_of(plan)
     journal: Journal | None = None
     files: OutputFiles | None = None
@@ -86,9 +93,9 @@ def execute(
         check_target(plan, force)
         files = OutputFiles(plan, journal.files)
         journal.done = {
-            index: spans
-            for index, spans in journal.done.items()
-            if 0 <= index < len(slices) and files.recovered(slices[index], spans)
+            index: written
+            for index, written in journal.done.items()
+            if 0 <= index < len(slices) and files.recovered(slices[index], written.spans)
         }
         resumed = len(journal.done)
         if resumed:
@@ -97,7 +104,7 @@ def execute(
             )
         fill(plan, slices, files, journal, workers, progress)
         _check_source(plan)
-        report = report_of(plan, resumed=resumed)
+        report = report_of(plan, resumed=resumed, measures=_measures(slices, journal))
         seal(plan, files, journal, report, workers, force)
     except BaseException:
         with uninterrupted():
@@ -106,7 +113,25 @@ def execute(
             if journal is not None:
                 journal.close() if keep_partial else journal.discard()
         raise
-    return report_of(plan, time.perf_counter() - began, resumed)
+    return replace(report, seconds=time.perf_counter() - began)
+
+
+def threads(workers: int | None) -> int:
+    """Threads to use; all cores by default."""
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if workers < 1:
+        raise ConfigError("workers", workers, "1 or more")
+    return workers
+
+
+def _measures(slices: Sequence[Slice], journal: Journal) -> dict[int, Measure]:
+    """What became of the values of each tensor, summed over its slices in their order."""
+    parts: dict[int, list[Measure]] = {}
+    for piece in slices:
+        measure = journal.done[piece.index].measure
+        if measure is not None:
+            parts.setdefault(piece.tensor, []).append(measure)
+    return {tensor: total(measures) for tensor, measures in parts.items()}
 
 
 def _check_source(plan: Plan) -> None:

@@ -68,7 +68,7 @@ def check_target(plan: Plan, force: bool) -> None:
         if place in sources or place == plan.source.path.resolve():
             raise OutputError(path, "is the model that is being read", "Choose another name with --output")
         if path.is_dir() and not plan.layout.folder:
-            suffix = registry().loader(registry().packer(plan.recipe.format).container).suffix
+            suffix = plan.loader.suffix
             raise OutputError(
                 path, "is a folder", f"Give the name of a file, such as {path / f'model{suffix}'}"
             )
@@ -89,12 +89,15 @@ def _check_folder(path: Path) -> None:
     if not path.is_dir():
         raise OutputError(path, "is a file, and the output is a folder", "Choose another name, or remove it")
     names = sorted(entry.name for entry in path.iterdir())
-    if names and "config.json" not in names:
+    recorded = _recorded(path / RECORD)
+    if names and "config.json" not in names and not recorded:
         raise OutputError(path, "is a folder that holds no model", "Choose another name, or remove it")
     single_files = [f"*{loader.suffix}" for loader in registry().loaders() if loader.suffix]
     usual = [*_OF_MODELS, *single_files]
 
     def foreign_name(name: str) -> bool:
+        if name in recorded:
+            return False
         if (path / name).is_dir():
             return name not in _FOLDERS
         return name in _OF_TRAINING or not any(fnmatch(name, pattern) for pattern in usual)
@@ -104,6 +107,15 @@ def _check_folder(path: Path) -> None:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         found = f"also holds what is no part of a model: {', '.join(foreign[:3])}{more}"
         raise OutputError(path, found, "Choose another name, or remove it")
+
+
+def _recorded(record: Path) -> set[str]:
+    """Names in a folder of ours: what its record lists, and folders that hold it."""
+    try:
+        files = json.loads(record.read_bytes())["files"]
+        return {RECORD, *(str(name).partition("/")[0] for name, _ in files)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
@@ -134,7 +146,7 @@ def seal(
     OutputError
         If the output is damaged or cannot be put in place.
     """
-    spans = [span for done in journal.done.values() for span in done]
+    spans = [span for written in journal.done.values() for span in written.spans]
     with ThreadPoolExecutor(1, "qformats-sync") as background:
         # The disk works while the processor compares.
         synced = background.submit(files.sync)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qformats.api import packer
 from qformats.checkpoint import Checkpoint
@@ -18,7 +19,7 @@ from qformats.folder.model import FolderCheckpoint
 from qformats.folder.write import lay_out_folder
 from qformats.interfaces import Assignment, Draft, Layout, Loader, LoaderOption, Packer
 
-__all__ = ["HuggingFaceFolder"]
+__all__ = ["FolderCheckpoint", "HuggingFaceFolder", "lay_out_folder", "parse_size"]
 
 
 class HuggingFaceFolder(Loader):
@@ -26,6 +27,7 @@ class HuggingFaceFolder(Loader):
 
     name = "huggingface"
     summary = "folder with config.json and safetensors (or .bin) weights"
+    generic = True
     options = (LoaderOption("max-shard-size", "largest weight file when writing, such as 2GB (default 5GB)"),)
 
     def detect(self, path: Path) -> bool:
@@ -35,6 +37,12 @@ class HuggingFaceFolder(Loader):
     def open(self, path: Path, options: Mapping[str, str]) -> Checkpoint:
         """Open a folder: config and headers only."""
         return FolderCheckpoint(path)
+
+    def outline(self, config: Mapping[str, Any], path: Path) -> Checkpoint | None:
+        """Names and shapes of Transformers' own class for this configuration."""
+        from qformats.folder.outline import outline
+
+        return outline(config, path)
 
     def draft(self, source: Checkpoint, options: Mapping[str, str]) -> list[Draft]:
         """Every tensor under its canonical name; linear weights may be quantized, the rest keep their numbers."""
@@ -48,11 +56,18 @@ class HuggingFaceFolder(Loader):
                 dtype = packer(tensor.format).dense_dtype
                 keep = f"dense:{dtype or 'f32'}"
                 why = role.replace("_", " ") if role else "not a linear weight"
-            is_tied = tied and role == "token_embedding"
-            transposed = len(tensor.shape) == 2 and is_conv1d(model_type, name)
+            matrix = len(tensor.shape) == 2 and name.endswith(".weight")
             drafts.append(
                 Draft(
-                    name, tensor, role, keep, why, tied=is_tied, dense_transposed=transposed, cast_along=True
+                    name,
+                    tensor,
+                    role,
+                    keep,
+                    why,
+                    tied=tied and role == "token_embedding",
+                    dense_transposed=len(tensor.shape) == 2 and is_conv1d(model_type, name),
+                    cast_along=True,
+                    linear=matrix and not _NO_LAYER.search(name),
                 )
             )
         return drafts
@@ -70,10 +85,11 @@ class HuggingFaceFolder(Loader):
         return lay_out_folder(source, assignments, default, limit)
 
 
-_NOT_LINEAR = re.compile(
-    r"(?:^|\.)(?:lm_head|score|shared|wte|wpe|embed_\w+|\w*embeddings?|tok_embeddings|router|gate|\w*norm\w*|ln_\w+)\.weight$"
-)
-"""Matrices that are not weights of a linear layer, or that every quantizer leaves out: embeddings, heads, routers."""
+_TABLES = r"shared|wte|wpe|embed_\w+|\w*embeddings?|tok_embeddings|\w*norm\w*|ln_\w+"
+_NO_LAYER = re.compile(rf"(?:^|\.)(?:{_TABLES})\.weight$")
+"""Matrices that are not weights of a linear layer."""
+_NOT_LINEAR = re.compile(rf"(?:^|\.)(?:{_TABLES}|lm_head|score|router|gate)\.weight$")
+"""These, and the linear layers that every quantizer leaves out: heads and routers."""
 
 
 def _role(name: str) -> str | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qformats.checkpoint import Checkpoint, StoredTensor
-from qformats.dtypes import FLOATS, SIZES
+from qformats.dtypes import SIZES
 from qformats.errors import CheckpointError, ConfigError, UnknownFormatError
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.shards import BinShard, SafetensorsShard, Shard, find_shards
-from qformats.interfaces import Packer
+from qformats.interfaces import ModuleFields, Packer
 from qformats.tensors import PackedTensor
 
-__all__ = ["FolderCheckpoint"]
+__all__ = ["FolderCheckpoint", "read_json"]
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -23,6 +26,8 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "generation_config.json",
     "tokenizer.model",
+    "ice_text.model",
+    "vocab.txt",
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
@@ -37,8 +42,26 @@ Entry = tuple[tuple[int, ...], str, Shard]
 """Shape, dtype and file of one stored tensor."""
 
 
+@dataclass(frozen=True)
+class _Module:
+    """A module whose weight is packed, and the files that hold its fields."""
+
+    name: str
+    packer: Packer
+    shape: tuple[int, int]
+    shards: Mapping[str, Shard]
+    file: Path
+
+
 class FolderCheckpoint(Checkpoint):
     """A Hugging Face folder; see :class:`~qformats.checkpoint.Checkpoint`.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    packer : Packer, optional
+        Quantized format of the folder, where config.json has no ``quantization_config`` that tells it.
 
     Raises
     ------
@@ -48,9 +71,10 @@ class FolderCheckpoint(Checkpoint):
 
     container = "huggingface"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, packer: Packer | None = None) -> None:
         self.path = path
-        self._config = _read_json(path / "config.json")
+        self._config = read_json(path / "config.json")
+        self._declared = packer
         files, index = find_shards(path)
         self._shards: list[Shard] = [
             SafetensorsShard(file) if file.suffix == ".safetensors" else BinShard(file) for file in files
@@ -101,18 +125,43 @@ class FolderCheckpoint(Checkpoint):
         if tied and any(name.endswith(("embed_tokens.weight", "wte.weight")) for name in entries):
             for name in [name for name in entries if name.startswith("lm_head.")]:
                 del entries[name]
-        packer = self._packer()
-        modules = _packed_modules(entries, packer) if packer else {}
+        packer = self._declared or self._packer()
+        packed = self._packed_modules(entries, packer) if packer else {}
         tensors: dict[str, StoredTensor] = {}
         for order, (name, entry) in enumerate(entries.items()):
-            module, _, field = name.rpartition(".")
-            if packer is not None and module in modules and field in modules[module]:
-                if f"{module}.weight" not in tensors:
-                    tensor = self._packed(packer, module, entries, order)
-                    tensors[tensor.name] = tensor
-            else:
+            module = packed.get(name)
+            if module is None:
                 tensors[name] = self._dense(name, entry, order)
+            elif f"{module.name}.weight" not in tensors:
+                tensor = self._packed(module, order)
+                tensors[tensor.name] = tensor
         return tensors
+
+    def _packed_modules(self, entries: dict[str, Entry], packer: Packer) -> dict[str, _Module]:
+        """Module of every stored tensor that belongs to a packed weight, by the tensor's name."""
+        grouped: dict[str, dict[str, Entry]] = {}
+        endings = sorted(packer.suffixes, key=len, reverse=True)
+        for name, entry in entries.items():
+            field = next((ending for ending in endings if name.endswith(f".{ending}")), None)
+            if field is not None:
+                grouped.setdefault(name.removesuffix(f".{field}"), {})[field] = entry
+        found: dict[str, _Module] = {}
+        for name, parts in grouped.items():
+            file = next(iter(parts.values()))[2].path
+
+            def read(field: str, name: str = name, parts: dict[str, Entry] = parts) -> bytes:
+                return parts[field][2].content(f"{name}.{field}")
+
+            stored = {field: (shape, dtype) for field, (shape, dtype, _) in parts.items()}
+            try:
+                located = packer.locate(ModuleFields(name, stored, read))
+            except ConfigError as error:
+                raise CheckpointError(file, str(error), tensor=f"{name}.weight") from error
+            if located is not None:
+                own, shape = located
+                module = _Module(name, own, shape, {f: parts[f][2] for f in parts}, file)
+                found |= dict.fromkeys((f"{name}.{field}" for field in parts), module)
+        return found
 
     def _packer(self) -> Packer | None:
         """Packer of a quantized folder, found by what its config.json declares."""
@@ -163,66 +212,30 @@ class FolderCheckpoint(Checkpoint):
             return stored.transposed()
         return stored
 
-    def _packed(self, packer: Packer, module: str, entries: dict[str, Entry], order: int) -> StoredTensor:
-        parts = {spec.name: entries[f"{module}.{spec.name}"] for spec in packer.spec.fields}
-        file = parts[packer.spec.fields[0].name][2].path
-        name = f"{module}.weight"
-        try:
-            shape = packer.weight_shape({field: (entry[0], entry[1]) for field, entry in parts.items()})
-        except ConfigError as error:
-            raise CheckpointError(file, str(error), tensor=name) from error
-        nbytes = packer.spec.nbytes(*shape)
+    def _packed(self, module: _Module, order: int) -> StoredTensor:
+        packer, shape, name = module.packer, module.shape, f"{module.name}.weight"
 
         def load(start: int, stop: int) -> PackedTensor:
-            whole = {field: shard.tensor(f"{module}.{field}") for field, (_, _, shard) in parts.items()}
-            if (start, stop) == (0, shape[0]):
-                return PackedTensor(packer.name, shape, whole)
-            if not packer.sliceable:
-                raise ConfigError(
-                    "rows", (start, stop), f"all {shape[0]} rows: {packer.name} has no row slices"
-                )
-            return PackedTensor(
-                packer.name,
-                (stop - start, shape[1]),
-                {key: value[start:stop] for key, value in whole.items()},
-            )
+            fields = {field: shard.tensor(f"{module.name}.{field}") for field, shard in module.shards.items()}
+            try:
+                whole = packer.take(fields, shape)
+            except ConfigError as error:
+                raise CheckpointError(module.file, str(error), tensor=name) from error
+            return packer.cut(whole, start, stop)
 
-        return StoredTensor(
-            name, shape, packer.name, nbytes, file, load, offset=order, sliceable=packer.sliceable
-        )
+        nbytes = sum(math.prod(dims) * SIZES[dtype] for dims, dtype in packer.stored(shape).values())
+        step = packer.row_step(shape)
+        return StoredTensor(name, shape, packer.name, nbytes, module.file, load, offset=order, step=step)
 
 
-def _packed_modules(entries: dict[str, Entry], packer: Packer) -> dict[str, set[str]]:
-    """Modules that have every stored field of a format.
+def read_json(path: Path) -> dict[str, Any]:
+    """Object of a JSON file.
 
     Raises
     ------
     CheckpointError
-        If a module has packed codes but not all that belongs to them.
+        If there is none.
     """
-    fields = {spec.name for spec in packer.spec.fields}
-    found: dict[str, set[str]] = {}
-    for name in entries:
-        module, _, field = name.rpartition(".")
-        if field in fields:
-            found.setdefault(module, set()).add(field)
-    for spec in packer.spec.fields:
-        for module, present in found.items():
-            # A module that was not quantized has a float `weight` of its own; integers alone mean nothing.
-            if spec.name in present and present != fields and spec.dtype not in FLOATS:
-                _, dtype, shard = entries[f"{module}.{spec.name}"]
-                if dtype == spec.dtype:
-                    missing = ", ".join(f"{module}.{name}" for name in sorted(fields - present))
-                    raise CheckpointError(
-                        shard.path,
-                        f"packed as {packer.name} without {missing}",
-                        "all fields of the format: " + ", ".join(sorted(fields)),
-                        tensor=f"{module}.{spec.name}",
-                    )
-    return {module: present for module, present in found.items() if present == fields}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
     try:
         parsed = json.loads(path.read_bytes())
     except FileNotFoundError as error:

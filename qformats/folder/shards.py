@@ -39,6 +39,10 @@ class Shard(ABC):
     def tensor(self, name: str) -> Tensor:
         """One tensor; a view of the mapped file where possible."""
 
+    @abstractmethod
+    def content(self, name: str) -> bytes:
+        """Raw bytes of one small tensor."""
+
 
 class SafetensorsShard(Shard):
     """A ``.safetensors`` file."""
@@ -83,6 +87,11 @@ class SafetensorsShard(Shard):
             # Making a view takes the library half a millisecond, and slices of one tensor ask for it again and again.
             self._views[name] = self._mapped.get_tensor(name)
         return self._views[name]
+
+    def content(self, name: str) -> bytes:
+        """Raw bytes of one small tensor of integers or standard floats, without torch."""
+        found: bytes = self._header.get_tensor(name).tobytes()
+        return found
 
 
 class BinShard(Shard):
@@ -159,6 +168,13 @@ class BinShard(Shard):
         """One tensor."""
         found: Tensor = self._load()[name]
         return found.detach()
+
+    def content(self, name: str) -> bytes:
+        """Raw bytes of one small tensor."""
+        import torch
+
+        values = self.tensor(name).contiguous().reshape(-1).view(torch.uint8)
+        return bytes(values.numpy().tobytes())
 
 
 def find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:

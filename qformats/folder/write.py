@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,13 @@ class _Field:
 
 
 def lay_out_folder(
-    source: Checkpoint, assignments: Sequence[Assignment], default: Packer, max_shard_size: int
+    source: Checkpoint,
+    assignments: Sequence[Assignment],
+    default: Packer,
+    max_shard_size: int,
+    *,
+    config: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
 ) -> Layout:
     """Every file of a folder, with exact sizes.
 
@@ -55,6 +61,10 @@ def lay_out_folder(
         Format of the export; gives ``quantization_config``.
     max_shard_size : int
         Bytes of tensors a shard may hold; a single larger tensor gets a shard of its own.
+    config : mapping, optional
+        config.json, where it is not the source's own with the new dtype and ``quantization_config``.
+    extra_files : mapping of str to bytes, optional
+        More files of the folder, by name.
 
     Raises
     ------
@@ -78,7 +88,8 @@ def lay_out_folder(
         "model.safetensors" if single else f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors"
         for i in range(len(groups))
     ]
-    files = [_json_file("config.json", _config(source, assignments, default))]
+    written = dict(config) if config is not None else _config(source, assignments, default)
+    files = [_json_file("config.json", written)]
     files += [_safetensors(name, group) for name, group in zip(names, groups, strict=True)]
     if not single:
         where = {f.name: name for name, group in zip(names, groups, strict=True) for f in group}
@@ -86,7 +97,7 @@ def lay_out_folder(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         files.append(_json_file("model.safetensors.index.json", index))
     tokenizer = source.tokenizer_files()
-    for name, content in tokenizer.items():
+    for name, content in {**tokenizer, **(extra_files or {})}.items():
         files.append(OutputFile(name, len(content), content))
     runs = default.dense_dtype is not None and tokenizer
     return Layout(tuple(files), folder=True, run_with=_RUN_WITH if runs else "")
@@ -101,14 +112,12 @@ def _fields(index: int, assignment: Assignment) -> list[_Field]:
         ]
     module = draft.name.removesuffix(".weight")
     stored = packer.stored(draft.source.shape)
-    told = packer.weight_shape(stored)
-    if told != tuple(draft.source.shape):
-        # The folder keeps no shape beside the fields.
-        raise ShapeError(
-            draft.name,
-            draft.source.shape,
-            f"one that {packer.name}'s fields tell again; they would tell {told}",
-        )
+    if type(packer).locate is Packer.locate:
+        # Nothing but the shapes of the fields will tell the shape of the weight.
+        told = packer.weight_shape(stored)
+        if told != tuple(draft.source.shape):
+            expected = f"one that {packer.name}'s fields tell again; they would tell {told}"
+            raise ShapeError(draft.name, draft.source.shape, expected)
     return [
         _Field(index, field, f"{module}.{field}", shape, dtype) for field, (shape, dtype) in stored.items()
     ]
@@ -159,7 +168,16 @@ def _config(source: Checkpoint, assignments: Sequence[Assignment], default: Pack
         # The dtype of most weights; of two with as many, the wider one.
         config["dtype"] = names[max(weights, key=lambda name: weights[name])]
     if default.dense_dtype is None:
-        config["quantization_config"] = default.to_config()
+        modules: dict[bool, list[str]] = {True: [], False: []}
+        for assignment in assignments:
+            packed = assignment.packer.dense_dtype is None
+            if packed or assignment.draft.linear:
+                modules[packed].append(assignment.draft.name.removesuffix(".weight"))
+        config["quantization_config"] = default.to_config(
+            dense_modules=modules[False],
+            packed_modules=modules[True],
+            dtype=str(config.get("dtype", "float32")),
+        )
     return config
 
 

@@ -102,7 +102,7 @@ def test_unknown_format_lists_what_is_there(tmp_path):
     assert result.code == 2
     error = result.err.splitlines()[-1]
     assert error.startswith(
-        "qformats: no format 'ggufs:q4_0'. Did you mean 'gguf:q4_0'? Installed: dense:bf16, "
+        "qformats: no format 'ggufs:q4_0'. Did you mean 'gguf:q4_0'? Installed: bitsandbytes:fp4, "
     )
     assert "gguf:q4_0, " in error
     assert "failed to load: broken broken 1.2 (ModuleNotFoundError: No module named 'a_module_that" in error

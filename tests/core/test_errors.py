@@ -52,6 +52,8 @@ EXAMPLES = [
     (errors.UnsupportedModelError, ("architecture", "odd", ["llama", "gpt2"], "Ask for it"), {}),
     (errors.NonFiniteError, ("2 of 9 values are not finite", "Repair it"), {}),
     (errors.WeightsError, ("file.bin", "a.b", "2 of 9 values are not finite", "Repair it"), {}),
+    (errors.NotExactError, ("levels -8 to 8 need 17 codes",), {}),
+    (errors.InexactExportError, ("some/model", "abc:x", {"a.b": "levels do not fit"}), {}),
     (errors.OutputError, ("out.bin", "the disk is full", "Free some"), {}),
     (errors.BackendUnavailableError, ("cuda", "no device", "Use the CPU"), {}),
 ]

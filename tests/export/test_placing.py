@@ -12,7 +12,7 @@ import pytest
 import qformats
 from qformats.errors import OutputError
 from qformats.exporting import Recipe, make_plan
-from qformats.exporting.journal import Journal, Span
+from qformats.exporting.journal import Journal, Span, Written
 
 # The package's attribute of this name is the function.
 engine = importlib.import_module("qformats.exporting.run")
@@ -199,7 +199,7 @@ def test_split_targets_with_the_same_files_exclude_each_other(llama, tmp_path):
 
 def test_discard_removes_the_log_last(tmp_path, monkeypatch):
     journal = Journal(tmp_path / "out", "x")
-    journal.add(0, [Span(0, 0, 1, "")])
+    journal.add(0, Written([Span(0, 0, 1, "")]))
     original, order = os.unlink, []
 
     def unlink(path, **kwargs) -> None:

@@ -11,7 +11,7 @@ from cli.command import call
 
 import qformats
 from qformats.errors import OutputError
-from qformats.exporting.journal import Journal, Span
+from qformats.exporting.journal import Journal, Span, Written
 
 
 def write(capsys, model: Path, target: Path | str, *args: str):
@@ -85,7 +85,7 @@ def test_disk_too_full_for_the_journal(mount):
     (place / "filler").write_bytes(bytes(12 * 4096))
     too_many = [Span(0, 0, 1, "0" * 32)] * 2000
     with pytest.raises(OutputError, match="No space left on device"):
-        journal.add(0, too_many)
+        journal.add(0, Written(too_many))
     journal.discard()
     assert tree(place) == ["filler"]
 

@@ -49,12 +49,12 @@ def test_the_dtype_of_the_config_is_that_of_most_weights(tmp_path: Path) -> None
     assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == "float16"
 
 
-def test_rows_of_a_format_without_row_slices_are_taken_after_decoding(
+def test_rows_of_a_format_without_row_slices_are_packed_again_without_rounding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     packed = qformats.quantize(torch.randn(8, 64), "gguf:q8_0").pack("gguf:q8_0")
     whole = qformats.packer("gguf:q8_0").dequantize(packed)
-    monkeypatch.setattr(type(qformats.packer("gguf:q8_0")), "sliceable", False)
+    monkeypatch.setattr(type(qformats.packer("gguf:q8_0")), "row_step", lambda self, shape: 0)
 
     def load(start: int, stop: int) -> PackedTensor:
         assert (start, stop) == (0, 8)
@@ -63,7 +63,18 @@ def test_rows_of_a_format_without_row_slices_are_taken_after_decoding(
     stored = StoredTensor("w", (8, 64), "gguf:q8_0", packed.nbytes, Path("f"), load)
     order = np.array([5, 1, 7])
     taken = stored.take_rows(order)
-    assert (taken.shape, taken.stored_format, taken.sliceable) == ((3, 64), "gguf:q8_0", False)
+    assert (taken.shape, taken.format, taken.step) == ((3, 64), "gguf:q8_0", 0)
+    assert torch.equal(taken.read(1, 3).dequantize(), whole[[1, 7]])
+
+
+def test_rows_of_a_format_whose_blocks_straddle_rows_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = qformats.quantize(torch.randn(8, 64), "gguf:q8_0").pack("gguf:q8_0")
+    whole = qformats.packer("gguf:q8_0").dequantize(packed)
+    monkeypatch.setattr(type(qformats.packer("gguf:q8_0")), "row_step", lambda self, shape: 0)
+    monkeypatch.setattr(type(qformats.packer("gguf:q8_0")), "row_packer", lambda self, shape: None)
+    stored = StoredTensor("w", (8, 64), "gguf:q8_0", packed.nbytes, Path("f"), lambda start, stop: packed)
+    taken = stored.take_rows(np.array([5, 1, 7]))
+    assert (taken.format, taken.stored_format, taken.step) == ("dense:f32", "gguf:q8_0", 0)
     assert torch.equal(taken.read(1, 3).dequantize(), whole[[1, 7]])
 
 

@@ -76,7 +76,9 @@ class ToyPacker(Packer):
             raise ConfigError("bits of a toy folder", quantization_config.get("bits"), str(BITS))
         return cls()
 
-    def to_config(self) -> dict[str, Any]:
+    def to_config(
+        self, *, dense_modules: Sequence[str] = (), packed_modules: Sequence[str] = (), dtype: str = "float32"
+    ) -> dict[str, Any]:
         return {"quant_method": "toy", "bits": BITS}
 
 

@@ -1,0 +1,59 @@
+"""Whether an export keeps every value: settled before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from qformats.errors import InexactExportError
+from qformats.exact import Answer
+from qformats.exporting.fill import Slice, bounded, slices_of
+from qformats.exporting.plan import Plan
+from qformats.exporting.progress import Progress
+from qformats.exporting.transcode import holds
+from qformats.registry import registry
+
+__all__ = ["check_exact", "require_exact"]
+
+
+def check_exact(plan: Plan, workers: int, progress: Progress) -> dict[int, str]:
+    """Read every tensor that needs the data, once, and tell why it cannot keep its values.
+
+    Returns
+    -------
+    dict of int to str
+        Reason by index of the tensor, empty if it can; for tensors of which the plan says `Answer.DATA`.
+    """
+    found = {i: "" for i, tensor in enumerate(plan.tensors) if tensor.exact is Answer.DATA}
+    pieces = [piece for piece in slices_of(plan) if piece.tensor in found]
+
+    def work(piece: Slice) -> str:
+        if found[piece.tensor]:
+            # One slice that cannot is enough.
+            return ""
+        tensor = plan.tensors[piece.tensor]
+        part = tensor.assignment.draft.source.read(piece.start, piece.stop)
+        return holds(part, registry().packer(part.format), tensor.packer)
+
+    progress.start("checking", len(pieces))
+    with ThreadPoolExecutor(workers, "qformats-check") as pool:
+        for piece, reason in bounded(pool, work, plan, pieces, 2 * workers):
+            found[piece.tensor] = found[piece.tensor] or reason
+            progress.advance(1)
+    return found
+
+
+def require_exact(plan: Plan, workers: int, progress: Progress) -> None:
+    """Refuse an export that would change a value.
+
+    Raises
+    ------
+    InexactExportError
+        Naming the tensors and the reasons.
+    """
+    wrong: Mapping[int, str] = {i: t.reason for i, t in enumerate(plan.tensors) if t.exact is Answer.NEVER}
+    if not wrong:
+        wrong = {i: reason for i, reason in check_exact(plan, workers, progress).items() if reason}
+    if wrong:
+        reasons = {plan.tensors[i].name: reason for i, reason in wrong.items()}
+        raise InexactExportError(str(plan.source.path), plan.recipe.format, reasons)

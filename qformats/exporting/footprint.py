@@ -1,0 +1,162 @@
+"""How large a model becomes in a format, and what it takes to run it; from names and shapes alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qformats.checkpoint import Checkpoint
+from qformats.dtypes import SIZES
+from qformats.errors import ConfigError
+from qformats.exporting.recipe import Recipe
+from qformats.layout import Assignment
+
+__all__ = ["Footprint", "footprint"]
+
+_WIDTH = 2
+"""Bytes of a number in the cache, in activations and in a decoded weight: runtimes compute in 16 bits."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a model in a format, exact, and of running it.
+
+    Attributes
+    ----------
+    format, architecture : str
+        What was asked for, and of which model.
+    parameters : int
+        Number of weights.
+    tensors : tuple of (str, str, int)
+        Name in the output, format and exact bytes of every tensor.
+    nbytes : int
+        Exact bytes of all tensors; a file adds its header and the tokenizer.
+    context, chunk : int
+        Tokens that the cache holds, and tokens of a prompt that are computed at a time.
+    cache : int
+        Keys and values of the whole context in 16 bits, one sequence.
+    decoded : int
+        The largest quantized matrix in 16 bits, for runtimes that decode one before they multiply.
+    activations : int
+        Hidden states of a chunk in 16 bits (four of the model's width, two of the feed-forward network's) and the
+        float32 logits of one position.
+    """
+
+    format: str
+    architecture: str
+    parameters: int
+    tensors: tuple[tuple[str, str, int], ...]
+    nbytes: int
+    context: int
+    chunk: int
+    cache: int
+    decoded: int
+    activations: int
+
+    @property
+    def running(self) -> int:
+        """Bytes of running it: all of the above, without what the runtime itself needs."""
+        return self.nbytes + self.cache + self.decoded + self.activations
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean stored bits a weight."""
+        return self.nbytes * 8 / max(1, self.parameters)
+
+    @property
+    def types(self) -> dict[str, int]:
+        """How many tensors have each format."""
+        return dict(Counter(format for _, format, _ in self.tensors).most_common())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        computed = {"running": self.running, "bits_per_weight": self.bits_per_weight, "types": self.types}
+        return {**asdict(self), **computed}
+
+
+def footprint(
+    source: Checkpoint,
+    recipe: Recipe,
+    options: Mapping[str, str],
+    *,
+    context: int | None = None,
+    chunk: int = 512,
+) -> Footprint:
+    """Predict an export and the memory of running its result.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        A model, or the outline of one.
+    recipe : Recipe
+        What would be exported.
+    options : mapping of str to str
+        Options of the loader that would write it.
+    context : int, optional
+        Tokens that the cache holds; as many as the model was made for by default.
+    chunk : int
+        Tokens of a prompt that are computed at a time.
+
+    Raises
+    ------
+    ConfigError
+        If `context` or `chunk` is no number of tokens, or the configuration lacks what the cache depends on.
+    """
+    loader = recipe.loader(source)
+    known = {option.name for option in loader.options}
+    drafts = loader.draft(source, {name: value for name, value in options.items() if name in known})
+    assignments = recipe.assign(drafts, loader, source)
+    tensors = tuple((a.draft.name, a.packer.name, _nbytes(a)) for a in assignments)
+    config = source.config
+    if context is None:
+        context = _number(
+            config, "max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"
+        )
+    for name, value in (("context", context), ("chunk", chunk)):
+        if value < 1:
+            raise ConfigError(name, value, "1 token or more")
+    matrices = [a.draft.source.numel for a in assignments if a.packer.dense_dtype is None]
+    hidden = _number(config, "hidden_size", "n_embd")
+    inner = _number(config, "intermediate_size", "n_inner", "inner_hidden_size", default=4 * hidden)
+    vocabulary = _number(config, "vocab_size", default=0)
+    tokens = min(chunk, context)
+    return Footprint(
+        format=recipe.format,
+        architecture=source.architecture,
+        parameters=sum(a.draft.source.numel for a in assignments),
+        tensors=tensors,
+        nbytes=sum(nbytes for _, _, nbytes in tensors),
+        context=context,
+        chunk=tokens,
+        cache=_cache(config, hidden) * context,
+        decoded=max(matrices, default=0) * _WIDTH,
+        activations=tokens * (4 * hidden + 2 * inner) * _WIDTH + 4 * vocabulary,
+    )
+
+
+def _nbytes(assignment: Assignment) -> int:
+    fields = assignment.packer.stored(assignment.draft.source.shape)
+    return sum(math.prod(shape) * SIZES[dtype] for shape, dtype in fields.values())
+
+
+def _cache(config: Mapping[str, Any], hidden: int) -> int:
+    """Bytes of the keys and values of one token."""
+    layers = _number(config, "num_hidden_layers", "n_layer", "num_layers")
+    heads = _number(config, "num_attention_heads", "n_head")
+    groups = _number(config, "num_key_value_heads", default=heads)
+    size = _number(config, "head_dim", default=hidden // max(1, heads))
+    return layers * groups * size * 2 * _WIDTH
+
+
+def _number(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
+    """First of several keys that the configuration has; models call the same thing by different names."""
+    for key in keys:
+        value = config.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    if default is None:
+        raise ConfigError(keys[0], config.get(keys[0]), "a positive number in the model's configuration")
+    return default

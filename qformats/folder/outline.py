@@ -1,0 +1,125 @@
+"""A model of which only config.json is known: names and shapes from Transformers' own class, without any weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qformats.checkpoint import Checkpoint, StoredTensor
+from qformats.dtypes import SIZES
+from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.tensors import PackedTensor
+
+__all__ = ["Outline", "outline"]
+
+_DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_EXPERTS = re.compile(r"(.*\bexperts)\.(\w+)")
+"""Stacked experts, as Transformers holds them; on disk each is a matrix of its own."""
+
+
+class Outline(Checkpoint):
+    """Names and shapes of a model; its weights cannot be read.
+
+    Parameters
+    ----------
+    path : Path
+        Where the configuration lies.
+    config : mapping
+        ``config.json``.
+    shapes : mapping of str to tuple of int
+        Shape of every tensor by canonical name.
+    dtype : str
+        Short name of their dtype.
+    container : str
+        Loader whose models look so.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: str,
+        container: str = "huggingface",
+    ) -> None:
+        self.path = path
+        self.name = path.parent.name if path.suffix == ".json" else path.name
+        self.container = container
+        self._config = dict(config)
+        self.tensors = {name: self._tensor(name, shape, dtype) for name, shape in shapes.items()}
+
+    def _tensor(self, name: str, shape: tuple[int, ...], dtype: str) -> StoredTensor:
+        def load(start: int, stop: int) -> PackedTensor:
+            raise CheckpointError(self.path, "has no weights", "a whole model", tensor=name)
+
+        nbytes = math.prod(shape) * SIZES[dtype]
+        return StoredTensor(name, shape, f"dense:{dtype}", nbytes, self.path, load)
+
+    @property
+    def architecture(self) -> str:
+        """``model_type`` of the configuration."""
+        return str(self._config.get("model_type", "unknown"))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration."""
+        return self._config
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """None are known."""
+        return {}
+
+    @property
+    def files(self) -> list[Path]:
+        """The configuration."""
+        return [self.path]
+
+
+def outline(config: Mapping[str, Any], path: Path) -> Outline:
+    """Names and shapes that Transformers' causal language model of this configuration has on disk.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If Transformers has no such class.
+    CheckpointError
+        If the configuration describes no model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    model_type = config.get("model_type")
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise UnsupportedModelError("model_type", str(model_type), known)
+    kept = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
+    build: Any = AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            model = build.from_config(AutoConfig.for_model(**kept))
+    except Exception as error:
+        # Each model class has its own ways of being wrong.
+        found = f"describes no model ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+        raise CheckpointError(path, found, f"the configuration of a {model_type} model") from error
+    tied = bool(model.config.tie_word_embeddings)
+    shapes = {
+        name: shape
+        for stored, parameter in model.state_dict().items()
+        for name, shape in _on_disk(stored, tuple(parameter.shape))
+        if not (tied and name.startswith("lm_head."))
+    }
+    named = config.get("dtype", config.get("torch_dtype")) or "float16"
+    return Outline(path, config, shapes, _DTYPES.get(str(named), "f16"))
+
+
+def _on_disk(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    experts = _EXPERTS.fullmatch(name)
+    if experts is None or len(shape) != 3:
+        yield name, shape
+        return
+    for number in range(shape[0]):
+        yield f"{experts[1]}.{number}.{experts[2]}.weight", shape[1:]

@@ -1,0 +1,133 @@
+"""What a plan of an output consists of: tensors before and after a format is chosen, and where their bytes lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qformats.checkpoint import StoredTensor
+
+if TYPE_CHECKING:
+    from qformats.interfaces import Packer
+
+__all__ = ["Assignment", "Draft", "Layout", "OutputFile", "Placement"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One tensor of an output, before a format is chosen for it.
+
+    Attributes
+    ----------
+    name : str
+        Name in the output.
+    source : StoredTensor
+        Where its rows come from, already permuted or transposed as the output needs it.
+    role : str or None
+        ``"output"`` or ``"token_embedding"`` for the two tensors that users address by role.
+    keep : str or None
+        Format of a tensor that is not quantized (norms, biases, ...); ``None`` for those that are.
+    why : str
+        Reason for `keep`.
+    tied : bool
+        Whether the token embedding also serves as the output.
+    dense_transposed : bool
+        Whether the container stores this matrix as ``[in_features, out_features]`` while it is plain numbers.
+    cast_along : bool
+        Whether a tensor with `keep` takes the dtype of an export to plain numbers all the same.
+    linear : bool
+        Whether it is the weight of a linear layer, which readers of a quantized folder expect to be quantized unless
+        its configuration says otherwise.
+    """
+
+    name: str
+    source: StoredTensor
+    role: str | None = None
+    keep: str | None = None
+    why: str = ""
+    tied: bool = False
+    dense_transposed: bool = False
+    cast_along: bool = False
+    linear: bool = False
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A draft with the format it gets, and the reason if it is not the one asked for.
+
+    `kept` marks tensors that the container never quantizes: the usual, not worth a mention.
+    """
+
+    draft: Draft
+    packer: Packer
+    note: str = ""
+    kept: bool = False
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one field of one tensor lies in an output file.
+
+    Attributes
+    ----------
+    tensor : int
+        Index into the assignments.
+    field : str
+        Local name of the stored field.
+    offset, nbytes : int
+        Place in the file.
+    """
+
+    tensor: int
+    field: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One file of an output: its exact size, the bytes known from the plan, and where tensors go.
+
+    Attributes
+    ----------
+    name : str
+        File name relative to the output folder, or the final name of a single file.
+    size : int
+        Exact bytes.
+    header : bytes
+        Content from offset 0 on; the whole content of a file without tensors.
+    placements : tuple of Placement
+        Fields to fill in.
+    parts : tuple of (int, bytes)
+        Offset and content of whatever else the plan knows, such as the directory at the end of an archive.
+    """
+
+    name: str
+    size: int
+    header: bytes = b""
+    placements: tuple[Placement, ...] = ()
+    parts: tuple[tuple[int, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every file of an output.
+
+    Attributes
+    ----------
+    files : tuple of OutputFile
+        For a split model the file that readers open first comes first; it is put in place last.
+    folder : bool
+        Whether the target is a folder that holds the files, or the files lie beside each other under their names.
+    run_with : str
+        Command line that uses the result, with ``{target}`` for its path.
+    """
+
+    files: tuple[OutputFile, ...]
+    folder: bool
+    run_with: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Exact bytes of all files."""
+        return sum(file.size for file in self.files)
