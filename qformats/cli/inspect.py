@@ -38,6 +38,9 @@ def inspect(
     pure: Annotated[
         bool, typer.Option("--pure", help="With --plan: without the container's own mix.")
     ] = False,
+    container: Annotated[
+        str | None, typer.Option(help="With --plan: container, where it is not the format's usual one.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
 ) -> None:
     """Tell a model's architecture, size, bits a weight, tensor types and metadata.
@@ -53,15 +56,16 @@ def inspect(
         from qformats.exporting.footprint import footprint
         from qformats.sources import outline_model
 
-        recipe = Recipe(qformats.packer(plan).name, pure=pure)
+        recipe = Recipe(qformats.packer(plan).name, pure=pure, container=container)
         predicted = footprint(outline_model(model, {}), recipe, {}, context=context)
         if json:
             print_json(predicted.to_dict())
         else:
             _print_footprint(predicted, tensors)
         return
-    if context is not None or pure:
-        raise ConfigError("--context" if context else "--pure", context or pure, "none without --plan")
+    for name, value in (("--context", context), ("--pure", pure or None), ("--container", container)):
+        if value is not None:
+            raise ConfigError(name, value, "none without --plan")
     found = qformats.open(model)
     if json:
         print_json(_facts(found))

@@ -1,0 +1,175 @@
+"""``qformats inspect --plan``: bytes and memory from a configuration alone."""
+
+import json
+
+import pytest
+from cli.command import call
+
+import qformats
+
+LLAMA_13B = {
+    "model_type": "llama",
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "torch_dtype": "float16",
+    "tie_word_embeddings": False,
+}
+CHATGLM2 = {
+    "model_type": "chatglm",
+    "add_bias_linear": False,
+    "add_qkv_bias": True,
+    "ffn_hidden_size": 13696,
+    "hidden_size": 4096,
+    "kv_channels": 128,
+    "layernorm_epsilon": 1e-5,
+    "multi_query_attention": True,
+    "multi_query_group_num": 2,
+    "num_attention_heads": 32,
+    "num_layers": 28,
+    "original_rope": True,
+    "padded_vocab_size": 65024,
+    "post_layer_norm": True,
+    "rmsnorm": True,
+    "seq_length": 32768,
+    "torch_dtype": "float16",
+}
+GLM_130B = {
+    "model_type": "glm-130b",
+    "num_layers": 70,
+    "hidden_size": 12288,
+    "inner_hidden_size": 32768,
+    "num_attention_heads": 96,
+    "vocab_size": 150528,
+}
+
+
+@pytest.fixture
+def planned(capsys, tmp_path):
+    def plan(config: object, format: str, *more: str) -> dict:
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps(config))
+        result = call(capsys, "inspect", "--plan", format, file, "--json", *more)
+        assert result.code == 0, result.err
+        return json.loads(result.out)
+
+    return plan
+
+
+# Published sizes: of the files (GGML era) for Llama-2-13B, of the index for ChatGLM2-6B in float16.
+@pytest.mark.parametrize(
+    ("config", "format", "more", "nbytes"),
+    [
+        (LLAMA_13B, "gguf:q4_0", ("--pure",), 7_322_849_280),
+        (LLAMA_13B, "gguf:q4_1", ("--pure",), 8_136_314_880),
+        (LLAMA_13B, "gguf:q5_0", ("--pure",), 8_949_780_480),
+        (LLAMA_13B, "gguf:q5_1", ("--pure",), 9_763_246_080),
+        (LLAMA_13B, "gguf:q8_0", (), 13_830_574_080),
+        (LLAMA_13B, "dense:f16", (), 26_031_728_640),
+        (CHATGLM2, "glm:int4", (), 3_923_601_472),
+        (CHATGLM2, "glm:int8", (), 6_778_873_920),
+        (CHATGLM2, "dense:f16", ("--container", "chatglm"), 12_487_168_064),
+        (CHATGLM2, "gguf:q4_0", ("--pure",), 3_513_262_080),
+        (GLM_130B, "glm:int4", (), 67_159_745_280),
+        (GLM_130B, "glm:int8", (), 130_577_621_760),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else str(value),
+)
+def test_worked_sizes(planned, config, format, more, nbytes):
+    found = planned(config, format, *more)
+    assert found["nbytes"] == nbytes
+    assert sum(tensor[2] for tensor in found["tensors"]) == nbytes
+
+
+def test_memory_of_running_it(planned):
+    """ChatGLM2-6B, from its shapes: 28 layers, 2 groups of 128, 16-bit keys and values."""
+    found = planned(CHATGLM2, "glm:int4", "--context", "8192")
+    assert found["cache"] == 28 * 2 * 128 * 2 * 2 * 8192
+    assert found["decoded"] == 27392 * 4096 * 2
+    assert found["activations"] == 512 * (4 * 4096 + 2 * 13696) * 2 + 65024 * 4
+    assert found["running"] == found["nbytes"] + found["cache"] + found["decoded"] + found["activations"]
+    assert planned(CHATGLM2, "glm:int4")["context"] == 32768
+
+
+def test_a_plan_is_what_an_export_writes(capsys, tmp_path):
+    """From the demo model's configuration alone, against the export of the model."""
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(qformats.open("demo").config))
+    for format in (
+        "glm:int4",
+        "glm:int8",
+        "gguf:q5_1",
+        "dense:f16",
+        "bitsandbytes:nf4-dq",
+        "bitsandbytes:int8",
+    ):
+        result = call(capsys, "inspect", folder, "--plan", format, "--json")
+        assert result.code == 0, result.err
+        found = json.loads(result.out)
+        target = tmp_path / format.replace(":", "-")
+        report = qformats.export("demo", target, format=format)
+        assert sorted(found["tensors"]) == sorted([t.name, t.format, t.nbytes] for t in report.tensors)
+
+
+def test_stacked_experts_are_matrices_of_their_own(planned):
+    config = {
+        "model_type": "mixtral",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 320,
+        "num_local_experts": 3,
+        "num_experts_per_tok": 2,
+        "max_position_embeddings": 128,
+        "dtype": "bfloat16",
+    }
+    found = planned(config, "glm:int4")
+    experts = [t for t in found["tensors"] if ".experts." in t[0]]
+    assert {t[1] for t in experts} == {"glm:int4"}
+    # Of each layer and expert: gate and up, and down, half a byte a weight, and two bytes a row.
+    assert sum(t[2] for t in experts) == 2 * 3 * (3 * 64 * 128 // 2 + 2 * (2 * 128 + 64))
+
+
+def test_the_table(capsys, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(CHATGLM2))
+    result = call(capsys, "inspect", "--plan", "glm:int4", file, "--tensors")
+    assert result.code == 0
+    for text in ("3,923,601,472", "glm:int4", "largest matrix", "32,768 tokens", "together"):
+        assert text in result.out
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        ("[]", (), "a JSON list; expected an object"),
+        ("{", (), "no JSON"),
+        ('{"model_type": "never"}', (), "'never'"),
+        ('{"model_type": "llama", "hidden_size": -4}', (), "describes no model"),
+        (json.dumps(LLAMA_13B), ("--context", "0"), "context"),
+        (json.dumps(LLAMA_13B), ("--container", "nowhere"), "nowhere"),
+        (json.dumps(LLAMA_13B), ("--container", "gguf"), "gguf, which does not hold glm:int4"),
+    ],
+    ids=["list", "cut off", "unknown", "negative", "context", "container", "another container"],
+)
+def test_bad_configurations(capsys, tmp_path, content, more, message):
+    file = tmp_path / "config.json"
+    file.write_text(content)
+    result = call(capsys, "inspect", "--plan", "glm:int4", file, *more)
+    assert result.code != 0
+    assert message in result.err
+    assert "Traceback" not in result.err
+
+
+def test_options_of_a_plan_without_one(capsys):
+    for option in (("--context", "5"), ("--pure",), ("--container", "gguf")):
+        result = call(capsys, "inspect", "demo", *option)
+        assert result.code != 0
+        assert "--plan" in result.err
