@@ -171,6 +171,7 @@ def export(
     *,
     format: str,
     quantizer: str = "rtn",
+    quantizer_options: Mapping[str, str] | None = None,
     tensor_types: Mapping[str, str] | None = None,
     output_type: str | None = None,
     token_embedding_type: str | None = None,
@@ -196,6 +197,8 @@ def export(
         ``family:variant``, or a family for its default variant.
     quantizer : str
         How codes are chosen; ``"rtn"`` is each format's own reference rule.
+    quantizer_options : mapping of str to str, optional
+        Options of the quantizer.
     tensor_types : mapping of str to str, optional
         Regular expression to variant; the first one found in a tensor's name wins.
     output_type, token_embedding_type : str, optional
@@ -238,6 +241,7 @@ def export(
         token_embedding_type=token_embedding_type,
         pure=pure,
         container=container,
+        quantizer_options=tuple((quantizer_options or {}).items()),
     )
     return run(
         source,

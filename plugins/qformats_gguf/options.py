@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qformats.errors import ConfigError
-from qformats.interfaces import LoaderOption
+from qformats.interfaces import Option
 
 __all__ = ["OPTIONS", "ignore_unsupported"]
 
 OPTIONS = (
-    LoaderOption("arch", "GGUF architecture, where config.json does not tell it"),
-    LoaderOption("pre", "pre-tokenizer, where tokenizer.json is not recognised"),
-    LoaderOption("ignore-unsupported", "yes: go on although a feature of the model is not computed there"),
-    LoaderOption("max-shard-size", "split the output into files of at most this size, such as 2GB"),
+    Option("arch", "GGUF architecture, where config.json does not tell it"),
+    Option("pre", "pre-tokenizer, where tokenizer.json is not recognised"),
+    Option("ignore-unsupported", "yes: go on although a feature of the model is not computed there"),
+    Option("max-shard-size", "split the output into files of at most this size, such as 2GB"),
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from qformats import Checkpoint, Loader, Packer, StoredTensor, packer
 from qformats.errors import ConfigError, UnsupportedModelError
 from qformats.folder import lay_out_folder, parse_size
-from qformats.interfaces import LoaderOption
+from qformats.interfaces import Option
 from qformats.layout import Assignment, Draft, Layout
 from qformats_glm.checkpoint import ChatGLMCheckpoint, outline
 from qformats_glm.generations import Generation, chatglm2_sizes, generation, is_ours
@@ -29,7 +29,7 @@ class ChatGLMFolder(Loader):
 
     name = "chatglm"
     summary = "folder of a ChatGLM repository (config.json with model_type chatglm)"
-    options = (LoaderOption("max-shard-size", "largest weight file when writing, such as 2GB (default 5GB)"),)
+    options = (Option("max-shard-size", "largest weight file when writing, such as 2GB (default 5GB)"),)
     families = ("glm",)
 
     def holds(self, packer: Packer) -> bool:

@@ -26,6 +26,10 @@ def export(
     type: Annotated[str | None, typer.Option("--type", "-t", help="Variant, such as q4_0.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder to make.")] = None,
     quantizer: Annotated[str, typer.Option(help="How codes are chosen.")] = "rtn",
+    quantizer_option: Annotated[
+        list[str] | None,
+        typer.Option("--quantizer-option", "-Q", metavar="NAME=VALUE", help="An option of the quantizer."),
+    ] = None,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
@@ -102,6 +106,7 @@ def export(
         token_embedding_type=token_embedding_type,
         pure=pure,
         container=container,
+        quantizer_options=tuple(pair("quantizer-option", text) for text in quantizer_option or ()),
     )
     source = qformats.open(model, options=options)
     suffix = recipe.loader(source).suffix
@@ -173,7 +178,7 @@ def pair(what: str, text: str) -> tuple[str, str]:
 
     name, equals, value = text.rpartition("=") if what == "tensor-type" else text.partition("=")
     if not equals or not name or not value:
-        raise ConfigError(f"--{what}", text, "NAME=VALUE" if what == "option" else "REGEX=TYPE")
+        raise ConfigError(f"--{what}", text, "REGEX=TYPE" if what == "tensor-type" else "NAME=VALUE")
     return name, value
 
 

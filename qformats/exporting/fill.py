@@ -308,10 +308,11 @@ def _encode(
     source_packer, packer = registry().packer(part.format), tensor.packer
     source = tensor.assignment.draft.source
     dense: Tensor | None = None
+    if part.format == packer.name and packer.dense_dtype is None:
+        # Copied, or packed already while the quantizer prepared the model.
+        return part, None
     try:
         match tensor.action:
-            case Action.COPY if source_packer.dense_dtype is None:
-                return part, None
             case Action.COPY:
                 (dense,) = part.fields.values()
                 require_finite(dense)

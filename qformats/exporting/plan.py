@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import qformats
 from qformats.checkpoint import Checkpoint, Fingerprint, fingerprint
 from qformats.dtypes import FLOATS
-from qformats.errors import CheckpointError, OutputError
+from qformats.errors import CheckpointError, ConfigError, OutputError
 from qformats.exact import Answer
 from qformats.exporting.recipe import Recipe
-from qformats.interfaces import Loader, Packer
+from qformats.interfaces import Loader, Packer, Quantizer
 from qformats.layout import Assignment, Layout
 from qformats.registry import registry
 
@@ -121,6 +121,8 @@ class Plan:
         Of the source's files when the model was opened: what was decided from the headers holds for these files only.
     loader : Loader
         Writes the output.
+    options : mapping of str to str
+        Of the loader.
     """
 
     source: Checkpoint
@@ -130,6 +132,7 @@ class Plan:
     layout: Layout
     fingerprint: Fingerprint
     loader: Loader
+    options: Mapping[str, str]
 
     @property
     def partial_name(self) -> str:
@@ -169,7 +172,7 @@ class Plan:
         state = {
             "version": qformats.__version__,
             "software": _versions(self._plugins()),
-            "quantizer": self.recipe.quantizer,
+            "quantizer": [self.recipe.quantizer, *self.recipe.quantizer_options],
             "tensors": [
                 [t.name, t.assignment.draft.source.shape, t.source_format, t.packer.name, t.action]
                 for t in self.tensors
@@ -236,7 +239,7 @@ def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping
     """
     target = _named(target)
     default = registry().packer(recipe.format)
-    registry().quantizer(recipe.quantizer)
+    _check_options(registry().quantizer(recipe.quantizer), recipe)
     loader = recipe.loader(source)
     known = {option.name for option in loader.options}
     options = {name: value for name, value in options.items() if name in known}
@@ -254,7 +257,15 @@ def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping
         for assignment, action, size in zip(assignments, map(_action, assignments), sizes, strict=True)
     )
     opened = getattr(source, "fingerprint", None) or fingerprint(source.files)
-    return Plan(source, target, recipe, tensors, layout, opened, loader)
+    return Plan(source, target, recipe, tensors, layout, opened, loader, options)
+
+
+def _check_options(quantizer: Quantizer, recipe: Recipe) -> None:
+    known = [option.name for option in quantizer.options]
+    for name, _ in recipe.quantizer_options:
+        if name not in known:
+            expected = "one of " + ", ".join(known) if known else "none: this quantizer has no options"
+            raise ConfigError(f"option of the quantizer {quantizer.name}", name, expected)
 
 
 def _named(target: Path) -> Path:

@@ -35,6 +35,8 @@ class Recipe:
         Leave out the container's own mix.
     container : str or None
         Loader that writes the output, where it is not the usual one.
+    quantizer_options : tuple of (str, str)
+        Options of the quantizer.
     """
 
     format: str
@@ -44,6 +46,7 @@ class Recipe:
     token_embedding_type: str | None = None
     pure: bool = False
     container: str | None = None
+    quantizer_options: tuple[tuple[str, str], ...] = ()
 
     def loader(self, source: Checkpoint) -> Loader:
         """Loader that writes the output: the one asked for, else the source's own if it is at home there.

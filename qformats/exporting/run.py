@@ -15,12 +15,14 @@ from qformats.exporting.check import require_exact as refuse_inexact
 from qformats.exporting.fill import OutputFiles, Slice, fill, slices_of
 from qformats.exporting.journal import Journal, settle
 from qformats.exporting.plan import Plan, make_plan
+from qformats.exporting.prepare import Workspace, prepare
 from qformats.exporting.progress import Progress, Silent
 from qformats.exporting.recipe import Recipe
 from qformats.exporting.report import ExportReport, report_of
 from qformats.exporting.seal import check_target, seal
 from qformats.exporting.signals import uninterrupted
 from qformats.exporting.transcode import Measure, total
+from qformats.registry import registry
 
 __all__ = ["execute", "run", "threads"]
 
@@ -82,6 +84,25 @@ def execute(
     _check_source(plan)
     if require_exact:
         refuse_inexact(plan, workers, progress)
+    if not registry().quantizer(plan.recipe.quantizer).prepares:
+        return _write(plan, began, force, workers, keep_partial, progress)
+    workspace = Workspace(plan)
+    try:
+        report = _write(
+            prepare(plan, workspace.files, progress), began, force, workers, keep_partial, progress
+        )
+    except BaseException:
+        with uninterrupted():
+            workspace.close() if keep_partial else workspace.discard()
+        raise
+    workspace.discard()
+    return report
+
+
+def _write(
+    plan: Plan, began: float, force: bool, workers: int, keep_partial: bool, progress: Progress
+) -> ExportReport:
+    """Fill and seal."""
     slices = slices_of(plan)
     journal: Journal | None = None
     files: OutputFiles | None = None

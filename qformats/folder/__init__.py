@@ -17,7 +17,7 @@ from qformats.errors import ConfigError
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.model import FolderCheckpoint
 from qformats.folder.write import lay_out_folder
-from qformats.interfaces import Assignment, Draft, Layout, Loader, LoaderOption, Packer
+from qformats.interfaces import Assignment, Draft, Layout, Loader, Option, Packer
 
 __all__ = ["FolderCheckpoint", "HuggingFaceFolder", "lay_out_folder", "parse_size"]
 
@@ -28,7 +28,7 @@ class HuggingFaceFolder(Loader):
     name = "huggingface"
     summary = "folder with config.json and safetensors (or .bin) weights"
     generic = True
-    options = (LoaderOption("max-shard-size", "largest weight file when writing, such as 2GB (default 5GB)"),)
+    options = (Option("max-shard-size", "largest weight file when writing, such as 2GB (default 5GB)"),)
 
     def detect(self, path: Path) -> bool:
         """Whether the folder holds a config.json."""

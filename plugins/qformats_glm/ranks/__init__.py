@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qformats import Checkpoint, Loader, Packer, StoredTensor
 from qformats.errors import ConfigError
-from qformats.interfaces import Assignment, Draft, Layout, LoaderOption, OutputFile, Placement
+from qformats.interfaces import Assignment, Draft, Layout, Option, OutputFile, Placement
 
 if TYPE_CHECKING:
     from qformats_glm.ranks.rules import Sharding
@@ -30,12 +30,12 @@ class RankFolder(Loader):
     summary = "folder of GLM-130B or SwissArmyTransformer, one file a tensor-parallel rank"
     families = ("glm",)
     options = (
-        LoaderOption("tensor-parallel", "ranks to write (default: as many as the source has, else 1)"),
-        LoaderOption("glu", "no: the MLP has no gate, as in ChatGLM-6B (default yes)"),
-        LoaderOption("qkv", "contiguous: all queries, then keys, then values (default interleaved by heads)"),
-        LoaderOption("heads", "attention heads, where the files do not tell them"),
-        LoaderOption("groups", "key and value heads, where there are fewer (with qkv=contiguous)"),
-        LoaderOption("bits", "4 or 8: width of quantized weights, where the shapes do not tell it"),
+        Option("tensor-parallel", "ranks to write (default: as many as the source has, else 1)"),
+        Option("glu", "no: the MLP has no gate, as in ChatGLM-6B (default yes)"),
+        Option("qkv", "contiguous: all queries, then keys, then values (default interleaved by heads)"),
+        Option("heads", "attention heads, where the files do not tell them"),
+        Option("groups", "key and value heads, where there are fewer (with qkv=contiguous)"),
+        Option("bits", "4 or 8: width of quantized weights, where the shapes do not tell it"),
     )
 
     def holds(self, packer: Packer) -> bool:

@@ -1,8 +1,4 @@
-"""The three joints that plugins fill: :class:`Quantizer`, :class:`Packer`, :class:`Loader`.
-
-Their docstrings are the reference. Hooks hand over *classes* (see :mod:`qformats.hookspecs`); nothing runs at
-registration, and a plugin module imports torch only inside the methods that compute.
-"""
+"""Packers: which bytes hold a tensor."""
 
 from __future__ import annotations
 
@@ -10,14 +6,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qformats.checkpoint import Checkpoint
 from qformats.dtypes import FLOATS, SIZES
 from qformats.errors import ConfigError, NotExactError, UnknownFormatError
 from qformats.grids import Grid
-from qformats.layout import Assignment, Draft, Layout, OutputFile, Placement
 from qformats.spec import FormatSpec, solve
 from qformats.tensors import PackedTensor, QuantizedTensor
 
@@ -26,19 +19,7 @@ if TYPE_CHECKING:
 
     from qformats.exact import Answer
 
-__all__ = [
-    "Assignment",
-    "DensePacker",
-    "Draft",
-    "Layout",
-    "Loader",
-    "LoaderOption",
-    "ModuleFields",
-    "OutputFile",
-    "Packer",
-    "Placement",
-    "Quantizer",
-]
+__all__ = ["DensePacker", "ModuleFields", "Packer", "unknown_variant"]
 
 
 @dataclass(frozen=True)
@@ -425,132 +406,6 @@ class DensePacker(Packer):
         assert self.dense_dtype is not None
         values = cast(dense, self.dense_dtype)
         return PackedTensor(self.name, tuple(dense.shape), {self.spec.fields[0].name: values})
-
-
-class Quantizer(ABC):
-    """Chooses the grid point of each weight; works with any grid.
-
-    Subclasses set :attr:`name` and implement :meth:`quantize`.
-    """
-
-    name: ClassVar[str]
-    summary: ClassVar[str] = ""
-
-    @abstractmethod
-    def quantize(self, weight: Tensor, packer: Packer, importance: Tensor | None = None) -> QuantizedTensor:
-        """Codes and parameters for one weight.
-
-        Parameters
-        ----------
-        weight : Tensor
-            float32, float16 or bfloat16, ``(N, K)``: some formats round in the dtype of the source. Not modified.
-        packer : Packer
-            Format whose grid the result must lie on.
-        importance : Tensor, optional
-            float32, ``(K,)``: weight of each column's squared error.
-        """
-
-    def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:
-        """Quantize and pack; a quantizer overrides it only to be faster."""
-        from qformats.kernels.dense import require_finite
-
-        require_finite(dense)
-        quantized = self.quantize(dense, packer)
-        if packer.grid is not None:
-            packer.grid.validate(quantized)
-        return packer.pack(quantized)
-
-
-@dataclass(frozen=True)
-class LoaderOption:
-    """An option that a loader understands, for reading or writing."""
-
-    name: str
-    help: str
-
-
-class Loader(ABC):
-    """One container: which files hold a model's tensors, under which names; reads and writes.
-
-    Subclasses set :attr:`name` and :attr:`summary`. Reading yields a :class:`~qformats.checkpoint.Checkpoint` with
-    canonical names (those that Transformers' model class uses on disk). Writing happens in three pure steps, all from
-    headers: :meth:`draft` the output's tensors, let the framework choose a format for each (asking :meth:`mix` and
-    :meth:`fallback`), :meth:`lay_out` the files. The framework fills and seals them.
-    """
-
-    name: ClassVar[str]
-    summary: ClassVar[str] = ""
-    options: ClassVar[tuple[LoaderOption, ...]] = ()
-    suffix: ClassVar[str] = ""
-    """File name suffix of a single-file output; empty if outputs are folders."""
-    generic: ClassVar[bool] = False
-    """Whether :meth:`detect` also answers to containers that a more particular loader may know better."""
-    families: ClassVar[tuple[str, ...]] = ()
-    """Families whose exports stay in this container when the source lies in it."""
-
-    def holds(self, packer: Packer) -> bool:
-        """Whether tensors of this format can be written into this container."""
-        return packer.container == self.name or packer.family in self.families
-
-    @abstractmethod
-    def detect(self, path: Path) -> bool:
-        """Whether `path` looks like this container; reads a few bytes at most."""
-
-    @abstractmethod
-    def open(self, path: Path, options: Mapping[str, str]) -> Checkpoint:
-        """Open a model: headers only, no weights.
-
-        Raises
-        ------
-        CheckpointError
-            If a file is missing, truncated or corrupt.
-        """
-
-    def outline(self, config: Mapping[str, Any], path: Path) -> Checkpoint | None:
-        """A model with this configuration, of which only names and shapes are known; its weights cannot be read.
-
-        Parameters
-        ----------
-        config : mapping
-            ``config.json``.
-        path : Path
-            Where it was found, for messages.
-
-        Returns
-        -------
-        Checkpoint or None
-            ``None`` if this container holds no such models.
-        """
-        return None
-
-    def draft(self, source: Checkpoint, options: Mapping[str, str]) -> list[Draft]:
-        """Tensors of an output made from `source`, in output order.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If the container cannot express this model.
-        """
-        raise ConfigError("container", self.name, "a container that can be written")
-
-    def mix(self, draft: Draft, packer: Packer) -> tuple[str, str] | None:
-        """Another format for this tensor than the one asked for, and why; skipped by ``--pure`` and user rules."""
-        return None
-
-    def fallback(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
-        """Formats to try, in order, where `packer` cannot hold this tensor; empty to refuse."""
-        return ()
-
-    def lay_out(
-        self,
-        source: Checkpoint,
-        assignments: Sequence[Assignment],
-        default: Packer,
-        target: Path,
-        options: Mapping[str, str],
-    ) -> Layout:
-        """Every file of the output, with exact sizes and offsets."""
-        raise ConfigError("container", self.name, "a container that can be written")
 
 
 def unknown_variant(family: str, variant: str, known: Sequence[str]) -> UnknownFormatError:

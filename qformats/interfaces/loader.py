@@ -1,0 +1,100 @@
+"""Loaders: which files hold a model's tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from qformats.checkpoint import Checkpoint
+from qformats.errors import ConfigError
+from qformats.interfaces.option import Option
+from qformats.interfaces.packer import Packer
+from qformats.layout import Assignment, Draft, Layout
+
+__all__ = ["Loader"]
+
+
+class Loader(ABC):
+    """One container: which files hold a model's tensors, under which names; reads and writes.
+
+    Subclasses set :attr:`name` and :attr:`summary`. Reading yields a :class:`~qformats.checkpoint.Checkpoint` with
+    canonical names (those that Transformers' model class uses on disk). Writing happens in three pure steps, all from
+    headers: :meth:`draft` the output's tensors, let the framework choose a format for each (asking :meth:`mix` and
+    :meth:`fallback`), :meth:`lay_out` the files. The framework fills and seals them.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str] = ""
+    options: ClassVar[tuple[Option, ...]] = ()
+    suffix: ClassVar[str] = ""
+    """File name suffix of a single-file output; empty if outputs are folders."""
+    generic: ClassVar[bool] = False
+    """Whether :meth:`detect` also answers to containers that a more particular loader may know better."""
+    families: ClassVar[tuple[str, ...]] = ()
+    """Families whose exports stay in this container when the source lies in it."""
+
+    def holds(self, packer: Packer) -> bool:
+        """Whether tensors of this format can be written into this container."""
+        return packer.container == self.name or packer.family in self.families
+
+    @abstractmethod
+    def detect(self, path: Path) -> bool:
+        """Whether `path` looks like this container; reads a few bytes at most."""
+
+    @abstractmethod
+    def open(self, path: Path, options: Mapping[str, str]) -> Checkpoint:
+        """Open a model: headers only, no weights.
+
+        Raises
+        ------
+        CheckpointError
+            If a file is missing, truncated or corrupt.
+        """
+
+    def outline(self, config: Mapping[str, Any], path: Path) -> Checkpoint | None:
+        """A model with this configuration, of which only names and shapes are known; its weights cannot be read.
+
+        Parameters
+        ----------
+        config : mapping
+            ``config.json``.
+        path : Path
+            Where it was found, for messages.
+
+        Returns
+        -------
+        Checkpoint or None
+            ``None`` if this container holds no such models.
+        """
+        return None
+
+    def draft(self, source: Checkpoint, options: Mapping[str, str]) -> list[Draft]:
+        """Tensors of an output made from `source`, in output order.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the container cannot express this model.
+        """
+        raise ConfigError("container", self.name, "a container that can be written")
+
+    def mix(self, draft: Draft, packer: Packer) -> tuple[str, str] | None:
+        """Another format for this tensor than the one asked for, and why; skipped by ``--pure`` and user rules."""
+        return None
+
+    def fallback(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
+        """Formats to try, in order, where `packer` cannot hold this tensor; empty to refuse."""
+        return ()
+
+    def lay_out(
+        self,
+        source: Checkpoint,
+        assignments: Sequence[Assignment],
+        default: Packer,
+        target: Path,
+        options: Mapping[str, str],
+    ) -> Layout:
+        """Every file of the output, with exact sizes and offsets."""
+        raise ConfigError("container", self.name, "a container that can be written")
