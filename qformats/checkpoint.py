@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from qformats.interfaces import Packer
-
 __all__ = ["Checkpoint", "Fingerprint", "StoredTensor", "concat_rows", "fingerprint", "map_file"]
 
 Fingerprint = tuple[tuple[str, int, int, int, int, int], ...]
@@ -139,14 +137,7 @@ class StoredTensor:
 
             chosen = torch.from_numpy(order[start:stop])
             low, high = int(chosen.min()), int(chosen.max()) + 1
-            part = self.load(low, high)
-            rows = {key: value for key, value in part.fields.items() if key not in _fixed(own, shape)}
-            stored = own.stored((len(chosen), *self.shape[1:]))
-            fields = {
-                key: value.reshape(high - low, -1)[chosen - low].view(stored[key][0])
-                for key, value in rows.items()
-            }
-            return PackedTensor(part.format, (len(chosen), *self.shape[1:]), {**_fixed(own, shape), **fields})
+            return own.refit(own.pick(self.load(low, high), chosen - low), shape)
 
         nbytes = self.nbytes // max(1, self.rows) * len(order)
         return replace(self, shape=shape, nbytes=nbytes, load=load)
@@ -158,14 +149,16 @@ class StoredTensor:
         other = own.row_packer(self.shape)
         if other is None:
             return self._decoded().take_rows(order)
+        shape = (len(order), *self.shape[1:])
 
         def load(start: int, stop: int) -> PackedTensor:
             import torch
 
-            return other.pack(own.unpack(self.read()).take_rows(torch.from_numpy(order[start:stop])))
+            whole = self.read()
+            packed = other.pack(own.unpack(whole).take_rows(torch.from_numpy(order[start:stop])))
+            return replace(packed, fields={**packed.fields, **other.fixed(shape, own.made_from(whole))})
 
         nbytes = self.nbytes * len(order) // max(1, self.rows)
-        shape = (len(order), *self.shape[1:])
         return replace(
             self,
             shape=shape,
@@ -180,17 +173,20 @@ class StoredTensor:
         """Rows ``[start, stop)`` as a tensor of their own, see :meth:`take_rows`."""
         from qformats.api import packer
 
-        step = packer(self.format).row_step(self.shape)
+        own = packer(self.format)
+        step = own.row_step(self.shape)
         if step == 0 or start % step or (stop % step and stop != self.rows):
             import numpy as np
 
             return self._repacked(np.arange(start, stop))
 
+        shape = (stop - start, *self.shape[1:])
+
         def load(first: int, last: int) -> PackedTensor:
-            return self.load(start + first, start + last)
+            return own.refit(self.load(start + first, start + last), shape)
 
         nbytes = self.nbytes * (stop - start) // max(1, self.rows)
-        return replace(self, shape=(stop - start, *self.shape[1:]), nbytes=nbytes, load=load)
+        return replace(self, shape=shape, nbytes=nbytes, load=load)
 
     def transposed(self) -> StoredTensor:
         """The same matrix with its dimensions exchanged.
@@ -223,11 +219,6 @@ class StoredTensor:
         return replace(self, format="dense:f32", load=load, step=0, origin=self.stored_format)
 
 
-def _fixed(own: Packer, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """Fields of a rearranged tensor that follow from its shape."""
-    return own.fixed(shape, "f32") if own.dense_dtype is None else {}
-
-
 def concat_rows(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
     """Several tensors as one, below each other.
 
@@ -253,22 +244,18 @@ def concat_rows(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
         parts = [part._decoded() for part in parts]
     ends = list(itertools.accumulate(part.rows for part in parts))
 
-    def load(start: int, stop: int) -> PackedTensor:
-        import torch
+    shape = (ends[-1], *first.shape[1:])
+    own = packer(parts[0].format)
 
+    def load(start: int, stop: int) -> PackedTensor:
         found = []
         for part, end in zip(parts, ends, strict=True):
             begin = end - part.rows
             low, high = max(start, begin), min(stop, end)
             if low < high:
                 found.append(part.load(low - begin, high - begin))
-        fields = {
-            key: torch.cat([piece.fields[key] for piece in found])
-            for key in (found[0].fields if found else ())
-        }
-        return PackedTensor(parts[0].format, (stop - start, *first.shape[1:]), fields)
+        return own.refit(own.join(found), shape)
 
-    shape = (ends[-1], *first.shape[1:])
     step = min(part.step for part in parts)
     nbytes = sum(part.nbytes for part in parts)
     return replace(parts[0], name=name, shape=shape, nbytes=nbytes, load=load, step=step)

@@ -225,20 +225,24 @@ class InexactExportError(QFormatsError, ValueError):
         What was to be exported, and into what.
     reasons : mapping of str to str
         Why each tensor cannot stay what it is, by its name in the output.
+    complete : bool
+        Whether all tensors were looked at.
     """
 
-    def __init__(self, source: str, format: str, reasons: Mapping[str, str]) -> None:
+    def __init__(self, source: str, format: str, reasons: Mapping[str, str], complete: bool = True) -> None:
         self.source = source
         self.format = format
         self.reasons = dict(reasons)
+        self.complete = complete
         shown = []
         groups = alike(reasons)
         for names in groups[:_SHOWN_REASONS]:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            more = f" and {len(names) - 1} like it" if len(names) > 1 else ""
             shown.append(f"{names[0]}{more} ({reasons[names[0]]})")
         if len(groups) > _SHOWN_REASONS:
             shown.append(f"{len(groups) - _SHOWN_REASONS} other reasons")
-        found = f"{len(reasons)} tensors cannot become {format} unchanged: {'; '.join(shown)}"
+        count = f"{'' if complete else 'at least '}{len(reasons)} tensor{'s' if len(reasons) > 1 else ''}"
+        found = f"{count} cannot become {format} unchanged: {'; '.join(shown)}"
         hint = "Leave --require-exact out to round them, or choose another format"
         super().__init__(_sentence(source, found, None, hint))
 

@@ -160,6 +160,11 @@ class FourBitPacker(_BnBPacker):
         state = QuantState(self.kind, self.block_size, kept, (int(shape[0]), int(shape[1])), offset)
         return torch.frombuffer(bytearray(state.to_bytes()), dtype=torch.uint8)
 
+    def made_from(self, packed: PackedTensor) -> str:
+        """Dtype that the description tells."""
+        state = packed.fields[KEY + self.kind].cpu().numpy().tobytes()
+        return QuantState.parse(state, self.kind).dtype
+
     def take(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
         """Check tables and scales, and fill the description up to its length."""
         import torch
@@ -279,11 +284,7 @@ class FourBitPacker(_BnBPacker):
         dtype = dtype_name(weight.dtype)
         if weight.device.type != "cpu":
             require_finite(weight)
-            quantized = self.grid.quantize(weight)
-            codes = _join(quantized.codes, 7 if self.kind == "nf4" else 0)
-            return self._assemble(
-                weight.shape, dtype, codes, quantized.scale.flatten(), carried_by(quantized)
-            )
+            return self._encode_by_grid(weight)
         from qformats_bitsandbytes import kernels
 
         flat = weight.view(-1)
@@ -293,6 +294,12 @@ class FourBitPacker(_BnBPacker):
             require_finite(weight)
         nested = double_quantize(scale) if self.nested else None
         return self._assemble(weight.shape, dtype, codes, scale, nested)
+
+    def _encode_by_grid(self, weight: Tensor) -> PackedTensor:
+        """Quantize and pack with torch, where there is no compiled kernel; the same bytes."""
+        quantized = self.grid.quantize(weight)
+        codes, scale = self._join(quantized.codes), quantized.scale.flatten()
+        return self._assemble(weight.shape, dtype_name(weight.dtype), codes, scale, carried_by(quantized))
 
     def to_config(
         self, *, dense_modules: Sequence[str] = (), packed_modules: Sequence[str] = (), dtype: str = "float32"
@@ -354,6 +361,9 @@ class Int8Packer(_BnBPacker):
         if source.grid is None or not source.spec.level or self.veto(shape):
             return super().foresee(source, shape)
         answer = foresee(source.grid, self.grid.plain(), (int(shape[0]), int(shape[1])))
+        if source.grid.scale_dtype == "f16":
+            # 127 times such a number has 18 bits: exact, and so is the division that gives it back.
+            return answer
         return _at_best(answer, "scales must be 127ths of float32 numbers")
 
     def fixed(self, shape: Sequence[int], dtype: str) -> dict[str, Tensor]:

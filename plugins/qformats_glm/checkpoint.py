@@ -11,17 +11,16 @@ from qformats import Checkpoint, Packer, StoredTensor
 from qformats.dtypes import SIZES
 from qformats.errors import CheckpointError, ConfigError
 from qformats.folder import FolderCheckpoint
+from qformats.folder.shards import refuse_pointer
 from qformats.interfaces import ModuleFields
 from qformats.tensors import PackedTensor
 from qformats_glm.generations import Generation, Weight, chatglm2_sizes, generation
 from qformats_glm.native import native_config, to_native
 from qformats_glm.packer import GLMPacker
 
-__all__ = ["ChatGLMCheckpoint", "outline", "refuse_pointers"]
+__all__ = ["ChatGLMCheckpoint", "outline"]
 
 _CODE = ("modeling_*.py", "configuration_*.py", "tokenization_*.py", "quantization.py")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.model")
-_POINTER = b"version https://git-lfs"
 _OURS = ("quantization_bit", "quantization_embeddings")
 """What says how the folder is quantized, which the tensors themselves say here."""
 _TOKENS = 2048
@@ -127,7 +126,10 @@ class ChatGLMCheckpoint(Checkpoint):
         file = path / "config.json"
         own = generation(config, file)
         bits = _declared_bits(config, file)
-        refuse_pointers(path)
+        for vocabulary in sorted(path.glob("*.model")):
+            # Weights that are pointers are refused when they are opened; a tokenizer would be copied as it is.
+            if vocabulary.is_file():
+                refuse_pointer(vocabulary)
         declares = config.get("quantization_config") is not None
         folder = FolderCheckpoint(path, None if declares else _FolderPacker(own, bits))
         return cls(path, _checked(folder.tensors, own, folder.files), config, folder)
@@ -192,23 +194,6 @@ def _checked(
                 tensor.file, "not known", "the tensors of the model", tensor=name, hint=hint
             )
     return checked
-
-
-def refuse_pointers(folder: Path) -> None:
-    """Refuse a folder whose weights or tokenizer are Git-LFS pointers.
-
-    Raises
-    ------
-    CheckpointError
-        Naming the first such file.
-    """
-    for pattern in _WEIGHTS:
-        for file in sorted(folder.glob(pattern)):
-            if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_POINTER):
-                hint = "run `git lfs pull` in the folder, or download the file itself"
-                raise CheckpointError(
-                    file, "a Git-LFS pointer, which only names the data", "the file", hint=hint
-                )
 
 
 def outline(config: Mapping[str, Any], path: Path) -> ChatGLMCheckpoint:

@@ -95,10 +95,10 @@ def from_native(
         except KeyError:
             raise CheckpointError(path, "is missing", "a complete model", tensor=name) from None
 
-    if "lm_head.weight" not in left:
-        # ChatGLM's code never shares the two.
-        left["lm_head.weight"] = source["model.embed_tokens.weight"]
     embedding, norm, output = _ENDS
+    if _ENDS[output] not in left and _ENDS[embedding] in left:
+        # ChatGLM's code never shares the two.
+        left[_ENDS[output]] = left[_ENDS[embedding]]
     found = {embedding: take(_ENDS[embedding]), INV_FREQ: _inverse_frequencies(sizes, path)}
     for number in range(sizes.layers):
         old, new = f"model.layers.{number}", f"transformer.encoder.layers.{number}"

@@ -33,7 +33,7 @@ from qformats_glm.grid import RowGrid
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GLMPacker", "cut_columns", "merge_columns", "overflowed_rows", "take_rows"]
+__all__ = ["GLMPacker", "overflowed_rows"]
 
 _BITS = {"int8": 8, "int4": 4}
 _SCALES = ("f16", "bf16", "f32")
@@ -285,104 +285,6 @@ class GLMPacker(Packer):
         return PackedTensor(self.name, shape, {"weight": packed, "weight_scale": scale})
 
 
-def _packer(packed: PackedTensor) -> GLMPacker:
-    family, _, variant = packed.format.partition(":")
-    if family != GLMPacker.family:
-        raise ConfigError("format", packed.format, "one of the family glm")
-    return GLMPacker.parse(variant)
-
-
-def take_rows(packed: PackedTensor, order: Sequence[int] | Tensor) -> PackedTensor:
-    """Rows of a packed tensor in another order, without unpacking them.
-
-    Parameters
-    ----------
-    packed : PackedTensor
-        Of the family glm, ``(N, K)``.
-    order : sequence of int or Tensor
-        New row ``i`` is old row ``order[i]``.
-    """
-    import torch
-
-    chosen = torch.as_tensor(order, dtype=torch.long)
-    fields = {name: field[chosen] for name, field in packed.fields.items()}
-    return PackedTensor(packed.format, (len(chosen), packed.shape[1]), fields)
-
-
-def cut_columns(packed: PackedTensor, start: int, stop: int) -> PackedTensor:
-    """Columns ``[start, stop)`` of a packed tensor, without unpacking them; every part keeps its row's scale.
-
-    Parameters
-    ----------
-    packed : PackedTensor
-        Of the family glm, ``(N, K)``.
-    start, stop : int
-        Even for int4; where there are `p` scales a row, multiples of ``K / p``, or both within one such part.
-
-    Raises
-    ------
-    ConfigError
-        If the cut goes through a byte or through a part.
-    """
-    own = _packer(packed)
-    rows, columns = int(packed.shape[0]), int(packed.shape[1])
-    if not 0 <= start < stop <= columns or start * own.bits % 8 or stop * own.bits % 8:
-        even = "even " if own.bits == 4 else ""
-        raise ConfigError("columns", (start, stop), f"two {even}numbers from 0 to {columns}")
-    weight, scale = own.fields(packed)
-    part = columns // own.parts
-    first, last = start // part, -(-stop // part)
-    if own.parts > 1 and last - first > 1 and (start % part or stop % part):
-        raise ConfigError("columns", (start, stop), f"multiples of {part}, the columns of one scale")
-    if own.parts > 1:
-        scale = scale[:, first:last] if last - first > 1 else scale[:, first]
-        own = own.with_parts(last - first)
-    fields = {"weight": weight[:, start * own.bits // 8 : stop * own.bits // 8], "weight_scale": scale}
-    return PackedTensor(own.name, (rows, stop - start), fields)
-
-
-def merge_columns(parts: Sequence[PackedTensor]) -> PackedTensor:
-    """Packed tensors beside each other as one, without unpacking them.
-
-    Parts with equal scales become one tensor with that scale a row; parts of equal width with scales of their own one
-    with a scale a part (``-tp{p}``).
-
-    Parameters
-    ----------
-    parts : sequence of PackedTensor
-        Of one variant of the family glm, as many rows each, one scale a row.
-
-    Raises
-    ------
-    ConfigError
-        If the formats differ, or the scales differ while the widths do.
-    ShapeError
-        If the rows do not match.
-    """
-    import torch
-
-    own = _packer(parts[0])
-    found = []
-    for part in parts:
-        if part.format != parts[0].format or own.parts != 1:
-            raise ConfigError(
-                "format of a part", part.format, f"one format with one scale a row ({own.name})"
-            )
-        if part.shape[0] != parts[0].shape[0]:
-            raise ShapeError("weight", tuple(part.shape), f"{parts[0].shape[0]} rows, as in the first part")
-        found.append(own.fields(part))
-    shape = (int(parts[0].shape[0]), sum(int(part.shape[1]) for part in parts))
-    weight = torch.cat([weight for weight, _ in found], 1)
-    scale = found[0][1]
-    if any(not torch.equal(other, scale) for _, other in found):
-        widths = sorted({int(part.shape[1]) for part in parts})
-        if len(widths) > 1:
-            raise ConfigError("columns of the parts", widths, "equal widths, since their scales differ")
-        scale = torch.stack([scale for _, scale in found], 1)
-        own = own.with_parts(len(parts))
-    return PackedTensor(own.name, shape, {"weight": weight, "weight_scale": scale})
-
-
 def overflowed_rows(packed: PackedTensor) -> Tensor:
     """Rows with a code of -8 or -128, which no correct writer produces.
 
@@ -398,6 +300,14 @@ def overflowed_rows(packed: PackedTensor) -> Tensor:
     -------
     Tensor
         int64, ascending row numbers.
+
+    Raises
+    ------
+    ConfigError
+        If it is of another family.
     """
-    codes = _packer(packed).unpack(packed).codes
+    family, _, variant = packed.format.partition(":")
+    if family != GLMPacker.family:
+        raise ConfigError("format", packed.format, "one of the family glm")
+    codes = GLMPacker.parse(variant).unpack(packed).codes
     return (codes == 0).any(1).nonzero().flatten()

@@ -145,10 +145,11 @@ def carry_out(
     if planned:
         report = report_of(plan)
         with Bar() as bar:
-            if check_exact:
-                report = settled(report, check(plan, threads(workers), bar))
+            reasons = check(plan, threads(workers), bar) if check_exact else None
+            if reasons is not None:
+                report = settled(report, reasons)
             if require_exact:
-                refuse_inexact(plan, threads(workers), bar)
+                refuse_inexact(plan, threads(workers), bar, reasons)
     else:
         try:
             with Bar() as bar:
@@ -231,7 +232,7 @@ def _print_summary(report: ExportReport) -> None:
     _print_notes(out, report, every=False)
     rounded = Counter(_variant(t.format) for t in report.tensors if t.rounded)
     for kind, count in rounded.items():
-        out.print(f"{count} tensors were rounded to {kind}, from numbers that are more exact.")
+        out.print(f"{_tensors(count)} {'was' if count == 1 else 'were'} cast to {kind} from a wider dtype")
     if report.run_with:
         # No wrapping: a command is copied as a whole.
         out.print(f"Run it:  [bold]{plain(report.run_with)}[/bold]", soft_wrap=True)
@@ -259,7 +260,7 @@ def _print_exactness(out: Console, report: ExportReport, every: bool) -> None:
     moved = [t for t in report.tensors if t.action in ("transcoded", "requantized")]
     kept = [t for t in moved if t.exact in ("always", "yes")]
     if kept:
-        out.print(f"{len(kept)} quantized tensors {'keep' if every else 'kept'} every value")
+        out.print(f"{_tensors(len(kept), 'quantized ')} {'keep' if every else 'kept'} every value")
     unknown = [t for t in moved if t.exact == "needs the data"]
     if unknown:
         out.print(
@@ -271,11 +272,16 @@ def _print_exactness(out: Console, report: ExportReport, every: bool) -> None:
         shown = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...)"
         errors = [error for name in names if (error := lost[name].relative_error) is not None]
         cost = f"; relative error {_span(errors)}" if errors else ""
-        out.print(f"{plain(shown)}: rounded once more, since {plain(lost[names[0]].reason)}{cost}")
+        since = "since" if len(names) == 1 else "the first since"
+        out.print(f"{plain(shown)}: rounded once more, {since} {plain(lost[names[0]].reason)}{cost}")
     if len(groups) > _SHOWN_REASONS and not every:
         out.print(f"... and for {len(groups) - _SHOWN_REASONS} other reasons (all of them in qformats.json)")
     if lost:
         out.print("An unquantized source gives a better result for tensors that are rounded once more")
+
+
+def _tensors(count: int, kind: str = "") -> str:
+    return f"{count} {kind}tensor{'' if count == 1 else 's'}"
 
 
 def _span(errors: list[float]) -> str:

@@ -41,6 +41,10 @@ def inspect(
     container: Annotated[
         str | None, typer.Option(help="With --plan: container, where it is not the format's usual one.")
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the loader."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
 ) -> None:
     """Tell a model's architecture, size, bits a weight, tensor types and metadata.
@@ -49,15 +53,17 @@ def inspect(
     """
     import qformats
     from qformats.cli.console import print_json
+    from qformats.cli.export import pair
     from qformats.errors import ConfigError
 
+    options = dict(pair("option", text) for text in option or ())
     if plan is not None:
         from qformats.exporting import Recipe
         from qformats.exporting.footprint import footprint
         from qformats.sources import outline_model
 
         recipe = Recipe(qformats.packer(plan).name, pure=pure, container=container)
-        predicted = footprint(outline_model(model, {}), recipe, {}, context=context)
+        predicted = footprint(outline_model(model, options), recipe, options, context=context)
         if json:
             print_json(predicted.to_dict())
         else:
@@ -66,7 +72,7 @@ def inspect(
     for name, value in (("--context", context), ("--pure", pure or None), ("--container", container)):
         if value is not None:
             raise ConfigError(name, value, "none without --plan")
-    found = qformats.open(model)
+    found = qformats.open(model, options=options)
     if json:
         print_json(_facts(found))
     else:

@@ -58,6 +58,8 @@ def foresee(
         if reason:
             return Answer.NEVER, reason
     doubts = [_levels_doubt(source, target), _dtype_doubt(source, target)]
+    if type(target).storable is not Grid.storable:
+        doubts.append("scales are stored in a form of their own")
     if reordered:
         doubts.insert(0, "columns may be in another order")
     elif not _within(source, block, rows, columns):
@@ -204,7 +206,7 @@ def _in_a_row(table: tuple[float, ...], top: int) -> bool:
     import numpy as np
 
     levels = np.array([level for level in table if level], np.float64)
-    if len(levels) < 3:
+    if len(levels) < 3 or top < 2:
         return True
     steps = np.arange(1, top + 1)
     for i, low in enumerate(levels):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from qformats.errors import InexactExportError
 from qformats.exact import Answer
-from qformats.exporting.fill import Slice, bounded, slices_of
+from qformats.exporting.fill import Slice, bounded, single_threaded_torch, slices_of, source_bytes
 from qformats.exporting.plan import Plan
 from qformats.exporting.progress import Progress
 from qformats.exporting.transcode import holds
@@ -35,16 +35,29 @@ def check_exact(plan: Plan, workers: int, progress: Progress) -> dict[int, str]:
         part = tensor.assignment.draft.source.read(piece.start, piece.stop)
         return holds(part, registry().packer(part.format), tensor.packer)
 
-    progress.start("checking", len(pieces))
-    with ThreadPoolExecutor(workers, "qformats-check") as pool:
+    progress.start("checking", sum(source_bytes(plan, piece) for piece in pieces))
+    with single_threaded_torch(), ThreadPoolExecutor(workers, "qformats-check") as pool:
         for piece, reason in bounded(pool, work, plan, pieces, 2 * workers):
             found[piece.tensor] = found[piece.tensor] or reason
-            progress.advance(1)
+            progress.advance(source_bytes(plan, piece))
     return found
 
 
-def require_exact(plan: Plan, workers: int, progress: Progress) -> None:
+def require_exact(
+    plan: Plan, workers: int, progress: Progress, settled: Mapping[int, str] | None = None
+) -> None:
     """Refuse an export that would change a value.
+
+    Parameters
+    ----------
+    plan : Plan
+        The export.
+    workers : int
+        Threads.
+    progress : Progress
+        Is told how far the work is.
+    settled : mapping of int to str, optional
+        What :func:`check_exact` has found already.
 
     Raises
     ------
@@ -52,8 +65,11 @@ def require_exact(plan: Plan, workers: int, progress: Progress) -> None:
         Naming the tensors and the reasons.
     """
     wrong: Mapping[int, str] = {i: t.reason for i, t in enumerate(plan.tensors) if t.exact is Answer.NEVER}
+    # What the plan knows needs no reading; how many more there are is not worth it.
+    complete = not wrong or all(t.exact is not Answer.DATA for t in plan.tensors)
     if not wrong:
-        wrong = {i: reason for i, reason in check_exact(plan, workers, progress).items() if reason}
+        settled = check_exact(plan, workers, progress) if settled is None else settled
+        wrong = {i: reason for i, reason in settled.items() if reason}
     if wrong:
         reasons = {plan.tensors[i].name: reason for i, reason in wrong.items()}
-        raise InexactExportError(str(plan.source.path), plan.recipe.format, reasons)
+        raise InexactExportError(str(plan.source.path), plan.recipe.format, reasons, complete)

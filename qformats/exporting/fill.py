@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["OutputFiles", "Slice", "bounded", "fill", "slices_of"]
+__all__ = ["OutputFiles", "Slice", "bounded", "fill", "single_threaded_torch", "slices_of", "source_bytes"]
 
 Result = TypeVar("Result")
 
@@ -216,29 +217,34 @@ def fill(
     OutputError
         If the disk is full or fails.
     """
-    import torch
-
     quantizer = registry().quantizer(plan.recipe.quantizer)
     pending = [piece for piece in slices if piece.index not in journal.done]
-    progress.start("writing", sum(_source_bytes(plan, piece) for piece in pending))
+    progress.start("writing", sum(source_bytes(plan, piece) for piece in pending))
     stopped = threading.Event()
-    # One thread a slice is the parallelism; torch's own threads would only get in its way.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
 
     def work(piece: Slice) -> Written:
         return Written([]) if stopped.is_set() else _convert(plan, piece, files, quantizer)
 
+    with single_threaded_torch(), ThreadPoolExecutor(workers, "qformats-fill") as pool:
+        try:
+            for piece, written in bounded(pool, work, plan, pending, 2 * workers):
+                journal.add(piece.index, written)
+                progress.advance(source_bytes(plan, piece))
+        except BaseException:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def single_threaded_torch() -> Iterator[None]:
+    """One thread a slice is the parallelism; torch's own threads would only get in its way."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(workers, "qformats-fill") as pool:
-            try:
-                for piece, written in bounded(pool, work, plan, pending, 2 * workers):
-                    journal.add(piece.index, written)
-                    progress.advance(_source_bytes(plan, piece))
-            except BaseException:
-                stopped.set()
-                pool.shutdown(cancel_futures=True)
-                raise
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -277,7 +283,8 @@ def _weights(plan: Plan, piece: Slice) -> int:
     return source.numel // max(1, source.rows) * (piece.stop - piece.start)
 
 
-def _source_bytes(plan: Plan, piece: Slice) -> int:
+def source_bytes(plan: Plan, piece: Slice) -> int:
+    """Stored bytes that a slice is read from."""
     source = plan.tensors[piece.tensor].assignment.draft.source
     return source.nbytes * (piece.stop - piece.start) // max(1, source.rows)
 
@@ -287,7 +294,8 @@ def _convert(plan: Plan, piece: Slice, files: OutputFiles, quantizer: Quantizer)
     source = tensor.assignment.draft.source
     part = source.read(piece.start, piece.stop)
     packed, measure = _encode(tensor, part, quantizer, piece.start)
-    fields = {**packed.fields, **({} if tensor.action is Action.COPY else tensor.fixed)}
+    # What was packed for the slice alone gets the fields of the whole tensor; what is copied has its own.
+    fields = packed.fields if packed is part else {**packed.fields, **tensor.fixed}
     spans = []
     for file, offset, nbytes, field in files.places(piece):
         if field not in fields:
@@ -309,8 +317,8 @@ def _encode(
     source = tensor.assignment.draft.source
     dense: Tensor | None = None
     if part.format == packer.name and packer.dense_dtype is None:
-        # Copied, or packed already while the quantizer prepared the model.
-        return part, None
+        # Copied, or packed already: by a quantizer that prepared the model, or to rearrange its rows.
+        return part, _measure_of(tensor.action, part)
     try:
         match tensor.action:
             case Action.COPY:
@@ -331,6 +339,12 @@ def _encode(
     except NonFiniteError as error:
         where = f" (in rows from {start})" if start else ""
         raise WeightsError(str(source.file), source.name, error.found + where, error.hint) from error
+
+
+def _measure_of(action: Action, part: PackedTensor) -> Measure | None:
+    """What became of a slice that was packed before: every value stayed, if it came from a quantized tensor."""
+    weights = math.prod(part.shape)
+    return Measure(weights, weights) if action is Action.TRANSCODE else None
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

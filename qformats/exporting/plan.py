@@ -122,7 +122,7 @@ class Plan:
     loader : Loader
         Writes the output.
     options : mapping of str to str
-        Of the loader.
+        Of the loaders: how the source is read and the output is written.
     """
 
     source: Checkpoint
@@ -173,6 +173,8 @@ class Plan:
             "version": qformats.__version__,
             "software": _versions(self._plugins()),
             "quantizer": [self.recipe.quantizer, *self.recipe.quantizer_options],
+            "container": self.loader.name,
+            "options": sorted(self.options.items()),
             "tensors": [
                 [t.name, t.assignment.draft.source.shape, t.source_format, t.packer.name, t.action]
                 for t in self.tensors
@@ -242,12 +244,12 @@ def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping
     _check_options(registry().quantizer(recipe.quantizer), recipe)
     loader = recipe.loader(source)
     known = {option.name for option in loader.options}
-    options = {name: value for name, value in options.items() if name in known}
-    drafts = loader.draft(source, options)
+    own = {name: value for name, value in options.items() if name in known}
+    drafts = loader.draft(source, own)
     if not drafts:
         raise CheckpointError(source.path, "holds no tensors (a vocabulary only?)", "a model with weights")
     assignments = recipe.assign(drafts, loader, source)
-    layout = loader.lay_out(source, assignments, default, target, options)
+    layout = loader.lay_out(source, assignments, default, target, own)
     sizes = [0] * len(assignments)
     for file in layout.files:
         for placement in file.placements:
@@ -278,16 +280,18 @@ def _named(target: Path) -> Path:
 
 
 def _action(assignment: Assignment) -> Action:
-    source, packer = registry().packer(assignment.draft.source.stored_format), assignment.packer
-    if source.name == packer.name or (source.dense_dtype and source.dense_dtype == packer.dense_dtype):
+    """What becomes of a tensor; a loader may have decoded it, or a quantizer packed it, since it was on disk."""
+    tensor, packer = assignment.draft.source, assignment.packer
+    stored, now = registry().packer(tensor.stored_format), registry().packer(tensor.format)
+    same = now.name == packer.name or (now.dense_dtype and now.dense_dtype == packer.dense_dtype)
+    if same and tensor.stored_format == tensor.format:
         return Action.COPY
-    if source.dense_dtype is not None and source.dense_dtype not in FLOATS:
-        stored = assignment.draft.source
-        found = f"holds {source.dense_dtype}, which cannot become {packer.name}"
-        raise CheckpointError(stored.file, found, "weights of " + ", ".join(FLOATS), tensor=stored.name)
+    if stored.dense_dtype is not None and stored.dense_dtype not in FLOATS:
+        found = f"holds {stored.dense_dtype}, which cannot become {packer.name}"
+        raise CheckpointError(tensor.file, found, "weights of " + ", ".join(FLOATS), tensor=tensor.name)
     if packer.dense_dtype is not None:
-        return Action.CAST if source.dense_dtype else Action.DEQUANTIZE
-    if source.dense_dtype is not None:
+        return Action.CAST if stored.dense_dtype else Action.DEQUANTIZE
+    if stored.dense_dtype is not None:
         return Action.QUANTIZE
     answer, _ = _transcodable(assignment)
     return Action.REQUANTIZE if answer is Answer.NEVER else Action.TRANSCODE
@@ -296,6 +300,8 @@ def _action(assignment: Assignment) -> Action:
 def _transcodable(assignment: Assignment) -> tuple[Answer, str]:
     """Whether a quantized tensor can stay what it is in another quantized format."""
     source, packer = assignment.draft.source, assignment.packer
+    if source.format == packer.name:
+        return Answer.ALWAYS, ""
     if registry().packer(source.format).dense_dtype is not None:
         # A loader had to decode it, to give its rows another order.
         return Answer.NEVER, f"rows that this container reorders share the blocks of {source.stored_format}"
@@ -312,7 +318,7 @@ def exactness(assignment: Assignment, action: Action) -> tuple[Answer, str]:
             return Answer.NEVER, "plain numbers are rounded to the format's levels"
         case Action.TRANSCODE | Action.REQUANTIZE:
             return _transcodable(assignment)
-    source = registry().packer(assignment.draft.source.stored_format).dense_dtype or "f32"
+    source = registry().packer(assignment.draft.source.format).dense_dtype or "f32"
     if dtype in WIDER.get(source, ()):
         return Answer.ALWAYS, ""
     return Answer.DATA, f"{dtype} may not hold every value"

@@ -42,7 +42,7 @@ class TensorReport:
     reason : str
         Why not.
     exact_share : float or None
-        Share of the weights of a transcoded or requantized tensor that are in slices which kept every value.
+        Share of the weights of a transcoded or requantized tensor that are in rows which kept every value.
     relative_error, max_error : float or None
         Of such a tensor: root mean square change relative to the root mean square value, and largest change of a
         weight, in weight units.

@@ -98,6 +98,10 @@ def _check_folder(path: Path) -> None:
     def foreign_name(name: str) -> bool:
         if name in recorded:
             return False
+        inside = {other.partition("/")[2] for other in recorded if other.startswith(f"{name}/")}
+        if inside and (path / name).is_dir():
+            there = [entry for entry in (path / name).rglob("*") if not entry.is_dir() or entry.is_symlink()]
+            return any(entry.relative_to(path / name).as_posix() not in inside for entry in there)
         if (path / name).is_dir():
             return name not in _FOLDERS
         return name in _OF_TRAINING or not any(fnmatch(name, pattern) for pattern in usual)
@@ -110,10 +114,10 @@ def _check_folder(path: Path) -> None:
 
 
 def _recorded(record: Path) -> set[str]:
-    """Names in a folder of ours: what its record lists, and folders that hold it."""
+    """Files in a folder of ours, as its record lists them: paths relative to the folder."""
     try:
         files = json.loads(record.read_bytes())["files"]
-        return {RECORD, *(str(name).partition("/")[0] for name, _ in files)}
+        return {RECORD, *(str(name) for name, _ in files)}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
 

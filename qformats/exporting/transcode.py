@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
-from qformats.errors import ConfigError, NotExactError
+from qformats.dtypes import torch_dtype
+from qformats.errors import ConfigError, NonFiniteError, NotExactError
 from qformats.interfaces import Packer, Quantizer
 from qformats.tensors import PackedTensor, QuantizedTensor
 
@@ -17,6 +18,8 @@ __all__ = ["Measure", "holds", "requantize", "total", "transcode"]
 
 _CHUNK = 1 << 20
 """Weights that are compared at a time."""
+_HOPE = 2
+"""Halvings in a row that may find nothing to keep before a piece is rounded as a whole."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Measure:
     Attributes
     ----------
     weights, exact : int
-        How many there are, and how many are in slices that kept every value.
+        How many there are, and how many are in rows that kept every value.
     squared_error, squared : float
         Sums over the weights, in squared weight units: of the change, and of the values before.
     max_error : float
@@ -67,9 +70,10 @@ def total(measures: Iterable[Measure]) -> Measure:
 def transcode(
     part: PackedTensor, source: Packer, packer: Packer, quantizer: Quantizer
 ) -> tuple[PackedTensor, Measure]:
-    """Keep every value of a slice if the other format has it; if it has not, keep the codes, or round them all.
+    """Keep every value of a slice if the other format has it; where it has not, keep the codes, or round.
 
-    Codes stay what they are where nothing but their scales must be rounded.
+    Rows that fit are kept beside rows that do not, as far as halving the slice tells them apart. Codes stay what they
+    are where nothing but their scales must be rounded.
 
     Parameters
     ----------
@@ -80,29 +84,80 @@ def transcode(
     quantizer : Quantizer
         Rounds what cannot be kept.
     """
-    weights = _weights(part.shape)
+    by_rows = source.row_step(part.shape) == 1 and packer.row_step(part.shape) == 1
+    pieces = list(_pieces(part, source, packer, quantizer, _HOPE if by_rows else 0))
+    if len(pieces) == 1:
+        return pieces[0]
+    return packer.join([packed for packed, _ in pieces]), total(measure for _, measure in pieces)
+
+
+def _pieces(
+    part: PackedTensor, source: Packer, packer: Packer, quantizer: Quantizer, hope: int
+) -> Iterator[tuple[PackedTensor, Measure]]:
+    """Rows from first to last, in pieces of which each is kept or rounded as a whole.
+
+    A piece that does not fit is halved as long as one of the last `hope` halvings has found a half that does.
+    """
+    weights, rows = _weights(part.shape), part.shape[0]
     quantized = source.unpack(part)
     try:
-        return packer.pack(packer.hold(quantized)), Measure(weights, weights)
+        yield packer.pack(packer.hold(quantized)), Measure(weights, weights)
     except NotExactError as error:
         reason = error.reason
-    near = _with_storable_scales(quantized, packer)
+    else:
+        return
+    if hope and rows > 1:
+        halves = [source.cut(part, 0, rows // 2), source.cut(part, rows // 2, rows)]
+        fits = [_fits(half, source, packer) for half in halves]
+        if any(fits) or hope > 1:
+            for half in halves:
+                yield from _pieces(half, source, packer, quantizer, _HOPE if any(fits) else hope - 1)
+            return
+    yield _rounded(part, quantized, source, packer, quantizer, reason)
+
+
+def _fits(part: PackedTensor, source: Packer, packer: Packer) -> bool:
     try:
-        packed = packer.pack(packer.hold(near))
+        packer.hold(source.unpack(part))
     except NotExactError:
-        return requantize(part, source, packer, quantizer, reason)
-    errors = _compare(quantized.dequantize(), packer.dequantize(packed))
-    return packed, Measure(weights, 0, *errors, f"{reason} (scales are rounded, codes are kept)")
+        return False
+    return True
 
 
-def _with_storable_scales(quantized: QuantizedTensor, packer: Packer) -> QuantizedTensor:
-    assert packer.grid is not None
-    minimum = quantized.minimum
-    return replace(
-        quantized,
-        scale=packer.grid.storable(quantized.scale.float()),
-        minimum=None if minimum is None else packer.grid.storable(minimum.float()),
-    )
+def _rounded(
+    part: PackedTensor,
+    quantized: QuantizedTensor,
+    source: Packer,
+    packer: Packer,
+    quantizer: Quantizer,
+    reason: str,
+) -> tuple[PackedTensor, Measure]:
+    """Codes as they are with rounded scales, where that is all it takes; else quantized once more."""
+    near = _with_storable_scales(quantized, packer)
+    if near is not None:
+        try:
+            packed = packer.pack(packer.hold(near))
+        except NotExactError:
+            pass
+        else:
+            errors = _compare(quantized.dequantize(), packer.dequantize(packed))
+            reason = f"{reason} (scales are rounded, codes are kept)"
+            return packed, Measure(_weights(part.shape), 0, *errors, reason)
+    return requantize(part, source, packer, quantizer, reason)
+
+
+def _with_storable_scales(quantized: QuantizedTensor, packer: Packer) -> QuantizedTensor | None:
+    """The tensor with scales that the format stores; None where they are so small that rounding changes them much."""
+    import torch
+
+    grid = packer.grid
+    assert grid is not None
+    scale = grid.storable(quantized.scale.float())
+    least = torch.finfo(torch_dtype(grid.scale_dtype)).tiny
+    if not bool(((scale.abs() >= least) | (quantized.scale == 0)).all() & scale.isfinite().all()):
+        return None
+    minimum = None if quantized.minimum is None else grid.storable(quantized.minimum.float())
+    return replace(quantized, scale=scale, minimum=minimum)
 
 
 def requantize(
@@ -120,15 +175,16 @@ def holds(part: PackedTensor, source: Packer, packer: Packer) -> str:
     try:
         if packer.dense_dtype is None:
             packer.hold(source.unpack(part))
-        else:
-            before = source.dequantize(part)
-            after = packer.dequantize(packer.encode_reference(before))
-            changed = int((before != after).sum())
-            if changed:
-                return f"{packer.dense_dtype} changes {changed} of {before.numel()} values"
+            return ""
+        # Plain numbers are compared as they are: of float64 a float32 is no witness.
+        before = next(iter(part.fields.values())) if source.dense_dtype else source.dequantize(part)
+        after = next(iter(packer.encode_reference(before).fields.values()))
     except NotExactError as error:
         return error.reason
-    return ""
+    except NonFiniteError as error:
+        return error.found
+    changed = int((before.double() != after.double()).sum())
+    return f"{packer.dense_dtype} changes {changed} of {before.numel()} values" if changed else ""
 
 
 def _weights(shape: Sequence[int]) -> int:

@@ -7,12 +7,14 @@ One loader serves every format that lives in such folders: packers declare their
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qformats.api import packer
 from qformats.checkpoint import Checkpoint
+from qformats.dtypes import FLOATS
 from qformats.errors import ConfigError
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.model import FolderCheckpoint
@@ -28,7 +30,10 @@ class HuggingFaceFolder(Loader):
     name = "huggingface"
     summary = "folder with config.json and safetensors (or .bin) weights"
     generic = True
-    options = (Option("max-shard-size", "largest weight file when writing, such as 2GB (default 5GB)"),)
+    options = (
+        Option("max-shard-size", "largest weight file when writing, such as 2GB (default 5GB)"),
+        Option("plain-dtype", "f32, f16 or bf16 for what is not quantized (default: what most of it has)"),
+    )
 
     def detect(self, path: Path) -> bool:
         """Whether the folder holds a config.json."""
@@ -46,6 +51,7 @@ class HuggingFaceFolder(Loader):
 
     def draft(self, source: Checkpoint, options: Mapping[str, str]) -> list[Draft]:
         """Every tensor under its canonical name; linear weights may be quantized, the rest keep their numbers."""
+        plain = _plain_dtype(source, options.get("plain-dtype"))
         drafts = []
         model_type = str(source.config.get("model_type", ""))
         tied = "lm_head.weight" not in source.tensors
@@ -53,8 +59,9 @@ class HuggingFaceFolder(Loader):
             role = _role(name)
             keep, why = None, ""
             if len(tensor.shape) != 2 or _NOT_LINEAR.search(name) or not name.endswith(".weight"):
-                dtype = packer(tensor.format).dense_dtype
-                keep = f"dense:{dtype or 'f32'}"
+                dtype = packer(tensor.format).dense_dtype or "f32"
+                # Readers compute in one dtype, and mixing them in a folder makes some of them fail.
+                keep = f"dense:{plain if dtype in FLOATS else dtype}"
                 why = role.replace("_", " ") if role else "not a linear weight"
             matrix = len(tensor.shape) == 2 and name.endswith(".weight")
             drafts.append(
@@ -81,15 +88,43 @@ class HuggingFaceFolder(Loader):
         options: Mapping[str, str],
     ) -> Layout:
         """Shards of safetensors, their index, config.json and tokenizer files."""
+        _warn_of_mixture(assignments, default)
         limit = parse_size("max-shard-size", options.get("max-shard-size", "5GB"))
         return lay_out_folder(source, assignments, default, limit)
 
 
+def _plain_dtype(source: Checkpoint, wanted: str | None) -> str:
+    """Dtype of the tensors that are not quantized: the one asked for, or that of most of their weights."""
+    if wanted is not None:
+        if wanted not in _PLAIN:
+            raise ConfigError("plain-dtype", wanted, "one of " + ", ".join(_PLAIN))
+        return wanted
+    weights = dict.fromkeys(_PLAIN, 0)
+    for name, tensor in source.tensors.items():
+        if len(tensor.shape) != 2 or _NOT_LINEAR.search(name):
+            dtype = packer(tensor.format).dense_dtype or "f32"
+            weights[dtype if dtype in weights else "f32"] += tensor.numel
+    # Of two with as many, the wider one.
+    return max(weights, key=lambda dtype: weights[dtype])
+
+
+_PLAIN = ("f32", "f16", "bf16")
 _TABLES = r"shared|wte|wpe|embed_\w+|\w*embeddings?|tok_embeddings|\w*norm\w*|ln_\w+"
 _NO_LAYER = re.compile(rf"(?:^|\.)(?:{_TABLES})\.weight$")
 """Matrices that are not weights of a linear layer."""
 _NOT_LINEAR = re.compile(rf"(?:^|\.)(?:{_TABLES}|lm_head|score|router|gate)\.weight$")
 """These, and the linear layers that every quantizer leaves out: heads and routers."""
+
+
+def _warn_of_mixture(assignments: Sequence[Assignment], default: Packer) -> None:
+    found = {a.packer.dense_dtype for a in assignments if a.packer.dense_dtype in FLOATS}
+    if default.dense_dtype is None and len(found) > 1:
+        warnings.warn(
+            f"what is not quantized has several dtypes ({', '.join(sorted(map(str, found)))}), which Transformers may "
+            "refuse to compute with: -O plain-dtype=f16 makes them one",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _role(name: str) -> str | None:

@@ -11,11 +11,15 @@ from typing import Any
 from qformats.checkpoint import Checkpoint, StoredTensor
 from qformats.dtypes import SIZES
 from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.folder.conv1d import is_conv1d
 from qformats.tensors import PackedTensor
 
 __all__ = ["Outline", "outline"]
 
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+_MOST_LAYERS = 4096
+"""Each layer is built, if without memory: a number that is none must not take forever."""
 _EXPERTS = re.compile(r"(.*\bexperts)\.(\w+)")
 """Stacked experts, as Transformers holds them; on disk each is a matrix of its own."""
 
@@ -93,9 +97,16 @@ def outline(config: Mapping[str, Any], path: Path) -> Outline:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError(path, f"model_type {model_type!r}", "the name of a model type, such as llama")
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-        raise UnsupportedModelError("model_type", str(model_type), known)
+        raise UnsupportedModelError("model_type", model_type, known)
+    for key in _LAYERS:
+        layers = config.get(key, 1)
+        if not isinstance(layers, int) or not 1 <= layers <= _MOST_LAYERS:
+            expected = f"a whole number from 1 to {_MOST_LAYERS}"
+            raise CheckpointError(path, f"{key} {layers!r}", expected)
     kept = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     build: Any = AutoModelForCausalLM
     try:
@@ -109,17 +120,21 @@ def outline(config: Mapping[str, Any], path: Path) -> Outline:
     shapes = {
         name: shape
         for stored, parameter in model.state_dict().items()
-        for name, shape in _on_disk(stored, tuple(parameter.shape))
+        for name, shape in _on_disk(stored, tuple(parameter.shape), str(model_type))
         if not (tied and name.startswith("lm_head."))
     }
     named = config.get("dtype", config.get("torch_dtype")) or "float16"
     return Outline(path, config, shapes, _DTYPES.get(str(named), "f16"))
 
 
-def _on_disk(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _on_disk(name: str, shape: tuple[int, ...], model_type: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and canonical shapes of what a parameter of the class is on disk."""
     experts = _EXPERTS.fullmatch(name)
     if experts is None or len(shape) != 3:
-        yield name, shape
+        yield name, shape[::-1] if len(shape) == 2 and is_conv1d(model_type, name) else shape
         return
+    rows, columns = shape[1:]
+    parts = {"gate_up_proj": ("gate_proj", "up_proj")}.get(experts[2], (experts[2],))
     for number in range(shape[0]):
-        yield f"{experts[1]}.{number}.{experts[2]}.weight", shape[1:]
+        for part in parts:
+            yield f"{experts[1]}.{number}.{part}.weight", (rows // len(parts), columns)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import threading
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,12 @@ from qformats.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BinShard", "SafetensorsShard", "Shard", "find_shards"]
+__all__ = ["BinShard", "SafetensorsShard", "Shard", "find_shards", "refuse_pointer", "unpickling_error"]
 
+_POINTER = b"version https://git-lfs"
+_PICKLE_START = 1 << 20
+"""Bytes of a pickle that are searched for what it calls."""
+_OF_TENSORS = ("torch", "collections", "numpy", "_codecs")
 _INTERRUPTED = "the download or copy was interrupted: fetch the file again"
 
 
@@ -55,7 +60,7 @@ class SafetensorsShard(Shard):
         self._views: dict[str, Tensor] = {}
         try:
             # The library says "no such file" whatever keeps it from opening one.
-            path.open("rb").close()
+            refuse_pointer(path)
             # Headers are read without torch, which takes a second to import.
             self._header: Any = safe_open(path, "numpy")
         except SafetensorError as error:
@@ -114,16 +119,23 @@ class BinShard(Shard):
             if BinShard._resident is not None and BinShard._resident[0] is self:
                 return BinShard._resident[1]
             try:
+                refuse_pointer(self.path)
                 with self.path.open("rb") as file:
                     zipped = file.read(4) == b"PK\x03\x04"
                 if not zipped:
                     BinShard._resident = None
-                state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped)
+                with warnings.catch_warnings():
+                    # Of pickles that it does not read, torch asks for a report; the error says what they are.
+                    warnings.simplefilter("ignore")
+                    state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped)
             except FileNotFoundError as error:
                 raise CheckpointError(self.path, "is missing", hint=_INTERRUPTED) from error
+            except CheckpointError:
+                raise
             except Exception as error:
                 # torch raises a different type for each way a pickle can be wrong.
-                raise self._refused(error) from error
+                expected, instead = "a dict of tensors, saved by torch.save", "take the model in safetensors"
+                raise unpickling_error(self.path, error, expected, instead) from error
             if not isinstance(state, dict):
                 raise CheckpointError(self.path, f"holds a {type(state).__name__}", "a dict of tensors")
             if zipped:
@@ -131,18 +143,6 @@ class BinShard(Shard):
             else:
                 BinShard._resident = (self, state)
             return state
-
-    def _refused(self, error: Exception) -> CheckpointError:
-        """Why torch did not load the file; of its own advice (to load it unsafely) nothing is repeated."""
-        reason = " ".join(str(error).split())
-        reason = reason.split("from a trusted source.")[-1].split("Check the documentation")[0].strip()
-        foreign = re.search(r"GLOBAL ([\w.]+)", reason)
-        if foreign:
-            found = f"wants {foreign[1]} to run while it is read, which tensors never need"
-            hint = "do not trust this file; take the model in safetensors"
-            return CheckpointError(self.path, found, "a dict of tensors, saved by torch.save", hint=hint)
-        found = f"cannot be read ({type(error).__name__}: {reason[:120]})" if reason else "is cut off"
-        return CheckpointError(self.path, found, "a dict of tensors, saved by torch.save", hint=_INTERRUPTED)
 
     def entries(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
         """Name, shape and dtype of every tensor, in file order."""
@@ -175,6 +175,68 @@ class BinShard(Shard):
 
         values = self.tensor(name).contiguous().reshape(-1).view(torch.uint8)
         return bytes(values.numpy().tobytes())
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a file that Git LFS has not fetched: a few lines of text which name the data.
+
+    Raises
+    ------
+    CheckpointError
+        If it is one.
+    OSError
+        If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            hint = "run `git lfs pull` in the folder, or download the file itself"
+            raise CheckpointError(path, "a Git-LFS pointer, which only names the data", "the file", hint=hint)
+
+
+def unpickling_error(path: Path, error: Exception, expected: str, instead: str) -> CheckpointError:
+    """Why torch did not load a file; of its own advice (to load it unsafely) nothing is repeated.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    error : Exception
+        What ``torch.load`` raised.
+    expected : str
+        What the file should hold.
+    instead : str
+        What to do about a file that wants code to run.
+    """
+    reason = " ".join(str(error).split())
+    reason = reason.split("from a trusted source.")[-1].split("Check the documentation")[0].strip()
+    told = re.search(r"GLOBAL ([\w.]+)", reason)
+    foreign = told[1] if told else _foreign_global(path)
+    if foreign:
+        found = f"wants {foreign} to run while it is read, which tensors never need"
+        return CheckpointError(path, found, expected, hint=f"do not trust this file; {instead}")
+    found = f"cannot be read ({type(error).__name__}: {reason[:120]})" if reason else "is cut off"
+    return CheckpointError(path, found, expected, hint=_INTERRUPTED)
+
+
+def _foreign_global(path: Path) -> str:
+    """What a bare pickle would call that no file of tensors needs; empty if nothing. Nothing is executed."""
+    import pickletools
+
+    with path.open("rb") as file:
+        start = file.read(_PICKLE_START)
+    texts: list[str] = []
+    try:
+        for operation, argument, _ in pickletools.genops(start):
+            if operation.name in ("GLOBAL", "STACK_GLOBAL"):
+                called = str(argument or " ".join(texts[-2:])).replace(" ", ".")
+                if called.partition(".")[0] not in _OF_TENSORS:
+                    return called
+            elif isinstance(argument, str):
+                texts.append(argument)
+    except (ValueError, IndexError, OverflowError):
+        # No pickle, or a longer one: whatever it is, this much of it calls nothing.
+        return ""
+    return ""
 
 
 def find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:

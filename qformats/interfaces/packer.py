@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qformats.dtypes import FLOATS, SIZES
@@ -164,6 +164,43 @@ class Packer(ABC):
                 value = value.reshape(-1)[first // size : last // size].view(stored[name][0])
             fields[name] = value
         return PackedTensor(packed.format, shape, fields)
+
+    def pick(self, packed: PackedTensor, order: Tensor) -> PackedTensor:
+        """Rows of a packed tensor in another order, where each row is a range of its own (:meth:`row_step` is 1).
+
+        Parameters
+        ----------
+        order : Tensor
+            int64, ``(M,)``: new row ``i`` is old row ``order[i]``.
+        """
+        whole, shape = self.fixed(packed.shape, "f32"), (len(order), *packed.shape[1:])
+        stored = self.stored(shape)
+        fields = {
+            name: value if name in whole else value.reshape(packed.shape[0], -1)[order].view(stored[name][0])
+            for name, value in packed.fields.items()
+        }
+        return PackedTensor(packed.format, shape, fields)
+
+    def join(self, parts: Sequence[PackedTensor]) -> PackedTensor:
+        """Packed tensors below each other, where each row is a range of its own."""
+        import torch
+
+        first = parts[0]
+        whole = self.fixed(first.shape, "f32")
+        fields = {
+            name: value if name in whole else torch.cat([part.fields[name] for part in parts])
+            for name, value in first.fields.items()
+        }
+        return PackedTensor(first.format, (sum(p.shape[0] for p in parts), *first.shape[1:]), fields)
+
+    def refit(self, part: PackedTensor, shape: Sequence[int]) -> PackedTensor:
+        """Rows of a tensor of another shape than they were packed for: with that tensor's fields of :meth:`fixed`."""
+        fixed = self.fixed(shape, self.made_from(part)) if self.dense_dtype is None else {}
+        return replace(part, fields={**part.fields, **fixed}) if fixed else part
+
+    def made_from(self, packed: PackedTensor) -> str:
+        """Dtype of the weight before it was quantized, for formats that store it: ``"f32"``, ``"f16"``, ``"bf16"``."""
+        return "f32"
 
     def row_packer(self, shape: Sequence[int]) -> Packer | None:
         """Format of the same values in which rows can be put into another order; ``None`` if blocks straddle them.

@@ -473,3 +473,15 @@ def test_detection():
     assert detect({"quant_method": "bitsandbytes", "bnb_4bit_quant_type": 3}).name == "bitsandbytes:nf4"
     with pytest.raises(ConfigError, match="load_in_8bit"):
         detect({"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": True})
+
+
+@pytest.mark.parametrize("format", ["nf4", "fp4", "nf4-dq", "fp4-bs128"])
+def test_the_way_without_kernels_gives_the_same_bytes(format):
+    """What runs on devices other than a CPU."""
+    packer = _packer(format)
+    weight = torch.randn(24, 256, generator=torch.Generator().manual_seed(7)).to(torch.bfloat16)
+    weight[3], weight[4, :64] = 0, 1e-30
+    compiled, plain = packer.encode_reference(weight), packer._encode_by_grid(weight)
+    assert compiled.fields.keys() == plain.fields.keys()
+    for name, value in compiled.fields.items():
+        assert torch.equal(value, plain.fields[name]), name

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from cli.command import call
+from models import tiny
 
 import qformats
 
@@ -116,6 +117,19 @@ def test_a_plan_is_what_an_export_writes(capsys, tmp_path):
         assert sorted(found["tensors"]) == sorted([t.name, t.format, t.nbytes] for t in report.tensors)
 
 
+def test_conv1d_models_are_planned_as_they_are_written(capsys, tmp_path):
+    """GPT-2 keeps its matrices the other way round; a scale a row counts the rows of the weight, not of the file."""
+    source = tiny.build("gpt2", tmp_path / "gpt2")
+    (tmp_path / "config.json").write_text(json.dumps(qformats.open(source).config))
+    result = call(capsys, "inspect", tmp_path / "config.json", "--plan", "glm:int4", "--json")
+    assert result.code == 0, result.err
+    written = qformats.export(source, tmp_path / "out", format="glm:int4")
+    planned = {name: (format, nbytes) for name, format, nbytes in json.loads(result.out)["tensors"]}
+    packed = {t.name: (t.format, t.nbytes) for t in written.tensors if t.format == "glm:int4"}
+    assert packed
+    assert {name: planned[name] for name in packed} == packed
+
+
 def test_stacked_experts_are_matrices_of_their_own(planned):
     config = {
         "model_type": "mixtral",
@@ -153,11 +167,25 @@ def test_the_table(capsys, tmp_path):
         ("{", (), "no JSON"),
         ('{"model_type": "never"}', (), "'never'"),
         ('{"model_type": "llama", "hidden_size": -4}', (), "describes no model"),
+        ('{"model_type": ["llama"]}', (), "model_type ['llama']"),
+        ('{"model_type": "llama", "num_hidden_layers": 1e18}', (), "from 1 to 4096"),
+        ('{"model_type": "llama", "num_hidden_layers": 1152921504606846976}', (), "from 1 to 4096"),
         (json.dumps(LLAMA_13B), ("--context", "0"), "context"),
         (json.dumps(LLAMA_13B), ("--container", "nowhere"), "nowhere"),
         (json.dumps(LLAMA_13B), ("--container", "gguf"), "gguf, which does not hold glm:int4"),
     ],
-    ids=["list", "cut off", "unknown", "negative", "context", "container", "another container"],
+    ids=[
+        "list",
+        "cut off",
+        "unknown",
+        "negative",
+        "list of types",
+        "no layers",
+        "layers",
+        "context",
+        "container",
+        "another container",
+    ],
 )
 def test_bad_configurations(capsys, tmp_path, content, more, message):
     file = tmp_path / "config.json"

@@ -174,3 +174,16 @@ def test_source_that_changes_before_it_is_read(copy, tmp_path, change, moment):
         engine.execute(made)
     assert str(weights) in str(caught.value)
     assert os.listdir(tmp_path) == ["in"]
+
+
+def test_options_and_container_are_part_of_it(llama, tmp_path):
+    """How a source is read, or rows are laid out, decides bytes that no size shows."""
+
+    def identity(options: dict[str, str], **recipe: str) -> str:
+        plan = make_plan(qformats.open(llama), tmp_path / "out", Recipe("glm:int8", **recipe), options)
+        return plan.identity([])
+
+    assert identity({}) == identity({})
+    assert identity({}) == identity({}, container="huggingface")
+    found = {identity({}), identity({"qkv": "contiguous"}), identity({"qkv": "interleaved"})}
+    assert len(found) == 3

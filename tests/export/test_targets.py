@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -247,3 +248,27 @@ def test_odd_names(capsys, llama, tmp_path, name):
         command = result.out.split("Run it:  ")[1].strip()
         echoed = subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True)
         assert echoed.stdout.splitlines()[:3] == ["llama-cli", "-m", str(tmp_path / name)]
+
+
+def test_folders_inside_an_output_are_looked_into(capsys, llama, tmp_path):
+    """Of a folder with folders in it only what its record lists is replaced; anything else belongs to somebody."""
+    target = tmp_path / "out"
+    (target / "100").mkdir(parents=True)
+    (target / "100" / "part.pt").write_bytes(b"x")
+    (target / "latest").write_text("100")
+    record = {"files": [["latest", 3], ["100/part.pt", 1]]}
+    (target / "qformats.json").write_text(json.dumps(record))
+    arguments = ("export", llama, "-f", "dense:f16", "-o", target, "--force")
+    for foreign in ("100/optimizer.pt", "100/notes/thesis.tex", "100/link"):
+        path = target / foreign
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(tmp_path) if foreign.endswith("link") else path.write_bytes(b"mine")
+        result = call(capsys, *arguments)
+        assert result.code == 4
+        assert "no part of a model: 100" in result.err
+        assert os.path.lexists(path)
+        path.unlink()
+        if path.parent.name == "notes":
+            path.parent.rmdir()
+    assert call(capsys, *arguments).code == 0
+    assert not (target / "100").exists()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import qformats
 from qformats.errors import InexactExportError
+from qformats.registry import registry
 
 DENSE = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -227,7 +228,7 @@ def test_the_summary_tells_what_stayed_and_what_the_rest_lost(capsys, made, tmp_
     result = call(capsys, "export", made("glm:int4"), "-f", "gguf:q4_0", "-o", tmp_path / "a.gguf")
     assert "28 quantized tensors kept every value" in result.out
     result = call(capsys, "export", made("gguf:q4_0"), "-f", "glm:int4", "-o", tmp_path / "b")
-    assert "rounded once more, since" in result.out
+    assert "rounded once more, the first since" in result.out
     assert "; relative error " in result.out
 
 
@@ -278,3 +279,95 @@ def test_casts_that_round_are_refused_too(tmp_path):
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InexactExportError, match=r"model\.norm\.weight \(bf16 changes 1 of 256 values\)"):
         qformats.export(folder, tmp_path / "bf16", format="dense:bf16", require_exact=True)
+
+
+def test_one_row_that_does_not_fit_costs_its_neighbours_little(tmp_path):
+    """One weight of 127 among levels of four bits: the rows around it are rounded, the others keep every value."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-7, 8, (1024, 1024), generator=generator, dtype=torch.int8)
+    codes[300, 5] = 127
+    scale = torch.rand(1024, generator=generator).add(0.5).half()
+    fields = {"weight": codes, "weight_scale": scale}
+    source = _one_tensor(tmp_path, qformats.PackedTensor("glm:int8", (1024, 1024), fields))
+    report = qformats.export(source, tmp_path / "out", format="glm:int4")
+    (tensor,) = (t for t in report.tensors if t.format == "glm:int4")
+    assert 1 - 2 / 1024 <= tensor.exact_share < 1
+    assert (tensor.action, tensor.exact) == ("requantized", "no")
+    before, after = codes.float() * scale.float()[:, None], qformats.open(tmp_path / "out")
+    changed = (after.read(tensor.name) != before).any(1).nonzero().flatten().tolist()
+    assert 300 in changed
+    assert set(changed) <= {300, 301}
+
+
+def test_where_no_row_fits_few_attempts_are_made(tmp_path, monkeypatch):
+    from qformats.exporting.transcode import transcode
+
+    packer, source = qformats.packer("glm:int4"), qformats.packer("gguf:q4_0")
+    part = source.encode_reference(torch.randn(512, 1024))
+    calls = []
+    real = type(packer).hold
+    monkeypatch.setattr(
+        type(packer), "hold", lambda self, quantized: calls.append(1) or real(self, quantized)
+    )
+    _, measure = transcode(part, source, packer, registry().quantizer("rtn"))
+    assert measure.exact == 0
+    assert len(calls) < 20
+
+
+def test_tiny_scales_are_not_kept_at_the_price_of_the_values():
+    """A scale below the normal float16 numbers loses more by rounding than the codes are worth."""
+    from qformats.exporting.transcode import transcode
+
+    source, packer = qformats.packer("glm:int8-f32"), qformats.packer("glm:int8")
+    codes = torch.randint(-127, 128, (4, 64), dtype=torch.int8)
+    codes[:, 0] = 127
+    part = qformats.PackedTensor(
+        source.name, (4, 64), {"weight": codes, "weight_scale": torch.full((4,), 8.8e-8)}
+    )
+    packed, measure = transcode(part, source, packer, registry().quantizer("rtn"))
+    again = packer.encode_reference(source.dequantize(part))
+    assert all(torch.equal(packed.fields[name], value) for name, value in again.fields.items())
+    assert "codes are kept" not in measure.reason
+
+
+def test_float64_is_not_float32(tmp_path):
+    folder = tmp_path / "f64"
+    qformats.export("demo", folder, format="dense:f32")
+    state = load_file(folder / "model.safetensors")
+    state["model.norm.weight"] = torch.full((256,), 1 / 3, dtype=torch.float64)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InexactExportError, match=r"model\.norm\.weight \(f32 changes 256 of 256 values\)"):
+        qformats.export(folder, tmp_path / "f32", format="dense:f32", require_exact=True)
+
+
+def test_values_beyond_the_target_are_a_reason(capsys, tmp_path):
+    folder = tmp_path / "large"
+    qformats.export("demo", folder, format="dense:f32")
+    state = load_file(folder / "model.safetensors")
+    state["model.norm.weight"][7] = 1e6
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    result = call(
+        capsys, "export", folder, "-f", "dense:f16", "-o", tmp_path / "f16", "--check-exact", "--json"
+    )
+    assert result.code == 0, result.err
+    told = {t["name"]: t["reason"] for t in json.loads(result.out)["tensors"]}
+    assert "f16" in told["model.norm.weight"]
+    with pytest.raises(InexactExportError, match=r"model\.norm\.weight"):
+        qformats.export(folder, tmp_path / "f16", format="dense:f16", require_exact=True)
+
+
+def test_checking_and_requiring_read_the_model_once(capsys, made, tmp_path, monkeypatch):
+    from qformats.exporting import check
+
+    read = []
+    real = check.holds
+    monkeypatch.setattr(check, "holds", lambda *arguments: read.append(1) or real(*arguments))
+    call(capsys, "export", made("gguf:q4_0"), "-f", "glm:int4", "-o", tmp_path / "a", "--check-exact")
+    once = len(read)
+    result = call(
+        capsys,
+        *("export", made("gguf:q4_0"), "-f", "glm:int4", "-o", tmp_path / "a"),
+        *("--check-exact", "--require-exact"),
+    )
+    assert result.code != 0
+    assert len(read) == 2 * once

@@ -240,13 +240,16 @@ class Hostile:
         return os.system, (f"touch {self.place / 'in' / 'ran'}",)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_hostile_pickle_does_not_run(capsys, copy, tmp_path, zipped):
+@pytest.mark.parametrize("kind", ["zip", "old", *range(6)])
+def test_hostile_pickle_does_not_run(capsys, copy, tmp_path, kind):
     import torch
 
     (copy / WEIGHTS).unlink()
     file = copy / "pytorch_model.bin"
-    torch.save({"a": Hostile(tmp_path)}, file, _use_new_zipfile_serialization=zipped)
+    if isinstance(kind, int):
+        file.write_bytes(pickle.dumps({"a": Hostile(tmp_path)}, protocol=kind))
+    else:
+        torch.save({"a": Hostile(tmp_path)}, file, _use_new_zipfile_serialization=kind == "zip")
     refused(
         capsys,
         copy,
@@ -255,8 +258,18 @@ def test_hostile_pickle_does_not_run(capsys, copy, tmp_path, zipped):
         "Do not trust this file",
     )
     # A careless program would have run it.
-    torch.load(file, weights_only=False)
+    if isinstance(kind, int):
+        pickle.loads(file.read_bytes())
+    else:
+        torch.load(file, weights_only=False)
     assert (tmp_path / "in" / "ran").is_file()
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "pytorch_model.bin"])
+def test_pointer_of_git_lfs(capsys, copy, tmp_path, name):
+    (copy / WEIGHTS).unlink()
+    (copy / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 39682919\n")
+    refused(capsys, copy, tmp_path, f"{copy / name}: a Git-LFS pointer", "Run `git lfs pull`")
 
 
 def save(content: object):

@@ -128,6 +128,21 @@ def test_a_native_folder_becomes_a_chatglm_folder(model, tmp_path):
     _read_as(back, expected)
 
 
+@pytest.mark.parametrize("head", [False, True])
+def test_a_native_folder_without_its_embedding(model, tmp_path, head):
+    model.half().save_pretrained(tmp_path / "native")
+    model.float()
+    file = tmp_path / "native" / "model.safetensors"
+    left = load_file(file)
+    del left["model.embed_tokens.weight"]
+    if not head:
+        del left["lm_head.weight"]
+    save_file(left, file)
+    with pytest.raises(CheckpointError, match=r"native: tensor 'model.embed_tokens.weight': is missing"):
+        qformats.export(tmp_path / "native", tmp_path / "out", format="glm:int4", container="chatglm")
+    assert not (tmp_path / "out").exists()
+
+
 def test_plain_numbers_in_a_chatglm_folder(model, tmp_path):
     reference = chatglm.save(model, tmp_path / "in", bits=8)
     qformats.export(tmp_path / "in", tmp_path / "out", format="dense:f32", container="chatglm")

@@ -119,11 +119,21 @@ def test_a_vision_model(folder):
         qformats.open(folder)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model", "pytorch_model-00001-of-00002.bin"])
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3968291979\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model", "pytorch_model.bin"])
 def test_git_lfs_pointers(folder, name):
-    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3968291979\n")
+    if name.endswith(".bin"):
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_text(POINTER)
     with pytest.raises(CheckpointError, match=f"{name}: a Git-LFS pointer.*git lfs pull"):
         qformats.open(folder)
+
+
+def test_weights_that_are_not_read_need_not_be_fetched(folder):
+    (folder / "pytorch_model.bin").write_text(POINTER)
+    assert qformats.open(folder).tensors
 
 
 class _Runs:

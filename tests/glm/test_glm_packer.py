@@ -1,5 +1,7 @@
 """The family glm: variants, bytes, cuts and joins on the bytes, and what it refuses."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from qformats.errors import ConfigError, NonFiniteError, NotExactError, ShapeErr
 from qformats.interfaces import ModuleFields
 from qformats.tensors import PackedTensor
 from qformats_glm import kernels
-from qformats_glm.packer import GLMPacker, cut_columns, merge_columns, overflowed_rows, take_rows
+from qformats_glm.packer import GLMPacker, overflowed_rows
+from qformats_glm.ranks.columns import cut_columns, join_columns
 
 VARIANTS = ("int8", "int8-bf16", "int8-f32", "int4", "int4-bf16", "int4-f32")
 
@@ -25,6 +28,24 @@ def _equal(left, right):
     for name, field in left.fields.items():
         assert field.dtype == right.fields[name].dtype
         assert torch.equal(field, right.fields[name]), name
+
+
+def _stored(packed):
+    """A packed tensor as one of a checkpoint."""
+    packer = qformats.packer(packed.format)
+
+    def load(start, stop):
+        return packer.cut(packed, start, stop)
+
+    return qformats.StoredTensor("x", packed.shape, packed.format, packed.nbytes, Path("x"), load)
+
+
+def _cut(packed, rank, ranks):
+    return cut_columns(_stored(packed), rank, ranks).read()
+
+
+def _join(parts):
+    return join_columns("x", [_stored(part) for part in parts]).read()
 
 
 def test_variants_and_their_names():
@@ -116,18 +137,15 @@ def test_slices_of_rows_are_rows_of_the_whole(name):
 
 
 @pytest.mark.parametrize("name", ["int4", "int8-bf16"])
-def test_rows_and_columns_are_cut_and_joined_on_the_bytes(name):
+def test_columns_are_cut_and_joined_on_the_bytes(name):
     packer, weight = GLMPacker.parse(name), _weight()
     whole = packer.encode_reference(weight)
     values = whole.dequantize()
-    order = [5, 0, 11, 5]
-    assert torch.equal(take_rows(whole, order).dequantize(), values[order])
-    parts = [cut_columns(whole, start, start + 8) for start in range(0, 32, 8)]
+    parts = [_cut(whole, rank, 4) for rank in range(4)]
     for number, part in enumerate(parts):
         assert torch.equal(part.dequantize(), values[:, number * 8 : number * 8 + 8])
-    _equal(merge_columns(parts), whole)
-    # Parts of different widths are fine while they share their scales.
-    _equal(merge_columns([cut_columns(whole, 0, 6), cut_columns(whole, 6, 32)]), whole)
+    _equal(_join(parts), whole)
+    _equal(_cut(whole, 0, 1), whole)
 
 
 @pytest.mark.parametrize("name", ["int4", "int8-f32"])
@@ -135,7 +153,7 @@ def test_parts_with_scales_of_their_own_stay_exact(name):
     packer, weight = GLMPacker.parse(name), _weight()
     weight[:, 3] *= 20
     parts = [packer.encode_reference(weight[:, start : start + 8]) for start in range(0, 32, 8)]
-    merged = merge_columns(parts)
+    merged = _join(parts)
     assert merged.format == f"glm:{name}-tp4"
     own = GLMPacker.parse(f"{name}-tp4")
     assert own.stored((12, 32))["weight_scale"] == ((12, 4), packer.scale_dtype)
@@ -146,33 +164,25 @@ def test_parts_with_scales_of_their_own_stay_exact(name):
     assert torch.equal(quantized.dequantize(), expected)
     _equal(own.pack(quantized), merged)
     _equal(own.pack(own.hold(quantized)), merged)
-    _equal(own.cut(merged, 2, 5), merge_columns([packer.cut(part, 2, 5) for part in parts]))
+    _equal(own.cut(merged, 2, 5), _join([packer.cut(part, 2, 5) for part in parts]))
     for number, part in enumerate(parts):
-        _equal(cut_columns(merged, number * 8, number * 8 + 8), part)
-    assert torch.equal(cut_columns(merged, 8, 24).dequantize(), expected[:, 8:24])
-    assert torch.equal(cut_columns(merged, 10, 14).dequantize(), expected[:, 10:14])
-    with pytest.raises(ConfigError, match="multiples of 8"):
-        cut_columns(merged, 4, 20)
+        _equal(_cut(merged, number, 4), part)
+    # Wider and narrower than the parts that were joined.
+    for ranks in (2, 8):
+        cut = torch.cat([_cut(merged, rank, ranks).dequantize() for rank in range(ranks)], 1)
+        assert torch.equal(cut, expected)
     with pytest.raises(NotExactError):
         packer.hold(quantized)
     with pytest.raises(ConfigError):
         own.encode_reference(weight)
 
 
-def test_what_cannot_be_cut_or_joined():
-    packer, weight = GLMPacker.parse("int4"), _weight()
-    whole = packer.encode_reference(weight)
-    for start, stop in ((1, 4), (0, 3), (4, 4), (-2, 4), (0, 34)):
-        with pytest.raises(ConfigError, match="even numbers from 0 to 32"):
-            cut_columns(whole, start, stop)
-    with pytest.raises(ConfigError, match="equal widths"):
-        merge_columns([packer.encode_reference(weight[:, :8]), packer.encode_reference(weight[:, 8:] * 3)])
-    with pytest.raises(ShapeError, match="12 rows"):
-        merge_columns([whole, packer.cut(whole, 0, 3)])
-    with pytest.raises(ConfigError, match="one format"):
-        merge_columns([whole, GLMPacker.parse("int8").encode_reference(weight)])
-    with pytest.raises(ConfigError, match="family glm"):
-        cut_columns(qformats.packer("gguf:q8_0").encode_reference(weight), 0, 2)
+def test_what_cannot_be_cut():
+    whole = GLMPacker.parse("int4").encode_reference(_weight())
+    with pytest.raises(ShapeError, match="divides by 3 ranks"):
+        _cut(whole, 0, 3)
+    with pytest.raises(ShapeError, match=r"divide by 32 ranks \(1 columns are an odd number"):
+        _cut(whole, 0, 32)
 
 
 def test_rows_that_upstream_overflowed_are_found():
@@ -184,6 +194,8 @@ def test_rows_that_upstream_overflowed_are_found():
     packed = GLMPacker.parse("int4").encode_reference(_weight())
     packed.fields["weight"][4, 1] = 0x18  # 1, -8
     assert overflowed_rows(packed).tolist() == [4]
+    with pytest.raises(ConfigError, match="family glm"):
+        overflowed_rows(qformats.packer("gguf:q8_0").encode_reference(_weight()))
 
 
 @pytest.mark.parametrize(

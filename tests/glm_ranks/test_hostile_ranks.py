@@ -75,7 +75,8 @@ def test_code_in_a_pickle_does_not_run(folder, tmp_path, place):
         state[place] = trap
     torch.save(state, _file(folder, 2))
     _refused(
-        folder, r"mp_rank_02\w+\.pt: wants posix.system to be loaded, .*do not trust this file|Do not trust"
+        folder,
+        r"mp_rank_02\w+\.pt: wants posix.system to run while it is read.*Do not trust .*'module' alone",
     )
     assert not (tmp_path / "ran").exists()
 
@@ -92,7 +93,7 @@ def test_functions_beside_the_permitted_ones_are_refused(tmp_path, name):
         file.writestr("x/byteorder", b"little")
         file.writestr("x/version", b"3\n")
     assert archive.size
-    with pytest.raises(CheckpointError, match=r"wants [\w.]+ to be loaded|cannot be read"):
+    with pytest.raises(CheckpointError, match=r"wants [\w.]+ to run while it is read|cannot be read"):
         RankFile(tmp_path / "mp_rank_00_model_states.pt")
 
 
@@ -105,7 +106,7 @@ def test_truncated_file(folder, share):
 
 def test_pointer_of_git_lfs(folder):
     _file(folder).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 16000000000\n")
-    _refused(folder, "a pointer of Git LFS, not the file itself.*git lfs pull")
+    _refused(folder, r"mp_rank_00\w+\.pt: a Git-LFS pointer.*git lfs pull")
 
 
 def test_old_format_of_torch(folder):
@@ -151,6 +152,11 @@ def test_numbers_of_the_other_byte_order(folder):
         ({"module": {DENSE: torch.zeros(2, 2, dtype=torch.complex64)}}, "dtype torch.complex64"),
         ({"module": {DENSE: torch.zeros(2, 2, device="meta")}}, "no values"),
         ({"module": {DENSE: torch.tensor(1.0)}}, "a single number"),
+        ({"module": {DENSE: torch.zeros(4)}}, r"shape \(4,\); expected a matrix"),
+        (
+            {"module": {DENSE.replace("dense", "query_key_value"): torch.zeros(6, 2)}},
+            r"query_key_value.*of 6 rows; expected .*attention.dense.weight with it",
+        ),
         ({"module": {DENSE: torch.zeros(1).expand(1000, 1000)}}, "needs 4000000 bytes of a record of 4"),
     ],
 )

@@ -240,6 +240,36 @@ def test_variants_of_the_layout(tmp_path, glu, groups):
             _reshard(source, tmp_path / "no", 8, options=options)
 
 
+@pytest.mark.parametrize("bits", [None, 4, 8])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "qkv: found 'interleaved'; expected contiguous.*Say -O qkv=contiguous"),
+        ({"heads": "8"}, "qkv: found 'interleaved'; expected contiguous"),
+        ({"qkv": "contiguous", "heads": "8"}, "groups: found None; expected 2,"),
+        ({"qkv": "contiguous", "heads": "8", "groups": "4"}, "groups: found 4; expected 2,"),
+    ],
+)
+def test_options_that_would_mix_queries_with_keys(tmp_path, options, message, bits):
+    """Every shape would fit; the columns of attention.dense tell that the rows are others."""
+    state = oracle.model(3, groups=2)
+    state = state if bits is None else oracle.quantize(state, bits)
+    source = _save(tmp_path / "in", state, 2, groups=2)
+    with pytest.raises(ConfigError, match=message):
+        qformats.open(source, options=options)
+    with pytest.raises(ConfigError, match=message):
+        _reshard(source, tmp_path / "out", 1, options=options)
+    if bits is None:
+        right = {"qkv": "contiguous", "heads": "8", "groups": "2"}
+        qformats.export(qformats.open(source, options=right), tmp_path / "hf", format="dense:f16")
+        # Heads are in the configuration now, and how they lie still is not.
+        with pytest.raises(ConfigError, match=message):
+            _reshard(tmp_path / "hf", tmp_path / "out", 2, options=options)
+        _reshard(tmp_path / "hf", tmp_path / "right", 2, options=right)
+        oracle.same(oracle.load(tmp_path / "right"), oracle.split(state, 2, groups=2))
+    assert not (tmp_path / "out").exists()
+
+
 def test_odd_numbers_of_ranks(tmp_path, state):
     """Heads, rows and columns must divide; which of them does not is told."""
     source = _save(tmp_path / "in", state, 1)

@@ -92,6 +92,64 @@ def test_options_that_are_not_possible(options, message):
         Sharding.of(options)
 
 
+QKV, DENSE = "a.0.attention.query_key_value", "a.0.attention.dense.weight"
+
+
+@given(
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.booleans(),
+    st.integers(1, 40),
+    st.integers(1, 9),
+)
+def test_attention_of_another_layout_is_refused(groups, more, width, contiguous, heads, told):
+    """Options pass only if they name the segments that are there."""
+    true = groups * more
+    queries, keys = true * width, groups * width
+    shapes = {f"{QKV}.bias": (queries + 2 * keys,), DENSE: (queries, queries)}
+    sharding = Sharding(contiguous=contiguous, heads=heads, groups=told)
+    try:
+        sharding.check_attention(shapes)
+    except ConfigError:
+        assert (heads, told) != (true, groups) if contiguous else groups != true
+        return
+    if contiguous:
+        assert sharding.rows_of(f"{QKV}.bias", queries + 2 * keys, 1, 0) == [
+            (0, queries),
+            (queries, queries + keys),
+            (queries + keys, queries + 2 * keys),
+        ]
+    else:
+        assert groups == true
+
+
+@pytest.mark.parametrize(
+    ("sharding", "message"),
+    [
+        (
+            Sharding(heads=8),
+            r"qkv: found 'interleaved'; expected contiguous: .* has 48 rows.*32 columns.*-O qkv=",
+        ),
+        (
+            Sharding(contiguous=True, heads=8),
+            r"groups: found None; expected 2, since 32 of the 48 rows .* Say -O groups=2\.",
+        ),
+        (Sharding(contiguous=True, heads=8, groups=4), r"groups: found 4; expected 2"),
+        (Sharding(contiguous=True, heads=7), r"heads: found 7; .*: 32 of its 48 rows are queries"),
+        (Sharding(contiguous=True, heads=64, groups=1), r"heads: found 64"),
+    ],
+)
+def test_what_an_attention_needs_is_told(sharding, message):
+    with pytest.raises(ConfigError, match=message):
+        sharding.check_attention({f"{QKV}.weight": (48, 32), DENSE: (32, 32)})
+
+
+def test_as_many_keys_as_queries_may_be_either_layout():
+    for sharding in (Sharding(heads=8), Sharding(contiguous=True, heads=8)):
+        sharding.check_attention({f"{QKV}.weight": (96, 32), DENSE: (32, 32)})
+
+
 def test_a_whole_number():
     assert positive({"heads": "96"}, "heads") == 96
     assert positive({}, "heads") is None

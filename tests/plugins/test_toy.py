@@ -165,7 +165,7 @@ def test_to_gguf_by_the_command_line(site, folder, tmp_path):
     done = _qformats(site, "export", str(folder), "--format", "gguf", "--type", "q4_0", "-o", str(target))
     assert done.returncode == 0, done.stderr
     assert "tensors (blk." in done.stdout
-    assert "rounded once more, since " in done.stdout
+    assert "rounded once more, the first since " in done.stdout
     tensors = {t.name: t for t in gguf.GGUFReader(target).tensors}
     down = tensors["blk.3.ffn_down.weight"]
     assert down.tensor_type == gguf.GGMLQuantizationType.Q4_0
@@ -292,7 +292,8 @@ def test_a_container_holds_only_what_it_can_declare(tmp_path):
         with pytest.raises(ConfigError, match=message):
             qformats.export("demo", tmp_path / "out", format=format, tensor_types={"down_proj": other})
         assert list(tmp_path.iterdir()) == []
-    qformats.export("demo", tmp_path / "out", format="toy", tensor_types={"down_proj": "dense:f16"})
+    with pytest.warns(UserWarning, match=r"several dtypes \(bf16, f16\).*plain-dtype"):
+        qformats.export("demo", tmp_path / "out", format="toy", tensor_types={"down_proj": "dense:f16"})
     formats = {t.format for name, t in qformats.open(tmp_path / "out").tensors.items() if "down_proj" in name}
     assert formats == {"dense:f16"}
 

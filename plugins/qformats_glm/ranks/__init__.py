@@ -120,7 +120,9 @@ def _sharding(source: Checkpoint, options: Mapping[str, str]) -> Sharding:
     if isinstance(source, RankCheckpoint):
         return source.sharding
     heads = source.config.get("num_attention_heads")
-    return Sharding.of(options, heads if isinstance(heads, int) and heads > 0 else None)
+    sharding = Sharding.of(options, heads if isinstance(heads, int) and heads > 0 else None)
+    sharding.check_attention({name: tensor.shape for name, tensor in source.tensors.items()})
+    return sharding
 
 
 def _ranks(source: Checkpoint, options: Mapping[str, str]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import struct
 import threading
 import zipfile
@@ -17,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 from qformats.checkpoint import map_file
 from qformats.dtypes import SIZES, dtype_name, torch_dtype
 from qformats.errors import CheckpointError, ConfigError
+from qformats.folder.shards import refuse_pointer, unpickling_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,6 @@ __all__ = ["Entry", "RankFile"]
 _AGAIN = "the download or copy was interrupted: fetch the file again"
 _CONTENT = "a dict with the tensors under 'module', saved by torch.save"
 _ZIP = b"PK\x03\x04"
-_LFS = b"version https://git-lfs"
 _LOCAL_HEADER = 30
 _ENCRYPTED = 1
 _guard = threading.Lock()
@@ -80,9 +79,10 @@ class RankFile:
         The pickle names records only; where torch looks for one, there must be a whole record.
         """
         try:
+            refuse_pointer(self.path)
             with self.path.open("rb") as file:
-                magic = file.read(len(_LFS))
-                return self._records(file) if magic.startswith(_ZIP) else self._refuse(magic)
+                magic = file.read(len(_ZIP))
+                return self._records(file) if magic == _ZIP else self._refuse(magic)
         except FileNotFoundError as error:
             raise CheckpointError(self.path, "is missing", hint=_AGAIN) from error
         except CheckpointError:
@@ -110,13 +110,10 @@ class RankFile:
 
     def _refuse(self, magic: bytes) -> NoReturn:
         """Say what a file is that is no archive."""
-        if magic.startswith(_LFS):
-            found = "a pointer of Git LFS, not the file itself"
-            raise CheckpointError(self.path, found, hint="fetch the weights with: git lfs pull")
         if not magic:
             raise CheckpointError(self.path, "is empty", hint=_AGAIN)
         hint = "files of torch before 1.6: load and save them once with a newer torch"
-        raise CheckpointError(self.path, f"begins with {magic[:4]!r}", "a zip file of torch.save", hint=hint)
+        raise CheckpointError(self.path, f"begins with {magic!r}", "a zip file of torch.save", hint=hint)
 
     def _module(self) -> dict[str, Tensor]:
         """The tensors, without their values."""
@@ -129,7 +126,8 @@ class RankFile:
                 state = torch.load(self.path, map_location="meta", weights_only=True)
         except Exception as error:
             # torch raises a different type for each way a pickle can be wrong.
-            raise self._refused(error) from error
+            instead = "or save its 'module' alone, where you do"
+            raise unpickling_error(self.path, error, _CONTENT, instead) from error
         if not isinstance(state, dict) or not isinstance(state.get("module"), dict):
             if isinstance(state, dict):
                 names = ", ".join(sorted(map(repr, itertools.islice(state, 4))))
@@ -141,18 +139,6 @@ class RankFile:
         if not module:
             raise CheckpointError(self.path, "holds no tensors", _CONTENT)
         return module
-
-    def _refused(self, error: Exception) -> CheckpointError:
-        """Why torch did not load the file; of its own advice (to load it unsafely) nothing is repeated."""
-        reason = " ".join(str(error).split())
-        reason = reason.split("from a trusted source.")[-1].split("Check the documentation")[0].strip()
-        foreign = re.search(r"GLOBAL ([\w.]+)", reason)
-        if foreign:
-            found = f"wants {foreign[1]} to be loaded, which neither tensors nor random states need"
-            hint = "do not trust this file; or save its 'module' alone, where you do"
-            return CheckpointError(self.path, found, _CONTENT, hint=hint)
-        found = f"cannot be read ({type(error).__name__}: {reason[:120]})"
-        return CheckpointError(self.path, found, _CONTENT, hint=_AGAIN)
 
     def _entry(self, name: Any, tensor: Any, records: Mapping[int, int]) -> Entry:
         import torch

@@ -164,20 +164,33 @@ class RankCheckpoint(Checkpoint):
 
     def _merged(self) -> dict[str, StoredTensor]:
         entries = self._ranks[0].entries
-        tensors = {}
+        divided: dict[str, list[StoredTensor]] = {}
         for name in entries:
             if name.endswith(".weight_scale"):
                 if name.removesuffix("_scale") not in entries:
                     raise CheckpointError(self._ranks[0].path, "scales without their weight", tensor=name)
                 continue
             kind = self.sharding.kind(name)
-            parts = [self._part(name, rank, kind) for rank in self._ranks]
+            divided[name] = [self._part(name, rank, kind) for rank in self._ranks]
+        try:
+            self.sharding.check_attention({name: self._whole(name, parts) for name, parts in divided.items()})
+        except ShapeError as error:
+            raise CheckpointError(self._ranks[0].path, str(error)) from error
+        tensors = {}
+        for name, parts in divided.items():
             try:
-                tensors[name] = self._merge(name, kind, parts)
+                tensors[name] = self._merge(name, self.sharding.kind(name), parts)
             except (ShapeError, ConfigError) as error:
                 raise CheckpointError(parts[0].file, str(error), tensor=name) from error
             self._check_width(tensors[name], parts[0].file)
         return tensors
+
+    def _whole(self, name: str, parts: list[StoredTensor]) -> tuple[int, ...]:
+        """Shape of a whole tensor."""
+        shape, kind = list(parts[0].shape), self.sharding.kind(name)
+        if kind is not Kind.REPLICATED:
+            shape[1 if kind is Kind.COLUMNS else 0] *= len(parts)
+        return tuple(shape)
 
     def _merge(self, name: str, kind: Kind, parts: list[StoredTensor]) -> StoredTensor:
         if kind is Kind.REPLICATED or len(parts) == 1:
@@ -194,6 +207,8 @@ class RankCheckpoint(Checkpoint):
         scale = rank.entries.get(f"{name}_scale")
         if kind is not Kind.REPLICATED and not entry.shape:
             raise CheckpointError(rank.path, "a single number", "a vector or a matrix", tensor=name)
+        if kind is Kind.COLUMNS and len(entry.shape) != 2:
+            raise CheckpointError(rank.path, f"shape {entry.shape}", "a matrix", tensor=name)
         if scale is not None:
             return self._packed(name, rank)
         if entry.dtype == "i8":

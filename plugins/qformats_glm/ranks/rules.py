@@ -7,7 +7,7 @@ function names the rows of a rank, and merging reads it the other way round.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -44,6 +44,8 @@ _TAILS: tuple[tuple[re.Pattern[str], Kind], ...] = tuple(
     )
 )
 """Kinds of a model with a gated MLP and contiguous segments; :class:`Sharding` knows the other variants."""
+
+_FUSED = re.compile(r"query_key_value\.(?:weight|bias)$")
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,56 @@ class Sharding:
             raise ConfigError(
                 "tensor-parallel", ranks, allowed, "Repeated key and value heads are not supported"
             )
+
+    def check_attention(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Refuse a layout of ``query_key_value`` that its rows contradict.
+
+        Queries are as many rows as ``dense`` beside it has columns. Where there are as many keys and values, nothing
+        tells the two layouts apart.
+
+        Parameters
+        ----------
+        shapes : mapping of str to sequence of int
+            Shapes of the whole tensors, ``(N, K)`` of a packed one.
+
+        Raises
+        ------
+        ConfigError
+            If another value of ``qkv``, ``heads`` or ``groups`` is needed.
+        ShapeError
+            If the weight of ``dense`` is missing.
+        """
+        for name, shape in shapes.items():
+            if not _FUSED.search(name):
+                continue
+            rows, beside = shape[0] if shape else 1, _FUSED.sub("dense.weight", name)
+            dense = shapes.get(beside, ())
+            if len(dense) != 2:
+                expected = f"{beside} with it, whose columns tell how many of them are queries"
+                raise ShapeError(name, f"of {rows} rows", expected)
+            if self.contiguous:
+                self._check_groups(name, rows, dense[1])
+            elif rows != 3 * dense[1]:
+                allowed = f"contiguous: {name} has {rows} rows, not 3 for each of the {dense[1]} columns of {beside}"
+                raise ConfigError(
+                    "qkv", "interleaved", allowed, "say -O qkv=contiguous -O heads=N -O groups=N"
+                )
+
+    def _check_groups(self, name: str, rows: int, queries: int) -> None:
+        """Compare heads and groups with the rows of queries."""
+        assert self.heads is not None
+        width, rest = divmod(queries, self.heads)
+        groups, more = divmod(rows - queries, 2 * width) if width else (0, 0)
+        if rest or more or groups < 1 or self.heads % groups:
+            allowed = f"a number of heads for {name}: {queries} of its {rows} rows are queries"
+            raise ConfigError(
+                "heads", self.heads, allowed, "say -O heads=N, and -O groups=N if there are fewer"
+            )
+        if groups != (self.groups or self.heads):
+            allowed = (
+                f"{groups}, since {queries} of the {rows} rows of {name} are queries of {self.heads} heads"
+            )
+            raise ConfigError("groups", self.groups, allowed, f"say -O groups={groups}")
 
     def rows_of(self, name: str, rows: int, ranks: int, rank: int) -> list[tuple[int, int]]:
         """Ranges of rows of the whole tensor that one rank holds, in its order.
