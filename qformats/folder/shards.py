@@ -226,13 +226,16 @@ def _foreign_global(path: Path) -> str:
         start = file.read(_PICKLE_START)
     texts: list[str] = []
     try:
-        for operation, argument, _ in pickletools.genops(start):
-            if operation.name in ("GLOBAL", "STACK_GLOBAL"):
-                called = str(argument or " ".join(texts[-2:])).replace(" ", ".")
-                if called.partition(".")[0] not in _OF_TENSORS:
-                    return called
-            elif isinstance(argument, str):
-                texts.append(argument)
+        with warnings.catch_warnings():
+            # In bytes that are no pickle, texts have escapes that Python warns of.
+            warnings.simplefilter("ignore")
+            for operation, argument, _ in pickletools.genops(start):
+                if operation.name in ("GLOBAL", "STACK_GLOBAL"):
+                    called = str(argument or " ".join(texts[-2:])).replace(" ", ".")
+                    if called.partition(".")[0] not in _OF_TENSORS:
+                        return called
+                elif isinstance(argument, str):
+                    texts.append(argument)
     except (ValueError, IndexError, OverflowError):
         # No pickle, or a longer one: whatever it is, this much of it calls nothing.
         return ""
@@ -263,12 +266,14 @@ def find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         single = folder / f"{stem}.{suffix}"
         if single.is_file():
             return [single], None
-    others = sorted(folder.glob("*.safetensors"))
+    others = sorted(folder.glob("*.safetensors")) or sorted((*folder.glob("*.bin"), *folder.glob("*.pt")))
     if len(others) == 1:
         return others, None
     raise CheckpointError(
         folder,
-        "no weights" if not others else f"{len(others)} safetensors files and no index",
+        "no weights"
+        if not others
+        else f"{len(others)} {others[0].suffix.removeprefix('.')} files and no index",
         "model.safetensors, model.safetensors.index.json, pytorch_model.bin or pytorch_model.bin.index.json",
     )
 
