@@ -59,6 +59,8 @@ class Grid(ABC):
     flat: bool = False
     """Whether blocks run over the flattened tensor, where a row is no whole number of them; the last may be short."""
     scale_dtype: str
+    reordered: bool = False
+    """Whether columns may lie in other blocks than their neighbours (``g_idx``)."""
 
     def _check(self) -> None:
         if self.block_size < 0:

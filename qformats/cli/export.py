@@ -30,6 +30,14 @@ def export(
         list[str] | None,
         typer.Option("--quantizer-option", "-Q", metavar="NAME=VALUE", help="An option of the quantizer."),
     ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Text that a calibrating quantizer runs the model on.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Windows of that text.")] = None,
+    sequence_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a window.")] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="File for what a calibrating quantizer did to each layer.")
+    ] = None,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,6 +106,15 @@ def export(
     for key, value in (("arch", arch), ("pre", pre), ("max-shard-size", max_shard_size)):
         if value is not None:
             options[key] = value
+    given = [pair("quantizer-option", text) for text in quantizer_option or ()]
+    for key, what in (
+        ("calibration", calibration),
+        ("samples", samples),
+        ("sequence-length", sequence_length),
+        ("log", log),
+    ):
+        if what is not None:
+            given.append((key, str(what)))
     recipe = Recipe(
         packer.name,
         quantizer=quantizer,
@@ -106,7 +123,7 @@ def export(
         token_embedding_type=token_embedding_type,
         pure=pure,
         container=container,
-        quantizer_options=tuple(pair("quantizer-option", text) for text in quantizer_option or ()),
+        quantizer_options=tuple(given),
     )
     source = qformats.open(model, options=options)
     suffix = recipe.loader(source).suffix

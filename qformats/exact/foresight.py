@@ -60,7 +60,7 @@ def foresee(
     doubts = [_levels_doubt(source, target), _dtype_doubt(source, target)]
     if type(target).storable is not Grid.storable:
         doubts.append("scales are stored in a form of their own")
-    if reordered:
+    if reordered or source.reordered:
         doubts.insert(0, "columns may be in another order")
     elif not _within(source, block, rows, columns):
         doubts.insert(0, f"a block of {block} columns may span several scales")

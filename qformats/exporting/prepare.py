@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from qformats.errors import OutputError
@@ -96,4 +97,9 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     }
     prepared = quantizer.prepare(plan.source, formats, workspace, dict(recipe.quantizer_options), progress)
     prepared.fingerprint = plan.fingerprint
+    # Reports tell what the model was, not what it became on the way.
+    prepared.tensors = {
+        name: replace(tensor, nbytes=plan.source.tensors[name].nbytes)
+        for name, tensor in prepared.tensors.items()
+    }
     return make_plan(prepared, plan.target, recipe, plan.options)

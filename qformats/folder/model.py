@@ -75,6 +75,7 @@ class FolderCheckpoint(Checkpoint):
         self.path = path
         self._config = read_json(path / "config.json")
         self._declared = packer
+        self._beside: Path | None = None
         files, index = find_shards(path)
         self._shards: list[Shard] = [
             SafetensorsShard(file) if file.suffix == ".safetensors" else BinShard(file) for file in files
@@ -95,7 +96,13 @@ class FolderCheckpoint(Checkpoint):
     @property
     def files(self) -> list[Path]:
         """config.json, weights and tokenizer files."""
-        return [self.path / "config.json", *(shard.path for shard in self._shards), *self._tokenizer_paths()]
+        beside = [self._beside] if self._beside else []
+        return [
+            self.path / "config.json",
+            *beside,
+            *(shard.path for shard in self._shards),
+            *self._tokenizer_paths(),
+        ]
 
     def _tokenizer_paths(self) -> list[Path]:
         found = [file for pattern in _TOKENIZER_FILES for file in sorted(self.path.glob(pattern))]
@@ -154,24 +161,33 @@ class FolderCheckpoint(Checkpoint):
 
             stored = {field: (shape, dtype) for field, (shape, dtype, _) in parts.items()}
             try:
-                located = packer.locate(ModuleFields(name, stored, read))
+                fields = ModuleFields(name, stored, read)
+                located = packer.locate(fields)
             except ConfigError as error:
                 raise CheckpointError(file, str(error), tensor=f"{name}.weight") from error
             if located is not None:
                 own, shape = located
+                apart = own.separate(fields)
+                parts = {field: entry for field, entry in parts.items() if field not in apart}
                 module = _Module(name, own, shape, {f: parts[f][2] for f in parts}, file)
                 found |= dict.fromkeys((f"{name}.{field}" for field in parts), module)
         return found
 
     def _packer(self) -> Packer | None:
         """Packer of a quantized folder, found by what its config.json declares."""
-        declared = self._config.get("quantization_config")
-        if declared is None:
-            return None
         from qformats.registry import registry
 
+        file, declared = self.path / "config.json", self._config.get("quantization_config")
+        for family in registry().families() if declared is None else ():
+            for name in family.config_files:
+                if declared is None and (self.path / name).is_file():
+                    self._beside = file = self.path / name
+                    declared = read_json(file)
+        if declared is None:
+            return None
+
         if not isinstance(declared, dict):
-            raise CheckpointError(self.path / "config.json", f"quantization_config {declared!r}", "an object")
+            raise CheckpointError(file, f"quantization_config {declared!r}", "an object")
         if declared.get("quant_method") == "qformats":
             try:
                 return registry().packer(str(declared.get("format")))
@@ -182,12 +198,12 @@ class FolderCheckpoint(Checkpoint):
             try:
                 packer = family.detect(declared)
             except (ConfigError, UnknownFormatError) as error:
-                raise CheckpointError(self.path / "config.json", f"quantization_config: {error}") from error
+                raise CheckpointError(file, f"quantization_config: {error}") from error
             if packer is not None:
                 return packer
         readable = sorted({f.family for f in families if f.detect.__func__ is not Packer.detect.__func__})  # type: ignore[attr-defined]
         raise CheckpointError(
-            self.path / "config.json",
+            file,
             f"quantization method {declared.get('quant_method')!r}",
             "none, or one that an installed plugin reads: " + ", ".join(readable)
             if readable

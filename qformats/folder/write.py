@@ -97,7 +97,9 @@ def lay_out_folder(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         files.append(_json_file("model.safetensors.index.json", index))
     tokenizer = source.tokenizer_files()
-    for name, content in {**tokenizer, **(extra_files or {})}.items():
+    declared = written.get("quantization_config")
+    more = default.extra_files(declared) if default.dense_dtype is None and declared else {}
+    for name, content in {**tokenizer, **more, **(extra_files or {})}.items():
         files.append(OutputFile(name, len(content), content))
     runs = default.dense_dtype is not None and tokenizer
     return Layout(tuple(files), folder=True, run_with=_RUN_WITH if runs else "")

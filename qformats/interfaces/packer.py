@@ -58,6 +58,9 @@ class Packer(ABC):
     container: ClassVar[str]
     """Name of the loader that writes this family unless another one is asked for."""
 
+    config_files: ClassVar[tuple[str, ...]] = ()
+    """Files of a folder that hold its ``quantization_config`` where config.json has none."""
+
     spec: FormatSpec
     """Descriptor: stored fields, sizes, support level."""
     grid: Grid | None = None
@@ -360,6 +363,10 @@ class Packer(ABC):
         """
         return {"quant_method": "qformats", "format": self.name}
 
+    def extra_files(self, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
+        """More files of a folder with this ``quantization_config``, by name."""
+        return {}
+
     @property
     def suffixes(self) -> frozenset[str]:
         """Every name beside a module under which its weight may be stored."""
@@ -390,6 +397,10 @@ class Packer(ABC):
                 present = sorted(fields.keys() & module.stored.keys())
                 raise ConfigError(f"fields of {self.name}", present, " and ".join(fields))
         return None
+
+    def separate(self, module: ModuleFields) -> frozenset[str]:
+        """Names among :attr:`suffixes` of tensors that are no part of this module's weight, such as its bias."""
+        return frozenset()
 
     def take(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
         """Packed tensor of fields as they lie in a folder.

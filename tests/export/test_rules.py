@@ -128,7 +128,9 @@ def test_useless_rules(capsys, llama, rules, found):
 def test_unknown_types(capsys, llama):
     assert "no format 'gguf:q9'" in error(capsys, llama, "--output-tensor-type", "q9")
     assert "can be written: f32" in error(capsys, llama, "--token-embedding-type", "q6_k")
-    assert "no quantizer 'gptqq'; installed: rtn" in error(capsys, llama, "--quantizer", "gptqq")
+    assert "no quantizer 'gptqq'. Did you mean 'gptq'? Installed: gptq, rtn" in error(
+        capsys, llama, "--quantizer", "gptqq"
+    )
 
 
 def test_rows_that_do_not_divide(capsys, narrow, tmp_path):

@@ -18,7 +18,7 @@ from qformats.errors import UnknownFormatError
 from qformats.registry import SWITCH, PluginWarning, Registry
 
 EXTERNAL = Path(__file__).parents[1] / "external"
-BUILT_IN = {"framework", "bitsandbytes", "glm", "gguf"}
+BUILT_IN = {"framework", "bitsandbytes", "glm", "gguf", "gptq"}
 
 BROKEN = {
     "qformats_broken": ["ModuleNotFoundError", "a_module_that_nobody_has"],

@@ -1,0 +1,125 @@
+"""What folders declare: ``quantization_config`` of config.json, and quantize_config.json, which holds the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import qformats
+from qformats.errors import ConfigError
+from qformats_gptq.zeros import VERSIONS
+
+__all__ = ["BITS", "Declared", "declared", "written"]
+
+BITS = (2, 3, 4, 8)
+"""Code widths of the family."""
+_HINTS = ("desc_act", "damp_percent", "true_sequential", "static_groups")
+"""Keys that no other method has: files of the first versions do not name theirs."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a configuration says; ``None`` for what it does not.
+
+    Attributes
+    ----------
+    bits : int or None
+        Width of a code.
+    group_size : int or None
+        Columns of a group; 0 for the whole row.
+    symmetric : bool or None
+        Whether all zero points are the middle code.
+    actorder : bool
+        Whether columns were quantized in another order.
+    version : str
+        ``"gptq"`` or ``"gptq_v2"``, see :mod:`qformats_gptq.zeros`.
+    """
+
+    bits: int | None
+    group_size: int | None
+    symmetric: bool | None
+    actorder: bool
+    version: str
+
+
+def declared(config: Mapping[str, Any]) -> Declared | None:
+    """Read a configuration; ``None`` if it is of another method.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not possible, or stands for a layout that is not supported.
+    """
+    method = config.get("quant_method", config.get("method"))
+    if method is None and not any(key in config for key in _HINTS):
+        return None
+    if method not in (None, "gptq", "marlin"):
+        return None
+    stored = config.get("checkpoint_format", config.get("format")) or "gptq"
+    if method == "marlin" or config.get("is_marlin_format") is True:
+        stored = "marlin"
+    if stored not in VERSIONS:
+        hint = "Save the model again in checkpoint_format gptq with the program that wrote it"
+        raise ConfigError("checkpoint_format", stored, " or ".join(VERSIONS), hint)
+    words = config.get("pack_dtype") or "int32"
+    if str(words).removeprefix("torch.") != "int32":
+        raise ConfigError("pack_dtype", words, "int32", "Save the model again with words of 32 bits")
+    bits = _number(config, "bits", "w_bit")
+    if bits is not None and bits not in BITS:
+        raise ConfigError("bits", bits, "one of " + ", ".join(map(str, BITS)))
+    group = _number(config, "group_size", "q_group_size")
+    if group is not None and group < -1:
+        raise ConfigError("group_size", group, "-1 (the whole row) or columns of a group")
+    symmetric = config.get("sym")
+    if symmetric is not None and not isinstance(symmetric, bool):
+        raise ConfigError("sym", symmetric, "true or false")
+    # -1, 0 and the width of a row have all been written for one group a row; a row's width is settled by the shapes.
+    size = None if group is None else max(group, 0)
+    return Declared(bits, size, symmetric, config.get("desc_act") is True, stored)
+
+
+def _number(config: Mapping[str, Any], *keys: str) -> int | None:
+    for key in keys:
+        value = config.get(key)
+        if value is None:
+            continue
+        if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}", value):
+            return int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(key, value, "a whole number")
+        return value
+    return None
+
+
+def written(own: Declared, dense_modules: Sequence[str], head: bool) -> dict[str, Any]:
+    """``quantization_config`` of a folder, in both spellings that programs look for.
+
+    Parameters
+    ----------
+    own : Declared
+        What is stored.
+    dense_modules : sequence of str
+        Linear modules that are left plain. The head is by default; others are listed for GPTQModel.
+    head : bool
+        Whether the head is quantized.
+    """
+    config: dict[str, Any] = {
+        "bits": own.bits,
+        "group_size": own.group_size or -1,
+        "desc_act": own.actorder,
+        "static_groups": False,
+        "sym": own.symmetric,
+        "lm_head": head,
+        "quant_method": "gptq",
+        "method": "gptq",
+        "checkpoint_format": own.version,
+        "format": own.version,
+        "pack_dtype": "int32",
+        "meta": {"quantizer": [f"qformats:{qformats.__version__}"]},
+    }
+    skipped = [name for name in dense_modules if name != "lm_head"]
+    if skipped:
+        config["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in skipped}
+    return config

@@ -1,0 +1,569 @@
+"""The packer of the family ``gptq``: its variants, its fields, and what folders of it tell."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from qformats import FieldSpec, FormatSpec, KernelSpec, PackedTensor, Packer, QuantizedTensor
+from qformats.dtypes import dtype_name, torch_dtype
+from qformats.errors import ConfigError, NotExactError, ShapeError
+from qformats.exact import Answer, foresee
+from qformats.interfaces import ModuleFields, unknown_variant
+from qformats_gptq.config import Declared, declared, written
+from qformats_gptq.grid import GroupGrid
+from qformats_gptq.modules import examine, in_order, normal_order
+from qformats_gptq.zeros import CONVENTIONS, VERSIONS, constant_words, pack_zeros, unpack_zeros
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["GPTQPacker", "Reading"]
+
+_GROUPS = (128, 64, 32, 1024, -1)
+_WIDTHS = (4, 8, 3, 2)
+_VARIANT = re.compile(r"([2348])bit-(-1|[1-9]\d{0,8})g((?:-(?:actorder|sym|asym|f16|bf16|f32))*)")
+_SAMPLE = 1 << 22
+"""Weights that are looked at to tell how asymmetric zero points are stored: enough for a mean of 8-bit codes."""
+_SQNR_DB = {
+    (2, True): 5.0,
+    (2, False): 5.7,
+    (3, True): 12.3,
+    (3, False): 13.1,
+    (4, True): 18.9,
+    (4, False): 19.7,
+    (8, True): 43.5,
+    (8, False): 44.3,
+}
+"""Signal-to-noise ratio that groups of 128 reach, by width and symmetry."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the zero points of a folder are to be read.
+
+    Attributes
+    ----------
+    version : str or None
+        ``checkpoint_format``; ``None``: as this packer writes them.
+    labelled : bool
+        Whether the folder says so; else the weights are asked.
+    zeros : str
+        One of :data:`~qformats_gptq.zeros.CONVENTIONS`.
+    group_size : int or None
+        Columns of a group as declared; 0 for the whole row.
+    symmetric : bool or None
+        Whether zero points are declared to be all the same.
+    """
+
+    version: str | None = None
+    labelled: bool = True
+    zeros: str = "mask"
+    group_size: int | None = None
+    symmetric: bool | None = None
+
+
+class GPTQPacker(Packer):
+    """Codes in words along the input dimension, float16 scales and zero points of groups of columns.
+
+    Parameters
+    ----------
+    bits : int
+        2, 3, 4 or 8.
+    group_size : int
+        Columns of a group; 0 for the whole row.
+    actorder : bool
+        Whether columns may belong to groups in any order; ``g_idx`` tells which.
+    symmetric : bool
+        Whether all zero points are the middle code. Then they are stored as ``checkpoint_format`` ``gptq``, else as
+        ``gptq_v2``, since a zero point of 0 has no code in the former.
+    scale_dtype : str
+        ``"f16"``, or ``"bf16"`` and ``"f32"`` as some files have it.
+    """
+
+    family = "gptq"
+    default_variant = "4bit-128g"
+    container = "huggingface"
+
+    config_files = ("quantize_config.json", "quant_config.json")
+    """Files beside config.json that hold its ``quantization_config``, where it has none."""
+
+    grid: GroupGrid
+
+    def __init__(
+        self,
+        bits: int,
+        group_size: int,
+        actorder: bool = False,
+        symmetric: bool = True,
+        scale_dtype: str = "f16",
+    ) -> None:
+        self.bits, self.group_size, self.actorder = bits, group_size, actorder
+        self.symmetric, self.scale_dtype = symmetric, scale_dtype
+        self.reading = Reading()
+        kind = "symmetric" if symmetric else "zero_point"
+        self.grid = GroupGrid(bits, group_size, kind, scale_dtype, reordered=actorder)
+        groups = f"K / {group_size}" if group_size else "1"
+        flags = ["actorder"] * actorder + ["asym"] * (not symmetric) + [scale_dtype] * (scale_dtype != "f16")
+        summary = f"{bits} bits, {'symmetric' if symmetric else 'a zero point'}, a scale per "
+        summary += f"{group_size} columns" if group_size else "row"
+        self.spec = FormatSpec(
+            self.family,
+            "-".join([f"{bits}bit", f"{group_size or -1}g", *flags]),
+            summary + (", columns reordered" if actorder else ""),
+            (
+                FieldSpec("qweight", (f"K / 32 * {bits}", "N"), "i32", "packed codes"),
+                FieldSpec("qzeros", (groups, f"N / 32 * {bits}"), "i32", "packed zero points"),
+                FieldSpec("scales", (groups, "N"), scale_dtype, "weight units a step"),
+                FieldSpec("g_idx", ("K",), "i32", "group of each column"),
+            ),
+            bits=bits,
+            block_size=group_size,
+            source="AutoGPTQ:auto_gptq/nn_modules/qlinear/qlinear_cuda.py",
+            sqnr_floor_db=_SQNR_DB.get((bits, symmetric)) if group_size == 128 else None,
+            kernel=KernelSpec(bits, "affine", group_size, "f16" if scale_dtype == "f16" else "f32"),
+        )
+
+    @classmethod
+    def variants(cls) -> Sequence[str]:
+        """Widths and groups in use; :meth:`parse` takes any group, order and zero points for each of them."""
+        plain = [f"{bits}bit-{group}g" for bits in _WIDTHS for group in _GROUPS]
+        return [*plain, *(cls.default_variant + flags for flags in ("-asym", "-actorder", "-actorder-asym"))]
+
+    @classmethod
+    def parse(cls, variant: str) -> GPTQPacker:
+        """Packer of a name such as ``4bit-128g-actorder-asym``; ``-1g`` stands for the whole row."""
+        found = _VARIANT.fullmatch(variant.lower())
+        flags = found[3].split("-")[1:] if found else []
+        dtypes = [flag for flag in flags if flag in ("f16", "bf16", "f32")]
+        if found is None or len({*flags}) < len(flags) or {"sym", "asym"} <= {*flags} or len(dtypes) > 1:
+            raise unknown_variant(cls.family, variant, cls.variants())
+        group = max(int(found[2]), 0)
+        return cls(int(found[1]), group, "actorder" in flags, "asym" not in flags, [*dtypes, "f16"][0])
+
+    # What a folder declares.
+
+    @classmethod
+    def detect(cls, quantization_config: Mapping[str, Any]) -> GPTQPacker | None:
+        """Packer that most modules of such a folder have; :meth:`locate` tells of each one which it is."""
+        found = declared(quantization_config)
+        if found is None:
+            return None
+        packer = cls(found.bits or 4, found.group_size or 0, found.actorder, found.symmetric is not False)
+        packer.reading = Reading(found.version, group_size=found.group_size, symmetric=found.symmetric)
+        return packer
+
+    def reading_as(self, checkpoint_format: str | None = None, zeros: str = "mask") -> GPTQPacker:
+        """The same packer for a folder whose zero points are known to be stored in a certain way.
+
+        Parameters
+        ----------
+        checkpoint_format : str, optional
+            ``"gptq"`` or ``"gptq_v2"``; by default what the folder's weights tell.
+        zeros : str
+            One of :data:`~qformats_gptq.zeros.CONVENTIONS`.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such way.
+        """
+        if checkpoint_format is not None and checkpoint_format not in VERSIONS:
+            raise ConfigError("checkpoint_format", checkpoint_format, " or ".join(VERSIONS))
+        if zeros not in CONVENTIONS:
+            raise ConfigError("zeros", zeros, ", ".join(CONVENTIONS))
+        own = copy.copy(self)
+        own.reading = replace(self.reading, version=checkpoint_format, zeros=zeros)
+        return own
+
+    def to_config(
+        self,
+        *,
+        dense_modules: Sequence[str] = (),
+        packed_modules: Sequence[str] = (),
+        dtype: str = "float32",
+    ) -> dict[str, Any]:
+        """``quantization_config`` as AutoGPTQ, GPTQModel and Transformers read it."""
+        found = Declared(self.bits, self.group_size, self.symmetric, self.actorder, self.version)
+        return written(found, dense_modules, "lm_head" in packed_modules)
+
+    def extra_files(self, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
+        """More files of a folder with this ``quantization_config``: loaders like AutoGPTQ's look for their own."""
+        text = json.dumps(quantization_config, indent=2, ensure_ascii=False) + "\n"
+        return {self.config_files[0]: text.encode()}
+
+    @property
+    def version(self) -> str:
+        """``checkpoint_format`` in which zero points are stored."""
+        return "gptq" if self.symmetric else "gptq_v2"
+
+    def locate(self, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
+        """Format and shape of the weight of a module, by its tensors rather than by what is declared."""
+        reading = self.reading
+        known = reading.version is not None
+        size = reading.group_size if known else self.group_size
+        symmetric = reading.symmetric if known else self.symmetric
+        found = examine(module, self.bits, size, symmetric, reading.version)
+        if found is None:
+            return None
+        own = GPTQPacker(found.bits, found.group_size, not found.ordered, found.symmetric, found.scale_dtype)
+        own.reading = replace(reading, version=found.version or "gptq", labelled=found.version is not None)
+        return own, found.shape
+
+    def take(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
+        """Check scales and order, add an order where there is none, and store zero points as this packer does."""
+        import torch
+
+        kept = {name: fields[name] for name in ("qweight", "qzeros", "scales")}
+        if not bool(kept["scales"].isfinite().all()):
+            bad = int((~kept["scales"].isfinite()).sum())
+            raise ConfigError("scales", f"{bad} values that are NaN or infinite", "finite scales")
+        columns = shape[1]
+        groups = self.grid_shape(shape)[1]
+        g_idx = fields.get("g_idx")
+        if g_idx is None or not g_idx.numel():
+            g_idx = self._order(columns)
+        kept["g_idx"] = torch.from_numpy(normal_order(g_idx.numpy(), groups))
+        if not self.actorder and not in_order(kept["g_idx"].numpy(), self.group_size):
+            raise ConfigError("g_idx", "columns in another order", f"the order of {self.name}")
+        version = self.reading.version or self.version
+        if self.symmetric:
+            stored = torch.from_numpy(self._constant(shape[0], version)).expand(groups, -1)
+            if not torch.equal(kept["qzeros"], stored):
+                raise ConfigError("qzeros", "zero points that differ", f"{1 << (self.bits - 1)} everywhere")
+            if version != self.version:
+                kept["qzeros"] = torch.from_numpy(self._constant(shape[0], self.version)).repeat(groups, 1)
+        elif self.reading.version is not None:
+            if not self.reading.labelled:
+                version = self._told_by_weights(kept)
+            elif self.bits < 8 and self._told_by_weights(kept) != version:
+                warnings.warn(
+                    f"GPTQ weights are far from zero on average unless their zero points are stored otherwise than "
+                    f"checkpoint_format {version!r} says; it is believed (GPTQPacker.reading_as reads them otherwise)",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            zero = unpack_zeros(kept["qzeros"], self.bits, version, self.reading.zeros)
+            kept["qzeros"] = pack_zeros(zero, self.bits, self.version)
+        return PackedTensor(self.name, shape, kept)
+
+    def _constant(self, outputs: int, version: str) -> Any:
+        return constant_words(self.bits, outputs, (1 << (self.bits - 1)) - VERSIONS[version])
+
+    def _told_by_weights(self, fields: Mapping[str, Tensor]) -> str:
+        """``checkpoint_format`` under which weights are about zero on average."""
+        rows = int(fields["scales"].shape[1])
+        outputs = min(rows, -(-_SAMPLE // len(fields["g_idx"]) // 32) * 32)
+        codes = self._codes(fields["qweight"][:, :outputs].contiguous()).float()
+        words = fields["qzeros"][:, : outputs * self.bits // 32]
+        stored = unpack_zeros(words, self.bits, "gptq_v2").float()
+        mean = float((codes - stored[fields["g_idx"].long()].t()).mean())
+        return "gptq" if mean > 0.5 else "gptq_v2"
+
+    # Shapes.
+
+    def veto(self, shape: Sequence[int]) -> str | None:
+        """Whole words in both dimensions; the last group of a row may be short."""
+        if len(shape) != 2:
+            return f"{len(shape)} dimensions instead of 2"
+        for size, what in zip(shape, ("outputs", "columns"), strict=True):
+            if size % 32 or not size:
+                return f"{size} {what} are no multiple of 32"
+        return None
+
+    def row_step(self, shape: Sequence[int]) -> int:
+        """Only the whole tensor: words of zero points hold those of several rows."""
+        return 0
+
+    def row_packer(self, shape: Sequence[int]) -> Packer | None:
+        """The format itself: groups lie within rows."""
+        return self
+
+    @property
+    def suffixes(self) -> frozenset[str]:
+        """Names of the fields, and the bias."""
+        return frozenset((*(field.name for field in self.spec.fields), "bias"))
+
+    def separate(self, module: ModuleFields) -> frozenset[str]:
+        """The bias, unless it is all zeros: AutoGPTQ gives one to every module."""
+        return frozenset(["bias"] if "bias" in module.stored and any(module.read("bias")) else [])
+
+    def grid_shape(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Rows and groups of a row of a weight of this shape."""
+        return int(shape[0]), -(-int(shape[1]) // self.group_size) if self.group_size else 1
+
+    def _order(self, columns: int) -> Tensor:
+        """``g_idx`` of columns in order."""
+        import torch
+
+        return torch.arange(columns, dtype=torch.int32) // (self.group_size or columns)
+
+    def _short(self, shape: Sequence[int]) -> int:
+        """Columns of a last group that is short; 0 if there is none."""
+        return int(shape[1]) % self.group_size if self.group_size else 0
+
+    # What stays exact.
+
+    def foresee(self, source: Packer, shape: Sequence[int]) -> tuple[Answer, str]:
+        """Tell whether :meth:`hold` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
+        if source.grid is None or not source.spec.level or self.veto(shape):
+            return super().foresee(source, shape)
+        rows, columns, short = int(shape[0]), int(shape[1]), self._short(shape)
+        reordered, grid_of_source = False, source.grid
+        if isinstance(source, GPTQPacker) and source.actorder:
+            # Columns keep their order where groups are of the same size.
+            reordered = not (self.actorder and self.group_size == source.group_size)
+            grid_of_source = replace(source.grid, reordered=False)
+        parts = [(self.grid, columns - short)] if columns > short else []
+        parts += [(replace(self.grid, block_size=0), short)] if short else []
+        answers = [foresee(grid_of_source, grid, (rows, part), reordered=reordered) for grid, part in parts]
+        length = source.grid.block_size
+        if short and (source.grid.flat or (length and (columns - short) % length)):
+            answers.append((Answer.DATA, f"the last group of {short} columns may span several scales"))
+        for worst in (Answer.NEVER, Answer.DATA):
+            for answer, reason in answers:
+                if answer is worst:
+                    return answer, reason
+        return Answer.ALWAYS, ""
+
+    def hold(self, quantized: QuantizedTensor) -> QuantizedTensor:
+        """Give a canonical tensor of the same values; see :meth:`~qformats.Packer.hold`.
+
+        An order of columns is kept if this variant has one and groups are of its size.
+        """
+        import torch
+
+        problem = self.veto(quantized.shape)
+        if problem:
+            raise NotExactError(problem)
+        g_idx = quantized.g_idx
+        if g_idx is None or not self.actorder or quantized.block_size != (1, self.group_size):
+            return self._hold(quantized)
+        order = g_idx.argsort(stable=True)
+        if not torch.equal(g_idx[order], self._order(len(order)).to(g_idx.device)):
+            return self._hold(quantized)
+        held = self._hold(replace(quantized, codes=quantized.codes[:, order], g_idx=None))
+        return replace(held, codes=held.codes[:, order.argsort()], g_idx=g_idx)
+
+    def _hold(self, quantized: QuantizedTensor) -> QuantizedTensor:
+        """The same in groups of columns in order; a short last group is held by itself."""
+        import torch
+
+        short, columns = self._short(quantized.shape), quantized.shape[1]
+        if not short:
+            return self.grid.hold(quantized)
+        parts = [
+            replace(self.grid, block_size=size).hold(_columns(quantized, first, last))
+            for size, first, last in ((self.group_size, 0, columns - short), (0, columns - short, columns))
+            if first < last
+        ]
+        zero = parts[0].zero_point
+        if not isinstance(zero, int | float):
+            zero = torch.cat([torch.as_tensor(part.zero_point) for part in parts], 1)
+        return QuantizedTensor(
+            torch.cat([part.codes for part in parts], 1),
+            torch.cat([part.scale for part in parts], 1),
+            (1, self.group_size),
+            zero_point=zero,
+        )
+
+    # Bytes.
+
+    def _fields(self, packed: PackedTensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Check and give the fields of a packed tensor, in the descriptor's order."""
+        problem = self.veto(packed.shape)
+        if problem:
+            raise ShapeError("weight", tuple(packed.shape), f"one that {self.name} can hold ({problem})")
+        found = []
+        for name, (shape, dtype) in self.stored(packed.shape).items():
+            field = packed.fields.get(name)
+            if field is None or tuple(field.shape) != shape or field.dtype != torch_dtype(dtype):
+                told = "missing" if field is None else f"{tuple(field.shape)} of {dtype_name(field.dtype)}"
+                raise ShapeError(name, told, f"{shape} of {dtype} for a weight of {tuple(packed.shape)}")
+            found.append(field)
+        words, zeros, scales, g_idx = found
+        return words, zeros, scales, g_idx
+
+    def _codes(self, words: Tensor) -> Tensor:
+        """Codes of ``qweight``, uint8 ``(N, K)``."""
+        import torch
+
+        from qformats.bitpack import unpack_bits
+
+        columns, rows = int(words.shape[0]) * 32 // self.bits, int(words.shape[1])
+        if words.device.type != "cpu":
+            return unpack_bits(words.t().contiguous().view(torch.uint8), self.bits, columns)
+        from qformats_gptq import kernels
+
+        codes = torch.empty((rows, columns), dtype=torch.uint8)
+        kernels.unpack(self.bits, words.contiguous().numpy(), codes.numpy())
+        return codes
+
+    def _words(self, codes: Tensor) -> Tensor:
+        """``qweight`` of codes ``(N, K)``."""
+        import torch
+
+        from qformats.bitpack import pack_bits
+
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.grid.levels):
+            found = f"[{int(codes.min())}, {int(codes.max())}]"
+            raise ConfigError("codes", found, f"[0, {self.grid.levels - 1}]")
+        rows, columns = codes.shape
+        if codes.device.type != "cpu":
+            return pack_bits(codes, self.bits).view(torch.int32).t().contiguous()
+        from qformats_gptq import kernels
+
+        words = torch.empty((columns * self.bits // 32, rows), dtype=torch.int32)
+        kernels.pack(self.bits, codes.to(torch.uint8).contiguous().numpy(), words.numpy())
+        return words
+
+    def pack(self, quantized: QuantizedTensor) -> PackedTensor:
+        """Bytes of codes and parameters; all are taken as they are.
+
+        Raises
+        ------
+        ConfigError
+            If groups are not those of this format, or a number has no code.
+        ShapeError
+            If the weight does not divide into whole words.
+        """
+        import torch
+
+        shape = quantized.shape
+        problem = self.veto(shape)
+        if problem:
+            raise ShapeError("weight", shape, f"one that {self.name} can hold ({problem})")
+        block = self.grid.block_of(quantized.codes)
+        if quantized.block_size != block or quantized.codebook is not None or quantized.minimum is not None:
+            raise ConfigError("block_size", quantized.block_size, f"{block}, with levels equally spaced")
+        if quantized.g_idx is not None and not self.actorder:
+            raise ConfigError("g_idx", "columns in another order", "columns in order", "Use -actorder")
+        grid_shape, zero = self.grid_shape(shape), quantized.zero_point
+        if tuple(quantized.scale.shape) != grid_shape:
+            raise ShapeError("scale", tuple(quantized.scale.shape), f"{grid_shape}, one value a group")
+        if self.symmetric:
+            middle = 1 << (self.bits - 1)
+            if bool((torch.as_tensor(zero) != middle).any()):
+                raise ConfigError("zero_point", zero, f"{middle} everywhere")
+            zeros = torch.from_numpy(self._constant(shape[0], self.version)).repeat(grid_shape[1], 1)
+        else:
+            values = torch.as_tensor(zero, dtype=torch.int32).expand(grid_shape)
+            zeros = pack_zeros(values.t(), self.bits, self.version)
+        g_idx = self._order(shape[1]) if quantized.g_idx is None else quantized.g_idx.to(torch.int32)
+        scale = quantized.scale.to(torch_dtype(self.scale_dtype)).t().contiguous()
+        device = quantized.codes.device
+        fields = {
+            "qweight": self._words(quantized.codes),
+            "qzeros": zeros.to(device),
+            "scales": scale,
+            "g_idx": g_idx.to(device),
+        }
+        return PackedTensor(self.name, shape, fields)
+
+    def encode_reference(self, dense: Tensor) -> PackedTensor:
+        """Round by the reference rule and pack; by compiled kernels on a CPU.
+
+        Raises
+        ------
+        NonFiniteError
+            If a weight is not finite, or so large that the scale of its group is beyond the stored dtype.
+        ShapeError
+            If the weight does not divide into whole words.
+        """
+        import torch
+
+        problem = self.veto(dense.shape)
+        if problem:
+            raise ShapeError("weight", tuple(dense.shape), f"one that {self.name} can hold ({problem})")
+        known = (torch.float32, torch.float16, torch.bfloat16)
+        if dense.device.type != "cpu" or dense.dtype not in known:
+            return super().encode_reference(dense)
+        from qformats.kernels.dense import as_numpy, require_finite, too_large
+        from qformats_gptq import kernels
+
+        weight = dense.detach().contiguous()
+        rows, groups = self.grid_shape(weight.shape)
+        group = self.group_size or int(weight.shape[1])
+        codes = torch.empty(weight.shape, dtype=torch.uint8)
+        scale = torch.empty((rows, groups), dtype=torch_dtype(self.scale_dtype))
+        zero = None if self.symmetric else torch.empty((rows, groups), dtype=torch.uint8)
+        outputs = (codes.numpy(), as_numpy(scale), None if zero is None else zero.numpy())
+        outcome = kernels.quantize(self.bits, as_numpy(weight), group, *outputs)
+        if outcome.nonfinite:
+            require_finite(weight)
+        if outcome.overflow:
+            found = f"{outcome.overflow} of {rows * groups} blocks need a scale beyond {self.scale_dtype}"
+            raise too_large(found, weight)
+        middle = 1 << (self.bits - 1)
+        block = self.grid.block_of(codes)
+        return self.pack(QuantizedTensor(codes, scale, block, zero_point=middle if zero is None else zero))
+
+    def _parameters(self, zeros: Tensor, scales: Tensor) -> tuple[Tensor, Tensor | int]:
+        """Scales and zero points, ``(N, groups)``; bfloat16 scales become float32."""
+        scale = (scales.float() if self.scale_dtype == "bf16" else scales).t().contiguous()
+        if self.symmetric:
+            return scale, 1 << (self.bits - 1)
+        return scale, unpack_zeros(zeros, self.bits, self.version).t().contiguous()
+
+    def unpack(self, packed: PackedTensor) -> QuantizedTensor:
+        """Codes and parameters, exactly as stored; columns that are in order have no ``g_idx``."""
+        words, zeros, scales, g_idx = self._fields(packed)
+        scale, zero = self._parameters(zeros, scales)
+        codes = self._codes(words)
+        block = self.grid.block_of(codes)
+        order = None if self._ordered(g_idx) else g_idx
+        return QuantizedTensor(codes, scale, block, zero_point=zero, g_idx=order)
+
+    def _ordered(self, g_idx: Tensor) -> bool:
+        return in_order(g_idx.cpu().numpy(), self.group_size)
+
+    def dequantize(self, packed: PackedTensor) -> Tensor:
+        """Values as float32, by the compiled kernel on a CPU."""
+        import torch
+
+        words, zeros, scales, g_idx = self._fields(packed)
+        rows, columns = int(packed.shape[0]), int(packed.shape[1])
+        group = self.group_size or columns
+        if words.device.type != "cpu" or group % 32 or not self._ordered(g_idx):
+            return self.unpack(packed).dequantize()
+        from qformats_gptq import kernels
+
+        scale, zero = self._parameters(zeros, scales)
+        scale = scale.float()
+        offset = torch.full_like(scale, zero) if isinstance(zero, int) else zero.float()
+        out = torch.empty((rows, columns), dtype=torch.float32)
+        arrays = (words.contiguous().numpy(), scale.numpy(), offset.numpy())
+        kernels.dequantize(self.bits, *arrays, group, out.numpy())
+        return out
+
+
+def _columns(quantized: QuantizedTensor, first: int, last: int) -> QuantizedTensor:
+    """Columns ``[first, last)`` as a tensor of their own."""
+    import torch
+
+    block_rows, block_columns = quantized.block_size
+    columns, g_idx = quantized.shape[1], quantized.g_idx
+    parameters: dict[str, Any] = {}
+    if block_rows == 0:
+        if columns % block_columns:
+            raise NotExactError("its blocks run over the ends of rows")
+        # Blocks of the flattened tensor that end with the rows.
+        block_rows, shape = 1, (quantized.shape[0], columns // block_columns)
+        for name in ("scale", "zero_point", "minimum"):
+            value = getattr(quantized, name)
+            if isinstance(value, torch.Tensor):
+                parameters[name] = value.view(shape)
+    if g_idx is None:
+        g_idx = torch.arange(columns, dtype=torch.int32, device=quantized.codes.device) // block_columns
+    return replace(
+        quantized,
+        codes=quantized.codes[:, first:last],
+        block_size=(block_rows, block_columns),
+        g_idx=g_idx[first:last],
+        **parameters,
+    )

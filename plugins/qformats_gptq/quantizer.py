@@ -1,0 +1,121 @@
+"""The quantizer ``gptq``: for every format that has a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qformats import Checkpoint, Packer, QuantizedTensor, Quantizer
+from qformats.calibration import OPTIONS, Layer, Moments, Rounded, Settings, calibrate
+from qformats.calibration.settings import number, switch
+from qformats.errors import ConfigError
+from qformats.interfaces.option import Option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qformats.exporting.progress import Progress
+    from qformats_gptq.algorithm import Method
+
+__all__ = ["GPTQ"]
+
+
+class GPTQ(Quantizer):
+    """Rounds each column of a weight so that it makes up for the errors of those before it, by calibration on text."""
+
+    name = "gptq"
+    summary = "calibrated on text: least change of each layer's output (GPTQ), for any format"
+    prepares = True
+    options = (
+        *OPTIONS,
+        Option("damping", "share of its mean that is added to the Hessian's diagonal (0.01)"),
+        Option("act-order", "begin with the columns whose inputs are largest: yes or no (yes)"),
+        Option("search", "search for the range of every block: yes or no (yes)"),
+        Option("rounds", "how often scales are fitted to codes, and codes chosen again (4)"),
+        Option(
+            "correct",
+            "make up for the errors of earlier layers: yes or no (yes); doubles the runs of the model",
+        ),
+    )
+
+    def quantize(self, weight: Tensor, packer: Packer, importance: Tensor | None = None) -> QuantizedTensor:
+        """Quantize a weight without calibration: every input counts alone, so there is nothing to make up for."""
+        if packer.grid is None:
+            raise ConfigError("format", packer.name, "a format that quantizes")
+        return packer.grid.quantize(weight, importance)
+
+    def prepare(
+        self,
+        source: Checkpoint,
+        formats: Mapping[str, Packer],
+        work: Path,
+        options: Mapping[str, str],
+        progress: Progress,
+    ) -> Checkpoint:
+        """Calibrate a model: its blocks' linear layers in their new formats, the rest as it was.
+
+        Parameters
+        ----------
+        source : Checkpoint
+            The model.
+        formats : mapping of str to Packer
+            Format of each tensor that is to be quantized, by canonical name.
+        work : Path
+            Folder for finished blocks, from which a killed run goes on.
+        options : mapping of str to str
+            See :attr:`options`.
+        progress : Progress
+            Is told how far the work is.
+        """
+        method = _method(options)
+        return calibrate(
+            source,
+            formats,
+            work,
+            Settings.parse(options),
+            _rounder(method),
+            identity={"quantizer": self.name, "method": repr(method)},
+            drift=method.correct,
+            progress=progress,
+        )
+
+
+def _method(options: Mapping[str, str]) -> Method:
+    from qformats_gptq.algorithm import Method
+
+    return Method(
+        damping=number(options, "damping", 0.01, 1e-6, 1.0, whole=False),
+        reorder=switch(options, "act-order", True),
+        search=switch(options, "search", True),
+        rounds=int(number(options, "rounds", 4, 0, 100)),
+        correct=switch(options, "correct", True),
+    )
+
+
+def _rounder(method: Method) -> Callable[..., Iterator[Rounded]]:
+    """What :func:`qformats.calibration.calibrate` calls for layers with one input."""
+
+    def round_layers(
+        layers: Sequence[Layer], moments: Moments, tell: Callable[[str], None]
+    ) -> Iterator[Rounded]:
+        from qformats_gptq.algorithm import solve
+        from qformats_gptq.algorithm.hessian import factor
+
+        hessian = factor(moments.second, method.damping, reorder=method.reorder)
+        if hessian.damping > method.damping:
+            tell(
+                f"damping raised from {method.damping:g} to {hessian.damping:g} for {layers[0].name}: "
+                "its inputs depend on each other, more samples may help"
+            )
+        for layer in layers:
+            grid: Any = layer.packer.grid
+            target = None
+            if moments.drift is not None:
+                # The least squares answer without rounding: W (Y X') (X X')^-1, with Y = X + drift.
+                change = hessian.solve(hessian.ordered(layer.weight @ moments.drift))
+                target = layer.weight + hessian.restored(change)
+            found = solve(layer.weight, grid, hessian, method, target)
+            yield Rounded(found.quantized, found.loss, found.signal, hessian.damping)
+
+    return round_layers

@@ -1,0 +1,14 @@
+"""Running a model block by block over text, to choose codes by what the weights do.
+
+One decoder block is in memory at a time. Linear layers are quantized in the order in which data reaches them, each
+group of layers with one input (query, key and value) by the statistics of what that input is once everything before it
+is quantized. What is finished lies on disk, so that a killed run goes on from there.
+"""
+
+from __future__ import annotations
+
+from qformats.calibration.moments import Moments
+from qformats.calibration.run import Layer, Rounded, calibrate
+from qformats.calibration.settings import OPTIONS, Settings
+
+__all__ = ["OPTIONS", "Layer", "Moments", "Rounded", "Settings", "calibrate"]

@@ -1,0 +1,176 @@
+"""Blocks that are quantized, on disk; and the checkpoint in which they stand for the source's."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qformats.checkpoint import Checkpoint, StoredTensor
+from qformats.errors import CheckpointError, OutputError
+from qformats.tensors import PackedTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["CalibratedCheckpoint", "FinishedBlocks"]
+
+_BETWEEN = "//"
+"""Between the name of a tensor and that of its field."""
+
+
+class FinishedBlocks:
+    """One file a block, and what they were made from.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they lie. Blocks of another calibration are removed.
+    identity : str
+        What decides the result.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder = folder
+        note = folder / "identity"
+        try:
+            if not note.is_file() or note.read_text() != identity:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True, exist_ok=True)
+                note.write_text(identity)
+        except OSError as error:
+            raise OutputError(folder, f"cannot be written ({error.strerror or error})") from error
+
+    def path(self, block: int) -> Path:
+        """File of a block."""
+        return self.folder / f"block-{block:05}.safetensors"
+
+    @property
+    def count(self) -> int:
+        """Blocks that are finished, from the first one on."""
+        block = 0
+        while self.path(block).is_file():
+            block += 1
+        return block
+
+    def write(self, block: int, tensors: Mapping[str, PackedTensor]) -> None:
+        """Put a block on disk, all of it or nothing.
+
+        Raises
+        ------
+        OutputError
+            If the disk is full or fails.
+        """
+        from safetensors.torch import save_file
+
+        content = {
+            f"{name}{_BETWEEN}{field}": value.contiguous().cpu()
+            for name, packed in tensors.items()
+            for field, value in packed.fields.items()
+        }
+        told = {name: [packed.format, list(packed.shape)] for name, packed in tensors.items()}
+        path, partial = self.path(block), self.path(block).with_suffix(".partial")
+        try:
+            save_file(content, partial, {"tensors": json.dumps(told)})
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except Exception as error:
+            raise OutputError(path, f"cannot be written ({error})", "free some space") from error
+
+    def read(self, block: int, source: Checkpoint) -> dict[str, StoredTensor]:
+        """Tensors of a block, which stand for those of `source`.
+
+        Raises
+        ------
+        CheckpointError
+            If its file is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path(block)
+        try:
+            with safe_open(path, "pt") as file:
+                told = json.loads(file.metadata()["tensors"])
+                keys = list(file.keys())
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(path, f"is damaged ({error})", hint="remove it") from error
+        found = {}
+        for order, (name, (format, shape)) in enumerate(told.items()):
+            fields = [key.partition(_BETWEEN)[2] for key in keys if key.startswith(name + _BETWEEN)]
+            stored = _stored(path, name, format, tuple(shape), fields, order)
+            found[name] = replace(stored, origin=source.tensors[name].stored_format)
+        return found
+
+
+def _stored(
+    path: Path, name: str, format: str, shape: tuple[int, ...], fields: list[str], order: int
+) -> StoredTensor:
+    from qformats.api import packer
+
+    own = packer(format)
+
+    def load(start: int, stop: int) -> PackedTensor:
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            values: dict[str, Tensor] = {f: file.get_tensor(f"{name}{_BETWEEN}{f}") for f in fields}
+        return own.cut(PackedTensor(format, shape, values), start, stop)
+
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        nbytes = sum(file.get_tensor(f"{name}{_BETWEEN}{field}").nbytes for field in fields)
+    return StoredTensor(name, shape, format, nbytes, path, load, offset=order, step=own.row_step(shape))
+
+
+class CalibratedCheckpoint(Checkpoint):
+    """A model of which some tensors are quantized already.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        The model as it was.
+    replaced : mapping of str to StoredTensor
+        Tensors that stand for the source's, by canonical name.
+    """
+
+    def __init__(self, source: Checkpoint, replaced: Mapping[str, StoredTensor]) -> None:
+        self.source = source
+        self.path, self.name, self.container = source.path, source.name, source.container
+        self.tensors = {name: replaced.get(name, tensor) for name, tensor in source.tensors.items()}
+        self.fingerprint = source.fingerprint
+
+    @property
+    def architecture(self) -> str:
+        """As the source has it."""
+        return self.source.architecture
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """As the source has it."""
+        return self.source.config
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """As the source has them."""
+        return self.source.tokenizer_files()
+
+    @property
+    def files(self) -> list[Path]:
+        """The source's: what was made of them follows from them."""
+        return self.source.files
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """As the source has it."""
+        return self.source.metadata

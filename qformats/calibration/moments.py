@@ -1,0 +1,80 @@
+"""Second moments of the inputs of a linear layer, gathered batch by batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Moments"]
+
+_PANEL = 256
+"""Columns that are updated together: only the upper triangle is computed."""
+
+
+class Moments:
+    """Running means of ``x xᵀ``, and of ``(y - x) xᵀ`` where `y` is what the unquantized model has instead of `x`.
+
+    Parameters
+    ----------
+    columns : int
+        Inputs of the layer, ``K``.
+    device : torch.device
+        Where to gather.
+    drift : bool
+        Whether the second mean is wanted.
+    """
+
+    def __init__(self, columns: int, device: torch.device, *, drift: bool = False) -> None:
+        import torch
+
+        self.tokens = 0
+        self._upper = torch.zeros((columns, columns), dtype=torch.float32, device=device)
+        self._drift = torch.zeros_like(self._upper) if drift else None
+
+    def add(self, inputs: Tensor, unquantized: Tensor | None = None) -> None:
+        """Take in a batch.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            Float of any width, ``(..., K)``: a row a token. Products are summed in float32.
+        unquantized : Tensor, optional
+            The same tokens in the unquantized model. Their difference, a correction, is multiplied in the dtype of
+            `inputs`.
+        """
+        columns = self._upper.shape[0]
+        rows = inputs.reshape(-1, columns)
+        before, self.tokens = self.tokens, self.tokens + rows.shape[0]
+        if not rows.shape[0]:
+            return
+        old, new = before / self.tokens, 1 / self.tokens
+        wide = rows.float()
+        panel = max(_PANEL, -(-columns // 8))
+        for start in range(0, columns, panel):
+            stop = min(columns, start + panel)
+            part = self._upper[:stop, start:stop]
+            part.addmm_(wide[:, :stop].t(), wide[:, start:stop], beta=old, alpha=new)
+        if self._drift is not None and unquantized is not None:
+            change = (unquantized.reshape(-1, columns).float() - wide).to(inputs.dtype)
+            self._drift.mul_(old).add_((change.t() @ rows).float(), alpha=new)
+
+    @property
+    def diagonal(self) -> Tensor:
+        """Mean of every input squared, float32 ``(K,)``."""
+        diagonal: Tensor = self._upper.diagonal()
+        return diagonal
+
+    @property
+    def second(self) -> Tensor:
+        """Mean of ``x xᵀ``, float32 ``(K, K)``, squared input units; half the Hessian of a layer's squared error."""
+        upper: Tensor = self._upper.triu()
+        upper += upper.triu(1).t()
+        return upper
+
+    @property
+    def drift(self) -> Tensor | None:
+        """Mean of ``(y - x) xᵀ``, float32 ``(K, K)``; ``None`` if it was not wanted."""
+        return self._drift

@@ -1,0 +1,480 @@
+"""Quantizing a model block by block, each layer by what reaches it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import qformats
+from qformats.calibration.activations import Activations, Memory
+from qformats.calibration.finished import CalibratedCheckpoint, FinishedBlocks
+from qformats.calibration.moments import Moments
+from qformats.calibration.settings import Settings
+from qformats.calibration.skeleton import Skeleton
+from qformats.calibration.stream import Stream, observe
+from qformats.calibration.text import sample_tokens
+from qformats.checkpoint import Checkpoint, StoredTensor, fingerprint
+from qformats.dtypes import torch_dtype
+from qformats.errors import ConfigError, NonFiniteError, OutputError, WeightsError
+from qformats.exporting.progress import Progress
+from qformats.interfaces import Packer
+from qformats.registry import registry
+from qformats.tensors import PackedTensor, QuantizedTensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Layer", "Rounded", "calibrate"]
+
+_BATCH_TOKENS = 4096
+"""Tokens that run through a block at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A linear layer to quantize.
+
+    Attributes
+    ----------
+    name : str
+        Canonical name of its weight.
+    weight : Tensor
+        float32, ``(N, K)``.
+    packer : Packer
+        Format to quantize into; it has a grid.
+    """
+
+    name: str
+    weight: Tensor
+    packer: Packer
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """What became of a layer.
+
+    Attributes
+    ----------
+    quantized : QuantizedTensor
+        On the grid of the layer's format.
+    loss, signal : float
+        Squared error of the layer's output, and the squared output itself: mean over tokens, summed over outputs.
+    damping : float
+        Share of the mean of its diagonal that was added to the Hessian.
+    """
+
+    quantized: QuantizedTensor
+    loss: float
+    signal: float
+    damping: float
+
+
+Round = Callable[[Sequence[Layer], Moments, Callable[[str], None]], Iterator[Rounded]]
+"""Quantizes layers that have the same input; the third argument tells the user something."""
+
+
+def calibrate(
+    source: Checkpoint,
+    formats: Mapping[str, Packer],
+    work: Path,
+    settings: Settings,
+    round_layers: Round,
+    *,
+    identity: Mapping[str, str],
+    drift: bool,
+    progress: Progress,
+) -> Checkpoint:
+    """Quantize the linear layers of a model's blocks.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        The model.
+    formats : mapping of str to Packer
+        Format of each tensor that is to be quantized, by canonical name. Tensors outside the blocks (the embedding, the
+        head) are left as they are.
+    work : Path
+        Folder for finished blocks. A run that was killed goes on from there and ends with the same bytes.
+    settings : Settings
+        Text, samples, device and so on.
+    round_layers : callable
+        The quantizer.
+    identity : mapping of str to str
+        What else decides the result: the quantizer's own options.
+    drift : bool
+        Whether to run the unquantized model beside the quantized one, and gather how their inputs differ.
+    progress : Progress
+        Is told how far the work is.
+
+    Returns
+    -------
+    Checkpoint
+        `source` with these layers in their new formats.
+
+    Raises
+    ------
+    ConfigError
+        If a tensor cannot be calibrated, or an option is not possible.
+    UnsupportedModelError
+        If Transformers cannot run the model block by block.
+    """
+    import torch
+
+    run = _Run(source, formats, work, settings, round_layers, drift, progress)
+    with torch.inference_mode(), _full_precision(), run.logging():
+        return run.go(identity)
+
+
+class _Run:
+    def __init__(
+        self,
+        source: Checkpoint,
+        formats: Mapping[str, Packer],
+        work: Path,
+        settings: Settings,
+        round_layers: Round,
+        drift: bool,
+        progress: Progress,
+    ) -> None:
+        self.source, self.work, self.settings = source, work, settings
+        self.round_layers, self.drift, self.progress = round_layers, drift, progress
+        self.formats = {name: packer for name, packer in formats.items() if packer.grid is not None}
+        self.device = _device(settings.device)
+        self.dtype = _dtype(settings.compute_dtype, source, self.device)
+        self.memory = Memory(settings.activation_memory)
+        self.loss = self.signal = 0.0
+        self._told: set[str] = set()
+        self._write_log: Callable[[Mapping[str, object]], None] = lambda entry: None
+
+    def go(self, identity: Mapping[str, str]) -> Checkpoint:
+        """Quantize all blocks that are not finished yet."""
+        skeleton = Skeleton(self.source, self.dtype, self.device)
+        self._check(skeleton)
+        tokens = sample_tokens(self.source, self.settings, self.progress)
+        blocks = FinishedBlocks(self.work / "blocks", self._identity(identity, tokens))
+        states = Activations(self.work / "states", self.memory)
+        plain = Activations(self.work / "plain", self.memory) if self.drift else None
+        finished = blocks.count
+        if finished:
+            self.progress.notice(f"going on with a calibration of which {finished} blocks are finished")
+        arguments: list[list[dict[str, Any]]] = []
+        try:
+            if finished < len(skeleton.blocks):
+                with skeleton.loading_on_use():
+                    size = max(1, _BATCH_TOKENS // tokens.shape[1])
+                    for index, (hidden, given) in enumerate(skeleton.batches(tokens, size)):
+                        states.put(index, hidden)
+                        if plain is not None:
+                            plain.put(index, hidden)
+                        arguments.append(given)
+                for number in range(len(skeleton.blocks)):
+                    done = blocks.read(number, self.source) if number < finished else None
+                    block = _Block(self, skeleton, number, states, plain, [a[number] for a in arguments])
+                    written = block.go(done)
+                    if written is not None:
+                        blocks.write(number, written)
+        finally:
+            states.clear()
+            if plain is not None:
+                plain.clear()
+        replaced: dict[str, StoredTensor] = {}
+        for number in range(len(skeleton.blocks)):
+            replaced |= blocks.read(number, self.source)
+        return CalibratedCheckpoint(self.source, replaced)
+
+    def _check(self, skeleton: Skeleton) -> None:
+        """Refuse what would be left out silently."""
+        linears = {
+            skeleton.name(number, f"{local}.weight")
+            for number in range(len(skeleton.blocks))
+            for local in skeleton.linears(number)
+        }
+        within = [name for name in self.formats if name.startswith(f"{skeleton.prefix}.")]
+        strange = [name for name in within if name not in linears]
+        if strange:
+            raise refused(strange, "weights of linear layers (fused experts are none)")
+        outside = [name for name in self.formats if name not in linears]
+        if outside:
+            names = ", ".join(outside)
+            self.progress.notice(f"rounded without calibration, since they are outside the blocks: {names}")
+
+    def _identity(self, more: Mapping[str, str], tokens: Tensor) -> str:
+        state = {
+            "version": qformats.__version__,
+            "source": self.source.fingerprint or fingerprint(self.source.files),
+            "formats": {name: packer.name for name, packer in self.formats.items()},
+            "settings": self.settings.identity,
+            "quantizer": dict(more),
+            "device": str(self.device),
+            "dtype": str(self.dtype),
+            "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
+        }
+        return json.dumps(state, sort_keys=True)
+
+    def tell(self, text: str) -> None:
+        """Tell the user something, once."""
+        if text not in self._told:
+            self._told.add(text)
+            self.progress.notice(text)
+
+    @contextlib.contextmanager
+    def logging(self) -> Iterator[None]:
+        """Keep the log open."""
+        path = self.settings.log
+        if path is None:
+            yield
+            return
+        try:
+            file = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(path, f"cannot be written ({error.strerror or error})") from error
+        with file:
+
+            def write(entry: Mapping[str, object]) -> None:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+
+            self._write_log = write
+            yield
+
+    def count(self, layer: Layer, rounded: Rounded, tokens: int, seconds: float) -> None:
+        """Add a layer to the running error, and to the log."""
+        self.loss += rounded.loss
+        self.signal += rounded.signal
+        entry = {
+            "layer": layer.name,
+            "format": layer.packer.name,
+            "loss": rounded.loss,
+            "relative_error": _ratio(rounded.loss, rounded.signal),
+            "damping": rounded.damping,
+            "tokens": tokens,
+            "seconds": round(seconds, 3),
+        }
+        self._write_log(entry)
+
+    @property
+    def error(self) -> float:
+        """Root of the mean squared error of outputs so far, relative to the outputs."""
+        return _ratio(self.loss, self.signal)
+
+
+class _Block:
+    """One decoder block: loaded, quantized, run, forgotten."""
+
+    def __init__(
+        self,
+        run: _Run,
+        skeleton: Skeleton,
+        number: int,
+        states: Activations,
+        plain: Activations | None,
+        arguments: Sequence[Mapping[str, Any]],
+    ) -> None:
+        self.run, self.skeleton, self.number = run, skeleton, number
+        skeleton.load_block(number)
+        self.module = skeleton.blocks[number]
+        self.stream = Stream(self.module, states, arguments, run.memory, run.device)
+        self.twin: Stream | None = None
+        if plain is not None:
+            # The block as it is before anything in it is quantized.
+            self.twin = Stream(copy.deepcopy(self.module), plain, arguments, run.memory, run.device)
+
+    def go(self, finished: Mapping[str, StoredTensor] | None) -> dict[str, PackedTensor] | None:
+        """Take the hidden states from before the block to after it; quantize it unless that is finished."""
+        packed: dict[str, PackedTensor] | None = None
+        advanced = False
+        if finished is not None:
+            for name, tensor in finished.items():
+                self._assign(name, tensor.read())
+        else:
+            packed = {}
+            groups = self._groups()
+            for index, group in enumerate(groups):
+                # The unquantized block is not needed after the last group.
+                advanced = index == len(groups) - 1
+                packed |= self._quantize(group, self._gather(group, advance=advanced))
+        last = self.number == len(self.skeleton.blocks) - 1
+        for index in range(0 if last else len(self.stream.states)):
+            self.stream.states.put(index, self.stream.run(index))
+            if self.twin is not None and not advanced:
+                self.twin.states.put(index, self.twin.run(index))
+        for stream in (self.stream, self.twin):
+            if stream is not None:
+                stream.clear()
+        self.skeleton.free_block(self.number)
+        return packed
+
+    def _groups(self) -> list[tuple[str, ...]]:
+        """Layers to quantize, in the order in which data reaches them; those of the same input together.
+
+        Raises
+        ------
+        ConfigError
+            If data reaches some of them not at all.
+        """
+        linears = self.skeleton.linears(self.number)
+        wanted = [local for local in linears if self._name(local) in self.run.formats]
+        if not wanted:
+            return []
+        states = self.stream.states.get(0).to(self.run.device)
+        course = observe(self.module, linears, states, self.stream.arguments[0])
+        groups = [tuple(local for local in group if local in wanted) for group in course.groups]
+        reached = {local for group in groups for local in group}
+        missed = [self._name(local) for local in wanted if local not in reached]
+        if missed:
+            raise refused(missed, "layers that the calibration text reaches")
+        for stream in (self.stream, self.twin):
+            if stream is not None:
+                stream.follow(course)
+        return [group for group in groups if group]
+
+    def _name(self, local: str) -> str:
+        return self.skeleton.name(self.number, f"{local}.weight")
+
+    def _gather(self, group: Sequence[str], *, advance: bool) -> Moments:
+        """Statistics of what reaches layers with the same input.
+
+        Parameters
+        ----------
+        group : sequence of str
+            The layers.
+        advance : bool
+            Whether the unquantized block is run to its end.
+        """
+        module = self.module.get_submodule(group[0])
+        moments = Moments(_columns(module), self.run.device, drift=self.twin is not None)
+        for index in range(len(self.stream.states)):
+            inputs = self.stream.input(group[0], index)
+            plain = None if self.twin is None else self.twin.input(group[0], index, advance=advance)
+            moments.add(inputs, plain)
+        if not bool(moments.diagonal.isfinite().all()):
+            found = f"what reaches {self._name(group[0])} is not finite in {self.run.dtype}"
+            raise NonFiniteError(found, "run the model in f32 (compute-dtype=f32)")
+        if moments.tokens < len(moments.diagonal):
+            self.run.tell(
+                f"few samples: {moments.tokens} tokens for layers of {len(moments.diagonal)} inputs; "
+                "take at least as many tokens as inputs, better ten times as many"
+            )
+        return moments
+
+    def _quantize(self, group: Sequence[str], moments: Moments) -> dict[str, PackedTensor]:
+        names = [self._name(local) for local in group]
+        layers = [
+            Layer(name, self.skeleton.read(name).to(self.run.device), self.run.formats[name])
+            for name in names
+        ]
+        title = f"block {self.number + 1} of {len(self.skeleton.blocks)}: {', '.join(group)}"
+        if self.run.signal:
+            title += f" (error {100 * self.run.error:.2f} %)"
+        self.run.progress.start(title, sum(layer.weight.nbytes for layer in layers))
+        results = self.run.round_layers(layers, moments, self.run.tell)
+        found = {}
+        for layer in layers:
+            began = time.perf_counter()
+            try:
+                rounded = next(results)
+            except NonFiniteError as error:
+                file = str(self.run.source.tensors[layer.name].file)
+                raise WeightsError(file, layer.name, error.found, error.hint) from error
+            self.run.count(layer, rounded, moments.tokens, time.perf_counter() - began)
+            packed = self._pack(layer, rounded.quantized)
+            self._assign(layer.name, packed)
+            found[layer.name] = packed
+            self.run.progress.advance(layer.weight.nbytes)
+        return found
+
+    def _pack(self, layer: Layer, quantized: QuantizedTensor) -> PackedTensor:
+        assert layer.packer.grid is not None
+        quantized = _on_cpu(quantized)
+        layer.packer.grid.validate(quantized)
+        packed = layer.packer.pack(quantized)
+        stored = registry().packer(self.run.source.tensors[layer.name].stored_format)
+        fixed = layer.packer.fixed(quantized.shape, stored.dense_dtype or "f32")
+        return PackedTensor(packed.format, packed.shape, {**packed.fields, **fixed})
+
+    def _assign(self, name: str, packed: PackedTensor) -> None:
+        """Let the block compute with what is stored."""
+        weight = registry().packer(packed.format).dequantize(packed)
+        local = name.removeprefix(self.skeleton.name(self.number, "")).removesuffix(".weight")
+        self.skeleton.assign(self.module.get_submodule(local), "weight", weight, name)
+
+
+def refused(names: Sequence[str], wanted: str) -> ConfigError:
+    """Error for tensors that cannot be calibrated."""
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    hint = "Keep them in another format (--tensor-type), or use --quantizer rtn"
+    return ConfigError("tensors to calibrate", shown, wanted, hint)
+
+
+def _columns(module: Any) -> int:
+    rows, columns = module.weight.shape
+    return int(rows if type(module).__name__ == "Conv1D" else columns)
+
+
+def _ratio(loss: float, signal: float) -> float:
+    return float((loss / signal) ** 0.5) if signal > 0 else 0.0
+
+
+def _on_cpu(quantized: QuantizedTensor) -> QuantizedTensor:
+    moved = copy.copy(quantized)
+    for name in ("codes", "scale", "zero_point", "minimum", "codebook", "g_idx"):
+        value = getattr(moved, name)
+        if hasattr(value, "cpu"):
+            object.__setattr__(moved, name, value.cpu())
+    return moved
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError("device", name, "cpu, or a device that torch has here", reason) from error
+    return device
+
+
+def _dtype(name: str, source: Checkpoint, device: torch.device) -> torch.dtype:
+    """Dtype that the model runs in."""
+    import torch
+
+    if name:
+        return torch_dtype(name)
+    declared = str(source.config.get("dtype", source.config.get("torch_dtype", "")))
+    if device.type != "cpu" and declared in ("bfloat16", "float16"):
+        return torch.bfloat16 if declared == "bfloat16" else torch.float16
+    return torch.bfloat16 if declared == "bfloat16" and _fast_bf16() else torch.float32
+
+
+def _fast_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; others emulate it slowly."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Keep sums of products in float32: no TF32."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

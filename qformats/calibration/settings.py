@@ -1,0 +1,144 @@
+"""What a user may say about a calibration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from qformats.errors import ConfigError
+from qformats.interfaces.option import Option
+
+__all__ = ["OPTIONS", "Settings", "number", "switch"]
+
+OPTIONS = (
+    Option(
+        "calibration", "text file, .jsonl file or data set on the hub to calibrate on (a public-domain text)"
+    ),
+    Option("samples", "how many pieces of text (128)"),
+    Option("sequence-length", "tokens of a piece (as many as the model takes, 2048 at most)"),
+    Option("seed", "which pieces of the text are taken (0)"),
+    Option("device", "where to compute: cpu, cuda, cuda:1, ... (a GPU if there is one)"),
+    Option(
+        "compute-dtype",
+        "what the model runs in: f32, f16 or bf16 (its own, where the device is fast with it)",
+    ),
+    Option(
+        "activation-memory", "how much of the hidden states is kept in memory, not on disk, such as 4GB (2GB)"
+    ),
+    Option("log", "file for loss, damping and time of every layer, as JSON lines"),
+)
+"""Options of every quantizer that calibrates."""
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of a calibration, checked.
+
+    Attributes
+    ----------
+    calibration : str
+        File or data set; empty for the text that comes with the package.
+    samples, sequence_length : int
+        Pieces of text and tokens of each; 0 tokens for as many as the model takes.
+    seed : int
+        Which pieces are taken.
+    device : str
+        As torch spells it; empty for a GPU if there is one.
+    compute_dtype : str
+        ``"f32"``, ``"f16"``, ``"bf16"``; empty for the model's own where the device is fast with it.
+    activation_memory : int
+        Bytes of hidden states that are kept in memory.
+    log : Path or None
+        File for a line of JSON a layer.
+    """
+
+    calibration: str = ""
+    samples: int = 128
+    sequence_length: int = 0
+    seed: int = 0
+    device: str = ""
+    compute_dtype: str = ""
+    activation_memory: int = 2 * 10**9
+    log: Path | None = None
+
+    @classmethod
+    def parse(cls, options: Mapping[str, str]) -> Settings:
+        """Read options as users write them; those of others are left alone.
+
+        Raises
+        ------
+        ConfigError
+            If a value is not possible.
+        """
+        dtype = options.get("compute-dtype", "")
+        if dtype not in ("", "f32", "f16", "bf16"):
+            raise ConfigError("compute-dtype", dtype, "f32, f16 or bf16")
+        log = options.get("log")
+        return cls(
+            calibration=options.get("calibration", ""),
+            samples=int(number(options, "samples", 128, 1, 1 << 20)),
+            sequence_length=int(number(options, "sequence-length", 0, 2, 1 << 20)),
+            seed=int(number(options, "seed", 0, 0, (1 << 63) - 1)),
+            device=options.get("device", ""),
+            compute_dtype=dtype,
+            activation_memory=_size(options.get("activation-memory", "2GB")),
+            log=Path(log).expanduser() if log else None,
+        )
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What decides the result."""
+        without = ("log", "activation_memory")
+        return {f.name: str(getattr(self, f.name)) for f in fields(self) if f.name not in without}
+
+
+def number(
+    options: Mapping[str, str], name: str, default: float, low: float, high: float, *, whole: bool = True
+) -> float:
+    """Value of an option that is a number.
+
+    Raises
+    ------
+    ConfigError
+        If it is none, or out of range.
+    """
+    text = options.get(name)
+    if text is None:
+        return default
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise ConfigError(name, text, f"a {'whole ' if whole else ''}number from {low:g} to {high:g}")
+    return value
+
+
+def switch(options: Mapping[str, str], name: str, default: bool) -> bool:
+    """Value of an option that is ``yes`` or ``no``.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither.
+    """
+    text = options.get(name)
+    if text is None:
+        return default
+    if text.lower() not in ("yes", "no", "true", "false", "1", "0"):
+        raise ConfigError(name, text, "yes or no")
+    return text.lower() in ("yes", "true", "1")
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B?)\s*", text.upper())
+    unit = match[2] if match else "?"
+    if unit and not unit.endswith("B"):
+        unit += "B"
+    if match is None or unit not in _UNITS:
+        raise ConfigError("activation-memory", text, "a size such as 4GB or 500MB")
+    return int(float(match[1]) * _UNITS[unit])

@@ -1,0 +1,260 @@
+"""A Transformers model whose weights are not there, but can be loaded module by module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from qformats.checkpoint import Checkpoint
+from qformats.errors import CheckpointError, UnsupportedModelError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Skeleton"]
+
+_LINEAR = ("Linear", "Conv1D")
+
+
+class Skeleton:
+    """The model class of a checkpoint: parameters on the meta device until loaded, buffers (rotary tables) real.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        Where weights are read from.
+    dtype : torch.dtype
+        What weights are cast to.
+    device : torch.device
+        Where they go.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If Transformers has no causal language model for this configuration, or it has no list of blocks.
+    """
+
+    def __init__(self, source: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self._source, self.dtype, self.device = source, dtype, device
+        config = {key: value for key, value in source.config.items() if key != "quantization_config"}
+        kind = str(config.get("model_type", "unknown"))
+        try:
+            parsed = AutoConfig.for_model(**config)
+            with _parameters_on_meta():
+                self.model: Any = AutoModelForCausalLM.from_config(parsed, dtype=dtype)  # type: ignore[no-untyped-call]
+        except (ValueError, TypeError, KeyError, ImportError) as error:
+            found = f"{kind} ({error})"
+            raise UnsupportedModelError(
+                "model to calibrate", found, ["models that Transformers runs"]
+            ) from error
+        self.model.requires_grad_(False).eval()
+        self.model.config.use_cache = False
+        for name, buffer in self.model.named_buffers():
+            owner, _, last = name.rpartition(".")
+            self.model.get_submodule(owner)._buffers[last] = buffer.to(device)
+        self.prefix, self.blocks = self._find_blocks(kind)
+
+    def _find_blocks(self, kind: str) -> tuple[str, Any]:
+        """Name and content of the list of decoder blocks: the one with the most weights."""
+        import torch
+
+        lists = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, torch.nn.ModuleList) and len(module)
+        }
+        if not lists:
+            raise UnsupportedModelError("model to calibrate", kind, ["models with a list of decoder blocks"])
+        name = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
+        return name, lists[name]
+
+    def name(self, block: int, local: str) -> str:
+        """Canonical name of something within a block."""
+        return f"{self.prefix}.{block}.{local}"
+
+    def linears(self, block: int) -> dict[str, Any]:
+        """Linear layers of a block, by their names within it."""
+        return {
+            name: module
+            for name, module in self.blocks[block].named_modules()
+            if type(module).__name__ in _LINEAR
+        }
+
+    def load_block(self, block: int) -> None:
+        """Load the weights of a block."""
+        for local, module in self.blocks[block].named_modules():
+            self._load(self.name(block, local) if local else f"{self.prefix}.{block}", module)
+
+    def free_block(self, block: int) -> None:
+        """Forget the weights of a block."""
+        for module in self.blocks[block].modules():
+            _unload(module)
+
+    @contextlib.contextmanager
+    def loading_on_use(self) -> Iterator[None]:
+        """Load modules outside the blocks, such as the embedding, when they are used; forget them afterwards."""
+        hooks = []
+        loaded: list[Any] = []
+
+        def before(module: Any, *_: Any) -> None:
+            self._load(names[module], module)
+            loaded.append(module)
+
+        names = {
+            module: name
+            for name, module in self.model.named_modules()
+            if not f"{name}.".startswith(f"{self.prefix}.") and module._parameters
+        }
+        try:
+            hooks += [module.register_forward_pre_hook(before) for module in names]
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module in loaded:
+                _unload(module)
+
+    def _load(self, name: str, module: Any) -> None:
+        for key, value in module._parameters.items():
+            if value is not None and value.is_meta:
+                full = f"{name}.{key}" if name else key
+                self.assign(module, key, self.read(full), full)
+
+    def read(self, name: str) -> Tensor:
+        """Values of a tensor of the source, float32.
+
+        Raises
+        ------
+        CheckpointError
+            If it has no such tensor: the model class and the file do not fit together.
+        WeightsError
+            If it holds NaN or infinity.
+        """
+        if name not in self._source.tensors:
+            hint = "such models can be quantized without calibration (--quantizer rtn)"
+            raise CheckpointError(
+                self._source.path, f"holds no {name}, which its model class wants", hint=hint
+            )
+        values = self._source.read(name)
+        if not bool(values.isfinite().all()):
+            file = str(self._source.tensors[name].file)
+            raise WeightsError(file, name, "holds NaN or infinity", "repair the model")
+        return values
+
+    def assign(self, module: Any, key: str, weight: Tensor, name: str) -> None:
+        """Put a weight in its place, transposed where the module computes ``x @ weight``."""
+        wanted = tuple(module._parameters[key].shape)
+        if key == "weight" and type(module).__name__ == "Conv1D":
+            weight = weight.t()
+        if tuple(weight.shape) != wanted:
+            raise CheckpointError(self._source.path, f"shape {tuple(weight.shape)}", f"{wanted}", tensor=name)
+        module._parameters[key] = _parameter(weight.to(self.device, self.dtype))
+
+    def batches(self, tokens: Tensor, size: int) -> Iterator[tuple[Tensor, list[dict[str, Any]]]]:
+        """What the blocks are called with.
+
+        Parameters
+        ----------
+        tokens : Tensor
+            int64, ``(pieces, tokens of a piece)``.
+        size : int
+            Pieces a batch.
+
+        Yields
+        ------
+        tuple of Tensor and list of dict
+            Hidden states before the first block, and the other arguments of each block.
+        """
+        known: dict[int, list[dict[str, Any]]] = {}
+        for start in range(0, tokens.shape[0], size):
+            batch = tokens[start : start + size].to(self.device)
+            count = batch.shape[0]
+            states, arguments = self._record(batch, every=count not in known)
+            if arguments is not None:
+                known[count] = arguments
+            yield states, known[count]
+
+    def _record(self, batch: Tensor, *, every: bool) -> tuple[Tensor, list[dict[str, Any]] | None]:
+        """Run the model up to its blocks; past them too, the first one for real, to see what each is called with."""
+        hidden: list[Tensor] = []
+        arguments: list[dict[str, Any]] = []
+        original = [block.forward for block in self.blocks]
+        shape: list[bool] = []
+
+        def stand_in(index: int) -> Any:
+            def forward(states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                if args:
+                    # Blocks of some models take them by position.
+                    kwargs = {**dict(zip(_positional(original[index]), args, strict=False)), **kwargs}
+                arguments.append(kwargs)
+                if index == 0:
+                    hidden.append(states)
+                    if not every:
+                        raise _SeenEnoughError
+                    given = original[0](states, **kwargs)
+                    shape.append(isinstance(given, tuple))
+                if index == len(self.blocks) - 1:
+                    raise _SeenEnoughError
+                return (states,) if shape[0] else states
+
+            return forward
+
+        if every:
+            self.load_block(0)
+        try:
+            for index, block in enumerate(self.blocks):
+                block.forward = stand_in(index)
+            with contextlib.suppress(_SeenEnoughError):
+                self.model(input_ids=batch, use_cache=False)
+        finally:
+            for block in self.blocks:
+                del block.forward
+            if every:
+                self.free_block(0)
+        if not hidden or (every and len(arguments) != len(self.blocks)):
+            found = f"{type(self.model).__name__}, whose blocks are not called one after the other"
+            raise UnsupportedModelError("model to calibrate", found, ["models that run block by block"])
+        return hidden[0], arguments if every else None
+
+
+class _SeenEnoughError(Exception):
+    """Ends a run of which the rest is not needed."""
+
+
+def _positional(forward: Any) -> list[str]:
+    import inspect
+
+    return list(inspect.signature(forward).parameters)[1:]
+
+
+def _unload(module: Any) -> None:
+    for key, value in module._parameters.items():
+        if value is not None:
+            module._parameters[key] = _parameter(value.to("meta"))
+
+
+def _parameter(value: Tensor) -> Any:
+    import torch
+
+    return torch.nn.Parameter(value, requires_grad=False)
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Let modules put their parameters on the meta device, and their buffers where they belong."""
+    import torch
+
+    register = torch.nn.Module.register_parameter
+
+    def on_meta(self: Any, name: str, param: Any) -> None:
+        register(self, name, None if param is None else _parameter(param.to("meta")))
+
+    torch.nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -1,0 +1,150 @@
+"""Text to calibrate on, as tokens of the model."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qformats.calibration.settings import Settings
+from qformats.checkpoint import Checkpoint
+from qformats.errors import BackendUnavailableError, CheckpointError, ConfigError
+from qformats.exporting.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["calibration_text", "sample_tokens"]
+
+_LONGEST = 2048
+"""Tokens of a piece, where the model takes more and the user does not ask for more."""
+_CHARACTERS = 32
+"""Characters a token that are tokenized at most: a large corpus is not tokenized whole."""
+
+
+def calibration_text(name: str, characters: int) -> str:
+    """Text of a file, a data set on the hub, or (empty name) the one that comes with the package.
+
+    Parameters
+    ----------
+    name : str
+        A text file; a ``.jsonl`` file whose objects have a ``text``; or ``owner/name`` of a data set with such a
+        column.
+    characters : int
+        How much is wanted of a data set.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read.
+    ConfigError
+        If there is neither such a file nor such a data set.
+    BackendUnavailableError
+        If data sets cannot be fetched.
+    """
+    if not name:
+        return files("qformats").joinpath("demo", "calibration.txt").read_text(encoding="utf-8")
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _file_text(path)
+    if path.exists() or "/" not in name or path.is_absolute() or name.startswith("."):
+        raise ConfigError("calibration", name, "a text file, or a data set on the hub (owner/name)")
+    return _hub_text(name, characters)
+
+
+def _file_text(path: Path) -> str:
+    try:
+        content = path.read_text(encoding="utf-8")
+        if path.suffix != ".jsonl":
+            return content
+        return "\n\n".join(json.loads(line)["text"] for line in content.splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise CheckpointError(path, f"is no UTF-8 text ({error.reason})", "text to calibrate on") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            path, f"has a line that is no object with a text ({error})", "JSON lines"
+        ) from error
+
+
+def _hub_text(name: str, characters: int) -> str:
+    try:
+        from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        hint = "Install it (pip install datasets), or give a text file"
+        raise BackendUnavailableError("datasets", "is not installed, and fetches data sets", hint) from error
+    parts, found = [], 0
+    try:
+        for row in load_dataset(name, split="train", streaming=True):
+            parts.append(str(row["text"]))
+            found += len(parts[-1])
+            if found >= characters:
+                break
+    except Exception as error:
+        raise ConfigError("calibration", name, f"a data set with a column text ({error})") from error
+    return "\n\n".join(parts)
+
+
+def sample_tokens(source: Checkpoint, settings: Settings, progress: Progress) -> Tensor:
+    """Pieces of the calibration text.
+
+    Returns
+    -------
+    Tensor
+        int64, ``(samples, tokens of a piece)``; fewer samples where the text is short.
+
+    Raises
+    ------
+    ConfigError
+        If the text has no whole piece.
+    CheckpointError
+        If the model has no tokenizer.
+    """
+    import torch
+
+    config = source.config
+    takes = int(config.get("max_position_embeddings", config.get("n_positions", _LONGEST)) or _LONGEST)
+    length = settings.sequence_length or min(takes, _LONGEST)
+    if length > takes:
+        raise ConfigError("sequence-length", length, f"at most {takes}, which is what the model takes")
+    wanted = settings.samples * length
+    text = calibration_text(settings.calibration, wanted * _CHARACTERS)[: wanted * _CHARACTERS]
+    ids = torch.tensor(_tokenizer(source)(text), dtype=torch.int64)
+    pieces = len(ids) // length
+    if not pieces:
+        where = settings.calibration or "the calibration text"
+        raise ConfigError("calibration", f"{len(ids)} tokens in {where}", f"{length} or more")
+    count = min(settings.samples, pieces)
+    if count < settings.samples:
+        progress.notice(f"the calibration text has {count} pieces of {length} tokens, not {settings.samples}")
+    # Spread over the text; the seed moves each piece within its share of it.
+    share = len(ids) // count
+    generator = torch.Generator().manual_seed(settings.seed)
+    shift = torch.randint(0, share - length + 1, (count,), generator=generator).tolist()
+    return torch.stack([ids[i * share + shift[i] :][:length] for i in range(count)])
+
+
+def _tokenizer(source: Checkpoint) -> Any:
+    """Callable that turns text into a list of ids."""
+    content = source.tokenizer_files()
+    if not content:
+        hint = "calibrate a folder that has its tokenizer"
+        raise CheckpointError(source.path, "has no tokenizer", "one, to read the calibration text", hint=hint)
+    if "tokenizer.json" in content:
+        from tokenizers import Tokenizer
+
+        fast = Tokenizer.from_str(content["tokenizer.json"].decode())
+        fast.no_truncation()
+        fast.no_padding()
+        return lambda text: fast.encode(text, add_special_tokens=False).ids
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in content.items():
+            file = Path(folder, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+        Path(folder, "config.json").write_text(json.dumps(source.config, default=str))
+        slow = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return lambda text: slow(text, add_special_tokens=False, verbose=False)["input_ids"]
