@@ -52,7 +52,7 @@ class Moments:
             return
         old, new = before / self.tokens, 1 / self.tokens
         wide = rows.float()
-        panel = max(_PANEL, -(-columns // 8))
+        panel = max(_PANEL, -(-columns // 8 // _PANEL) * _PANEL)
         for start in range(0, columns, panel):
             stop = min(columns, start + panel)
             part = self._upper[:stop, start:stop]
@@ -69,10 +69,23 @@ class Moments:
 
     @property
     def second(self) -> Tensor:
-        """Mean of ``x xᵀ``, float32 ``(K, K)``, squared input units; half the Hessian of a layer's squared error."""
-        upper: Tensor = self._upper.triu()
-        upper += upper.triu(1).t()
-        return upper
+        """Mean of ``x xᵀ``, float32 ``(K, K)``, squared input units; half the Hessian of a layer's squared error.
+
+        No copy: it changes with the next batch.
+        """
+        columns = self._upper.shape[0]
+        for start in range(0, columns, _PANEL):
+            stop = min(columns, start + _PANEL)
+            inner = self._upper[start:stop, start:stop]
+            inner.copy_(inner.triu() + inner.triu(1).t())
+            self._upper[stop:, start:stop] = self._upper[start:stop, stop:].t()
+        return self._upper
+
+    def take(self) -> Tensor:
+        """Give :attr:`second` away, so that its memory is free once the receiver is done with it."""
+        second = self.second
+        self._upper = second.new_empty((0, 0))
+        return second
 
     @property
     def drift(self) -> Tensor | None:

@@ -6,8 +6,8 @@ mistakes.
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.metadata
-import importlib.util
 import os
 from pathlib import Path
 from typing import NoReturn
@@ -47,7 +47,8 @@ def package_folder(distribution: str, package: str, version: str) -> Path:
     RuntimeError
         If another version is installed. A package that is not installed skips the test.
     """
-    spec = importlib.util.find_spec(package)
+    # Not importlib.util: another oracle may have put a stand-in into sys.modules.
+    spec = importlib.machinery.PathFinder.find_spec(package)
     if spec is None or spec.origin is None:
         absent(f"{distribution} is not installed: pip install {distribution}=={version}")
     found = importlib.metadata.version(distribution)

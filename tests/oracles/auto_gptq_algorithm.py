@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ def load(folder: str | Path) -> Any:
 
     for name in ("auto_gptq", "auto_gptq.quantization"):
         stub = types.ModuleType(name)
+        # Whoever asks whether the package is there must not stumble over it.
+        stub.__spec__ = ModuleSpec(name, None, is_package=True)
         stub.__path__ = [str(Path(folder, *name.split(".")[1:]))]
         sys.modules.setdefault(name, stub)
     torch.cuda.synchronize = lambda *_, **__: None

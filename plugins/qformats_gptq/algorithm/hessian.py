@@ -84,7 +84,7 @@ class Hessian:
         return (errors @ self.root).square().sum(1)
 
 
-_PANEL = 2048
+_PANEL = 512
 
 
 def factor(second: Tensor, damping: float, *, reorder: bool) -> Hessian:
@@ -106,7 +106,7 @@ def factor(second: Tensor, damping: float, *, reorder: bool) -> Hessian:
     """
     import torch
 
-    diagonal = second.diagonal()
+    diagonal = second.diagonal().clone()
     if not bool(diagonal.isfinite().all()):
         bad = int((~diagonal.isfinite()).nonzero()[0])
         raise NonFiniteError(
@@ -115,6 +115,8 @@ def factor(second: Tensor, damping: float, *, reorder: bool) -> Hessian:
     dead = diagonal <= 0
     order = torch.argsort(diagonal, descending=True, stable=True) if reorder else None
     matrix = second.clone() if order is None else second[order][:, order]
+    # It is as large as everything else here; the caller may have given it away.
+    del second
     mean = float(diagonal.mean()) or 1.0
     inner = matrix.diagonal()
     inner.masked_fill_(dead if order is None else dead[order], mean)
@@ -126,7 +128,7 @@ def factor(second: Tensor, damping: float, *, reorder: bool) -> Hessian:
         # The factor of the matrix read backwards is the upper one that H = root @ rootᵀ asks for.
         found, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1))
         if not int(failed) and bool(found.diagonal().isfinite().all()):
-            return Hessian(matrix, found.flip(0, 1).contiguous(), order, dead, added)
+            return Hessian(matrix, found.flip(0, 1), order, dead, added)
         share = max(2 * share, 0.01)
         if share > _LIMIT:
             # Nothing but the diagonal can be trusted: each column by itself.

@@ -14,7 +14,12 @@ __all__ = ["refit"]
 
 
 def refit(
-    grid: Grid, params: GridParams, weight: Tensor, matrix: Tensor, codes: Tensor, levels: Levels
+    grid: Grid,
+    params: GridParams,
+    weight: Tensor,
+    codes: Tensor,
+    matrix: Tensor,
+    places: Tensor | None,
 ) -> GridParams | None:
     """Storable parameters of less loss for the same codes.
 
@@ -28,12 +33,12 @@ def refit(
         Parameters so far.
     weight : Tensor
         float32, ``(N, K)``, columns in the order in which blocks hold them.
-    matrix : Tensor
-        float32, ``(K, K)``: ``H`` in that order.
     codes : Tensor
         float32, ``(N, K)``.
-    levels : Levels
-        Of `params`.
+    matrix : Tensor
+        float32, ``(K, K)``: ``H``, in any order.
+    places : Tensor or None
+        int64, ``(K,)``: where each column is found in `matrix`; ``None`` for the same order.
 
     Returns
     -------
@@ -46,15 +51,23 @@ def refit(
     if rows == 0:
         return None
     columns = weight.shape[1]
+    if places is None:
+        places = torch.arange(columns, device=weight.device)
+    levels = Levels.of(grid, params, weight)
     units = levels.units(codes)
-    error = weight - levels.values(codes)
+    # In the order of the matrix, which is too large for a copy in another one.
+    error = torch.empty_like(weight)
+    error[:, places] = weight - levels.values(codes)
+    del levels
     scale = params.scale.float().clone().view(weight.shape[0], -1)
     minimum = None if params.minimum is None else params.minimum.float().clone().view(scale.shape)
     for block, start in enumerate(range(0, columns, width)):
         stop = min(columns, start + width)
-        inner = matrix[start:stop, start:stop]
+        own = places[start:stop]
+        asked = matrix[:, own]
+        inner = asked[own]
         unit = units[:, start:stop]
-        pull = error @ matrix[:, start:stop]
+        pull = error @ asked
         by_unit, unit_pull = (unit @ inner), (pull * unit).sum(1)
         curve = (by_unit * unit).sum(1)
         if minimum is None:
@@ -73,12 +86,12 @@ def refit(
         # A scale of 0, or of the other sign, would make other codes of them.
         kept = new.isfinite() & (new * scale[:, block] > 0)
         new = torch.where(kept, new, scale[:, block])
-        error[:, start:stop] -= (new - scale[:, block])[:, None] * unit
+        error[:, own] -= (new - scale[:, block])[:, None] * unit
         scale[:, block] = new
         if minimum is not None and shift is not None:
             moved = grid.storable(minimum[:, block] + shift)
             moved = torch.where(kept & moved.isfinite(), moved, minimum[:, block])
-            error[:, start:stop] -= (moved - minimum[:, block])[:, None]
+            error[:, own] -= (moved - minimum[:, block])[:, None]
             minimum[:, block] = moved
     found = None if minimum is None else minimum.view(params.scale.shape)
     return grid.project(GridParams(scale.view(params.scale.shape), params.zero_point, found))

@@ -70,9 +70,10 @@ class _State:
     """Parameters and codes, columns in the order in which blocks hold them."""
 
     params: GridParams
-    levels: Levels
     codes: Tensor
+    """uint8."""
     loss: Tensor
+    """Of each row."""
 
 
 def solve(
@@ -112,7 +113,7 @@ def solve(
         state = better
         if gain <= _WORTH * float(state.loss.sum()):
             break
-    quantized = grid.quantized(frame.leave(state.codes).byte(), state.params)
+    quantized = grid.quantized(frame.leave(state.codes), state.params)
     if moved:
         assert hessian.inverse_order is not None
         groups = (hessian.inverse_order // grid.columns(weight)).int()
@@ -128,8 +129,7 @@ class _Frame:
         self.hessian = hessian
         self.moved = moved
         self.importance = hessian.importance if moved else hessian.restored(hessian.importance[None])[0]
-        matrix, back = hessian.matrix, hessian.inverse_order
-        self.matrix = matrix if moved or back is None else matrix[back][:, back]
+        self.places = None if moved else hessian.inverse_order
 
     def enter(self, weight: Tensor) -> Tensor:
         """From the weight's order to the blocks'."""
@@ -159,47 +159,40 @@ class _Frame:
 
 def _rounded(grid: Grid, params: GridParams, goal: Tensor, frame: _Frame) -> _State:
     """Round by GPTQ's own pass."""
-    levels = Levels.of(grid, params, goal)
     weight = frame.to_rounding(goal).contiguous()
+    levels = frame.levels(Levels.of(grid, params, goal))
     codes, errors = weight.new_zeros(weight.shape), weight.new_zeros(weight.shape)
-    sweep(weight, frame.levels(levels), frame.hessian.root, codes, errors, first=True)
-    return _State(params, levels, frame.from_rounding(codes), frame.hessian.loss(errors))
+    sweep(weight, levels, frame.hessian.root, codes, errors, first=True)
+    return _State(params, frame.from_rounding(codes.byte()), frame.hessian.loss(errors))
 
 
 def _improved(grid: Grid, state: _State, goal: Tensor, frame: _Frame) -> _State | None:
     """Fit parameters to codes, then choose codes again; rows that got worse are left as they were."""
-    params = refit(grid, state.params, goal, frame.matrix, state.codes, state.levels) or state.params
-    levels = Levels.of(grid, params, goal)
+    params = refit(grid, state.params, goal, state.codes.float(), frame.hessian.matrix, frame.places)
+    params = params or state.params
     weight = frame.to_rounding(goal).contiguous()
-    inner = frame.levels(levels)
-    codes = frame.to_rounding(state.codes).contiguous().clone()
-    errors = weight - inner.values(codes)
-    sweep(weight, inner, frame.hessian.matrix, codes, errors, first=False)
+    levels = frame.levels(Levels.of(grid, params, goal))
+    codes = frame.to_rounding(state.codes).float().contiguous()
+    errors = weight - levels.values(codes)
+    sweep(weight, levels, frame.hessian.matrix, codes, errors, first=False)
     loss = frame.hessian.loss(errors)
-    codes = frame.from_rounding(codes)
+    found = _State(params, frame.from_rounding(codes.byte()), loss)
     better = loss < state.loss
-    if not bool(better.any()):
-        return None
-    if params.scale.ndim == 2 and params.scale.shape[0] == goal.shape[0] and not grid.flat:
-        return _State(
-            *_merged(grid, better, params, state, goal),
-            _rows(better, codes, state.codes),
-            loss.where(better, state.loss),
-        )
-    # Parameters of several rows depend on each other: all or nothing.
-    return _State(params, levels, codes, loss) if float(loss.sum()) < float(state.loss.sum()) else None
+    if grid.flat or params.scale.ndim != 2:
+        # Parameters of several rows depend on each other: all or nothing.
+        return found if float(loss.sum()) < float(state.loss.sum()) else None
+    return _merged(better, found, state) if bool(better.any()) else None
 
 
-def _rows(better: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return yes.where(better[:, None], no)
+def _merged(better: Tensor, new: _State, old: _State) -> _State:
+    """Rows that are better from the new state, the others from the old one."""
 
+    def rows(yes: Tensor, no: Tensor) -> Tensor:
+        return yes.where(better[:, None], no)
 
-def _merged(
-    grid: Grid, better: Tensor, params: GridParams, state: _State, goal: Tensor
-) -> tuple[GridParams, Levels]:
-    old = state.params
     minimum = None
-    if params.minimum is not None and old.minimum is not None:
-        minimum = _rows(better, params.minimum, old.minimum)
-    merged = GridParams(_rows(better, params.scale, old.scale), params.zero_point, minimum)
-    return merged, Levels.of(grid, merged, goal)
+    if new.params.minimum is not None and old.params.minimum is not None:
+        minimum = rows(new.params.minimum, old.params.minimum)
+    # Zero points are not fitted: both have the same.
+    params = GridParams(rows(new.params.scale, old.params.scale), new.params.zero_point, minimum)
+    return _State(params, rows(new.codes, old.codes), new.loss.where(better, old.loss))
