@@ -8,6 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qformats.cli.options import (
+    CheckExact,
+    DryRun,
+    Force,
+    Json,
+    KeepPartial,
+    LoaderOptions,
+    RequireExact,
+    Workers,
+)
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -61,27 +72,14 @@ def export(
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Split files, such as 2GB.")
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-O", metavar="NAME=VALUE", help="Any other option of a loader."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan with exact sizes; write nothing.")
-    ] = False,
-    check_exact: Annotated[
-        bool, typer.Option("--check-exact", help="Read the model once and tell which tensors stay unchanged.")
-    ] = False,
-    require_exact: Annotated[
-        bool, typer.Option("--require-exact", help="Fail before writing if a value would change.")
-    ] = False,
-    keep_partial: Annotated[
-        bool, typer.Option("--keep-partial", help="When interrupted, keep what is written, to go on later.")
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option("--workers", "-j", min=1, help="Threads; all cores by default.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    option: LoaderOptions = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    check_exact: CheckExact = False,
+    require_exact: RequireExact = False,
+    keep_partial: KeepPartial = False,
+    workers: Workers = None,
+    json: Json = False,
 ) -> None:
     """Write a model in another format.
 

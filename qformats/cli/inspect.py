@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qformats.cli.options import LoaderOptions
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -41,10 +43,7 @@ def inspect(
     container: Annotated[
         str | None, typer.Option(help="With --plan: container, where it is not the format's usual one.")
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the loader."),
-    ] = None,
+    option: LoaderOptions = None,
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
 ) -> None:
     """Tell a model's architecture, size, bits a weight, tensor types and metadata.

@@ -7,6 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qformats.cli.options import (
+    CheckExact,
+    DryRun,
+    Force,
+    Json,
+    KeepPartial,
+    LoaderOptions,
+    RequireExact,
+    Workers,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -28,27 +39,14 @@ def reshard(
     format: Annotated[
         str | None, typer.Option("--format", "-f", help="Format; by default every tensor keeps its own.")
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-O", metavar="NAME=VALUE", help="Any other option of the loader."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing target.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan with exact sizes; write nothing.")
-    ] = False,
-    check_exact: Annotated[
-        bool, typer.Option("--check-exact", help="Read the model once and tell which tensors stay unchanged.")
-    ] = False,
-    require_exact: Annotated[
-        bool, typer.Option("--require-exact", help="Fail before writing if a value would change.")
-    ] = False,
-    keep_partial: Annotated[
-        bool, typer.Option("--keep-partial", help="When interrupted, keep what is written, to go on later.")
-    ] = False,
-    workers: Annotated[
-        int | None, typer.Option("--workers", "-j", min=1, help="Threads; all cores by default.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    option: LoaderOptions = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    check_exact: CheckExact = False,
+    require_exact: RequireExact = False,
+    keep_partial: KeepPartial = False,
+    workers: Workers = None,
+    json: Json = False,
 ) -> None:
     """Divide a model over another number of tensor-parallel ranks, plain or quantized.
 
