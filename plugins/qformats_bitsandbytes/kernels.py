@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from qformats.errors import ConfigError, ShapeError, UnknownFormatError
 from qformats.kernels import cpu, lanes
+from qformats.kernels.cpu import Outcome
 from qformats.kernels.lanes import I64, Lanes
 from qformats_bitsandbytes import tables
 
@@ -40,26 +41,9 @@ _WIDTH = 32
 _TABLES = {"nf4": tables.NF4, "fp4": tables.FP4}
 _SMALLEST = 1e-38
 """Blocks smaller than this are multiplied by its inverse, not by infinity."""
-_ROUND = 1.5 * 2.0**23
-"""Added to a small float32, leaves it rounded to nearest even in the lowest bits."""
 _I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 _PAIR = ir.VectorType(ir.FloatType(), 2)
 _SIZES = (4, 2, 2)
-
-
-class Outcome(NamedTuple):
-    """What a caller must know about the values that were quantized; both 0 when all is well.
-
-    Attributes
-    ----------
-    nonfinite : int
-        NaN and infinite values read. If there are any, the bytes written have no meaning and `overflow` is 0.
-    overflow : int
-        Values too large for float16, which bitsandbytes casts weights to before it quantizes them to 8 bits.
-    """
-
-    nonfinite: int
-    overflow: int
 
 
 def _magnitudes(x: Lanes) -> Lanes:
@@ -180,15 +164,6 @@ def _dequantize_typer(
     return types.int64(target_kind, stamp, *(types.int64,) * 6), codegen
 
 
-def _each(builder: Any, count: Any, body: Callable[[Any, int], None]) -> None:
-    """Emit ``body(i, lanes)`` over a row: vectors as far as they go, then single elements."""
-    vectors = builder.udiv(count, I64(_WIDTH))
-    with cgutils.for_range(builder, vectors) as loop:
-        body(builder.mul(loop.index, I64(_WIDTH)), _WIDTH)
-    with cgutils.for_range(builder, builder.urem(count, I64(_WIDTH))) as loop:
-        body(builder.add(builder.mul(vectors, I64(_WIDTH)), loop.index), 0)
-
-
 def _halves(builder: Any, floats: int, place: Any, width: int) -> tuple[Lanes, Lanes]:
     """Read values of any format rounded to float16: their bits (int32 lanes, without the sign), and as float32."""
     if floats == 1:
@@ -227,7 +202,7 @@ def _quantize_int8_typer(
                 variable = largest[lane_count]
                 builder.store(magnitudes.max(Lanes(builder, builder.load(variable))).value, variable)
 
-            _each(builder, width, measure)
+            cpu.for_vectors(builder, width, measure)
             top = Lanes(builder, builder.load(largest[_WIDTH])).fold(Lanes.max)
             top = top.max(Lanes(builder, builder.load(largest[0])))
             builder.store(top.max(Lanes(builder, builder.load(worst))).value, worst)
@@ -238,10 +213,10 @@ def _quantize_int8_typer(
             def encode(index: Any, lane_count: int, first: Any = first, factor: Lanes = factor) -> None:
                 at = builder.add(first, index)
                 _, x = _halves(builder, floats, builder.add(origin, builder.mul(at, I64(size))), lane_count)
-                codes = (x * factor + _ROUND).bits().resize(8)
+                codes = (x * factor).nearest().resize(8)
                 lanes.store(codes, builder.add(destination, at), 0)
 
-            _each(builder, width, encode)
+            cpu.for_vectors(builder, width, encode)
         return builder.zext(Lanes(builder, builder.load(worst)).ge(lanes.F16_INF).value, I64)
 
     return types.int64(source_kind, stamp, *(types.int64,) * 5), codegen
@@ -271,7 +246,7 @@ def _dequantize_int8_typer(
                 to = builder.add(destination, builder.mul(at, I64(_SIZES[floats])))
                 cpu.store_floats(codes.sign_extend(32).to_float() * scale, floats, to)
 
-            _each(builder, width, decode)
+            cpu.for_vectors(builder, width, decode)
         return count
 
     return types.int64(target_kind, stamp, *(types.int64,) * 5), codegen

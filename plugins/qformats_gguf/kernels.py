@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from qformats.errors import ShapeError, UnknownFormatError
 from qformats.kernels import cpu, lanes
+from qformats.kernels.cpu import Outcome
 from qformats.kernels.lanes import I64, Lanes
 
 __all__ = ["BLOCK", "LAYOUTS", "TYPES", "BlockLayout", "Outcome", "dequantize", "quantize"]
@@ -67,21 +68,6 @@ LAYOUTS = {
 TYPES = {name: kind.size for name, kind in LAYOUTS.items()}
 """Bytes of one block, by type name."""
 _ORDER = tuple(LAYOUTS.values())
-
-
-class Outcome(NamedTuple):
-    """What a caller must know about the values that were quantized; both 0 when all is well.
-
-    Attributes
-    ----------
-    nonfinite : int
-        NaN and infinite values read. If there are any, the bytes written have no meaning and `overflow` is 0.
-    overflow : int
-        Blocks whose scale or minimum is too large for fp16 and was stored as infinity, as llama.cpp does.
-    """
-
-    nonfinite: int
-    overflow: int
 
 
 def _first_is_negative(x: Lanes, chosen: Lanes) -> Lanes:

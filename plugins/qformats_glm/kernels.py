@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from qformats.errors import ConfigError, ShapeError
 from qformats.kernels import cpu, lanes
+from qformats.kernels.cpu import Outcome
 from qformats.kernels.lanes import F32, I64, Lanes
 
 __all__ = ["Outcome", "dequantize", "pack", "quantize", "unpack"]
@@ -29,23 +30,6 @@ __all__ = ["Outcome", "dequantize", "pack", "quantize", "unpack"]
 _WIDTH = 32
 _BYTES = (4, 2, 2)
 _I8, _I32 = ir.IntType(8), ir.IntType(32)
-# Adding 1.5 * 2**23 rounds a small float32 to a whole number, ties to even, in its lowest bits.
-_MAGIC, _MAGIC_BITS = 12582912.0, 0x4B400000
-
-
-class Outcome(NamedTuple):
-    """What a caller must know about the values that were quantized; both 0 when all is well.
-
-    Attributes
-    ----------
-    nonfinite : int
-        NaN and infinite values read. If there are any, the bytes written have no meaning and `overflow` is 0.
-    overflow : int
-        Rows whose scale is too large for its dtype and was stored as infinity.
-    """
-
-    nonfinite: int
-    overflow: int
 
 
 def _round_to(value: Lanes, kind: int) -> Lanes:
@@ -55,16 +39,6 @@ def _round_to(value: Lanes, kind: int) -> Lanes:
     return (
         lanes.widen_f16(lanes.narrow_f16(value)) if kind == 1 else lanes.widen_bf16(lanes.narrow_bf16(value))
     )
-
-
-def _for_columns(builder: Any, columns: Any, single: int, body: Callable[[Any, int], None]) -> None:
-    """Emit ``body(column, lanes)`` over a row: vectors as far as they go, then `single` lanes at a time."""
-    vectors = builder.udiv(columns, I64(_WIDTH))
-    with cgutils.for_range(builder, vectors) as loop:
-        body(builder.mul(loop.index, I64(_WIDTH)), _WIDTH)
-    rest = builder.udiv(builder.urem(columns, I64(_WIDTH)), I64(single))
-    with cgutils.for_range(builder, rest) as loop:
-        body(builder.add(builder.mul(vectors, I64(_WIDTH)), builder.mul(loop.index, I64(single))), single)
 
 
 def _shape(lanes_in: int) -> int:
@@ -92,7 +66,7 @@ def _words(count: int) -> Any:
 def _load_codes(builder: Any, bits: int, source: Any, column: Any, count: int) -> Lanes:
     """Signed codes of `count` columns as int32 lanes."""
     if bits == 8:
-        return lanes.load(builder, builder.add(source, column), 0, _I8, _shape(count)).sign_extend(32)
+        return lanes.load(builder, builder.add(source, column), 0, _I8, count).sign_extend(32)
     at = builder.add(source, builder.udiv(column, I64(2)))
     unsigned = _split(lanes.load(builder, at, 0, _I8, _shape(count // 2))).resize(32)
     return (unsigned ^ 8) - 8
@@ -110,15 +84,15 @@ def _emit_row(
 
     def values(column: Any, count: int) -> Lanes:
         return cpu.load_floats(
-            builder, source_kind, builder.add(source, builder.mul(column, I64(size))), _shape(count)
+            builder, source_kind, builder.add(source, builder.mul(column, I64(size))), count
         )
 
     def measure(column: Any, count: int) -> None:
-        place = rest if count == 1 else worst
+        place = worst if count else rest
         magnitudes = values(column, count).bits() & 0x7FFFFFFF
         builder.store(magnitudes.max(Lanes(builder, builder.load(place))).value, place)
 
-    _for_columns(builder, columns, 1, measure)
+    cpu.for_vectors(builder, columns, measure)
     largest = Lanes(builder, builder.load(worst)).fold(Lanes.max).max(Lanes(builder, builder.load(rest)))
     scale = _round_to(largest.floats() / float(top), source_kind)
     cpu.store_floats(scale, scale_kind, scale_at)
@@ -130,13 +104,13 @@ def _emit_row(
     def encode(column: Any, count: int) -> None:
         steps = _round_to(values(column, count) / divisor, quotient_kind)
         steps = steps.min(steps.full(float(top))).max(steps.full(float(-top)))
-        codes = ((steps + _MAGIC).bits() - _MAGIC_BITS).resize(8)
+        codes = steps.nearest().resize(8)
         if bits == 8:
             lanes.store(codes, builder.add(target, column), 0)
         else:
             lanes.store(_join(codes), builder.add(target, builder.udiv(column, I64(2))), 0)
 
-    _for_columns(builder, columns, 8 // bits, encode)
+    cpu.for_vectors(builder, columns, encode, 8 // bits)
     return largest, scale.bits() & 0x7FFFFFFF
 
 
@@ -207,7 +181,7 @@ def _dequantize_typer(
                 value = _load_codes(builder, width, row, column, lanes_in).to_float() * scale
                 cpu.store_floats(value, kind, builder.add(to, builder.mul(column, I64(_BYTES[kind]))))
 
-            _for_columns(builder, length, 8 // width, decode)
+            cpu.for_vectors(builder, length, decode, 8 // width)
         return count
 
     arguments = (types.int64,) * 5
@@ -229,7 +203,7 @@ def _recode_typer(typingctx: Any, unpacking: Any, stamp: Any, source: Any, targe
                 codes = lanes.load(builder, builder.add(origin, column), 0, _I8, lanes_in)
                 lanes.store(_join(codes ^ 8), builder.add(destination, half), 0)
 
-        _for_columns(builder, length, 2, body)
+        cpu.for_vectors(builder, length, body, 2)
         return length
 
     return types.int64(unpacking, stamp, types.int64, types.int64, types.int64), codegen

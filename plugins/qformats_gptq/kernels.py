@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from qformats.errors import ConfigError, ShapeError
 from qformats.kernels import cpu, lanes
+from qformats.kernels.cpu import Outcome
 from qformats.kernels.lanes import F32, I64, Lanes
 
 __all__ = ["BITS", "Outcome", "dequantize", "pack", "quantize", "unpack"]
@@ -38,25 +39,8 @@ _TILE = 16
 """Columns that are worked on together: as many words as a cache line holds."""
 _I8, _I32 = ir.IntType(8), ir.IntType(32)
 _FLOAT_BYTES = (4, 2, 2)
-# Adding 1.5 * 2**23 rounds a small float32 to a whole number, ties to even, in its lowest bits.
-_MAGIC, _MAGIC_BITS = 12582912.0, 0x4B400000
 _QUADS = ir.VectorType(I64, _STEP // 8)
 _BYTES = ir.VectorType(_I8, _STEP)
-
-
-class Outcome(NamedTuple):
-    """What a caller must know about the values that were quantized; both 0 when all is well.
-
-    Attributes
-    ----------
-    nonfinite : int
-        NaN and infinite values read. If there are any, what was written has no meaning and `overflow` is 0.
-    overflow : int
-        Groups whose scale is too large for its dtype and was stored as infinity.
-    """
-
-    nonfinite: int
-    overflow: int
 
 
 def _every(width: int, bits: int) -> int:
@@ -193,20 +177,6 @@ def _dequantize_typer(
     return types.int64(bits, stamp, *(types.int64,) * 8), codegen
 
 
-def _for_columns(builder: Any, columns: Any, body: Callable[[Any, int], None]) -> None:
-    """Emit ``body(column, lanes)`` over the columns of a group: vectors as far as they go, then single ones."""
-    vectors = builder.udiv(columns, I64(_STEP))
-    with cgutils.for_range(builder, vectors) as loop:
-        body(builder.mul(loop.index, I64(_STEP)), _STEP)
-    with cgutils.for_range(builder, builder.urem(columns, I64(_STEP))) as loop:
-        body(builder.add(builder.mul(vectors, I64(_STEP)), loop.index), 0)
-
-
-def _whole(value: Lanes) -> Lanes:
-    """Round small float32 lanes to whole numbers, ties to even, as int32."""
-    return (value + _MAGIC).bits() - _MAGIC_BITS
-
-
 def _emit_group(
     builder: Any, bits: int, symmetric: bool, kinds: tuple[int, int], columns: Any, places: tuple[Any, ...]
 ) -> tuple[Lanes, Lanes]:
@@ -236,7 +206,7 @@ def _emit_group(
         ):
             builder.store(choose(seen, Lanes(builder, builder.load(place))).value, place)
 
-    _for_columns(builder, columns, measure)
+    cpu.for_vectors(builder, columns, measure)
     low, high, largest = (
         choose(
             Lanes(builder, builder.load(wide)).fold(choose),
@@ -257,7 +227,7 @@ def _emit_group(
         zero = Lanes(builder, _I32(1 << (bits - 1)))
     else:
         steps = (low * -1.0) / divisor
-        zero = _whole(steps.min(steps.full(float(top))).max(steps.full(0.0)))
+        zero = steps.min(steps.full(float(top))).max(steps.full(0.0)).nearest()
         lanes.store(zero.resize(8), zero_at, 0)
     # What is beyond the codes is so far beyond that no zero point brings it back.
     limit = float(2 * top + 2)
@@ -266,11 +236,11 @@ def _emit_group(
     def encode(column: Any, count: int) -> None:
         steps = values(column, count) / divisor.spread(count)
         steps = steps.min(steps.full(limit)).max(steps.full(-limit))
-        level = _whole(steps).to_float() + offset
+        level = steps.nearest().to_float() + offset
         level = level.min(level.full(last)).max(level.full(0.0))
         lanes.store(level.toward_zero().resize(8), builder.add(target, column), 0)
 
-    _for_columns(builder, columns, encode)
+    cpu.for_vectors(builder, columns, encode)
     return largest, scale.bits() & 0x7FFFFFFF
 
 

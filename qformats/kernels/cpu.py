@@ -13,7 +13,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -28,6 +28,7 @@ from qformats.kernels.lanes import F32, I64, Lanes
 
 __all__ = [
     "FLOATS",
+    "Outcome",
     "address",
     "bf16_to_f32",
     "cast",
@@ -37,6 +38,7 @@ __all__ = [
     "f32_to_f16",
     "first_nonfinite",
     "float_kind",
+    "for_vectors",
     "jit",
     "load_floats",
     "source_stamp",
@@ -53,6 +55,22 @@ _INFINITY = (0x7F800000, 0x7C00, 0x7F80)
 _MAGNITUDE = (0x7FFFFFFF, 0x7FFF, 0x7FFF)
 # Vectors as long as a block of most formats: 2 registers of AVX-512, 4 of AVX2.
 _WIDTH = 32
+
+
+class Outcome(NamedTuple):
+    """What the caller of a quantizing kernel must know about the values it read; both 0 when all is well.
+
+    Attributes
+    ----------
+    nonfinite : int
+        NaN and infinite values. If there are any, what was written has no meaning and `overflow` is 0.
+    overflow : int
+        Blocks (rows, groups) whose parameters are too large for their stored dtype and became infinite; or values, in
+        a format that casts them before it quantizes.
+    """
+
+    nonfinite: int
+    overflow: int
 
 
 def jit(*, fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -126,6 +144,27 @@ def float_kind(dtype: np.dtype[Any], what: str = "dtype") -> int:
 def address(array: NDArray[Any]) -> int:
     """Give the address of a C-contiguous array's first byte."""
     return int(array.__array_interface__["data"][0])
+
+
+def for_vectors(builder: Any, count: Any, body: Callable[[Any, int], None], single: int = 1) -> None:
+    """Emit ``body(index, lanes)`` over `count` elements: vectors of 32 as far as they go, then `single` at a time.
+
+    Parameters
+    ----------
+    builder, count
+        Where the instructions go, and an int64.
+    body : callable
+        Gets the first element and the number of lanes; 0 lanes stand for a scalar.
+    single : int
+        Elements that belong together, such as two codes of a byte; `count` is a multiple of it.
+    """
+    vectors = builder.udiv(count, I64(_WIDTH))
+    with cgutils.for_range(builder, vectors) as loop:
+        body(builder.mul(loop.index, I64(_WIDTH)), _WIDTH)
+    rest = builder.udiv(builder.urem(count, I64(_WIDTH)), I64(single))
+    with cgutils.for_range(builder, rest) as loop:
+        first = builder.add(builder.mul(vectors, I64(_WIDTH)), builder.mul(loop.index, I64(single)))
+        body(first, single if single > 1 else 0)
 
 
 def variable(builder: Any, initial: Any) -> Any:

@@ -150,6 +150,11 @@ class Lanes:
         """Convert float32 to int32, dropping the fraction; undefined beyond int32 and for NaN."""
         return Lanes(self.builder, self.builder.fptosi(self.value, self._typed(ir.IntType(32))))
 
+    def nearest(self) -> Lanes:
+        """Round float32 to int32, ties to even; right below 2**22 in magnitude."""
+        # In a sum with 1.5 * 2**23 the last place is worth 1: the addition does the rounding.
+        return (self + 1.5 * 2.0**23).bits() - 0x4B400000
+
     def to_float(self) -> Lanes:
         """Convert signed integers to float32."""
         return Lanes(self.builder, self.builder.sitofp(self.value, self._typed(F32)))
