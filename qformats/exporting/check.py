@@ -10,6 +10,7 @@ from qformats.exact import Answer
 from qformats.exporting.fill import Slice, bounded, single_threaded_torch, slices_of, source_bytes
 from qformats.exporting.plan import Plan
 from qformats.exporting.progress import Progress
+from qformats.exporting.signals import interruptible
 from qformats.exporting.transcode import holds
 from qformats.registry import registry
 
@@ -36,8 +37,12 @@ def check_exact(plan: Plan, workers: int, progress: Progress) -> dict[int, str]:
         return holds(part, registry().packer(part.format), tensor.packer)
 
     progress.start("checking", sum(source_bytes(plan, piece) for piece in pieces))
-    with single_threaded_torch(), ThreadPoolExecutor(workers, "qformats-check") as pool:
-        for piece, reason in bounded(pool, work, plan, pieces, 2 * workers):
+    with (
+        single_threaded_torch(),
+        interruptible() as deliver,
+        ThreadPoolExecutor(workers, "qformats-check") as pool,
+    ):
+        for piece, reason in bounded(pool, work, plan, pieces, 2 * workers, deliver):
             found[piece.tensor] = found[piece.tensor] or reason
             progress.advance(source_bytes(plan, piece))
     return found

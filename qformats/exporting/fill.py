@@ -20,6 +20,7 @@ from qformats.errors import ConfigError, NonFiniteError, OutputError, WeightsErr
 from qformats.exporting.journal import Journal, Span, Written
 from qformats.exporting.plan import Action, Plan, TensorPlan
 from qformats.exporting.progress import Progress
+from qformats.exporting.signals import interruptible
 from qformats.exporting.transcode import Measure, requantize, transcode
 from qformats.interfaces import Quantizer
 from qformats.kernels.dense import require_finite
@@ -38,6 +39,8 @@ Result = TypeVar("Result")
 SLICE_WEIGHTS = 1 << 22
 """Weights a slice: small enough for the second-level caches of a few workers, large enough to hide overheads."""
 
+_PATIENCE = 0.1
+"""Seconds between two looks at what the user wants."""
 _BUG = "The packer contradicts its own descriptor: tell its authors"
 
 
@@ -225,9 +228,13 @@ def fill(
     def work(piece: Slice) -> Written:
         return Written([]) if stopped.is_set() else _convert(plan, piece, files, quantizer)
 
-    with single_threaded_torch(), ThreadPoolExecutor(workers, "qformats-fill") as pool:
+    with (
+        single_threaded_torch(),
+        interruptible() as deliver,
+        ThreadPoolExecutor(workers, "qformats-fill") as pool,
+    ):
         try:
-            for piece, written in bounded(pool, work, plan, pending, 2 * workers):
+            for piece, written in bounded(pool, work, plan, pending, 2 * workers, deliver):
                 journal.add(piece.index, written)
                 progress.advance(source_bytes(plan, piece))
         except BaseException:
@@ -255,15 +262,18 @@ def bounded(
     plan: Plan,
     pieces: Sequence[Slice],
     limit: int,
+    deliver: Callable[[], None],
 ) -> Iterator[tuple[Slice, Result]]:
     """Results as they come, with at most `limit` slices in flight, or as many weights as that many slices have.
 
-    A tensor that cannot be sliced may be larger than all of that: it is converted alone.
+    A tensor that cannot be sliced may be larger than all of that: it is converted alone. Between its steps, several
+    times a second, signals are delivered (see :func:`~qformats.exporting.signals.interruptible`).
     """
     waiting: dict[Future[Result], Slice] = {}
     queue = deque(pieces)
     weights = 0
     while queue or waiting:
+        deliver()
         while queue and len(waiting) < limit:
             more = _weights(plan, queue[0])
             if waiting and weights + more > limit * SLICE_WEIGHTS:
@@ -271,7 +281,7 @@ def bounded(
             piece = queue.popleft()
             waiting[pool.submit(work, piece)] = piece
             weights += more
-        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+        done, _ = wait(waiting, _PATIENCE, FIRST_COMPLETED)
         for future in done:
             piece = waiting.pop(future)
             weights -= _weights(plan, piece)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,7 +14,7 @@ from qformats.exporting.fill import OutputFiles
 from qformats.exporting.journal import Journal, Span, sync_folder
 from qformats.exporting.plan import Plan
 from qformats.exporting.report import ExportReport, record
-from qformats.exporting.signals import uninterrupted
+from qformats.exporting.signals import interruptible, uninterrupted
 from qformats.registry import registry
 
 __all__ = ["check_target", "seal"]
@@ -122,7 +122,9 @@ def _recorded(record: Path) -> set[str]:
         return set()
 
 
-def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
+def verify(
+    files: OutputFiles, spans: Sequence[Span], workers: int, deliver: Callable[[], None] = lambda: None
+) -> None:
     """Compare the files with the checksums taken while filling.
 
     Raises
@@ -132,6 +134,7 @@ def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
     """
     with ThreadPoolExecutor(workers, "qformats-verify") as pool:
         for span, good in zip(spans, pool.map(lambda span: files.holds([span]), spans), strict=True):
+            deliver()
             if not good:
                 file = files.plan.layout.files[span.file].name
                 found = (
@@ -151,10 +154,10 @@ def seal(
         If the output is damaged or cannot be put in place.
     """
     spans = [span for written in journal.done.values() for span in written.spans]
-    with ThreadPoolExecutor(1, "qformats-sync") as background:
+    with interruptible() as deliver, ThreadPoolExecutor(1, "qformats-sync") as background:
         # The disk works while the processor compares.
         synced = background.submit(files.sync)
-        verify(files, spans, workers)
+        verify(files, spans, workers, deliver)
         synced.result()
     files.close()
     text = json.dumps(record(report), indent=1, ensure_ascii=False) + "\n"

@@ -1,13 +1,13 @@
-"""Short stretches of work that Ctrl-C must not cut in two."""
+"""Work that Ctrl-C must not cut in two, or only where it says so."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["uninterrupted"]
+__all__ = ["interruptible", "uninterrupted"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -39,3 +39,42 @@ def uninterrupted(*, late: bool = False) -> Iterator[None]:
         for missed in map(signal.Signals, dict.fromkeys(held)):
             if late or before[missed] is signal.SIG_DFL:
                 signal.raise_signal(missed)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Hold SIGINT and SIGTERM back, and deliver them where the work asks for them.
+
+    ``KeyboardInterrupt`` may be raised between any two instructions, also while a pool of threads holds its locks;
+    then the pool never ends. Work that drives a pool calls what it is given here between its steps instead.
+
+    Yields
+    ------
+    callable
+        Delivers what has come since: it returns, or raises what the handler raises. At the end the rest is delivered,
+        unless an error is on its way already.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    held: list[signal.Signals] = []
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def deliver() -> None:
+        while held:
+            number = held.pop()
+            handler = before[number]
+            if callable(handler):
+                handler(number, None)
+            elif handler is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, _frame: held.append(signal.Signals(number)))
+    try:
+        yield deliver
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    deliver()
