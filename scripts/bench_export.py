@@ -30,8 +30,9 @@ import os, sys, time
 source, target, nbytes = sys.argv[1], sys.argv[2], int(sys.argv[3])
 began = time.perf_counter()
 buffer = bytearray(8 << 20)
-for name in sorted(os.listdir(source)):
-    with open(os.path.join(source, name), "rb", buffering=0) as file:
+names = [os.path.join(source, name) for name in sorted(os.listdir(source))] if os.path.isdir(source) else [source]
+for name in names:
+    with open(name, "rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
 with open(target, "wb", buffering=0) as file:
@@ -53,7 +54,7 @@ import json, sys, threading, time
 from qformats import export
 warm = "demo"
 if sys.argv[4]:
-    warm = sys.argv[2] + ".warm-source"
+    warm = sys.argv[2] + ".warm-source" + (".gguf" if sys.argv[4].startswith("gguf") else "")
     export("demo", warm, format=sys.argv[4], force=True)
 export(warm, sys.argv[2] + ".warm", format=sys.argv[3], force=True)
 peak = 0
@@ -163,10 +164,13 @@ def main() -> None:
         make_model(model)
     if arguments.source_format:
         import qformats
+        from qformats.registry import registry
 
-        dense, model = model, arguments.work / f"synthetic-{arguments.source_format.replace(':', '-')}"
+        suffix = registry().loader(qformats.packer(arguments.source_format).container).suffix
+        name = f"synthetic-{arguments.source_format.replace(':', '-')}{suffix}"
+        dense, model = model, arguments.work / name
         qformats.export(dense, model, format=arguments.source_format, force=True)
-    nbytes = sum(file.stat().st_size for file in model.iterdir())
+    nbytes = sum(file.stat().st_size for file in (model.iterdir() if model.is_dir() else [model]))
     _, cold = timed(DEMO, str(target), arguments.format)
     _, start = timed(DEMO, str(target), arguments.format)
     exports, plains, walls = [], [], []
@@ -200,7 +204,7 @@ def main() -> None:
     print(f"{'peak anonymous memory, MB':32} {max(run['peak'] for run in exports) / 1e6:6.0f}")
     remove_outputs(target)
     if not arguments.keep:
-        shutil.rmtree(model)
+        shutil.rmtree(model) if model.is_dir() else model.unlink()
         shutil.rmtree(arguments.work / "synthetic-llama", ignore_errors=True)
 
 

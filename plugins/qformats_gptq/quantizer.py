@@ -55,18 +55,7 @@ class GPTQ(Quantizer):
     ) -> Checkpoint:
         """Calibrate a model: its blocks' linear layers in their new formats, the rest as it was.
 
-        Parameters
-        ----------
-        source : Checkpoint
-            The model.
-        formats : mapping of str to Packer
-            Format of each tensor that is to be quantized, by canonical name.
-        work : Path
-            Folder for finished blocks, from which a killed run goes on.
-        options : mapping of str to str
-            See :attr:`options`.
-        progress : Progress
-            Is told how far the work is.
+        See :meth:`qformats.Quantizer.prepare`; `work` keeps one file a finished block.
         """
         method = _method(options)
         return calibrate(
