@@ -1,0 +1,403 @@
+"""The one device layout: a weight of any format, rearranged without loss for the shared kernels.
+
+Columns run in *strips* of 32. A code of `bits` bits is a sum of planes of 8, 4, 2 and 1 bits (5 = 4 + 1). A plane
+of `b` bits packs the codes of ``16 / b`` consecutive strips into one strip of 32 int16 words: column ``32 s + w`` lies
+in word ``w`` of packed strip ``s // (16 / b)``, at bit ``b * (s % (16 / b))``. Packed strips of all rows lie together,
+``(packed strips, N, 32)``: what a program reads is contiguous, two neighbouring words hold neighbouring columns (which
+a 16-bit pair instruction decodes at once), and every strip meets a contiguous strip of activations.
+
+Codes of a table lie in another order within two neighbouring words, the one in which byte permutes look them up; see
+:func:`pair_nibbles`. Scales, zero points and minima lie as ``(groups, N)``. Columns are padded until the last packed
+strip of every plane is full, and to a multiple of 128.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from qformats.errors import ConfigError
+from qformats.kernels.codebook import ENTRIES, canonical_codes, canonical_levels, make_codebook
+from qformats.tensors import QuantizedTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "AFFINE",
+    "MINIMUM",
+    "PLANES",
+    "QUAD",
+    "STRIP",
+    "TABLE",
+    "DeviceForm",
+    "DeviceWeight",
+    "arrange",
+    "codes_of",
+    "padded_columns",
+    "pair_nibbles",
+    "restore",
+    "uncovered",
+]
+
+STRIP = 32
+"""Columns of a strip."""
+QUAD = 128
+"""Columns that the kernels decode at once: four strips, one packed strip of 4-bit codes."""
+PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
+"""Widths of the planes by width of the code, the low bits first."""
+AFFINE, MINIMUM, TABLE = 0, 1, 2
+"""Modes: ``scale * (code - zero)``; ``scale * (code - zero) + minimum``; ``scale * table[code]``."""
+_LARGEST_ZERO = 256
+
+
+class DeviceForm(NamedTuple):
+    """What the kernels must know of a weight beside its tensors: numbers alone, equal for layers of one kind.
+
+    Attributes
+    ----------
+    rows, columns : int
+        out_features and in_features.
+    bits : int
+        Width of a code.
+    mode : int
+        `AFFINE`, `MINIMUM` or `TABLE`.
+    group : int
+        Columns that share a scale.
+    zero : int
+        Device code that stands for zero, where all groups have the same.
+    lift : int
+        What was added to the canonical codes so that none is negative.
+    code_bytes : int
+        Bytes of a canonical code, negative where it is signed.
+    levels : int
+        Entries of the table that are real; 0 without a table.
+    paired : int
+        1 if float16 levels can be looked up in pairs, and 2 if bfloat16 levels can.
+    """
+
+    rows: int
+    columns: int
+    bits: int
+    mode: int
+    group: int
+    zero: int
+    lift: int
+    code_bytes: int
+    levels: int = 0
+    paired: int = 0
+
+
+class DeviceWeight(NamedTuple):
+    """A weight in the device layout; all tensors on one device.
+
+    Attributes
+    ----------
+    planes : tuple of Tensor
+        int16, ``(packed strips, N, 32)`` each.
+    scale : Tensor
+        float16 or float32, ``(groups, N)``.
+    shift : Tensor or None
+        ``(groups, N)``: zero point of each group (float16, whole numbers, of device codes); or its minimum, in
+        weight units, float16 or float32.
+    table : Tensor or None
+        int32, ``(100,)``: the levels, see :class:`qformats.kernels.codebook.Codebook`.
+    order : Tensor or None
+        int32, ``(K,)``: device column ``k`` is canonical column ``order[k]``, where columns were reordered.
+    form : DeviceForm
+        Everything that is no tensor.
+    """
+
+    planes: tuple[Tensor, ...]
+    scale: Tensor
+    shift: Tensor | None
+    table: Tensor | None
+    order: Tensor | None
+    form: DeviceForm
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        parts = (*self.planes, self.scale, self.shift, self.table, self.order)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+
+def _width(quantized: QuantizedTensor, bits: int | None) -> tuple[int, int]:
+    """Width of a code, and what must be added so that no code is negative."""
+    low, high = (
+        (int(quantized.codes.min()), int(quantized.codes.max())) if quantized.codes.numel() else (0, 0)
+    )
+    if bits is None:
+        bits = next(width for width in (*PLANES, 16) if max(high - min(low, 0), -2 * low) < 1 << width)
+    lift = 1 << (bits - 1) if low < 0 else 0
+    return bits, lift
+
+
+def uncovered(quantized: QuantizedTensor, bits: int | None = None) -> str | None:
+    """Say why the shared kernels do not cover a tensor, in words that follow "because"; None if they do.
+
+    Parameters
+    ----------
+    quantized : QuantizedTensor
+        Any canonical tensor.
+    bits : int, optional
+        Width of its codes; found from the codes by default.
+    """
+    import torch
+
+    rows, columns = quantized.shape
+    block_rows, block = quantized.block_size
+    if not rows or not columns:
+        return f"the weight of shape {quantized.shape} is empty"
+    if block_rows == 0 and columns % block:
+        return f"blocks of {block} straddle rows of {columns} columns"
+    if block_rows > 1:
+        return f"a block spans {block_rows} rows"
+    group = min(block, columns)
+    if group < 8 and group < columns:
+        return f"blocks of {block} columns are shorter than 8"
+    width, lift = _width(quantized, bits)
+    if width not in PLANES:
+        return f"codes of {width} bits are not 1, 2, 3, 4, 5, 6 or 8 bits wide"
+    low, high = int(quantized.codes.min()) + lift, int(quantized.codes.max()) + lift
+    if low < 0 or high >= 1 << width:
+        return f"codes run from {low - lift} to {high - lift}, which {width} bits do not hold"
+    if quantized.codebook is not None:
+        if width > 4:
+            return f"a table of {1 << width} levels is larger than 16"
+        if quantized.minimum is not None:
+            return "it has a table and a minimum"
+    if quantized.scale.dtype not in (torch.float16, torch.float32):
+        return f"scales are {quantized.scale.dtype}"
+    zero = quantized.zero_point
+    if isinstance(zero, torch.Tensor):
+        if quantized.minimum is not None:
+            return "it has zero points and minima"
+        whole = zero if not zero.is_floating_point() else zero[zero == zero.round()]
+        if whole.numel() != zero.numel():
+            return "its zero points are no whole numbers"
+        if zero.numel() and int(zero.abs().max()) > _LARGEST_ZERO:
+            return f"a zero point is larger than {_LARGEST_ZERO}"
+    elif zero != int(zero) or abs(zero) > _LARGEST_ZERO:
+        return f"the zero point {zero} is no whole number up to {_LARGEST_ZERO}"
+    if quantized.minimum is not None and quantized.minimum.dtype not in (torch.float16, torch.float32):
+        return f"minima are {quantized.minimum.dtype}"
+    return None if quantized.g_idx is None else _order_problem(quantized.g_idx, block, columns)
+
+
+def _order_problem(g_idx: Tensor, block: int, columns: int) -> str | None:
+    import torch
+
+    counts = torch.bincount(g_idx.long().cpu())
+    expected = torch.full((-(-columns // block),), block)
+    expected[-1] = columns - block * (len(expected) - 1)
+    if len(counts) != len(expected) or bool((counts != expected).any()):
+        return f"its columns are ordered into groups of unequal sizes, not {block} each"
+    return None
+
+
+def pair_nibbles(words: Tensor, *, back: bool = False) -> Tensor:
+    """Exchange nibbles between two neighbouring words, or exchange them back.
+
+    Natural: strip ``i`` of column parity ``p`` is nibble ``i`` of word ``p``. For byte permutes: nibble ``2 i + p`` of
+    both words together, so that two results of one permute are two neighbouring columns.
+
+    Parameters
+    ----------
+    words : Tensor
+        int16, ``(packed strips, N, 32)``.
+    back : bool
+        From the order for byte permutes to the natural one.
+    """
+    import torch
+
+    pairs = words.reshape(-1, 2).to(torch.int32) & 0xFFFF
+    shifts = torch.arange(0, 16, 4, device=words.device, dtype=torch.int32)
+    nibbles = (pairs[:, :, None] >> shifts) & 15  # (pairs, word, nibble)
+    if back:
+        nibbles = nibbles.reshape(-1, 4, 2).transpose(1, 2)
+    else:
+        nibbles = nibbles.transpose(1, 2).reshape(-1, 2, 4)
+    return _to_int16((nibbles << shifts).sum(2, dtype=torch.int32)).reshape(words.shape)
+
+
+def _to_int16(words: Tensor) -> Tensor:
+    import torch
+
+    return torch.where(words >= 1 << 15, words - (1 << 16), words).to(torch.int16)
+
+
+def _plane(codes: Tensor, width: int) -> Tensor:
+    """Pack codes below ``2 ** width``, int32 ``(N, padded K)``."""
+    import torch
+
+    rows = len(codes)
+    count = 16 // width
+    strips = codes.reshape(rows, -1, STRIP)
+    packed = torch.zeros((rows, strips.shape[1] // count, STRIP), dtype=torch.int32, device=codes.device)
+    for place in range(count):
+        packed |= strips[:, place::count] << (width * place)
+    return _to_int16(packed).transpose(0, 1).contiguous()
+
+
+def _codes_of_plane(plane: Tensor, width: int) -> Tensor:
+    import torch
+
+    words = plane.transpose(0, 1).to(torch.int32) & 0xFFFF  # (N, packed strips, 32)
+    count = 16 // width
+    shifts = torch.arange(0, 16, width, device=plane.device, dtype=torch.int32)
+    codes = (words[:, :, None, :] >> shifts[:, None]) & ((1 << width) - 1)
+    return codes.reshape(len(words), words.shape[1] * count * STRIP)
+
+
+def padded_columns(columns: int, bits: int) -> int:
+    """Columns that the planes of a code of `bits` bits have room for."""
+    unit = max(QUAD, STRIP * 16 // min(PLANES[bits]))
+    return -(-columns // unit) * unit
+
+
+def arrange(quantized: QuantizedTensor, bits: int | None = None) -> DeviceWeight:
+    """Rearrange a canonical tensor into the device layout, on its own device.
+
+    Parameters
+    ----------
+    quantized : QuantizedTensor
+        ``(N, K)``.
+    bits : int, optional
+        Width of its codes, as the format's :class:`qformats.KernelSpec` says; found from the codes by default.
+
+    Returns
+    -------
+    DeviceWeight
+        From which :func:`restore` gives back the same codes, scales, zero points and minima.
+
+    Raises
+    ------
+    ConfigError
+        If the kernels' modes do not cover it; :func:`uncovered` says why beforehand.
+    """
+    import torch
+
+    problem = uncovered(quantized, bits)
+    if problem is not None:
+        raise ConfigError("weight for the device layout", problem, "one that the shared kernels cover")
+    rows, columns = quantized.shape
+    width, lift = _width(quantized, bits)
+    group = min(quantized.block_size[1], columns)
+    order = None
+    codes = quantized.codes
+    if quantized.g_idx is not None:
+        order = torch.argsort(quantized.g_idx.long(), stable=True).to(torch.int32)
+        codes = codes[:, order.long()]
+    codes = codes.to(torch.int32) + lift
+    table, levels, paired = None, 0, 0
+    if quantized.codebook is not None:
+        levels, width = len(quantized.codebook), 4
+        filled = torch.nn.functional.pad(
+            quantized.codebook.to(torch.float32), (lift, ENTRIES - lift - levels)
+        )
+        book = make_codebook(filled)
+        table, paired = book.words, book.paired[0] + 2 * book.paired[1]
+        codes = book.device_code[codes.long()]
+    codes = torch.nn.functional.pad(codes, (0, padded_columns(columns, width) - columns))
+    planes, low = [], 0
+    for part in PLANES[width]:
+        planes.append(_plane((codes >> low) & ((1 << part) - 1), part))
+        low += part
+    if table is not None:
+        planes = [pair_nibbles(planes[0])]
+    lined = (rows, -1)  # Blocks over the flattened tensor that end with the rows are blocks of the rows.
+    zero, shift, mode = lift, None, AFFINE
+    if table is not None:
+        mode = TABLE
+    elif quantized.minimum is not None:
+        mode, zero = MINIMUM, lift + _whole(quantized.zero_point)
+        shift = quantized.minimum.reshape(lined).t().contiguous()
+    elif isinstance(quantized.zero_point, torch.Tensor):
+        shift = (quantized.zero_point.reshape(lined).to(torch.float16) + lift).t().contiguous()
+        zero = 0
+    else:
+        zero = lift + _whole(quantized.zero_point)
+    dtype = quantized.codes.dtype
+    size = dtype.itemsize if dtype == torch.uint8 else -dtype.itemsize
+    return DeviceWeight(
+        tuple(planes),
+        quantized.scale.reshape(lined).t().contiguous(),
+        shift,
+        table,
+        order,
+        DeviceForm(rows, columns, width, mode, group, zero, lift, size, levels, paired),
+    )
+
+
+def _whole(zero: Tensor | float) -> int:
+    assert isinstance(zero, int | float)
+    return int(zero)
+
+
+def codes_of(weight: DeviceWeight) -> Tensor:
+    """Device codes in device order of columns.
+
+    Returns
+    -------
+    Tensor
+        int32, ``(N, K)``.
+    """
+    import torch
+
+    form = weight.form
+    padded = padded_columns(form.columns, form.bits)
+    planes = weight.planes
+    if form.mode == TABLE:
+        planes = (pair_nibbles(planes[0], back=True),)
+    codes = torch.zeros((form.rows, padded), dtype=torch.int32, device=weight.scale.device)
+    low = 0
+    for part, plane in zip(PLANES[form.bits], planes, strict=True):
+        codes |= _codes_of_plane(plane, part) << low
+        low += part
+    return codes[:, : form.columns]
+
+
+def restore(weight: DeviceWeight) -> QuantizedTensor:
+    """Canonical tensor of a weight in the device layout: the same numbers that :func:`arrange` was given.
+
+    Blocks over the flattened tensor come back as blocks of the rows, zero points as int32, one zero point as an int.
+    """
+    import torch
+
+    form = weight.form
+    codes = codes_of(weight)
+    if form.mode == TABLE:
+        assert weight.table is not None
+        codes = canonical_codes(weight.table)[codes.long()]
+    codes = codes - form.lift
+    dtype = {1: torch.uint8, -1: torch.int8, -2: torch.int16, -4: torch.int32, -8: torch.int64}[
+        form.code_bytes
+    ]
+    g_idx = None
+    if weight.order is not None:
+        order = weight.order.long()
+        back = torch.empty_like(codes)
+        back[:, order] = codes
+        codes = back
+        g_idx = torch.empty_like(weight.order)
+        places = torch.arange(form.columns, device=order.device, dtype=torch.int32)
+        g_idx[order] = (places // form.group).to(torch.int32)
+    zero: Tensor | float = form.zero - form.lift
+    minimum = codebook = None
+    if form.mode == TABLE:
+        assert weight.table is not None
+        zero, codebook = 0, canonical_levels(weight.table)[form.lift : form.lift + form.levels]
+    elif form.mode == MINIMUM:
+        assert weight.shift is not None
+        minimum = weight.shift.t().contiguous()
+    elif weight.shift is not None:
+        zero = (weight.shift.t() - form.lift).to(torch.int32).contiguous()
+    return QuantizedTensor(
+        codes.to(dtype).contiguous(),
+        weight.scale.t().contiguous(),
+        (1, form.group),
+        zero_point=zero,
+        minimum=minimum,
+        codebook=codebook,
+        g_idx=g_idx,
+    )

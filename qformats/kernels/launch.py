@@ -1,0 +1,252 @@
+"""How the Triton kernels are started: the shape of their tiles, and the memory that programs share."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from qformats.kernels.codebook import lookup_of
+from qformats.kernels.device import AFFINE, QUAD, STRIP, TABLE, DeviceForm, DeviceWeight, padded_columns
+from qformats.kernels.triton_decode import quads_of_step
+from qformats.kernels.triton_dequantize import dequantize_kernel
+from qformats.kernels.triton_linear import linear_kernel
+
+__all__ = ["FUSED_ROWS", "Tiles", "choose_tiles", "dequantize", "linear"]
+
+_tune = None
+FUSED_ROWS = 256
+"""Rows of activations up to which decoding inside the product is faster than decoding before it."""
+
+
+class Tiles(NamedTuple):
+    """Shape of the programs of a fused linear; what it was chosen from lies in the benchmarks.
+
+    Attributes
+    ----------
+    rows : int
+        Rows of the weight that a program decodes.
+    batch : int
+        Rows of activations that it multiplies with.
+    split : int
+        Programs that share the columns of a tile.
+    stages : int
+        Loads in flight.
+    warps : int
+        Warps of a program.
+    """
+
+    rows: int
+    batch: int
+    split: int
+    stages: int
+    warps: int
+
+
+def _programs(device: torch.device) -> int:
+    """Programs that keep every multiprocessor busy with two."""
+    if device.type != "cuda":
+        return 4
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def choose_tiles(count: int, form: DeviceForm, device: torch.device) -> Tiles:
+    """Tiles for `count` rows of activations and a weight.
+
+    Parameters
+    ----------
+    count : int
+        Rows of activations.
+    form : DeviceForm
+        Of the weight.
+    device : torch.device
+        Its multiprocessors decide into how many parts columns are split.
+    """
+    steps = padded_columns(form.columns, form.bits) // QUAD // quads_of_step(form.bits)
+    busy = _programs(device)
+    batch = next(size for size in (8, 16, 32, 64) if count <= size or size == 64)
+    small = -(-form.rows // 128) * 8 <= busy
+    if small:
+        # Smaller tiles, so that every multiprocessor has some.
+        rows, warps, stages, most = 64, 4, 3, 4 if batch == 64 else 8
+    elif batch == 64:
+        rows, warps, stages, most = 128, 8, 3, 2
+    elif form.mode == TABLE:
+        # Looking up takes more instructions than reading takes time: more warps hide it better than more loads.
+        rows, warps, stages, most = 128, 4, 3, 8
+        busy *= 3
+    else:
+        rows, warps, stages, most = 128, 2, 5, 8
+    tiles = -(-form.rows // rows) * -(-count // batch)
+    split = most if small else 1 if tiles * 4 >= busy * 3 else -(-busy // tiles)
+    # Codes of two planes are loaded in steps of up to four quads.
+    stages = max(2, stages // quads_of_step(form.bits))
+    return Tiles(rows, batch, max(1, min(split, most, steps // 4)), stages, warps)
+
+
+def _arguments(weight: DeviceWeight) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Pointers that both kernels take; what a mode has not stands as the scale, and is never read."""
+    scale = weight.scale
+    shift = scale if weight.shift is None else weight.shift
+    table = scale if weight.table is None else weight.table.view(torch.float32)
+    lookup = scale if weight.table is None else lookup_of(weight.table)
+    return weight.planes[0], weight.planes[-1], scale, shift, table, lookup
+
+
+def _constants(weight: DeviceWeight) -> dict[str, Any]:
+    form = weight.form
+    own_zeros = form.mode == AFFINE and weight.shift is not None
+    return {
+        "BITS": form.bits,
+        "MODE": form.mode,
+        "ZERO": None if own_zeros else form.zero,
+        "GROUP": 0 if form.group >= form.columns else form.group,
+        "EVEN_K": padded_columns(form.columns, form.bits) == form.columns,
+    }
+
+
+def _fast(weight: DeviceWeight, dtype: torch.dtype) -> bool:
+    """Whether pairs of levels can be decoded at once: on the device, in two bytes, and exactly."""
+    form = weight.form
+    if not weight.scale.is_cuda or dtype == torch.float32:
+        return False
+    if form.mode == TABLE:
+        # Several groups in a strip are scaled before the product, in a layout that does not keep neighbours together.
+        return form.group % STRIP == 0 or form.group >= form.columns
+    if dtype == torch.bfloat16:
+        # Eight bits of precision: 128 + code + zero must stay below 256.
+        return form.bits <= 6 and form.zero <= 64
+    return True
+
+
+def dequantize(weight: DeviceWeight, dtype: torch.dtype) -> Tensor:
+    """Value of every element in device order of columns: ``(N, K)`` of `dtype`, rounded once."""
+    form = weight.form
+    out = torch.empty((form.rows, form.columns), dtype=dtype, device=weight.scale.device)
+    low, high, scale, shift, table, lookup = _arguments(weight)
+    rows, warps = (64, 8) if len(weight.planes) > 1 else (32, 8)
+    quads = padded_columns(form.columns, form.bits) // QUAD
+    quads = min(quads, -(-form.columns // QUAD))
+    kernel: Any = dequantize_kernel
+    kernel[(quads, -(-form.rows // rows))](
+        low,
+        high,
+        scale,
+        shift,
+        table,
+        lookup,
+        out,
+        form.rows,
+        form.columns,
+        scale.shape[0],
+        **_constants(weight),
+        FAST=weight.scale.is_cuda if form.mode == TABLE else _fast(weight, torch.float16),
+        EVEN_N=form.rows % rows == 0,
+        ROWS=rows,
+        num_warps=warps,
+        # The value is a product rounded, then a sum rounded.
+        enable_fp_fusion=False,
+    )
+    return out
+
+
+def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | None = None) -> Tensor:
+    """``x @ W.T + bias`` with the weight decoded on the way: ``(M, K)`` to ``(M, N)``, columns in device order."""
+    form = weight.form
+    count = x.shape[0]
+    x = x.contiguous()
+    steps = padded_columns(form.columns, form.bits) // QUAD // quads_of_step(form.bits)
+    chosen = tiles or choose_tiles(count, form, x.device)
+    out = torch.empty((count, form.rows), dtype=x.dtype, device=x.device)
+    low, high, scale, shift, table, lookup = _arguments(weight)
+    grid = (-(-form.rows // chosen.rows), chosen.split, -(-count // chosen.batch))
+    partial = arrived = scale
+    if chosen.split > 1:
+        size = grid[0] * grid[1] * grid[2] * chosen.rows * chosen.batch
+        partial = torch.empty(size, dtype=torch.float32, device=x.device)
+        arrived = _counters(grid[0] * grid[2], x.device)
+    arguments = (
+        x,
+        low,
+        high,
+        scale,
+        shift,
+        table,
+        lookup,
+        x if bias is None else bias,
+        out,
+        partial,
+        arrived,
+        count,
+        form.rows,
+        form.columns,
+        scale.shape[0],
+        steps,
+    )
+    constants = {
+        **_constants(weight),
+        "FAST": _fast(weight, x.dtype),
+        "PAIRED": bool(form.paired & (2 if x.dtype == torch.bfloat16 else 1)),
+        "BIAS": bias is not None,
+        "EVEN_N": form.rows % chosen.rows == 0,
+    }
+    _start(grid, arguments, constants, chosen)
+    return out
+
+
+_stages: dict[tuple[Any, ...], int] = {}
+"""Loads in flight that fit into the shared memory of the device, where the chosen number does not."""
+
+
+def _start(
+    grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any], tiles: Tiles
+) -> None:
+    key = (*constants.values(), tiles, arguments[0].dtype, arguments[0].device)
+    kernel: Any = linear_kernel
+    for stages in range(_stages.get(key, tiles.stages), 0, -1):
+        try:
+            kernel[grid](
+                *arguments,
+                **constants,
+                ROWS=tiles.rows,
+                BATCH=tiles.batch,
+                SPLIT=tiles.split,
+                STAGES=stages,
+                num_warps=tiles.warps,
+            )
+        except OutOfResources:
+            if stages == 1:
+                raise
+            _stages[key] = stages - 1
+        else:
+            return
+
+
+_POOL = 1 << 20
+"""Counters of one device that captured graphs take theirs from: 4 MB."""
+_eager: dict[tuple[torch.device, int], Tensor] = {}
+_pools: dict[torch.device, tuple[Tensor, int]] = {}
+
+
+def _counters(count: int, device: torch.device) -> Tensor:
+    """`count` int32 zeros, which a launch leaves as it found them.
+
+    Launches of one stream follow each other and share theirs. A launch that is captured into a graph gets counters
+    of its own, since graphs may run side by side; when these are used up, the graph clears some in every run.
+    """
+    if device.type != "cuda":
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    if torch.cuda.is_current_stream_capturing():
+        pool, used = _pools.get(device, (None, 0))
+        if pool is None or used + count > _POOL:
+            return torch.zeros(count, dtype=torch.int32, device=device)
+        _pools[device] = (pool, used + count)
+        return pool[used : used + count]
+    if device not in _pools:
+        _pools[device] = (torch.zeros(_POOL, dtype=torch.int32, device=device), 0)
+    key = (device, torch.cuda.current_stream(device).cuda_stream)
+    if key not in _eager or _eager[key].numel() < count:
+        _eager[key] = torch.zeros(max(count, 4096), dtype=torch.int32, device=device)
+    return _eager[key]

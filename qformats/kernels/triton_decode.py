@@ -1,0 +1,424 @@
+"""The one decode: packed words of the device layout to levels, in any of its modes.
+
+Every kernel calls :func:`level_of`. It has two branches that give the same bits. The portable one is plain
+integer arithmetic, which also Triton's interpreter runs. The fast one handles two neighbouring columns with each
+instruction: a code that is OR-ed into the mantissa of 1024 (float16) or 128 (bfloat16) is a float without any
+conversion, and a table of 16 is looked up by permuting bytes, four codes at once.
+"""
+
+# ruff: noqa: ANN001, ANN201, ANN202 (arguments of a kernel are pointers and numbers of the device)
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = [
+    "first_words",
+    "level_of",
+    "load_lookup",
+    "move_down",
+    "of_strip",
+    "quads_of_first",
+    "quads_of_second",
+    "quads_of_step",
+    "second_words",
+    "table_levels",
+]
+
+
+@triton.constexpr_function
+def low_width(bits):
+    """Width of the plane that holds the low bits."""
+    return {1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 8: 8}[bits]
+
+
+@triton.constexpr_function
+def high_width(bits):
+    """Width of the plane that holds the high bits; 0 without one."""
+    return {3: 1, 5: 1, 6: 2}.get(bits, 0)
+
+
+@triton.constexpr_function
+def pair_assembly(bits, strip, within, zero, bf16):
+    """Two neighbouring codes of one strip to two levels: PTX for ``$0 = level($1, $2) - $3 or zero``."""
+    low, high = {1: (1, 0), 2: (2, 0), 3: (2, 1), 4: (4, 0), 5: (4, 1), 6: (4, 2), 8: (8, 0)}[bits]
+    magic = 0x4300 if bf16 else 0x6400
+    both = 0x10001
+    place = (4 * within + strip) % (16 // low)
+    source = "$2" if bits == 8 and strip >= 2 else "$1"
+    lines = ["{", ".reg .b32 t, h, z;"]
+    if low * place:
+        lines.append(f"shr.u32 t, {source}, {low * place};")
+        source = "t"
+    lines.append(f"lop3.b32 t, {source}, {((1 << low) - 1) * both:#x}, {magic * both:#x}, 0xea;")
+    if high:
+        shift = high * ((4 * within + strip) % (16 // high)) - low
+        mask = (((1 << high) - 1) << low) * both
+        moved = "$2"
+        if shift > 0:
+            lines.append(f"shr.u32 h, $2, {shift};")
+            moved = "h"
+        elif shift < 0:
+            lines.append(f"shl.b32 h, $2, {-shift};")
+            moved = "h"
+        lines.append(f"lop3.b32 t, {moved}, {mask:#x}, t, 0xea;")
+    kind = "bf16x2" if bf16 else "f16x2"
+    if zero is None:
+        lines.append(f"sub.{kind} $0, t, $3;")
+    else:
+        # Whole numbers up to 128 + 64, or up to 1024 + 256, are exact: one mantissa bit is 1, or less.
+        half = magic + zero
+        lines.append(f"mov.b32 z, {half * both:#x};")
+        lines.append(f"sub.{kind} $0, t, z;")
+    lines.append("}")
+    return "\n".join(lines)
+
+
+@triton.constexpr_function
+def masked_assembly(half):
+    """Four codes of two neighbouring words to levels: PTX for ``($0, $1) = pairs of strips 2 half, 2 half + 1``.
+
+    ``$2`` holds the words; ``$3, $5, $7, $9`` the low bytes of 16 levels, ``$11`` to ``$17`` their high bytes. A byte
+    permute looks up the bytes of four codes among the lower eight levels, another one among the upper eight; the
+    highest bits of the codes, one place down where a permute takes them for an index, make the mask that chooses.
+    """
+    return f"""{{
+.reg .b32 c, s, m, a, b, lo, hi;
+and.b32 c, $2, 0x77777777;
+shr.u32 s, $2, {16 * half + 1};
+{"shr.u32 c, c, 16;" if half else ""}
+prmt.b32 m, 0, 0xffffffff, s;
+prmt.b32 a, $3, $5, c;
+prmt.b32 b, $7, $9, c;
+lop3.b32 lo, b, a, m, 0xe4;
+prmt.b32 a, $11, $13, c;
+prmt.b32 b, $15, $17, c;
+lop3.b32 hi, b, a, m, 0xe4;
+prmt.b32 $0, lo, hi, 0x5140;
+prmt.b32 $1, lo, hi, 0x7362;
+}}"""
+
+
+@triton.constexpr_function
+def paired_assembly(half):
+    """As :func:`masked_assembly`, for tables whose level ``j`` and ``j + 8`` agree in the top bit of either byte.
+
+    A permute that finds the top bit of its index set repeats the top bit of the byte instead of giving the byte. The
+    tables are made so that what the permute of the other eight levels gives is undone by an exclusive or, and nothing
+    need be masked. ``$19`` holds 65536: a product moves the upper half down in a unit that is idle otherwise.
+    """
+    down = """
+mul.wide.u32 d, $2, $19;
+mov.b64 {a, c}, d;
+mul.wide.u32 d, x, $19;
+mov.b64 {b, x}, d;"""
+    return f"""{{
+.reg .b32 c, x, a, b, lo, hi;
+.reg .b64 d;
+mov.b32 c, $2;
+xor.b32 x, $2, 0x88888888;
+{down if half else ""}
+prmt.b32 a, $3, $5, c;
+prmt.b32 b, $7, $9, x;
+xor.b32 lo, a, b;
+prmt.b32 a, $11, $13, c;
+prmt.b32 b, $15, $17, x;
+xor.b32 hi, a, b;
+prmt.b32 $0, lo, hi, 0x5140;
+prmt.b32 $1, lo, hi, 0x7362;
+}}"""
+
+
+@triton.constexpr_function
+def joining_assembly(place):
+    """Lower and upper halves of two float32, from words for strip `place` of two: PTX for ``($0, $1)``."""
+    low, high = 2 + place, 4 + place
+    return f"prmt.b32 $0, ${low}, ${high}, 0x5410; prmt.b32 $1, ${low}, ${high}, 0x7632;"
+
+
+@triton.constexpr_function
+def quads_of_step(bits):
+    """Quads whose codes fill whole packed strips of every plane."""
+    return {1: 4, 2: 2, 3: 4, 4: 1, 5: 4, 6: 2, 8: 1}[bits]
+
+
+@triton.constexpr_function
+def quads_of_first(bits):
+    """Quads whose low bits one packed strip holds."""
+    return {1: 4, 2: 2, 3: 2}.get(bits, 1)
+
+
+@triton.constexpr_function
+def quads_of_second(bits):
+    """Quads whose high bits one packed strip holds; without a second plane, as for the first."""
+    return {1: 4, 2: 2, 3: 4, 5: 4, 6: 2}.get(bits, 1)
+
+
+@triton.jit
+def read(ptrs, inside, EVEN: tl.constexpr):
+    """Load a tile, zeros where `inside` is false; `EVEN` says that it is true everywhere."""
+    if EVEN:
+        return tl.load(ptrs)
+    else:
+        return tl.load(ptrs, mask=inside, other=0)
+
+
+@triton.jit
+def first_words(low_ptr, quad, at, inside, strip_stride, BITS: tl.constexpr, EVEN: tl.constexpr):
+    """Words that hold the low bits of a quad (8 bits: of its first two strips).
+
+    `at` are offsets of rows and words within a packed strip; `inside` masks the rows.
+    """
+    width: tl.constexpr = low_width(BITS)
+    strip = quad * width // 4
+    return read(low_ptr + strip.to(tl.int64) * strip_stride + at, inside, EVEN)
+
+
+@triton.jit
+def second_words(
+    first, low_ptr, high_ptr, quad, at, inside, strip_stride, BITS: tl.constexpr, EVEN: tl.constexpr
+):
+    """Words that hold the high bits of a quad; 8 bits: its last two strips; `first` where that brought all."""
+    width: tl.constexpr = high_width(BITS)
+    if BITS == 8:
+        strip = quad * 2 + 1
+        return read(low_ptr + strip.to(tl.int64) * strip_stride + at, inside, EVEN)
+    elif width == 0:
+        return first
+    else:
+        strip = quad * width // 4
+        return read(high_ptr + strip.to(tl.int64) * strip_stride + at, inside, EVEN)
+
+
+@triton.jit
+def move_down(first, second, quad, BITS: tl.constexpr):
+    """Words shifted so that any quad lies where the first of its packed strip would."""
+    low: tl.constexpr = low_width(BITS)
+    high: tl.constexpr = high_width(BITS)
+    up = first
+    if BITS == 8:
+        up = second
+    if low < 4:
+        first = (first.to(tl.uint16, bitcast=True) >> (low * 4 * (quad % (4 // low))).to(tl.uint16)).to(
+            tl.int16, bitcast=True
+        )
+    if high > 0:
+        up = (second.to(tl.uint16, bitcast=True) >> (high * 4 * (quad % (4 // high))).to(tl.uint16)).to(
+            tl.int16, bitcast=True
+        )
+    return first, up
+
+
+@triton.jit
+def of_strip(
+    ptr,
+    row,
+    N,
+    quad,
+    STRIP: tl.constexpr,
+    inside,
+    GROUP: tl.constexpr,
+    groups,
+    EVEN: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """Parameters ``(groups, N)`` of one strip: ``[rows, 1]``, or ``[rows, 32]`` where it has several groups."""
+    column = quad * 128 + STRIP * 32
+    if GROUP == 0:
+        return read(ptr + row[:, None], inside, EVEN)
+    elif GROUP % 32 == 0:
+        group = column // GROUP
+        if not EVEN_K:
+            group = tl.minimum(group, groups - 1)
+        return read(ptr + group.to(tl.int64) * N + row[:, None], inside, EVEN)
+    else:
+        group = tl.minimum((column + tl.arange(0, 32)) // GROUP, groups - 1).to(tl.int64)
+        return read(ptr + group[None, :] * N + row[:, None], inside, EVEN)
+
+
+@triton.jit
+def _code(first, second, BITS: tl.constexpr, STRIP: tl.constexpr, WITHIN: tl.constexpr):
+    """Codes of one strip as int32, by plain arithmetic."""
+    low: tl.constexpr = low_width(BITS)
+    high: tl.constexpr = high_width(BITS)
+    place: tl.constexpr = (4 * WITHIN + STRIP) % (16 // low)
+    if BITS == 8 and STRIP >= 2:
+        words = second
+    else:
+        words = first
+    code = (words.to(tl.int32) >> (low * place)) & ((1 << low) - 1)
+    if high > 0:
+        above: tl.constexpr = (4 * WITHIN + STRIP) % (16 // high)
+        code |= ((second.to(tl.int32) >> (high * above)) & ((1 << high) - 1)) << low
+    return code
+
+
+@triton.jit
+def _table_code(words, STRIP: tl.constexpr):
+    """Codes of one strip where nibbles of two neighbouring words are exchanged for byte permutes."""
+    rows: tl.constexpr = words.shape[0]
+    pairs = tl.reshape(words.to(tl.int32), (rows, 16, 2))
+    even, odd = tl.split(pairs)
+    if STRIP < 2:
+        chosen = even
+    else:
+        chosen = odd
+    low = (chosen >> (8 * (STRIP % 2))) & 15
+    high = (chosen >> (8 * (STRIP % 2) + 4)) & 15
+    return tl.reshape(tl.join(low, high), (rows, 32))
+
+
+@triton.jit
+def _pairs(ASSEMBLY: tl.constexpr, CONSTRAINTS: tl.constexpr, arguments, BF16: tl.constexpr):
+    # The type of a result must be spelled out: a constant that holds a type is not taken for one.
+    if BF16:
+        return tl.inline_asm_elementwise(ASSEMBLY, CONSTRAINTS, arguments, tl.bfloat16, True, 2)
+    else:
+        return tl.inline_asm_elementwise(ASSEMBLY, CONSTRAINTS, arguments, tl.float16, True, 2)
+
+
+@triton.jit
+def level_of(
+    first,
+    second,
+    zero,
+    BITS: tl.constexpr,
+    ZERO: tl.constexpr,
+    STRIP: tl.constexpr,
+    WITHIN: tl.constexpr,
+    DTYPE: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """Levels ``code - zero`` of one strip; the fast branch is for float16, and for bfloat16 up to 6 bits.
+
+    Parameters
+    ----------
+    first, second
+        int16 ``[rows, 32]``, see :func:`first_words` and :func:`second_words`.
+    zero
+        Where `ZERO` is None: zero points ``[rows, 1]`` or ``[rows, 32]``.
+
+    Returns
+    -------
+    `DTYPE` ``[rows, 32]``.
+    """
+    if FAST:
+        assembly: tl.constexpr = pair_assembly(BITS, STRIP, WITHIN, ZERO, DTYPE == tl.bfloat16)
+        if ZERO is None:
+            raised = (zero.to(tl.float32) + (128 if DTYPE == tl.bfloat16 else 1024)).to(DTYPE)
+            raised = tl.broadcast_to(raised, (first.shape[0], 32))
+            return _pairs(assembly, "=r,r,r,r", [first, second, raised], DTYPE == tl.bfloat16)
+        else:
+            return _pairs(assembly, "=r,r,r", [first, second], DTYPE == tl.bfloat16)
+    else:
+        code = _code(first, second, BITS, STRIP, WITHIN)
+        if ZERO is None:
+            return (code.to(tl.float32) - zero.to(tl.float32)).to(DTYPE)
+        else:
+            return (code - ZERO).to(tl.float32).to(DTYPE)
+
+
+@triton.jit
+def _held(ptr, place, zero):
+    # A product of the thread's number and a zero that the assembler cannot know: without it the word, which is the same
+    # in all threads, would be kept in a uniform register and be moved out of it for every permute.
+    word = tl.load(ptr + place)
+    assembly: tl.constexpr = "{ .reg .b32 t; mov.u32 t, %tid.x; mad.lo.u32 $0, t, $2, $1; }"
+    return tl.inline_asm_elementwise(assembly, "=r,r,r", (word, zero), tl.int32, True, 1)
+
+
+@triton.jit
+def load_lookup(lookup_ptr, FIRST: tl.constexpr):
+    """Eight words from `FIRST` on for :func:`_table_pairs`, and 65536, each ``[1, 1]``."""
+    # A tile of one, not a scalar: the compiler keeps it with the words in the registers of the tensor cores.
+    one = tl.zeros((1, 1), dtype=tl.int32)
+    zero = tl.load(lookup_ptr + one + 35)
+    return (
+        _held(lookup_ptr, one + FIRST, zero),
+        _held(lookup_ptr, one + (FIRST + 1), zero),
+        _held(lookup_ptr, one + (FIRST + 2), zero),
+        _held(lookup_ptr, one + (FIRST + 3), zero),
+        _held(lookup_ptr, one + (FIRST + 4), zero),
+        _held(lookup_ptr, one + (FIRST + 5), zero),
+        _held(lookup_ptr, one + (FIRST + 6), zero),
+        _held(lookup_ptr, one + (FIRST + 7), zero),
+        _held(lookup_ptr, one, zero),
+    )
+
+
+@triton.jit
+def _table_pairs(words, lookup, HALF: tl.constexpr, PAIRED: tl.constexpr):
+    """16 bits of the levels of two strips: int32 ``[rows, 32]``, two neighbours hold a pair of each strip.
+
+    Neighbours must lie in neighbouring registers of one thread from here to where pairs are taken apart, as they do
+    in tiles loaded by words of 16 bits, and in operands of 16 bits of the tensor cores.
+
+    An operation with several results would keep the compiler from decoding in the registers of the tensor cores.
+    """
+    t0, t1, t2, t3, t4, t5, t6, t7, upper = lookup
+    if PAIRED:
+        fast: tl.constexpr = paired_assembly(HALF)
+        arguments = (words, t0, t1, t2, t3, t4, t5, t6, t7, upper)
+        places: tl.constexpr = "=r,=r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r"
+        return tl.inline_asm_elementwise(fast, places, arguments, tl.int32, True, 2)
+    else:
+        assembly: tl.constexpr = masked_assembly(HALF)
+        tables = (words, t0, t1, t2, t3, t4, t5, t6, t7)
+        spots: tl.constexpr = "=r,=r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r"
+        return tl.inline_asm_elementwise(assembly, spots, tables, tl.int32, True, 2)
+
+
+@triton.jit
+def _joined(low, high, PLACE: tl.constexpr):
+    """float32 levels of a strip from the lower and the upper 16 bits of their pairs."""
+    assembly: tl.constexpr = joining_assembly(PLACE)
+    return tl.inline_asm_elementwise(assembly, "=r,=r,r,r,r,r", (low, high), tl.float32, True, 2)
+
+
+@triton.jit
+def table_levels(
+    words, table_ptr, lookup, upper, DTYPE: tl.constexpr, FAST: tl.constexpr, PAIRED: tl.constexpr
+):
+    """Levels of a quad of table codes, four strips ``[rows, 32]`` of `DTYPE`.
+
+    Parameters
+    ----------
+    words
+        int16 ``[rows, 32]``.
+    table_ptr
+        float32, 16 levels, which are exact in `DTYPE`.
+    lookup, upper
+        For the fast branch: the same levels by bytes, see :func:`load_lookup`; for float32 the lower and the upper
+        halves of their bits.
+    PAIRED
+        Whether they are made for :func:`paired_assembly`.
+    """
+    if not FAST:
+        return (
+            tl.load(table_ptr + _table_code(words, 0)).to(DTYPE),
+            tl.load(table_ptr + _table_code(words, 1)).to(DTYPE),
+            tl.load(table_ptr + _table_code(words, 2)).to(DTYPE),
+            tl.load(table_ptr + _table_code(words, 3)).to(DTYPE),
+        )
+    elif DTYPE == tl.float32:
+        front = _table_pairs(words, lookup, 0, PAIRED)
+        back = _table_pairs(words, lookup, 1, PAIRED)
+        front_high = _table_pairs(words, upper, 0, PAIRED)
+        back_high = _table_pairs(words, upper, 1, PAIRED)
+        return (
+            _joined(front, front_high, 0),
+            _joined(front, front_high, 1),
+            _joined(back, back_high, 0),
+            _joined(back, back_high, 1),
+        )
+    else:
+        front = _table_pairs(words, lookup, 0, PAIRED)
+        back = _table_pairs(words, lookup, 1, PAIRED)
+        bf16: tl.constexpr = DTYPE == tl.bfloat16
+        return (
+            _pairs("mov.b32 $0, $1;", "=r,r,r", (front,), bf16),
+            _pairs("mov.b32 $0, $2;", "=r,r,r", (front,), bf16),
+            _pairs("mov.b32 $0, $1;", "=r,r,r", (back,), bf16),
+            _pairs("mov.b32 $0, $2;", "=r,r,r", (back,), bf16),
+        )

@@ -1,0 +1,191 @@
+"""Fused linear for few rows of activations: packed words once in, multiplied on the tensor cores."""
+
+# ruff: noqa: ANN001, ANN201, ANN202 (arguments of a kernel are pointers and numbers of the device)
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from qformats.kernels.triton_decode import (
+    first_words,
+    level_of,
+    load_lookup,
+    of_strip,
+    quads_of_first,
+    quads_of_second,
+    quads_of_step,
+    second_words,
+    table_levels,
+)
+
+__all__ = ["linear_kernel"]
+
+
+@triton.jit
+def _activations(x_ptr, m, M, K, quad, STRIP: tl.constexpr, EVEN_K: tl.constexpr):
+    column = quad * 128 + STRIP * 32 + tl.arange(0, 32)
+    inside = (m < M)[:, None]
+    if not EVEN_K:
+        inside = inside & (column < K)[None, :]
+    return tl.load(x_ptr + m[:, None] * K + column[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def linear_kernel(
+    x_ptr,
+    low_ptr,
+    high_ptr,
+    scale_ptr,
+    shift_ptr,
+    table_ptr,
+    lookup_ptr,
+    bias_ptr,
+    out_ptr,
+    partial_ptr,
+    arrived_ptr,
+    M,
+    N,
+    K,
+    groups,
+    steps,
+    BITS: tl.constexpr,
+    MODE: tl.constexpr,
+    ZERO: tl.constexpr,
+    GROUP: tl.constexpr,
+    FAST: tl.constexpr,
+    PAIRED: tl.constexpr,
+    BIAS: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    ROWS: tl.constexpr,
+    BATCH: tl.constexpr,
+    SPLIT: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """``out[m, n] = sum over k of x[m, k] * (scale * level + minimum)[n, k] + bias[n]``, sums in float32.
+
+    A program makes `ROWS` columns of ``out`` from one of `SPLIT` ranges of the steps; of the programs that share them,
+    the last one to arrive adds up what all have left in ``partial``, always in the same order.
+    """
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    row = tile * ROWS + tl.arange(0, ROWS)
+    m = tl.program_id(2) * BATCH + tl.arange(0, BATCH)
+    lane = tl.arange(0, 32)
+    inside = (row < N)[:, None]
+    at = row[:, None] * 32 + lane[None, :]
+    # The levels, stretched as the look-up tables are.
+    levels_ptr = table_ptr
+    if dtype != tl.float32:
+        levels_ptr = table_ptr + (32 if dtype == tl.bfloat16 else 16)
+    lookup = None
+    if MODE == 2 and FAST:
+        lookup = load_lookup(lookup_ptr, 9 if dtype == tl.bfloat16 else 1)
+    total = tl.zeros((ROWS, BATCH), dtype=tl.float32)
+    sums = tl.zeros((BATCH,), dtype=tl.float32)
+    for step in tl.range(steps * split // SPLIT, steps * (split + 1) // SPLIT, num_stages=STAGES):
+        for place in tl.static_range(quads_of_step(BITS)):
+            quad = step * quads_of_step(BITS) + place
+            if place % quads_of_first(BITS) == 0:
+                first = first_words(low_ptr, quad, at, inside, N * 32, BITS, EVEN_N)
+            if place % quads_of_second(BITS) == 0:
+                second = second_words(first, low_ptr, high_ptr, quad, at, inside, N * 32, BITS, EVEN_N)
+            x0 = _activations(x_ptr, m, M, K, quad, 0, EVEN_K)
+            x1 = _activations(x_ptr, m, M, K, quad, 1, EVEN_K)
+            x2 = _activations(x_ptr, m, M, K, quad, 2, EVEN_K)
+            x3 = _activations(x_ptr, m, M, K, quad, 3, EVEN_K)
+            x = (x0, x1, x2, x3)
+            if MODE == 2:
+                level = table_levels(first, levels_ptr, lookup, lookup, dtype, FAST, PAIRED)
+            else:
+                z0 = scale_ptr
+                if ZERO is None:
+                    z0 = of_strip(shift_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
+                z1 = z0
+                z2 = z0
+                z3 = z0
+                if ZERO is None and GROUP % 128 != 0:
+                    z1 = of_strip(shift_ptr, row, N, quad, 1, inside, GROUP, groups, EVEN_N, EVEN_K)
+                    z2 = of_strip(shift_ptr, row, N, quad, 2, inside, GROUP, groups, EVEN_N, EVEN_K)
+                    z3 = of_strip(shift_ptr, row, N, quad, 3, inside, GROUP, groups, EVEN_N, EVEN_K)
+                level = (
+                    level_of(first, second, z0, BITS, ZERO, 0, place, dtype, FAST),
+                    level_of(first, second, z1, BITS, ZERO, 1, place, dtype, FAST),
+                    level_of(first, second, z2, BITS, ZERO, 2, place, dtype, FAST),
+                    level_of(first, second, z3, BITS, ZERO, 3, place, dtype, FAST),
+                )
+            if GROUP == 0:
+                for strip in tl.static_range(4):
+                    total = tl.dot(level[strip], tl.trans(x[strip]), total, input_precision="ieee")
+                    if MODE == 1:
+                        sums += tl.sum(x[strip].to(tl.float32), axis=1)
+            elif GROUP % 128 == 0:
+                scale = of_strip(scale_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
+                part = tl.dot(level[0], tl.trans(x0), input_precision="ieee")
+                part = tl.dot(level[1], tl.trans(x1), part, input_precision="ieee")
+                part = tl.dot(level[2], tl.trans(x2), part, input_precision="ieee")
+                part = tl.dot(level[3], tl.trans(x3), part, input_precision="ieee")
+                total += scale.to(tl.float32) * part
+                if MODE == 1:
+                    minimum = of_strip(shift_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
+                    added = tl.sum(x0.to(tl.float32) + x1.to(tl.float32), axis=1)
+                    added += tl.sum(x2.to(tl.float32) + x3.to(tl.float32), axis=1)
+                    total += minimum.to(tl.float32) * added[None, :]
+            elif GROUP % 64 == 0 and MODE != 1:
+                for pair in tl.static_range(2):
+                    scale = of_strip(scale_ptr, row, N, quad, 2 * pair, inside, GROUP, groups, EVEN_N, EVEN_K)
+                    part = tl.dot(level[2 * pair], tl.trans(x[2 * pair]), input_precision="ieee")
+                    part = tl.dot(
+                        level[2 * pair + 1], tl.trans(x[2 * pair + 1]), part, input_precision="ieee"
+                    )
+                    total += scale.to(tl.float32) * part
+            else:
+                for strip in tl.static_range(4):
+                    scale = of_strip(scale_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K)
+                    shift = scale
+                    if MODE == 1:
+                        shift = of_strip(
+                            shift_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
+                        )
+                    if GROUP % 32 == 0:
+                        part = tl.dot(level[strip], tl.trans(x[strip]), input_precision="ieee")
+                        total += scale.to(tl.float32) * part
+                        if MODE == 1:
+                            added = tl.sum(x[strip].to(tl.float32), axis=1)
+                            total += shift.to(tl.float32) * added[None, :]
+                    else:
+                        value = level[strip].to(tl.float32) * scale.to(tl.float32)
+                        if MODE == 1:
+                            value += shift.to(tl.float32)
+                        total = tl.dot(value.to(dtype), tl.trans(x[strip]), total, input_precision="ieee")
+    if GROUP == 0:
+        scale = of_strip(scale_ptr, row, N, 0, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
+        total = total * scale.to(tl.float32)
+        if MODE == 1:
+            minimum = of_strip(shift_ptr, row, N, 0, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
+            total += minimum.to(tl.float32) * sums[None, :]
+    if MODE == 2 and dtype != tl.float32:
+        total = total * tl.load(table_ptr + (98 if dtype == tl.bfloat16 else 97))
+    last = True
+    if SPLIT > 1:
+        part_of = tl.program_id(2) * tl.num_programs(0) + tile
+        place = tl.arange(0, ROWS)[:, None] * BATCH + tl.arange(0, BATCH)[None, :]
+        base = partial_ptr + part_of.to(tl.int64) * (SPLIT * ROWS * BATCH) + place
+        tl.store(base + split * (ROWS * BATCH), total)
+        # What every thread of the program has stored comes before the count, and the count before the reads below.
+        tl.debug_barrier()
+        last = tl.atomic_add(arrived_ptr + part_of, 1, sem="acq_rel") == SPLIT - 1
+        if last:
+            tl.debug_barrier()
+            total = tl.zeros((ROWS, BATCH), dtype=tl.float32)
+            for other in range(SPLIT):
+                total += tl.load(base + other * (ROWS * BATCH), cache_modifier=".cg")
+            # The next launch finds the count as this one did.
+            tl.store(arrived_ptr + part_of, 0)
+    if last:
+        if BIAS:
+            total += tl.load(bias_ptr + row, mask=row < N, other=0.0).to(tl.float32)[:, None]
+        target = out_ptr + m.to(tl.int64)[None, :] * N + row[:, None]
+        tl.store(target, total.to(dtype), mask=inside & (m < M)[None, :])

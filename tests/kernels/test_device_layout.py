@@ -1,0 +1,119 @@
+"""The device layout holds every number it was given."""
+
+import dataclasses
+
+import pytest
+import torch
+from kernels.weights import BY_HAND, FORMATS, by_hand, of_format
+
+from qformats.errors import ConfigError
+from qformats.kernels.codebook import make_codebook
+from qformats.kernels.device import arrange, padded_columns, restore, uncovered
+from qformats.tensors import QuantizedTensor
+
+
+def assert_same(found: QuantizedTensor, expected: QuantizedTensor) -> None:
+    assert found.codes.dtype == expected.codes.dtype
+    assert torch.equal(found.codes, expected.codes)
+    assert found.scale.dtype == expected.scale.dtype
+    assert torch.equal(found.scale.flatten(), expected.scale.flatten())
+    for name in ("minimum", "codebook", "g_idx"):
+        mine, theirs = getattr(found, name), getattr(expected, name)
+        assert (mine is None) == (theirs is None), name
+        if mine is not None:
+            assert torch.equal(mine.flatten(), theirs.flatten()), name
+    if isinstance(expected.zero_point, torch.Tensor):
+        assert torch.equal(found.zero_point.to(torch.int64), expected.zero_point.to(torch.int64))
+    elif expected.codebook is None:
+        assert found.zero_point == expected.zero_point
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_formats_come_back_as_they_were(format):
+    quantized, bits = of_format(format, 64, 384)
+    assert uncovered(quantized, bits) is None
+    assert_same(restore(arrange(quantized, bits)), quantized)
+
+
+@pytest.mark.parametrize("format", ["gguf:q4_0", "gguf:q5_1", "gptq:3bit-32g", "gptq:4bit-128g", "glm:int4"])
+def test_restored_weights_pack_into_the_same_bytes(format):
+    import qformats
+
+    quantized, bits = of_format(format, 32, 256)
+    again = qformats.pack(restore(arrange(quantized, bits)), format)
+    before = qformats.pack(quantized, format)
+    for name, field in before.fields.items():
+        assert torch.equal(again.fields[name].view(torch.uint8), field.view(torch.uint8)), name
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_any_width_group_and_mode_comes_back(name):
+    quantized = by_hand(**BY_HAND[name])
+    weight = arrange(quantized, BY_HAND[name]["bits"])
+    assert_same(restore(weight), quantized)
+    assert torch.equal(restore(arrange(quantized)).dequantize(), quantized.dequantize())
+    assert weight.form.rows, weight.form.columns == quantized.shape
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 8])
+def test_codes_take_their_width(bits):
+    quantized = by_hand(bits, 64, 1024, 128)
+    planes = arrange(quantized, bits).planes
+    assert sum(plane.numel() * 2 for plane in planes) * 8 == bits * 64 * 1024
+    assert padded_columns(1024, bits) == 1024
+
+
+def test_blocks_over_the_flattened_tensor_become_blocks_of_rows():
+    lined = by_hand(4, 6, 128, 64, mode="table")
+    flat = dataclasses.replace(lined, scale=lined.scale.flatten(), block_size=(0, 64))
+    assert torch.equal(restore(arrange(flat)).dequantize(), flat.dequantize())
+
+
+def changed(**parts) -> QuantizedTensor:
+    return dataclasses.replace(by_hand(4, 8, 128, 32), **parts)
+
+
+@pytest.mark.parametrize(
+    ("quantized", "reason"),
+    [
+        (
+            dataclasses.replace(by_hand(4, 8, 96, 32), scale=torch.ones(12), block_size=(0, 64)),
+            "straddle rows",
+        ),
+        (changed(scale=torch.ones(4, 4, dtype=torch.float16), block_size=(2, 32)), "spans 2 rows"),
+        (by_hand(4, 8, 128, 4), "shorter than 8"),
+        (changed(zero_point=7.5), "no whole number"),
+        (changed(zero_point=torch.full((8, 4), 0.5)), "no whole numbers"),
+        (changed(zero_point=torch.full((8, 4), 999)), "larger than 256"),
+        (changed(scale=torch.ones(8, 4, dtype=torch.bfloat16)), "scales are torch.bfloat16"),
+        (changed(g_idx=torch.zeros(128, dtype=torch.int32)), "unequal sizes"),
+        (by_hand(8, 8, 128, 32, mode="table"), "larger than 16"),
+        (by_hand(4, 0, 128, 32), "empty"),
+    ],
+)
+def test_what_the_modes_do_not_cover_is_refused_with_its_reason(quantized, reason):
+    assert reason in uncovered(quantized)
+    with pytest.raises(ConfigError, match="device layout") as caught:
+        arrange(quantized)
+    assert reason in str(caught.value)
+
+
+def test_a_width_that_does_not_hold_the_codes_is_refused():
+    assert "which 3 bits do not hold" in uncovered(by_hand(4, 8, 128, 32), 3)
+    assert "16 bits" in uncovered(changed(codes=torch.full((8, 128), 300, dtype=torch.int16)))
+
+
+@pytest.mark.parametrize("format", ["bitsandbytes:nf4", "bitsandbytes:fp4"])
+def test_tables_of_formats_have_the_cheaper_look_up(format):
+    quantized, _ = of_format(format, 4, 64)
+    levels = torch.nn.functional.pad(quantized.codebook, (0, 16 - len(quantized.codebook)))
+    assert make_codebook(levels).paired == (True, True)
+
+
+def test_a_table_without_pairs_is_held_all_the_same():
+    # Seven negative levels and no zero: they cannot be paired by their sign.
+    levels = torch.tensor([-7.0, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    book = make_codebook(levels)
+    assert book.paired == (False, False)
+    quantized = dataclasses.replace(by_hand(4, 8, 64, 32, mode="table"), codebook=levels)
+    assert_same(restore(arrange(quantized)), quantized)
