@@ -19,7 +19,18 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qformats.api import dequantize, export, formats, open, pack, packer, quantize, unpack
+    from qformats.api import (
+        compare,
+        dequantize,
+        export,
+        formats,
+        load_model,
+        open,
+        pack,
+        packer,
+        quantize,
+        unpack,
+    )
     from qformats.checkpoint import Checkpoint, StoredTensor
     from qformats.errors import QFormatsError
     from qformats.grids import AffineGrid, Grid, GridParams, TableGrid
@@ -45,10 +56,12 @@ __all__ = [
     "Quantizer",
     "StoredTensor",
     "TableGrid",
+    "compare",
     "dequantize",
     "export",
     "formats",
     "hookimpl",
+    "load_model",
     "open",
     "pack",
     "packer",
@@ -57,7 +70,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("dequantize", "export", "formats", "open", "pack", "packer", "quantize", "unpack"),
+    "api": (
+        "compare",
+        "dequantize",
+        "export",
+        "formats",
+        "load_model",
+        "open",
+        "pack",
+        "packer",
+        "quantize",
+        "unpack",
+    ),
     "checkpoint": ("Checkpoint", "StoredTensor"),
     "errors": ("QFormatsError",),
     "grids": ("AffineGrid", "Grid", "GridParams", "TableGrid"),

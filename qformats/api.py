@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +15,26 @@ from qformats.spec import FormatSpec
 from qformats.tensors import PackedTensor, QuantizedTensor
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+    from transformers import PreTrainedModel
 
+    from qformats.comparing import CompareReport
     from qformats.exporting import ExportReport
     from qformats.exporting.progress import Progress
 
-__all__ = ["dequantize", "export", "formats", "open", "pack", "packer", "quantize", "unpack"]
+__all__ = [
+    "compare",
+    "dequantize",
+    "export",
+    "formats",
+    "load_model",
+    "open",
+    "pack",
+    "packer",
+    "quantize",
+    "unpack",
+]
 
 
 def formats() -> list[FormatSpec]:
@@ -253,3 +267,161 @@ def export(
         options=options or {},
         progress=progress,
     )
+
+
+def load_model(
+    model: str | PathLike[str] | Checkpoint,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    format: str | None = None,
+    quantizer: str = "rtn",
+    quantizer_options: Mapping[str, str] | None = None,
+    tensor_types: Mapping[str, str] | None = None,
+    options: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> PreTrainedModel:
+    """Load a model of any format to run it, as a Transformers model whose weights stay packed.
+
+    Tensors are loaded one after the other; quantized ones are never held as plain numbers. The model's attribute
+    ``qformats_report`` tells what became of them.
+
+    Parameters
+    ----------
+    model : str, path or Checkpoint
+        See :func:`open`.
+    device : str or torch.device, optional
+        By default the first CUDA device, or the CPU where there is none.
+    dtype : str or torch.dtype, optional
+        What is computed in, and what plain numbers are cast to: ``"f32"``, ``"f16"``, ``"bf16"``. By default float32
+        on a CPU, elsewhere bfloat16 if the model has it and float16 if not.
+    format : str, optional
+        Quantize while loading, one tensor at a time: what an export to this format would hold.
+    quantizer, quantizer_options, tensor_types
+        As :func:`export` has them; for `format` only.
+    options : mapping of str to str, optional
+        Options of the loaders involved.
+    progress : Progress, optional
+        Is told how far the work is.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        In evaluation mode; no parameter requires a gradient.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If Transformers has no class for the model.
+    CheckpointError
+        If a tensor is missing, unknown, or of another shape than the model's class wants.
+    QFormatsError
+        Whatever else is wrong with the input.
+    """
+    from qformats.runtime import load
+
+    loaded: PreTrainedModel = load.load_model(
+        model,
+        device=device,
+        dtype=dtype,
+        format=format,
+        quantizer=quantizer,
+        quantizer_options=quantizer_options,
+        tensor_types=tensor_types,
+        options=options,
+        progress=progress,
+    )
+    return loaded
+
+
+def compare(
+    base: str | PathLike[str] | Checkpoint,
+    *models: str | PathLike[str] | Checkpoint,
+    try_: Sequence[str] = (),
+    text: str | PathLike[str] | None = None,
+    quantizer: str = "rtn",
+    quantizer_options: Mapping[str, str] | None = None,
+    pure: bool = False,
+    window: int = 512,
+    windows: int | None = None,
+    logits: str | PathLike[str] | None = None,
+    speed: bool = False,
+    device: str | None = None,
+    dtype: str = "f32",
+    workers: int | None = None,
+    options: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> CompareReport:
+    """Compare the same model in several formats: size, weights, and with a text what it predicts.
+
+    Parameters
+    ----------
+    base : str, path or Checkpoint
+        What all others are measured against; see :func:`open`.
+    *models : str, path or Checkpoint
+        The others.
+    try_ : sequence of str
+        Formats into which the base is quantized on the fly; nothing is written.
+    text : str or path, optional
+        UTF-8 file that the models read, or ``"demo"`` for the one that comes with the package. Without it only weights
+        are compared.
+    quantizer, quantizer_options, pure
+        As :func:`export` has them; for `try_` only.
+    window : int
+        Tokens of a window of the text; the second half of each is scored.
+    windows : int, optional
+        Windows at most, from the beginning of the text; all by default.
+    logits : str or path, optional
+        File that keeps what the base predicts. If it exists, the base is not run again.
+    speed : bool
+        Also measure speed and memory.
+    device : str, optional
+        Where models run; a GPU if there is one.
+    dtype : str
+        What models compute in: ``"f32"``, ``"f16"`` or ``"bf16"``.
+    workers : int, optional
+        Threads that compare weights; all cores by default.
+    options : mapping of str to str, optional
+        Options of the loaders involved.
+    progress : Progress, optional
+        Is told how far the work is.
+
+    Returns
+    -------
+    CompareReport
+        All numbers as plain data.
+
+    Raises
+    ------
+    QFormatsError
+        Whatever is wrong with the input, such as a NaN among the weights. Models that differ so much that something
+        cannot be compared are no error: the report's notes say what is missing.
+    """
+    from qformats.comparing import Settings
+    from qformats.comparing import compare as run
+    from qformats.exporting import Recipe
+    from qformats.sources import check_options
+
+    check_options(options or {})
+    tried = [
+        Recipe(
+            packer(format).name,
+            quantizer=quantizer,
+            pure=pure,
+            quantizer_options=tuple((quantizer_options or {}).items()),
+        )
+        for format in try_
+    ]
+    opened = [m if isinstance(m, Checkpoint) else open(m, options=options) for m in (base, *models)]
+    settings = Settings(
+        text=None if text is None else str(text),
+        window=window,
+        windows=windows,
+        logits=None if logits is None else Path(logits).expanduser(),
+        speed=speed,
+        device=device,
+        dtype=dtype,
+        workers=workers,
+        options=options or {},
+    )
+    return run(opened[0], opened[1:], tried, settings, progress)

@@ -49,7 +49,7 @@ def cli_page() -> str:
 
     runner = CliRunner(env={"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"})
     parts = [GENERATED, "# Command line", ""]
-    for command in ((), ("export",), ("reshard",), ("inspect",), ("formats",), ("plugins",)):
+    for command in ((), ("export",), ("generate",), ("reshard",), ("inspect",), ("formats",), ("plugins",)):
         text = runner.invoke(app, [*command, "--help"], prog_name="qformats").output
         text = "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
         parts += [f"## `{' '.join(('qformats', *command))}`", "", "```text", text, "```", ""]

@@ -2,6 +2,7 @@
 """Measure the GPTQ quantizer: accuracy on the demo model, one large layer on a GPU, and beside AutoGPTQ's algorithm.
 
 measure_gptq.py demo                 KL divergence on held-out text against plain rounding, and the time it takes
+measure_gptq.py groups               the same for groups of 32, 128 and 1024 columns and the whole row, as a table
 measure_gptq.py layer                4096 x 11008, Hessian given; on a GPU where there is one
 measure_gptq.py check                the kernel of the device against the same steps in torch
 measure_gptq.py autogptq FOLDER      layer error against AutoGPTQ's own algorithm; FOLDER is its package `auto_gptq`
@@ -10,6 +11,7 @@ measure_gptq.py autogptq FOLDER      layer error against AutoGPTQ's own algorith
 import argparse
 import itertools
 import json
+import math
 import os
 import platform
 import sys
@@ -21,6 +23,7 @@ from pathlib import Path
 import torch
 
 import qformats
+from qformats.dtypes import SIZES
 from qformats.exporting.progress import Silent
 from qformats_gptq.algorithm import Method, solve
 from qformats_gptq.algorithm.hessian import factor
@@ -118,18 +121,8 @@ def demo(arguments):
         ("gguf:q4_0", None),
         *((format, None) for format in arguments.formats),
     ):
-        rounded = _divergence(
-            model, ids, before, plain or (lambda w, f=format: qformats.quantize(w, f).dequantize())
-        )
-        source = qformats.open("demo")
-        names = [name for name in source.tensors if name.endswith("_proj.weight")]
-        with tempfile.TemporaryDirectory() as work:
-            start = time.perf_counter()
-            packer = qformats.packer(format)
-            options = dict(option.split("=", 1) for option in arguments.option)
-            done = GPTQ().prepare(source, dict.fromkeys(names, packer), Path(work), options, Silent())
-            took = time.perf_counter() - start
-            weights = {name: done.read(name) for name in names}
+        rounded = _divergence(model, ids, before, plain or _reference(format))
+        weights, took = _calibrated(format, arguments.option)
         chosen = _divergence(model, ids, before, weights)
         ratios = "  ".join(f"{c / r:.3f}" for c, r in zip(chosen, rounded, strict=True))
         print(
@@ -137,6 +130,52 @@ def demo(arguments):
             f"{took:.1f} s",
             flush=True,
         )
+
+
+def groups(arguments):
+    """Table of group sizes: size and KL divergence of the demo model, and the error of one wide layer."""
+    torch.set_grad_enabled(False)
+    model, ids = _model(), _held_out()
+    before = _log_probs(model, ids)
+    rows, columns = 512, 4096
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(rows, columns, generator=generator) * 0.02
+    inputs = torch.randn(2 * columns, columns, generator=generator)
+    inputs += inputs.roll(1, 1) * 0.8 + inputs.roll(7, 1) * 0.5
+    second = inputs.T @ inputs / len(inputs)
+    hessian, whole = factor(second, 0.01, reorder=True), float(((weight @ second) * weight).sum())
+    print("| format | bits a weight | rounded | by GPTQ | output error of a layer of 4096 inputs |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for format in ("gptq:4bit-32g", "gptq:4bit-128g", "gptq:4bit-1024g", "gptq:4bit--1g"):
+        packer = qformats.packer(format)
+        rounded = _divergence(model, ids, before, _reference(format))[0]
+        weights, _ = _calibrated(format, arguments.option)
+        stored = sum(_stored_bytes(packer, value.shape) for value in weights.values())
+        bits = 8 * stored / sum(value.numel() for value in weights.values())
+        chosen = _divergence(model, ids, before, weights)[0]
+        error = (solve(weight, packer.grid, hessian, Method()).loss / whole) ** 0.5
+        print(f"| `{format}` | {bits:.2f} | {rounded:.5f} | {chosen:.5f} | {error:.3%} |", flush=True)
+
+
+def _stored_bytes(packer, shape):
+    return sum(math.prod(size) * SIZES[dtype] for size, dtype in packer.stored(tuple(shape)).values())
+
+
+def _reference(format):
+    """Rounding by the format's own rule."""
+    return lambda weight: qformats.quantize(weight, format).dequantize()
+
+
+def _calibrated(format, option):
+    """Linear weights of the demo model after calibration, and the seconds it takes."""
+    source, packer = qformats.open("demo"), qformats.packer(format)
+    names = [name for name in source.tensors if name.endswith("_proj.weight")]
+    options = dict(text.split("=", 1) for text in option)
+    with tempfile.TemporaryDirectory() as work:
+        start = time.perf_counter()
+        done = GPTQ().prepare(source, dict.fromkeys(names, packer), Path(work), options, Silent())
+        took = time.perf_counter() - start
+        return {name: done.read(name) for name in names}, took
 
 
 def _model():
@@ -242,6 +281,8 @@ def main():
     one = commands.add_parser("demo")
     one.add_argument("formats", nargs="*", default=[])
     one.add_argument("--option", "-O", action="append", default=[], metavar="NAME=VALUE")
+    several = commands.add_parser("groups")
+    several.add_argument("--option", "-O", action="append", default=[], metavar="NAME=VALUE")
     two = commands.add_parser("layer")
     two.add_argument("formats", nargs="*", default=["gptq:4bit-128g"])
     two.add_argument("--rows", type=int, default=4096)
@@ -253,7 +294,8 @@ def main():
     four.add_argument("folder")
     arguments = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    {"demo": demo, "layer": layer, "check": check, "autogptq": autogptq}[arguments.command](arguments)
+    runs = {"demo": demo, "groups": groups, "layer": layer, "check": check, "autogptq": autogptq}
+    runs[arguments.command](arguments)
 
 
 if __name__ == "__main__":

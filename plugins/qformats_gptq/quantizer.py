@@ -88,8 +88,8 @@ def _rounder(method: Method) -> Callable[..., Iterator[Rounded]]:
     def round_layers(
         layers: Sequence[Layer], moments: Moments, tell: Callable[[str], None]
     ) -> Iterator[Rounded]:
-        from qformats_gptq.algorithm import solve
         from qformats_gptq.algorithm.hessian import factor
+        from qformats_gptq.algorithm.layer import solve_layer
 
         hessian = factor(moments.take(), method.damping, reorder=method.reorder)
         if hessian.damping > method.damping:
@@ -99,12 +99,7 @@ def _rounder(method: Method) -> Callable[..., Iterator[Rounded]]:
             )
         for layer in layers:
             grid: Any = layer.packer.grid
-            target = None
-            if moments.drift is not None:
-                # The least squares answer without rounding: W (Y X') (X X')^-1, with Y = X + drift.
-                change = hessian.solve(hessian.ordered(layer.weight @ moments.drift))
-                target = layer.weight + hessian.restored(change)
-            found = solve(layer.weight, grid, hessian, method, target)
+            found = solve_layer(layer.weight, grid, hessian, method, moments.drift)
             yield Rounded(found.quantized, found.loss, found.signal, hessian.damping)
 
     return round_layers

@@ -59,7 +59,12 @@ class Moments:
             part.addmm_(wide[:, :stop].t(), wide[:, start:stop], beta=old, alpha=new)
         if self._drift is not None and unquantized is not None:
             change = (unquantized.reshape(-1, columns).float() - wide).to(inputs.dtype)
-            self._drift.mul_(old).add_((change.t() @ rows).float(), alpha=new)
+            del wide
+            # In panels as well: products are as large as what they are added to.
+            for start in range(0, columns, panel):
+                stop = min(columns, start + panel)
+                product = (change[:, start:stop].t() @ rows).float()
+                self._drift[start:stop].mul_(old).add_(product, alpha=new)
 
     @property
     def diagonal(self) -> Tensor:

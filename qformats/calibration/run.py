@@ -9,12 +9,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import qformats
 from qformats.calibration.activations import Activations, Memory
 from qformats.calibration.finished import CalibratedCheckpoint, FinishedBlocks
+from qformats.calibration.freed import return_freed
 from qformats.calibration.moments import Moments
 from qformats.calibration.settings import Settings
 from qformats.calibration.skeleton import Skeleton
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Layer", "Rounded", "calibrate"]
 
-_BATCH_TOKENS = 4096
-"""Tokens that run through a block at a time."""
+_BATCH_TOKENS = 2048
+"""Tokens that run through a block at a time: enough to keep a device busy, few enough beside a block's weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,15 +48,20 @@ class Layer:
     ----------
     name : str
         Canonical name of its weight.
-    weight : Tensor
-        float32, ``(N, K)``.
     packer : Packer
         Format to quantize into; it has a grid.
+    read : callable
+        Reads the weight.
     """
 
     name: str
-    weight: Tensor
     packer: Packer
+    read: Callable[[], Tensor]
+
+    @property
+    def weight(self) -> Tensor:
+        """The unquantized weight, float32, ``(N, K)``; read anew each time, so that only one is in memory."""
+        return self.read()
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,6 +317,7 @@ class _Block:
             if stream is not None:
                 stream.clear()
         self.skeleton.free_block(self.number)
+        return_freed()
         return packed
 
     def _groups(self) -> list[tuple[str, ...]]:
@@ -363,18 +371,17 @@ class _Block:
                 f"few samples: {moments.tokens} tokens for layers of {len(moments.diagonal)} inputs; "
                 "take at least as many tokens as inputs, better ten times as many"
             )
+        return_freed()
         return moments
 
     def _quantize(self, group: Sequence[str], moments: Moments) -> dict[str, PackedTensor]:
         names = [self._name(local) for local in group]
-        layers = [
-            Layer(name, self.skeleton.read(name).to(self.run.device), self.run.formats[name])
-            for name in names
-        ]
+        layers = [Layer(name, self.run.formats[name], partial(self._read, name)) for name in names]
+        sizes = {name: self.run.source.tensors[name].nbytes for name in names}
         title = f"block {self.number + 1} of {len(self.skeleton.blocks)}: {', '.join(group)}"
         if self.run.signal:
             title += f" (error {100 * self.run.error:.2f} %)"
-        self.run.progress.start(title, sum(layer.weight.nbytes for layer in layers))
+        self.run.progress.start(title, sum(sizes.values()))
         results = self.run.round_layers(layers, moments, self.run.tell)
         found = {}
         for layer in layers:
@@ -388,8 +395,12 @@ class _Block:
             packed = self._pack(layer, rounded.quantized)
             self._assign(layer.name, packed)
             found[layer.name] = packed
-            self.run.progress.advance(layer.weight.nbytes)
+            self.run.progress.advance(sizes[layer.name])
+            return_freed()
         return found
+
+    def _read(self, name: str) -> Tensor:
+        return self.skeleton.read(name).to(self.run.device)
 
     def _pack(self, layer: Layer, quantized: QuantizedTensor) -> PackedTensor:
         assert layer.packer.grid is not None

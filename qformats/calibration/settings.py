@@ -10,7 +10,13 @@ from pathlib import Path
 from qformats.errors import ConfigError
 from qformats.interfaces.option import Option
 
-__all__ = ["OPTIONS", "Settings", "number", "switch"]
+__all__ = ["OPTIONS", "Settings", "SideOption", "number", "switch"]
+
+
+@dataclass(frozen=True)
+class SideOption(Option):
+    """An option that leaves the result what it is; finished work is found again when it changes."""
+
 
 OPTIONS = (
     Option(
@@ -24,10 +30,10 @@ OPTIONS = (
         "compute-dtype",
         "what the model runs in: f32, f16 or bf16 (its own, where the device is fast with it)",
     ),
-    Option(
+    SideOption(
         "activation-memory", "how much of the hidden states is kept in memory, not on disk, such as 4GB (2GB)"
     ),
-    Option("log", "file for loss, damping and time of every layer, as JSON lines"),
+    SideOption("log", "file for loss, damping and time of every layer, as JSON lines"),
 )
 """Options of every quantizer that calibrates."""
 
@@ -92,7 +98,7 @@ class Settings:
     @property
     def identity(self) -> dict[str, str]:
         """What decides the result."""
-        without = ("log", "activation_memory")
+        without = [option.name.replace("-", "_") for option in OPTIONS if isinstance(option, SideOption)]
         return {f.name: str(getattr(self, f.name)) for f in fields(self) if f.name not in without}
 
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from qformats.api import dequantize
 from qformats.checkpoint import Checkpoint
 from qformats.errors import CheckpointError, UnsupportedModelError, WeightsError
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Skeleton"]
 
 _LINEAR = ("Linear", "Conv1D")
+_SLICE = 1 << 22
+"""Weights that are read at a time."""
 
 
 class Skeleton:
@@ -122,10 +125,10 @@ class Skeleton:
         for key, value in module._parameters.items():
             if value is not None and value.is_meta:
                 full = f"{name}.{key}" if name else key
-                self.assign(module, key, self.read(full), full)
+                self.assign(module, key, self.read(full, self.dtype), full)
 
-    def read(self, name: str) -> Tensor:
-        """Values of a tensor of the source, float32.
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Values of a tensor of the source, on the CPU, float32 unless another dtype is asked for.
 
         Raises
         ------
@@ -139,10 +142,19 @@ class Skeleton:
             raise CheckpointError(
                 self._source.path, f"holds no {name}, which its model class wants", hint=hint
             )
-        values = self._source.read(name)
-        if not bool(values.isfinite().all()):
-            file = str(self._source.tensors[name].file)
-            raise WeightsError(file, name, "holds NaN or infinity", "repair the model")
+        import torch
+
+        stored = self._source.tensors[name]
+        values = torch.empty(stored.shape, dtype=dtype or torch.float32)
+        # In slices: as float32, and while it is looked at, a weight is several times as large as it is stored.
+        step = stored.rows
+        if stored.step:
+            step = max(1, _SLICE // max(1, stored.numel // stored.rows) // stored.step) * stored.step
+        for start in range(0, stored.rows, step):
+            part = dequantize(stored.read(start, min(stored.rows, start + step)))
+            if not bool(part.isfinite().all()):
+                raise WeightsError(str(stored.file), name, "holds NaN or infinity", "repair the model")
+            values[start : start + step] = part
         return values
 
     def assign(self, module: Any, key: str, weight: Tensor, name: str) -> None:

@@ -10,8 +10,10 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
+from qformats.cli.compare import compare
 from qformats.cli.export import export
 from qformats.cli.formats import formats
+from qformats.cli.generate import generate
 from qformats.cli.inspect import inspect
 from qformats.cli.plugins import plugins
 from qformats.cli.reshard import reshard
@@ -54,6 +56,8 @@ app = typer.Typer(
     ),
 )
 app.command()(export)
+app.command()(generate)
+app.command()(compare)
 app.command()(inspect)
 app.command()(formats)
 app.command()(plugins)

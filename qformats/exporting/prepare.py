@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qformats.errors import OutputError
+from qformats.calibration.settings import SideOption
+from qformats.errors import NonFiniteError, OutputError, WeightsError
+from qformats.exact import Answer
+from qformats.exporting.fill import slices_of, source_bytes
 from qformats.exporting.journal import unwritable
-from qformats.exporting.plan import Action, Plan, make_plan
+from qformats.exporting.plan import Action, Plan, TensorPlan, make_plan
 from qformats.exporting.progress import Progress
+from qformats.exporting.recipe import Recipe
+from qformats.exporting.transcode import transcode
+from qformats.interfaces import Packer, Quantizer
 from qformats.registry import registry
+from qformats.tensors import PackedTensor, QuantizedTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Workspace", "prepare"]
 
@@ -48,7 +60,7 @@ class Workspace:
             except BlockingIOError as error:
                 found = "is being written by another process"
                 raise OutputError(plan.target, found, "Wait for it, or stop it") from error
-            self._claim(plan.identity([]))
+            self._claim(replace(plan, recipe=_deciding(plan.recipe)).identity([]))
         except OSError as error:
             self.close()
             raise error if isinstance(error, OutputError) else unwritable(plan.target, error) from error
@@ -79,6 +91,9 @@ class Workspace:
 def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     """Let the quantizer work on the whole model; the plan of what is then left to write.
 
+    It gets the plain weights, and those quantized ones that have to be rounded once more: decoded. Tensors that can
+    stay what they are in the new format are transcoded as without it.
+
     Parameters
     ----------
     plan : Plan
@@ -90,11 +105,9 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     """
     recipe = plan.recipe
     quantizer = registry().quantizer(recipe.quantizer)
-    formats = {
-        tensor.assignment.draft.source.name: tensor.packer
-        for tensor in plan.tensors
-        if tensor.action is Action.QUANTIZE
-    }
+    rounded = [_rounded(plan, index, progress) for index in range(len(plan.tensors))]
+    wanted = {tensor.assignment.draft.source.name: tensor for tensor in rounded if tensor is not None}
+    formats = {name: tensor.packer for name, tensor in wanted.items()}
     prepared = quantizer.prepare(plan.source, formats, workspace, dict(recipe.quantizer_options), progress)
     prepared.fingerprint = plan.fingerprint
     # Reports tell what the model was, not what it became on the way.
@@ -102,4 +115,70 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
         name: replace(tensor, nbytes=plan.source.tensors[name].nbytes)
         for name, tensor in prepared.tensors.items()
     }
-    return make_plan(prepared, plan.target, recipe, plan.options)
+    left = make_plan(prepared, plan.target, _deciding(recipe), plan.options)
+    return replace(left, tensors=tuple(_as_rounded(tensor, wanted) for tensor in left.tensors))
+
+
+def _deciding(recipe: Recipe) -> Recipe:
+    """A recipe without the quantizer's options that leave the result what it is: they may change between two runs."""
+    aside = {o.name for o in registry().quantizer(recipe.quantizer).options if isinstance(o, SideOption)}
+    kept = tuple(option for option in recipe.quantizer_options if option[0] not in aside)
+    return replace(recipe, quantizer_options=kept)
+
+
+def _rounded(plan: Plan, index: int, progress: Progress) -> TensorPlan | None:
+    """A tensor whose codes are to be chosen, with the reason why it cannot stay what it is; ``None`` for others."""
+    tensor = plan.tensors[index]
+    match tensor.action:
+        case Action.QUANTIZE | Action.REQUANTIZE:
+            return tensor
+        case Action.TRANSCODE if tensor.exact is not Answer.ALWAYS:
+            reason = _mostly_rounded(plan, index, progress)
+            return replace(tensor, reason=reason) if reason else None
+    return None
+
+
+def _mostly_rounded(plan: Plan, index: int, progress: Progress) -> str:
+    """Why most weights of a tensor would be rounded if it were transcoded; empty if they would not.
+
+    Where most are rounded, it is better to choose all codes with the whole model at hand.
+    """
+    tensor = plan.tensors[index]
+    source = tensor.assignment.draft.source
+    counting, reason = _Counting(), ""
+    progress.start(f"looking at {tensor.name}", source.nbytes)
+    for piece in slices_of(replace(plan, tensors=(tensor,))):
+        part = source.read(piece.start, piece.stop)
+        try:
+            _, measure = transcode(part, registry().packer(part.format), tensor.packer, counting)
+        except NonFiniteError as error:
+            raise WeightsError(str(source.file), source.name, error.found, error.hint) from error
+        reason = reason or measure.reason
+        progress.advance(source_bytes(plan, replace(piece, tensor=index)))
+    return reason if 2 * counting.weights > math.prod(source.shape) else ""
+
+
+class _Counting(Quantizer):
+    """Counts the weights that it is asked to round."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.weights = 0
+
+    def quantize(self, weight: Tensor, packer: Packer, importance: Tensor | None = None) -> QuantizedTensor:
+        """Round by the format's own rule."""
+        return registry().quantizer("rtn").quantize(weight, packer, importance)
+
+    def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:
+        """Count, and round by the format's own rule."""
+        self.weights += dense.numel()
+        return packer.encode_reference(dense)
+
+
+def _as_rounded(tensor: TensorPlan, wanted: dict[str, TensorPlan]) -> TensorPlan:
+    """A tensor that was quantized before, as what the quantizer made of it: its format is the new one by now."""
+    before = wanted.get(tensor.assignment.draft.source.name)
+    if before is None or before.action is Action.QUANTIZE:
+        return tensor
+    return replace(tensor, action=Action.REQUANTIZE, exact=Answer.NEVER, reason=before.reason)

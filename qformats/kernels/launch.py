@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,9 @@ __all__ = ["FUSED_ROWS", "Tiles", "choose_tiles", "dequantize", "linear"]
 _tune = None
 FUSED_ROWS = 256
 """Rows of activations up to which decoding inside the product is faster than decoding before it."""
+
+
+_tune = None
 
 
 class Tiles(NamedTuple):
@@ -82,8 +86,9 @@ def choose_tiles(count: int, form: DeviceForm, device: torch.device) -> Tiles:
     tiles = -(-form.rows // rows) * -(-count // batch)
     split = most if small else 1 if tiles * 4 >= busy * 3 else -(-busy // tiles)
     # Codes of two planes are loaded in steps of up to four quads.
-    stages = max(2, stages // quads_of_step(form.bits))
-    return Tiles(rows, batch, max(1, min(split, most, steps // 4)), stages, warps)
+    together = quads_of_step(form.bits)
+    stages = max(2, stages // together)
+    return Tiles(rows, batch, max(1, min(split, most, steps * together // 4)), stages, warps)
 
 
 def _arguments(weight: DeviceWeight) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -107,6 +112,14 @@ def _constants(weight: DeviceWeight) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _early(device: torch.device) -> dict[str, bool]:
+    """Whether a launch may overlap the end of the kernel before it: from compute capability 9 on."""
+    able = device.type == "cuda" and torch.version.hip is None
+    able = able and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"EARLY": True, "launch_pdl": True} if able else {"EARLY": False}
+
+
 def _fast(weight: DeviceWeight, dtype: torch.dtype) -> bool:
     """Whether pairs of levels can be decoded at once: on the device, in two bytes, and exactly."""
     form = weight.form
@@ -126,7 +139,7 @@ def dequantize(weight: DeviceWeight, dtype: torch.dtype) -> Tensor:
     form = weight.form
     out = torch.empty((form.rows, form.columns), dtype=dtype, device=weight.scale.device)
     low, high, scale, shift, table, lookup = _arguments(weight)
-    rows, warps = (64, 8) if len(weight.planes) > 1 else (32, 8)
+    rows, warps = _tune or ((64, 8) if len(weight.planes) > 1 else (32, 8))
     quads = padded_columns(form.columns, form.bits) // QUAD
     quads = min(quads, -(-form.columns // QUAD))
     kernel: Any = dequantize_kernel
@@ -145,6 +158,7 @@ def dequantize(weight: DeviceWeight, dtype: torch.dtype) -> Tensor:
         FAST=weight.scale.is_cuda if form.mode == TABLE else _fast(weight, torch.float16),
         EVEN_N=form.rows % rows == 0,
         ROWS=rows,
+        **_early(out.device),
         num_warps=warps,
         # The value is a product rounded, then a sum rounded.
         enable_fp_fusion=False,
@@ -189,6 +203,7 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | 
         **_constants(weight),
         "FAST": _fast(weight, x.dtype),
         "PAIRED": bool(form.paired & (2 if x.dtype == torch.bfloat16 else 1)),
+        "SCALED": chosen.batch >= 32 and x.dtype == scale.dtype == torch.float16,
         "BIAS": bias is not None,
         "EVEN_N": form.rows % chosen.rows == 0,
     }

@@ -23,6 +23,7 @@ __all__ = [
     "quads_of_second",
     "quads_of_step",
     "second_words",
+    "start_early",
     "table_levels",
 ]
 
@@ -153,6 +154,16 @@ def quads_of_first(bits):
 def quads_of_second(bits):
     """Quads whose high bits one packed strip holds; without a second plane, as for the first."""
     return {1: 4, 2: 2, 3: 4, 5: 4, 6: 2}.get(bits, 1)
+
+
+@triton.jit
+def start_early():
+    """Let the next kernel of the stream be placed while this one runs, and wait for the one before this.
+
+    Nothing is read or written before the wait: what overlaps is the launch alone.
+    """
+    tl.extra.cuda.gdc_launch_dependents()
+    tl.extra.cuda.gdc_wait()
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from qformats.kernels.triton_decode import (
     move_down,
     of_strip,
     second_words,
+    start_early,
     table_levels,
 )
 
@@ -48,11 +49,14 @@ def dequantize_kernel(
     EVEN_N: tl.constexpr,
     EVEN_K: tl.constexpr,
     ROWS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """``out = scale * level + minimum`` for `ROWS` rows and one quad: in float32, rounded once.
 
     `GROUP` is 0 where a row has one scale. `ZERO` is None where groups have zero points of their own.
     """
+    if EARLY:
+        start_early()
     quad = tl.program_id(0)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, 32)

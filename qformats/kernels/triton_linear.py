@@ -32,6 +32,17 @@ def _activations(x_ptr, m, M, K, quad, STRIP: tl.constexpr, EVEN_K: tl.constexpr
 
 
 @triton.jit
+def _minima(minimum, x, total, ROWS: tl.constexpr):
+    """Add ``minimum * sum of x`` over one strip: ``[ROWS, 1]`` and ``[batch, 32]``."""
+    if minimum.dtype == x.dtype:
+        # The tensor cores add up more cheaply than a reduction over threads does.
+        tile = tl.broadcast_to(minimum, (ROWS, 32))
+        return tl.dot(tile, tl.trans(x), total, input_precision="ieee")
+    else:
+        return total + minimum.to(tl.float32) * tl.sum(x.to(tl.float32), axis=1)[None, :]
+
+
+@triton.jit
 def linear_kernel(
     x_ptr,
     low_ptr,
@@ -55,6 +66,7 @@ def linear_kernel(
     GROUP: tl.constexpr,
     FAST: tl.constexpr,
     PAIRED: tl.constexpr,
+    SCALED: tl.constexpr,
     BIAS: tl.constexpr,
     EVEN_N: tl.constexpr,
     EVEN_K: tl.constexpr,
@@ -67,6 +79,7 @@ def linear_kernel(
 
     A program makes `ROWS` columns of ``out`` from one of `SPLIT` ranges of the steps; of the programs that share them,
     the last one to arrive adds up what all have left in ``partial``, always in the same order.
+    `SCALED` multiplies levels by float16 scales before the product, where scaling many sums after it costs more.
     """
     tile = tl.program_id(0)
     split = tl.program_id(1)
@@ -128,12 +141,7 @@ def linear_kernel(
                 part = tl.dot(level[2], tl.trans(x2), part, input_precision="ieee")
                 part = tl.dot(level[3], tl.trans(x3), part, input_precision="ieee")
                 total += scale.to(tl.float32) * part
-                if MODE == 1:
-                    minimum = of_strip(shift_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
-                    added = tl.sum(x0.to(tl.float32) + x1.to(tl.float32), axis=1)
-                    added += tl.sum(x2.to(tl.float32) + x3.to(tl.float32), axis=1)
-                    total += minimum.to(tl.float32) * added[None, :]
-            elif GROUP % 64 == 0 and MODE != 1:
+            elif GROUP % 64 == 0:
                 for pair in tl.static_range(2):
                     scale = of_strip(scale_ptr, row, N, quad, 2 * pair, inside, GROUP, groups, EVEN_N, EVEN_K)
                     part = tl.dot(level[2 * pair], tl.trans(x[2 * pair]), input_precision="ieee")
@@ -144,22 +152,23 @@ def linear_kernel(
             else:
                 for strip in tl.static_range(4):
                     scale = of_strip(scale_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K)
-                    shift = scale
-                    if MODE == 1:
-                        shift = of_strip(
-                            shift_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
-                        )
-                    if GROUP % 32 == 0:
+                    if GROUP % 32 == 0 and SCALED:
+                        value = level[strip] * scale
+                        total = tl.dot(value, tl.trans(x[strip]), total, input_precision="ieee")
+                    elif GROUP % 32 == 0:
                         part = tl.dot(level[strip], tl.trans(x[strip]), input_precision="ieee")
                         total += scale.to(tl.float32) * part
-                        if MODE == 1:
-                            added = tl.sum(x[strip].to(tl.float32), axis=1)
-                            total += shift.to(tl.float32) * added[None, :]
                     else:
                         value = level[strip].to(tl.float32) * scale.to(tl.float32)
                         if MODE == 1:
-                            value += shift.to(tl.float32)
+                            value += of_strip(
+                                shift_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
+                            ).to(tl.float32)
                         total = tl.dot(value.to(dtype), tl.trans(x[strip]), total, input_precision="ieee")
+            if MODE == 1 and GROUP % 32 == 0 and GROUP > 0:
+                for strip in tl.static_range(4):
+                    minimum = of_strip(shift_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K)
+                    total = _minima(minimum, x[strip], total, ROWS)
     if GROUP == 0:
         scale = of_strip(scale_ptr, row, N, 0, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
         total = total * scale.to(tl.float32)

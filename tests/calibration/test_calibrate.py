@@ -204,6 +204,17 @@ def test_spilled_states_change_nothing(memory, llama, text, tmp_path):
     assert _same(kept, _prepare(source, tmp_path / "b", text, activation_memory=memory, **more))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_weights_are_read_in_slices(name, tmp_path, monkeypatch):
+    """Each as it is, in any dtype; those of a GPT-2 are stored the other way round."""
+    source = qformats.open(tiny.build(name, tmp_path / "model"))
+    skeleton = Skeleton(source, torch.float32, torch.device("cpu"))
+    monkeypatch.setattr("qformats.calibration.skeleton._SLICE", 1000)
+    for tensor in source.tensors:
+        assert torch.equal(skeleton.read(tensor), source.read(tensor))
+        assert torch.equal(skeleton.read(tensor, torch.bfloat16), source.read(tensor).bfloat16())
+
+
 def test_a_part_that_is_left_out_is_the_same_part(llama):
     """Running only the last layer of a child, from its known input, gives what the whole child gives."""
     source = qformats.open(llama)

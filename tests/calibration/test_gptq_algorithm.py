@@ -13,6 +13,7 @@ from qformats.errors import NonFiniteError
 from qformats_gptq.algorithm import Method, solve
 from qformats_gptq.algorithm.fit import fit
 from qformats_gptq.algorithm.hessian import factor
+from qformats_gptq.algorithm.layer import solve_layer
 from qformats_gptq.algorithm.levels import Levels
 from qformats_gptq.algorithm.panel_cpu import panel
 from qformats_gptq.algorithm.sweep import panel_of_torch, sweep
@@ -333,3 +334,22 @@ def test_the_search_uses_the_sign_of_a_scale_where_the_format_stores_one():
     assert not bool(
         (fit(qformats.packer("gptq:4bit-32g").grid, weight, importance, search=True).scale < 0).any()
     )
+
+
+@pytest.mark.parametrize("format", ["gguf:q4_1", "gptq:4bit-32g-actorder-asym", "bitsandbytes:nf4-dq"])
+def test_rows_are_solved_a_few_at_a_time(format, monkeypatch):
+    """The same codes as for all rows at once, but for sums in another order; shared scales keep rows together."""
+    weight, _, second = _layer(50)
+    drift = 0.01 * second.roll(1, 0)
+    grid = qformats.packer(format).grid
+    hessian = factor(second, 0.01, reorder=True)
+    whole = solve_layer(weight, grid, hessian, Method(rounds=0), drift)
+    monkeypatch.setattr("qformats_gptq.algorithm.layer._WEIGHTS", 7 * 256)
+    parts = solve_layer(weight, grid, hessian, Method(rounds=0), drift)
+    grid.validate(parts.quantized)
+    same = parts.quantized.dequantize() == whole.quantized.dequantize()
+    assert float(same.float().mean()) > 0.99
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-2)
+    assert parts.signal == pytest.approx(whole.signal, rel=1e-5)
+    without = solve_layer(weight, grid, hessian, Method(rounds=0))
+    assert not torch.equal(without.quantized.codes, parts.quantized.codes)

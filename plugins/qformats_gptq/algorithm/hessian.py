@@ -81,7 +81,7 @@ class Hessian:
 
     def loss(self, errors: Tensor) -> Tensor:
         """Squared output error of each row of weight errors, float32 ``(N,)``."""
-        return (errors @ self.root).square().sum(1)
+        return (errors @ self.root).square_().sum(1)
 
 
 _PANEL = 512

@@ -1,0 +1,320 @@
+"""``qformats generate``: let a model write, from whatever format it is in."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qformats.cli.options import Json, LoaderOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["generate"]
+
+_CONTEXT = 4
+"""Ids before a new one that its text may depend on: a space in front, half a character."""
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="File or folder, a hub id (organisation/name), or demo.")],
+    prompt: Annotated[str, typer.Argument(help="What the text begins with.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Most tokens.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Draw tokens; 0 takes the most likely one each time.")
+    ] = 0.0,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="With --temperature: only the likeliest, up to this probability."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="With --temperature: another seed draws another text.")] = 0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a message, in the model's chat template.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU by default if there is one.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="f32, f16 or bf16, for what is computed.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", "-f", help="Quantize into this format while loading.")
+    ] = None,
+    option: LoaderOptions = None,
+    json: Json = False,
+) -> None:
+    """Let a model continue a text; its weights stay packed in memory.
+
+    The text goes to standard output as it is made, speed and memory to standard error at the end.
+    """
+    written = _Written()
+    try:
+        _run(
+            written,
+            model,
+            prompt,
+            sampling=_sampling(temperature, top_p),
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            chat=chat,
+            device=device,
+            dtype=dtype,
+            format=format,
+            option=option,
+            json=json,
+        )
+    except KeyboardInterrupt:
+        if written.open_line:
+            print(flush=True)
+        raise KeyboardInterrupt(f"{written.tokens} tokens were made") from None
+
+
+class _Written:
+    """What is on standard output so far."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.open_line = False
+
+    def show(self, text: str) -> None:
+        """Print a piece of text at once."""
+        if text:
+            print(text, end="", flush=True)
+            self.open_line = not text.endswith("\n")
+
+
+def _run(
+    written: _Written,
+    model: str,
+    prompt: str,
+    *,
+    sampling: dict[str, Any],
+    max_new_tokens: int,
+    seed: int,
+    chat: bool,
+    device: str | None,
+    dtype: str | None,
+    format: str | None,
+    option: list[str] | None,
+    json: bool,
+) -> None:
+    import torch
+
+    import qformats
+    from qformats.cli.console import Bar, print_json, size
+    from qformats.cli.export import pair
+    from qformats.errors import ConfigError
+    from qformats.runtime import tokenizer
+
+    if dtype not in (None, "f32", "f16", "bf16"):
+        raise ConfigError("--dtype", dtype, "f32, f16 or bf16")
+    options = dict(pair("option", text) for text in option or ())
+    source = qformats.open(model, options=options)
+    words = tokenizer(source)
+    ids = _ids(words, prompt, source.config, chat=chat)
+    count = _room(source.config, len(ids), max_new_tokens)
+    began = time.perf_counter()
+    with Bar() as bar:
+        running: Any = qformats.load_model(
+            source, device=device, dtype=dtype, format=format, options=options, progress=bar
+        )
+    loaded = time.perf_counter() - began
+    torch.manual_seed(seed)
+    pieces = _Pieces(words, ids, written, shown=not json)
+    _generate(running, ids, count, sampling, pieces)
+    weights, peak = running.qformats_report.nbytes, _peak(running.device)
+    if json:
+        facts = {
+            "model": str(source.path),
+            "format": format,
+            "prompt": prompt,
+            "text": pieces.text,
+            "prompt_tokens": len(ids),
+            "tokens": len(pieces.ids),
+            "load_seconds": loaded,
+            "prompt_seconds": pieces.prompt_seconds,
+            "tokens_per_second": pieces.speed,
+            "weights_nbytes": weights,
+            "peak_nbytes": peak,
+            "device": str(running.device),
+        }
+        print_json(facts)
+        return
+    if written.open_line:
+        print(flush=True)
+    speed = f", {pieces.speed:.1f} tokens/s" if pieces.speed else ""
+    print(
+        f"qformats: loaded in {loaded:.1f} s; {len(ids)} tokens read in {pieces.prompt_seconds:.1f} s; "
+        f"{len(pieces.ids)} tokens written{speed}; weights {size(weights)}, peak memory {size(peak)} "
+        f"({running.device})",
+        file=sys.stderr,
+    )
+
+
+def _sampling(temperature: float, top_p: float | None) -> dict[str, Any]:
+    """How tokens are chosen, as Transformers calls it."""
+    from qformats.errors import ConfigError
+
+    if temperature:
+        kept = 1.0 if top_p is None else top_p
+        return {"do_sample": True, "temperature": temperature, "top_p": kept, "top_k": 0}
+    if top_p is not None:
+        raise ConfigError(
+            "--top-p", top_p, "a --temperature with it: without one the likeliest token is taken"
+        )
+    return {"do_sample": False}
+
+
+def _ids(tokenizer: Any, prompt: str, config: Any, *, chat: bool) -> list[int]:
+    """Ids that the model starts from."""
+    from qformats.errors import BackendUnavailableError, ConfigError
+
+    if chat:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ConfigError("--chat", "a model without a chat template", "a chat model; leave --chat out")
+        messages = [{"role": "user", "content": prompt}]
+        try:
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except ImportError as error:
+            raise BackendUnavailableError(
+                "chat templates", "jinja2 is not installed", "pip install jinja2"
+            ) from error
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        ids = tokenizer(prompt)["input_ids"]
+    first = getattr(tokenizer, "bos_token_id", None) or config.get("bos_token_id")
+    if not ids and isinstance(first, int):
+        ids = [first]
+    if not ids:
+        raise ConfigError("prompt", prompt, "some text, since this model has no token to begin with")
+    return [int(each) for each in ids]
+
+
+def _room(config: Any, used: int, wanted: int) -> int:
+    """How many tokens can be made before the model's context is full."""
+    from qformats.errors import ConfigError
+
+    limit = config.get("max_position_embeddings") or config.get("n_positions") or config.get("seq_length")
+    if not isinstance(limit, int):
+        return wanted
+    if used >= limit:
+        raise ConfigError("prompt", f"{used} tokens", f"fewer than the model's context of {limit}")
+    return min(wanted, limit - used)
+
+
+def _generate(model: Any, ids: Sequence[int], count: int, sampling: dict[str, Any], pieces: _Pieces) -> None:
+    import torch
+    from transformers import GenerationConfig
+
+    given = model.generation_config
+    # What makes a text end is the model's; how tokens are chosen is said on the command line alone.
+    ends = given.eos_token_id if given.eos_token_id is not None else model.config.eos_token_id
+    last = ends[0] if isinstance(ends, list) else ends
+    config: Any = GenerationConfig
+    model.generation_config = config(
+        bos_token_id=given.bos_token_id,
+        eos_token_id=ends,
+        pad_token_id=given.pad_token_id if given.pad_token_id is not None else last,
+        max_new_tokens=count,
+        **sampling,
+    )
+    inputs = torch.tensor([list(ids)], device=model.device)
+    pieces.start()
+    model.generate(inputs, attention_mask=torch.ones_like(inputs), streamer=pieces)
+
+
+class _Pieces:
+    """Turns ids into text while they come, and tells how fast they come; Transformers calls it a streamer.
+
+    Parameters
+    ----------
+    tokenizer : object
+        With ``decode``.
+    prompt : sequence of int
+        Ids that are not shown.
+    written : _Written
+        Takes the text.
+    shown : bool
+        Whether it is printed.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int], written: _Written, *, shown: bool) -> None:
+        self._decode: Callable[[Sequence[int]], str] = lambda ids: str(
+            tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+        self._all = list(prompt)
+        self._prompt = len(self._all)
+        self._from = max(0, self._prompt - _CONTEXT)
+        self._told = self._decode(self._all[self._from :])
+        self._written, self._shown = written, shown
+        self.text = ""
+        self._first = self._last = self._began = 0.0
+        self._seen_prompt = False
+
+    @property
+    def ids(self) -> list[int]:
+        """Ids that were made."""
+        return self._all[self._prompt :]
+
+    @property
+    def prompt_seconds(self) -> float:
+        """From the start to the first id."""
+        return self._first - self._began
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second after the first one; None if there is no second."""
+        spent = self._last - self._first
+        return (len(self.ids) - 1) / spent if len(self.ids) > 1 and spent > 0 else None
+
+    def start(self) -> None:
+        """Start the clock."""
+        self._began = self._first = time.perf_counter()
+
+    def put(self, value: Tensor) -> None:
+        """Take ids; the first call brings the prompt."""
+        if not self._seen_prompt:
+            self._seen_prompt = True
+            return
+        self._last = time.perf_counter()
+        if not self.ids:
+            self._first = self._last
+        self._all += [int(each) for each in value.flatten().tolist()]
+        self._written.tokens = len(self.ids)
+        text = self._decode(self._all[self._from :])
+        # Half a character decodes to a placeholder: its text comes with the id that completes it.
+        if not text.endswith(_UNFINISHED):
+            self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        new = text[len(self._told) :]
+        self.text += new
+        if self._shown:
+            self._written.show(new)
+        self._from = max(self._from, len(self._all) - _CONTEXT)
+        self._told = self._decode(self._all[self._from :])
+
+    def end(self) -> None:
+        """Give what is left, complete or not."""
+        text = self._decode(self._all[self._from :])
+        if len(text) > len(self._told):
+            self._tell(text)
+
+
+def _peak(device: Any) -> int:
+    """Most bytes that the GPU held, or the process on a CPU."""
+    import resource
+
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,13 @@
+"""A model in many formats, side by side: weights, behaviour, speed.
+
+Weights are compared tensor by tensor while they stream by. Behaviour is what the models predict over windows of a text,
+scored as llama.cpp's perplexity tool scores it; one model at a time is in memory, and what the base predicts lies in a
+file. The report is plain data.
+"""
+
+from __future__ import annotations
+
+from qformats.comparing.report import CompareReport
+from qformats.comparing.run import Settings, compare
+
+__all__ = ["CompareReport", "Settings", "compare"]

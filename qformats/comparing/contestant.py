@@ -1,0 +1,104 @@
+"""A model of the comparison, and what has become known of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from qformats.checkpoint import Checkpoint
+from qformats.comparing.report import BehaviourResult, ModelResult, SpeedResult, WeightsResult
+from qformats.comparing.weights import place
+from qformats.registry import registry
+
+__all__ = ["Contestant", "distinguish"]
+
+_MAIN = 0.9
+"""Share of the weights that a format must have to stand for the model."""
+
+
+@dataclass
+class Contestant:
+    """A model of the comparison.
+
+    Attributes
+    ----------
+    name : str
+        What to call it.
+    checkpoint : Checkpoint
+        The model.
+    container : str
+        Loader that opened it, or that would write it.
+    quantizer : str
+        Of a format that is tried; empty for models in files.
+    notes : list of str
+        What is to be known about its numbers, in sentences.
+    behaviour, speed
+        Results so far.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    container: str
+    quantizer: str = ""
+    notes: list[str] = field(default_factory=list)
+    behaviour: BehaviourResult | None = None
+    speed: SpeedResult | None = None
+
+    @property
+    def formats(self) -> tuple[str, dict[str, int]]:
+        """Format that stands for the model, and how many weights each format holds."""
+        held: Counter[str] = Counter()
+        blocks: Counter[str] = Counter()
+        for name, tensor in self.checkpoint.tensors.items():
+            held[tensor.stored_format] += tensor.numel
+            quantized = registry().packer(tensor.stored_format).dense_dtype is None
+            # Embeddings and output layers have formats of their own, or none.
+            if quantized and place(name)[0] is not None:
+                blocks[tensor.stored_format] += tensor.numel
+        counts = blocks or held
+        format, count = counts.most_common(1)[0] if counts else ("mixed", 0)
+        return (format if count >= _MAIN * counts.total() else "mixed"), dict(held.most_common())
+
+    def note_differences(self, base: Checkpoint) -> None:
+        """Say so where it is of another kind than the base."""
+        ours, theirs = self.checkpoint.config.get("model_type"), base.config.get("model_type")
+        if ours != theirs:
+            self.notes.append(
+                f"It is a {ours} and the base a {theirs}: of the weights, only tensors of the same name and shape are "
+                "compared."
+            )
+
+    def result(self, weights: WeightsResult | None, notes: Sequence[str]) -> ModelResult:
+        """What the report says of it."""
+        format, held = self.formats
+        checkpoint = self.checkpoint
+        return ModelResult(
+            name=self.name,
+            path=str(checkpoint.path),
+            format=format,
+            formats=held,
+            container=self.container,
+            tried=bool(self.quantizer),
+            quantizer=self.quantizer,
+            nbytes=checkpoint.nbytes,
+            parameters=checkpoint.parameters,
+            bits_per_weight=checkpoint.bits_per_weight,
+            weights=weights,
+            behaviour=self.behaviour,
+            speed=self.speed,
+            notes=(*self.notes, *notes),
+        )
+
+
+def distinguish(models: Sequence[Contestant]) -> None:
+    """Give each a name of its own: where several are alike, all but the first get their format or a number too."""
+    additions = [model.formats[0] for model in models], [str(i) for i in range(len(models))]
+    for added in additions:
+        counts = Counter(model.name for model in models)
+        seen: set[str] = set()
+        for model, addition in zip(models, added, strict=True):
+            if counts[model.name] > 1 and model.name in seen:
+                model.name += f" ({addition})"
+            else:
+                seen.add(model.name)

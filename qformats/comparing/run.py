@@ -1,0 +1,189 @@
+"""One comparison from beginning to end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import qformats
+from qformats.calibration.finished import CalibratedCheckpoint
+from qformats.checkpoint import Checkpoint
+from qformats.comparing.contestant import Contestant, distinguish
+from qformats.comparing.report import CompareReport
+from qformats.comparing.runs import Runs
+from qformats.comparing.speed import machine
+from qformats.comparing.text import Tokenizer, Windows, read_text, windows_of
+from qformats.comparing.weights import compare_weights
+from qformats.comparing.writing import check_place
+from qformats.dtypes import torch_dtype
+from qformats.errors import BackendUnavailableError, CheckpointError, ConfigError
+from qformats.exporting import Recipe
+from qformats.exporting.progress import Progress, Silent
+from qformats.exporting.run import threads
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Settings", "compare"]
+
+_FEW = 100
+"""Scored tokens below which statistics say little."""
+_PLAIN = "rtn"
+"""The quantizer that goes without saying."""
+_DTYPES = ("f32", "f16", "bf16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to compare.
+
+    Attributes
+    ----------
+    text : str or None
+        File that behaviour is measured on, or ``"demo"``; ``None`` for weights only.
+    window : int
+        Tokens of a window.
+    windows : int or None
+        Windows at most, from the beginning of the text.
+    logits : Path or None
+        File that keeps what the base predicts, for the next comparison with it.
+    speed : bool
+        Whether to measure speed and memory.
+    device : str or None
+        Where models run; a GPU if there is one.
+    dtype : str
+        What models compute in.
+    workers : int or None
+        Threads that compare weights.
+    options : mapping of str to str
+        Of the loaders.
+    """
+
+    text: str | None = None
+    window: int = 512
+    windows: int | None = None
+    logits: Path | None = None
+    speed: bool = False
+    device: str | None = None
+    dtype: str = "f32"
+    workers: int | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+def compare(
+    base: Checkpoint,
+    models: Sequence[Checkpoint],
+    tried: Sequence[Recipe],
+    settings: Settings,
+    progress: Progress | None = None,
+) -> CompareReport:
+    """Compare models, and formats that are tried on the base, with the base; see :func:`qformats.compare`."""
+    progress = progress or Silent()
+    workers = threads(settings.workers)
+    if not models and not tried:
+        raise ConfigError("models", "none besides the base", "one or more, or formats to try (--try)")
+    device, dtype = _device(settings.device), _dtype(settings.dtype)
+    windows, tokenizer = _windows(base, settings)
+    if settings.logits is not None:
+        check_place(settings.logits)
+    with contextlib.ExitStack() as stack:
+        everyone = [Contestant(model.name, model, model.container) for model in (base, *models)]
+        for recipe in tried:
+            checkpoint = stack.enter_context(_tried(base, recipe, settings.options, progress))
+            container = recipe.loader(base).name
+            how = "" if recipe.quantizer == _PLAIN else f" ({recipe.quantizer})"
+            everyone.append(Contestant(recipe.format + how, checkpoint, container, recipe.quantizer))
+        distinguish(everyone)
+        for model in everyone[1:]:
+            model.note_differences(base)
+        outcome = compare_weights([(m.name, m.checkpoint) for m in everyone], workers, progress)
+        runs = Runs(
+            everyone,
+            windows,
+            tokenizer,
+            logits=settings.logits,
+            timed=settings.speed,
+            device=device,
+            dtype=dtype,
+            progress=progress,
+        )
+        notes = (*_notes(windows), *runs.carry_out())
+        results = [
+            model.result(weights, said)
+            for model, weights, said in zip(
+                everyone, (None, *outcome.results), ((), *outcome.notes), strict=True
+            )
+        ]
+    return CompareReport(
+        base=results[0],
+        models=tuple(results[1:]),
+        text=None if windows is None else windows.text,
+        machine=machine(workers),
+        identical=outcome.identical,
+        notes=notes,
+        version=qformats.__version__,
+    )
+
+
+@contextlib.contextmanager
+def _tried(
+    base: Checkpoint, recipe: Recipe, options: Mapping[str, str], progress: Progress
+) -> Iterator[Checkpoint]:
+    """The base in another format; it lies in no file under anybody's name."""
+    from qformats.runtime.quantizing import quantized_on_read
+
+    with quantized_on_read(base, recipe, options, progress) as found:
+        if isinstance(found, CalibratedCheckpoint):
+            # As if it were on disk in this format: that it is not is told elsewhere.
+            tensors = {name: replace(tensor, origin="") for name, tensor in found.tensors.items()}
+            found = CalibratedCheckpoint(found, tensors)
+        yield found
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError("device", name, "cpu, cuda, or cuda:1 and so on") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailableError("cuda", "no GPU that torch can use is here", "Use --device cpu")
+    return device
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise ConfigError("dtype", name, "one of " + ", ".join(_DTYPES))
+    return torch_dtype(name)
+
+
+def _windows(base: Checkpoint, settings: Settings) -> tuple[Windows | None, Tokenizer | None]:
+    """The text in windows, and the tokenizer that made its tokens."""
+    if settings.text is None:
+        if settings.logits is not None:
+            raise ConfigError("logits", str(settings.logits), "none without a text (--text)")
+        return None, None
+    name, text = read_text(settings.text)
+    tokenizer = Tokenizer(base)
+    takes = base.config.get("max_position_embeddings", base.config.get("n_positions"))
+    limit = takes if isinstance(takes, int) and takes > 0 else None
+    windows = windows_of(text, name, tokenizer, settings.window, settings.windows, limit)
+    known, highest = base.config.get("vocab_size"), int(windows.ids.max())
+    if isinstance(known, int) and highest >= known:
+        found = f"its tokenizer makes token {highest} of the text"
+        raise CheckpointError(base.path, found, f"tokens below {known}, which the model knows")
+    return windows, tokenizer
+
+
+def _notes(windows: Windows | None) -> tuple[str, ...]:
+    if windows is None:
+        return ("Only weights are compared: give a text (--text FILE, or --text demo) for behaviour too.",)
+    if windows.text.scored < _FEW:
+        return (f"Only {windows.text.scored} tokens are scored: such statistics say little.",)
+    return ()

@@ -1,0 +1,87 @@
+"""A model that runs: logits of a window, and where they stop being finite."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import qformats
+from qformats.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["Runner"]
+
+
+class Runner:
+    """A model in memory.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        The model.
+    device : torch.device
+        Where it runs.
+    dtype : torch.dtype
+        What it computes in; packed weights stay packed.
+
+    Raises
+    ------
+    QFormatsError
+        If it cannot be run, saying why.
+    """
+
+    def __init__(self, source: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.model: Any = qformats.load_model(source, device=device, dtype=dtype)
+        self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that it can read."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    def logits(self, ids: NDArray[Any], count: int) -> Tensor:
+        """Logits at the last `count` positions of a sequence.
+
+        Returns
+        -------
+        Tensor
+            float32 or the model's dtype, ``(count, V)``, on the model's device.
+        """
+        import torch
+
+        batch = torch.from_numpy(ids)[None].to(self.device)
+        # The head is the largest matrix of small models: it is spared what is not scored.
+        keep = {"logits_to_keep": count} if self._keeps else {}
+        with torch.inference_mode():
+            found: Tensor = self.model(input_ids=batch, use_cache=False, **keep).logits[0, -count:]
+        return found
+
+    def first_nonfinite(self, ids: NDArray[Any]) -> str:
+        """Name of the first module whose output holds NaN or infinity; empty if none does."""
+        import torch
+
+        found: list[str] = []
+        names = {module: name for name, module in self.model.named_modules()}
+
+        def look(module: Any, _: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple | list) else [output]
+            if not found and any(
+                isinstance(value, torch.Tensor)
+                and value.is_floating_point()
+                and not bool(value.isfinite().all())
+                for value in tensors
+            ):
+                found.append(names[module] or type(module).__name__)
+
+        hooks = [module.register_forward_hook(look) for module in names]
+        try:
+            self.logits(ids, 1)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found[0] if found else ""

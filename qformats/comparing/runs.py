@@ -1,0 +1,201 @@
+"""Running every model of a comparison, one at a time in memory."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from qformats.checkpoint import Checkpoint, fingerprint
+from qformats.comparing.behaviour import alone, behaviour, predict
+from qformats.comparing.contestant import Contestant
+from qformats.comparing.logits import LogitsReader, LogitsWriter
+from qformats.comparing.runner import Runner
+from qformats.comparing.speed import Peak, speed
+from qformats.comparing.statistics import behaviour_alone
+from qformats.comparing.text import Tokenizer, Windows
+from qformats.errors import NonFiniteError, QFormatsError
+from qformats.exporting.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Runs"]
+
+_IDS = 256
+"""Tokens to time a model with where there is no text."""
+
+
+class Runs:
+    """The runs of a comparison.
+
+    Parameters
+    ----------
+    models : sequence of Contestant
+        The base first. Their results and notes are filled in.
+    windows : Windows or None
+        The text; ``None`` if only speed is measured.
+    tokenizer : Tokenizer or None
+        The base's, with a text.
+    logits : Path or None
+        File that keeps what the base predicts.
+    timed : bool
+        Whether to measure speed and memory.
+    device : torch.device
+        Where models run.
+    dtype : torch.dtype
+        What they compute in.
+    progress : Progress
+        Is told how far the work is.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Contestant],
+        windows: Windows | None,
+        tokenizer: Tokenizer | None,
+        *,
+        logits: Path | None,
+        timed: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        progress: Progress,
+    ) -> None:
+        self._models, self._windows, self._tokenizer = models, windows, tokenizer
+        self._logits, self._timed = logits, timed
+        self._device, self._dtype, self._progress = device, dtype, progress
+
+    def carry_out(self) -> list[str]:
+        """Run all models; notes about all of them together.
+
+        Raises
+        ------
+        NonFiniteError
+            If the base gives NaN, naming the first module that does.
+        CheckpointError
+            If the file of predictions holds those of something else, or is damaged.
+        OutputError
+            If predictions cannot be written.
+        """
+        base, *others = self._models
+        if self._windows is None:
+            for model in self._models:
+                self._run(model, None)
+            return []
+        with tempfile.TemporaryDirectory(prefix="qformats-compare-") as folder:
+            path = self._logits or Path(folder, "predictions")
+            if not self._predictions(base, self._windows, path):
+                return ["The base cannot be run: behaviour is not compared."]
+            with LogitsReader(path) as reader:
+                for model in others:
+                    self._run(model, reader if self._same_tokens(base, model) else None)
+        return []
+
+    def _predictions(self, base: Contestant, windows: Windows, path: Path) -> bool:
+        """Have the base's predictions in a file, from an earlier run or a new one."""
+        identity = self._identity(base.checkpoint, windows)
+        known = path.exists()
+        if known:
+            with LogitsReader(path) as reader:
+                wanted = f"those of {base.checkpoint.path} on {windows.text.source}"
+                reader.check(identity, wanted)
+                base.behaviour = behaviour_alone(np.concatenate([part.loss for part in reader]))
+            if not self._timed:
+                return True
+        runner = self._loaded(base)
+        if runner is None or known:
+            return known
+        with LogitsWriter(path, identity, len(windows.ids), windows.scored) as writer:
+            losses = predict(runner, windows, writer, base.name, self._progress)
+        base.behaviour = behaviour_alone(losses)
+        return True
+
+    def _identity(self, base: Checkpoint, windows: Windows) -> dict[str, Any]:
+        """What decides the base's predictions; files are known by name, size and time of change."""
+        state = base.fingerprint or fingerprint(base.files)
+        return {
+            "model": [[Path(path).name, size, changed] for path, _, _, size, changed, _ in state],
+            "text or tokenizer": xxhash.xxh3_128_hexdigest(windows.ids.tobytes()),
+            "window": int(windows.ids.shape[1]),
+            "dtype": str(self._dtype).removeprefix("torch."),
+        }
+
+    def _same_tokens(self, base: Contestant, model: Contestant) -> bool:
+        """Whether a model reads the text as the base does; its notes say if not."""
+        content = model.checkpoint.tokenizer_files()
+        if content == base.checkpoint.tokenizer_files():
+            return True
+        if not content:
+            model.notes.append("It has no tokenizer: the base's is used.")
+            return True
+        assert self._windows is not None
+        try:
+            differ = self._windows.difference(Tokenizer(model.checkpoint))
+        except QFormatsError as error:
+            model.notes.append(f"Its tokenizer cannot be used, the base's is: {error}")
+            return True
+        if differ is not None:
+            model.notes.append(
+                f"Its tokenizer reads the text as other tokens, from token {differ} on: what it predicts cannot be "
+                "compared."
+            )
+        return differ is None
+
+    def _run(self, model: Contestant, reader: LogitsReader | None) -> None:
+        """Run one model that is not the base, if there is anything to find out."""
+        if reader is None and not self._timed:
+            return
+        runner = self._loaded(model)
+        if runner is None or reader is None:
+            return
+        windows, tokenizer = self._windows, self._tokenizer
+        assert windows is not None
+        assert tokenizer is not None
+        known = runner.vocabulary
+        if known <= windows.ids.max():
+            model.notes.append(
+                f"It knows {known} tokens, and the text holds number {windows.ids.max()}: it is not run."
+            )
+            return
+        try:
+            width = runner.logits(windows.ids[0, :1], 1).shape[1]
+            if width != reader.vocabulary:
+                model.notes.append(
+                    f"It chooses among {width} tokens, the base among {reader.vocabulary}: what they predict is not "
+                    "compared."
+                )
+                model.behaviour = alone(runner, windows, model.name, self._progress)
+            else:
+                model.behaviour = behaviour(runner, windows, reader, tokenizer, model.name, self._progress)
+        except NonFiniteError as error:
+            # One broken model is no reason to lose the others.
+            model.notes.append(f"Its behaviour is not known: {error}")
+
+    def _loaded(self, model: Contestant) -> Runner | None:
+        """Load a model and time it if asked; ``None``, with a note, if it cannot be run."""
+        # Whatever ran before is gone by now; its memory is needed.
+        gc.collect()
+        peak = Peak(self._device)
+        start = time.perf_counter()
+        try:
+            runner = Runner(model.checkpoint, self._device, self._dtype)
+        except QFormatsError as error:
+            model.notes.append(f"It cannot be run: {error}")
+            return None
+        if self._timed:
+            seconds = time.perf_counter() - start
+            model.speed = speed(runner, self._ids(model), seconds, peak)
+        return runner
+
+    def _ids(self, model: Contestant) -> Any:
+        """Something to read."""
+        if self._windows is not None:
+            return self._windows.ids[0]
+        vocabulary = int(model.checkpoint.config.get("vocab_size") or _IDS)
+        return np.arange(_IDS, dtype=np.int64) % vocabulary

@@ -1,0 +1,409 @@
+"""Distances between the weights of models, streamed by slices of rows, several at a time in bounded memory."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from qformats.calibration.freed import return_freed
+from qformats.checkpoint import Checkpoint, StoredTensor
+from qformats.comparing.report import IdenticalTensors, TensorError, WeightsResult
+from qformats.comparing.sums import Sums, compare, total
+from qformats.errors import NonFiniteError, WeightsError
+from qformats.exporting.fill import single_threaded_torch
+from qformats.exporting.progress import Progress
+from qformats.exporting.signals import interruptible
+from qformats.interfaces import Packer
+from qformats.kernels.dense import require_finite
+from qformats.registry import registry
+from qformats.tensors import PackedTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["WeightsOutcome", "compare_weights", "place"]
+
+_TASK = 1 << 21
+"""Weights that a thread takes at a time: enough to hide what handing them over costs."""
+_SLICE = 1 << 19
+"""Weights that are decoded and compared at a time: they stay in the caches."""
+_IN_FLIGHT = 1 << 23
+"""Weights that are worked on together; a tensor that cannot be sliced may have more and is then alone."""
+_FREED = 1 << 26
+"""Weights after which freed memory is given back: a C library that keeps it keeps more the larger the model is."""
+_PATIENCE = 0.1
+"""Seconds between two looks at what the user wants."""
+
+
+@dataclass(frozen=True)
+class WeightsOutcome:
+    """What is known of all models' weights.
+
+    Attributes
+    ----------
+    results : tuple of WeightsResult or None
+        A model each, without the base; ``None`` for one that shares no tensor with it.
+    identical : tuple of IdenticalTensors
+        For every two models that share a tensor.
+    notes : tuple of tuple of str
+        A model each: tensors that could not be compared, in sentences.
+    """
+
+    results: tuple[WeightsResult | None, ...]
+    identical: tuple[IdenticalTensors, ...]
+    notes: tuple[tuple[str, ...], ...]
+
+
+@dataclass
+class _Tally:
+    """What slices of one tensor of one model have told."""
+
+    bytes_digest: list[bytes] = field(default_factory=list)
+    values_digest: list[bytes] = field(default_factory=list)
+    sums: list[Sums] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows ``[start, stop)`` of one tensor, in the models that have it, read `step` at a time; `weights` in each."""
+
+    name: str
+    start: int
+    stop: int
+    step: int
+    weights: int
+    nbytes: int
+
+
+def place(name: str) -> tuple[int | None, str]:
+    """Number of the block that a tensor belongs to, and what it is within it.
+
+    >>> place("model.layers.3.self_attn.q_proj.weight")
+    (3, 'self_attn.q_proj')
+    >>> place("model.layers.0.mlp.experts.7.down_proj.weight")
+    (0, 'mlp.experts.down_proj')
+    >>> place("model.embed_tokens.weight")
+    (None, 'embed_tokens')
+    """
+    parts = name.removesuffix(".weight").split(".")
+    block = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    if block is None:
+        return None, ".".join(parts[-2:] if parts[-1] == "bias" else parts[-1:])
+    return int(parts[block]), ".".join(part for part in parts[block + 1 :] if not part.isdigit())
+
+
+def compare_weights(
+    models: Sequence[tuple[str, Checkpoint]], threads: int, progress: Progress
+) -> WeightsOutcome:
+    """Compare the weights of models with those of the first one.
+
+    Parameters
+    ----------
+    models : sequence of (str, Checkpoint)
+        Names for the report, and models; the base first.
+    threads : int
+        Slices that are worked on at a time.
+    progress : Progress
+        Is told how many stored bytes are read.
+
+    Raises
+    ------
+    WeightsError
+        If a weight is NaN or infinite, naming its tensor.
+    """
+    names = [name for name, _ in models]
+    checkpoints = [model for _, model in models]
+    shared, notes = _shared(checkpoints)
+    tallies = {(i, name): _Tally() for name, users in shared.items() for i in users}
+    pieces = list(_pieces(checkpoints, shared))
+    progress.start("comparing weights", sum(piece.nbytes for piece in pieces))
+    # Values are looked at for their own sake only where two models, none of them the base, may share them.
+    digest_values = len(models) > 2
+
+    def work(piece: _Piece) -> dict[int, tuple[bytes, bytes, Sums | None]]:
+        return _compared(checkpoints, shared[piece.name], piece, digest_values)
+
+    done = 0
+    for piece, found in _in_order(work, pieces, threads):
+        for i, (raw, values, sums) in found.items():
+            tally = tallies[i, piece.name]
+            tally.bytes_digest.append(raw)
+            tally.values_digest.append(values)
+            if sums is not None:
+                tally.sums.append(sums)
+        progress.advance(piece.nbytes)
+        done += piece.weights
+        if done >= _FREED:
+            done = 0
+            return_freed()
+    sums_of = {key: total(tally.sums) for key, tally in tallies.items()}
+    results = tuple(
+        _result(i, checkpoints[i], checkpoints[0], shared, tallies, sums_of)
+        for i in range(1, len(checkpoints))
+    )
+    return WeightsOutcome(results, _identical(names, checkpoints, shared, tallies, sums_of), notes)
+
+
+def _shared(models: Sequence[Checkpoint]) -> tuple[dict[str, list[int]], tuple[tuple[str, ...], ...]]:
+    """Models that hold each tensor of the base as it does, and why others do not."""
+    base, *others = models
+    shared = {name: [0] for name, tensor in base.tensors.items() if _readable(tensor)}
+    notes = []
+    for i, model in enumerate(others, 1):
+        differ, hidden = [], []
+        for name, tensor in model.tensors.items():
+            if name not in base.tensors:
+                continue
+            if tensor.shape != base.tensors[name].shape:
+                differ.append(f"{name} {_shape(tensor)} against {_shape(base.tensors[name])}")
+            elif not _readable(tensor) or name not in shared:
+                hidden.append(name)
+            else:
+                shared[name].append(i)
+        missing = [name for name in base.tensors if name not in model.tensors]
+        extra = [name for name in model.tensors if name not in base.tensors]
+        said: tuple[str, ...] = (
+            _listed(differ, "has another shape than in the base", "have another shape than in the base"),
+            _listed(
+                hidden,
+                "is in a format that cannot be decoded",
+                "are in a format that cannot be decoded",
+            ),
+            _listed(missing, "is in the base only", "are in the base only"),
+            _listed(extra, "is in this model only", "are in this model only"),
+        )
+        if not any(i in users for users in shared.values()):
+            said = ("No tensor has the name and shape of one of the base: weights are not compared.",)
+        notes.append(tuple(sentence for sentence in said if sentence))
+    return shared, tuple(notes)
+
+
+def _readable(tensor: StoredTensor) -> bool:
+    return registry().packer(tensor.format).readable and tensor.numel > 0
+
+
+def _shape(tensor: StoredTensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _listed(names: Sequence[str], one: str, several: str) -> str:
+    if not names:
+        return ""
+    if len(names) == 1:
+        return f"Not compared: {names[0]} {one}."
+    return f"Not compared: {len(names)} tensors ({names[0]}, ...) {several}."
+
+
+def _pieces(models: Sequence[Checkpoint], shared: Mapping[str, list[int]]) -> Iterator[_Piece]:
+    """Slices in the order in which the base lies on disk."""
+    base = models[0]
+    order = sorted(shared, key=lambda name: (str(base.tensors[name].file), base.tensors[name].offset))
+    for name in order:
+        if len(shared[name]) == 1:
+            continue
+        tensors = [models[i].tensors[name] for i in shared[name]]
+        rows = tensors[0].rows
+        width = tensors[0].numel // rows
+        step = math.lcm(*(tensor.step for tensor in tensors))
+        step = max(step, _SLICE // width // step * step) if step else rows
+        task = max(step, _TASK // width // step * step)
+        nbytes = sum(tensor.nbytes for tensor in tensors)
+        for start in range(0, rows, task):
+            stop = min(rows, start + task)
+            yield _Piece(name, start, stop, step, (stop - start) * width, nbytes * (stop - start) // rows)
+
+
+def _in_order(
+    work: Callable[[_Piece], dict[int, tuple[bytes, bytes, Sums | None]]],
+    pieces: Sequence[_Piece],
+    threads: int,
+) -> Iterator[tuple[_Piece, dict[int, tuple[bytes, bytes, Sums | None]]]]:
+    """Results in the order of the pieces, so that sums do not depend on which thread was faster."""
+    queue = deque(pieces)
+    waiting: deque[tuple[_Piece, Future[dict[int, tuple[bytes, bytes, Sums | None]]]]] = deque()
+    weights = 0
+    with (
+        single_threaded_torch(),
+        interruptible() as deliver,
+        ThreadPoolExecutor(threads, "qformats-compare") as pool,
+    ):
+        try:
+            while queue or waiting:
+                deliver()
+                while queue and len(waiting) < 4 * threads:
+                    if waiting and weights + queue[0].weights > _IN_FLIGHT:
+                        break
+                    piece = queue.popleft()
+                    weights += piece.weights
+                    waiting.append((piece, pool.submit(work, piece)))
+                piece, future = waiting[0]
+                try:
+                    found = future.result(_PATIENCE)
+                except TimeoutError:
+                    if future.done():
+                        raise
+                    continue
+                waiting.popleft()
+                weights -= piece.weights
+                yield piece, found
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _compared(
+    models: Sequence[Checkpoint], users: Sequence[int], piece: _Piece, digest_values: bool
+) -> dict[int, tuple[bytes, bytes, Sums | None]]:
+    """Of each model that has these rows: digests of bytes and of values, and sums against the base."""
+    tensors = [models[i].tensors[piece.name] for i in users]
+    packers = [registry().packer(tensor.format) for tensor in tensors]
+    encodings = Counter(map(_encoding, tensors))
+    raw = [xxhash.xxh3_128() for _ in users]
+    meant = [xxhash.xxh3_128() for _ in users]
+    sums = [Sums() for _ in users]
+    for start in range(piece.start, piece.stop, piece.step):
+        stop = min(piece.stop, start + piece.step)
+        base: Tensor | None = None
+        for k, tensor in enumerate(tensors):
+            part = tensor.load(start, stop)
+            # Bytes are looked at for their own sake only where they may be those of another model.
+            if encodings[_encoding(tensor)] > 1:
+                _digest(raw[k], part)
+            values = _values(part, packers[k])
+            if base is None:
+                base = values
+                continue
+            found = compare(base, values)
+            if not math.isfinite(found.max_error):
+                _refuse(models, users, piece.name, start, stop)
+            sums[k] = total((sums[k], found))
+            if digest_values:
+                _digest_values(meant[k], values)
+    return {i: (raw[k].digest(), meant[k].digest(), sums[k] if k else None) for k, i in enumerate(users)}
+
+
+def _refuse(models: Sequence[Checkpoint], users: Sequence[int], name: str, start: int, stop: int) -> None:
+    """Name the model and the tensor that is not finite."""
+    for i in users:
+        tensor = models[i].tensors[name]
+        try:
+            require_finite(_values(tensor.load(start, stop), registry().packer(tensor.format)))
+        except NonFiniteError as error:
+            where = f" (in rows from {start})" if start else ""
+            raise WeightsError(str(tensor.file), name, error.found + where, error.hint) from error
+    tensor = models[users[-1]].tensors[name]
+    raise WeightsError(str(tensor.file), name, "differs from the base by more than float32 holds")
+
+
+def _values(part: PackedTensor, packer: Packer) -> Tensor:
+    """Values of a slice: plain numbers as they are, others as float32."""
+    return next(iter(part.fields.values())) if packer.dense_dtype else packer.dequantize(part)
+
+
+def _digest(digest: Any, part: PackedTensor) -> None:
+    import torch
+
+    for name, value in sorted(part.fields.items()):
+        # What the one field of plain numbers is called depends on the container.
+        digest.update(name.encode() if len(part.fields) > 1 else b"")
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _digest_values(digest: Any, values: Tensor) -> None:
+    """Take in numbers so that all formats of the same ones give the same digest: -0 equals +0."""
+    digest.update((values.float() + 0.0).contiguous().numpy().data)
+
+
+def _result(
+    index: int,
+    model: Checkpoint,
+    base: Checkpoint,
+    shared: Mapping[str, list[int]],
+    tallies: Mapping[tuple[int, str], _Tally],
+    sums_of: Mapping[tuple[int, str], Sums],
+) -> WeightsResult | None:
+    names = [name for name in base.tensors if index in shared.get(name, ())]
+    if not names:
+        return None
+    rows = []
+    for name in names:
+        stored = model.tensors[name]
+        layer, kind = place(name)
+        rows.append(
+            TensorError(
+                name=name,
+                layer=layer,
+                kind=kind,
+                shape=stored.shape,
+                format=stored.stored_format,
+                nbytes=stored.nbytes,
+                bits_per_weight=stored.nbytes * 8 / stored.numel,
+                quantized=registry().packer(stored.stored_format).dense_dtype is None,
+                error=sums_of[index, name].result(),
+                identical=_same_bytes(0, index, name, (base, model), tallies),
+            )
+        )
+    linears = [row for row in rows if row.quantized and row.layer is not None]
+    return WeightsResult(
+        total=total(sums_of[index, name] for name in names).result(),
+        linears=total(sums_of[index, row.name] for row in linears).result(),
+        linear_nbytes=sum(row.nbytes for row in linears),
+        linear_parameters=sum(math.prod(row.shape) for row in linears),
+        by_tensor=tuple(rows),
+    )
+
+
+def _same_bytes(
+    first: int,
+    second: int,
+    name: str,
+    models: tuple[Checkpoint, Checkpoint],
+    tallies: Mapping[tuple[int, str], _Tally],
+) -> bool:
+    one, other = (model.tensors[name] for model in models)
+    same = tallies[first, name].bytes_digest == tallies[second, name].bytes_digest
+    return _encoding(one) == _encoding(other) and same
+
+
+def _encoding(tensor: StoredTensor) -> str:
+    """Name of a format; plain numbers of one dtype are the same whatever container calls them."""
+    return _dense_dtype(tensor.format) or tensor.format
+
+
+@functools.cache
+def _dense_dtype(format: str) -> str | None:
+    return registry().packer(format).dense_dtype
+
+
+def _identical(
+    names: Sequence[str],
+    models: Sequence[Checkpoint],
+    shared: Mapping[str, list[int]],
+    tallies: Mapping[tuple[int, str], _Tally],
+    sums_of: Mapping[tuple[int, str], Sums],
+) -> tuple[IdenticalTensors, ...]:
+    found = []
+    for i, j in itertools.combinations(range(len(models)), 2):
+        common = [name for name in models[0].tensors if {i, j} <= set(shared.get(name, ()))]
+        if not common:
+            continue
+        pair = (models[i], models[j])
+        same_bytes = [name for name in common if _same_bytes(i, j, name, pair, tallies)]
+        same_values = []
+        for name in common:
+            if i == 0:
+                equal = sums_of[j, name].max_error == 0 and sums_of[j, name].error == 0
+            else:
+                equal = tallies[i, name].values_digest == tallies[j, name].values_digest
+            if equal and name not in same_bytes:
+                same_values.append(name)
+        found.append(IdenticalTensors(names[i], names[j], len(common), tuple(same_bytes), tuple(same_values)))
+    return tuple(found)

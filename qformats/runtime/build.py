@@ -1,0 +1,78 @@
+"""A Transformers model of a checkpoint's configuration, before there are any weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from qformats.checkpoint import Checkpoint
+from qformats.errors import UnsupportedModelError
+
+__all__ = ["bare_model"]
+
+_NO_CONFIG = ("quantization_config", "auto_map")
+"""Keys of config.json that are about how weights are stored, and about code that is not run."""
+
+
+def bare_model(source: Checkpoint, dtype: torch.dtype, purpose: str) -> Any:
+    """The model class of a checkpoint: parameters on the meta device, buffers (rotary tables) real.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        Its configuration tells the class.
+    dtype : torch.dtype
+        Of the parameters.
+    purpose : str
+        What the model is for, for messages: ``"run"``.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If Transformers has no causal language model for this configuration.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = {key: value for key, value in source.config.items() if key not in _NO_CONFIG}
+    kind = str(config.get("model_type") or source.architecture)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModelError(
+            f"{source.path}: model to {purpose}",
+            kind,
+            ["the model types that Transformers has a causal language model for"],
+            "Its tensors can be converted and compared, but there is no code that runs them",
+        )
+    try:
+        parsed = AutoConfig.for_model(**config)
+        with _parameters_on_meta():
+            model: Any = AutoModelForCausalLM.from_config(parsed, dtype=dtype)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        # Each model class has its own ways of being wrong.
+        found = f"{kind} ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+        raise UnsupportedModelError(
+            f"{source.path}: model to {purpose}",
+            found,
+            ["configurations that Transformers builds a model of"],
+        ) from error
+    return model.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Let modules put their parameters on the meta device, and their buffers where they belong."""
+    register = nn.Module.register_parameter
+
+    def on_meta(self: Any, name: str, param: Any) -> None:
+        made = None if param is None else nn.Parameter(param.to("meta"), requires_grad=False)
+        register(self, name, made)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

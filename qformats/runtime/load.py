@@ -1,0 +1,350 @@
+"""Any checkpoint as a Transformers model whose weights stay packed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from qformats.api import open as open_checkpoint
+from qformats.api import packer as packer_of
+from qformats.checkpoint import Checkpoint, StoredTensor
+from qformats.dtypes import dtype_name, torch_dtype
+from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
+from qformats.exporting import Recipe
+from qformats.exporting.progress import Progress, Silent
+from qformats.interfaces import Packer
+from qformats.runtime.build import bare_model
+from qformats.runtime.experts import QuantExperts, refuse_strange_experts
+from qformats.runtime.linear import PackedLayer, QuantEmbedding, QuantLinear
+from qformats.runtime.names import Place, places, tied_names
+from qformats.runtime.quantizing import quantized_on_read
+from qformats.runtime.report import LoadedWeight, report_of
+from qformats.tensors import PackedTensor
+
+__all__ = ["load_model"]
+
+_COMPUTED = ("f32", "f16", "bf16")
+_EXPERTS = re.compile(r"(^|\.)experts\.")
+
+
+def load_model(
+    model: str | PathLike[str] | Checkpoint,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    format: str | None = None,
+    quantizer: str = "rtn",
+    quantizer_options: Mapping[str, str] | None = None,
+    tensor_types: Mapping[str, str] | None = None,
+    options: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """Load a model to run it; see :func:`qformats.load_model`."""
+    source = model if isinstance(model, Checkpoint) else open_checkpoint(model, options=options)
+    progress = progress or Silent()
+    place = _device(device)
+    computed = _dtype(dtype, source, place)
+    with contextlib.ExitStack() as stack:
+        if format is not None:
+            recipe = Recipe(
+                format,
+                quantizer=quantizer,
+                tensor_types=tuple((tensor_types or {}).items()),
+                quantizer_options=tuple((quantizer_options or {}).items()),
+            )
+            source = stack.enter_context(quantized_on_read(source, recipe, options or {}, progress))
+            _refuse_fused_experts(source)
+        return _Filling(source, place, computed, progress).go()
+
+
+def _refuse_fused_experts(source: Checkpoint) -> None:
+    """Refuse to leave experts as they are in a model that was to be quantized."""
+    quantized = any(_quantized(tensor) for tensor in source.tensors.values())
+    fused = [
+        tensor
+        for name, tensor in source.tensors.items()
+        if len(tensor.shape) == 3 and _EXPERTS.search(name) and not _quantized(tensor)
+    ]
+    if quantized and fused:
+        share = 100 * sum(tensor.numel for tensor in fused) / source.parameters
+        raise UnsupportedModelError(
+            f"{source.path}: tensor {fused[0].name!r}",
+            f"stacked experts; such tensors have {share:.0f} % of the weights and would stay unquantized",
+            ["a matrix of its own for each expert"],
+        )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError("device", str(device), "a device of torch, such as cpu or cuda:0") from error
+    devices = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= devices:
+        raise ConfigError(
+            "device", str(device), f"cpu, or one of the {devices} CUDA devices that torch finds"
+        )
+    return found
+
+
+def _dtype(dtype: str | torch.dtype | None, source: Checkpoint, device: torch.device) -> torch.dtype:
+    """Dtype to compute in: the one asked for; on a CPU float32; else that of the model, or a half."""
+    if dtype is None:
+        told = str(source.config.get("dtype", source.config.get("torch_dtype"))).removeprefix("torch.")
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if told == "bfloat16" else torch.float16
+    if isinstance(dtype, str):
+        spelled = getattr(torch, dtype, None)
+        dtype = spelled if isinstance(spelled, torch.dtype) else torch_dtype(dtype)
+    if dtype_name(dtype) not in _COMPUTED:
+        raise ConfigError("dtype", dtype_name(dtype), "one of " + ", ".join(_COMPUTED))
+    return dtype
+
+
+class _Filling:
+    """Puts the tensors of a checkpoint into its model, one after the other."""
+
+    def __init__(
+        self, source: Checkpoint, device: torch.device, dtype: torch.dtype, progress: Progress
+    ) -> None:
+        self.source, self.device, self.dtype, self.progress = source, device, dtype, progress
+        self.model: Any = bare_model(source, dtype, "run")
+        self.places = places(source, self.model)
+        self.decoded: dict[str, LoadedWeight] = {}
+        self.wide = _kept_wide(self.model, dtype)
+
+    def go(self) -> Any:
+        """Load everything."""
+        self._open_experts()
+        self.progress.start("loading", sum(self.source.tensors[name].nbytes for name in self.places))
+        for name, place in self.places.items():
+            tensor = self.source.tensors[name]
+            self._put(tensor, place)
+            self.progress.advance(tensor.nbytes)
+        self._tie()
+        self._move_buffers()
+        self._tell_decoded()
+        self.model.qformats_report = report_of(self.model, self.decoded.values())
+        self._generation()
+        if self.model.qformats_report.weights:
+            self.model.save_pretrained = _refuse_saving
+        return self.model
+
+    # Where tensors go.
+
+    def _open_experts(self) -> None:
+        """Give every matrix of experts a layer of its own, where one of them is quantized."""
+        stacked: dict[str, dict[str, tuple[str, ...]]] = {}
+        packed: set[str] = set()
+        for name, place in self.places.items():
+            if place.expert is None:
+                continue
+            owner, _, parameter = place.name.rpartition(".")
+            labels = stacked.setdefault(owner, {})
+            known = list(labels.get(parameter, ("",) * place.parts))
+            known[place.part] = place.label
+            labels[parameter] = tuple(known)
+            if _quantized(self.source.tensors[name]):
+                packed.add(owner)
+        for owner in packed:
+            rule = self.model.get_submodule(owner)
+            share = sum(p.numel() for p in rule.parameters()) / max(1, self.model.num_parameters())
+            refuse_strange_experts(owner, rule, stacked[owner], share)
+            self._replace(owner, QuantExperts(rule, stacked[owner]))
+        self.opened = packed
+
+    def _target(self, place: Place) -> tuple[str, str]:
+        """Module and parameter."""
+        owner, _, last = place.name.rpartition(".")
+        if place.expert is not None and owner in self.opened:
+            return f"{owner}.{place.expert}.{place.label}", "weight"
+        return owner, last
+
+    def _put(self, tensor: StoredTensor, place: Place) -> None:
+        owner, last = self._target(place)
+        module = self.model.get_submodule(owner)
+        self._check_shape(tensor, place, module, last)
+        packed = tensor.read()
+        if not _quantized(tensor):
+            (values,) = packed.fields.values()
+            self._put_values(module, last, place, values)
+            return
+        reason = _irreplaceable(module, last)
+        if reason is None:
+            self._replace(owner, self._layer(module, packed))
+            return
+        own = packer_of(packed.format)
+        note = f"kept as plain numbers, because {reason}"
+        self.decoded[place.name] = LoadedWeight(owner, packed.format, 0, note)
+        self._put_values(module, last, place, own.dequantize(packed))
+
+    def _check_shape(self, tensor: StoredTensor, place: Place, module: Any, last: str) -> None:
+        held = module._parameters.get(last)
+        wanted = tuple((held if held is not None else module._buffers[last]).shape)
+        if _transposed(module, last):
+            wanted = wanted[::-1]
+        if place.expert is not None and len(wanted) == 3:
+            wanted = (wanted[1] // place.parts, wanted[2])
+        if tuple(tensor.shape) != wanted:
+            found = f"shape {tuple(tensor.shape)}"
+            raise CheckpointError(
+                tensor.file, found, f"{wanted}, as the configuration has it", tensor=tensor.name
+            )
+
+    def _layer(self, module: nn.Module, packed: PackedTensor) -> PackedLayer:
+        """Layer of a packed weight in place of a module."""
+        if self.device.type == "cpu":
+            # Of its own memory, so that the file may change or go.
+            fields = {name: field.clone() for name, field in packed.fields.items()}
+            packed = PackedTensor(packed.format, packed.shape, fields)
+        layer = self._of_kind(module, packed)
+        if self.device.type == "cuda":
+            layer.arrange(self.device)
+        return _finished(layer.to(self.device), module)
+
+    def _of_kind(self, module: nn.Module, packed: PackedTensor) -> PackedLayer:
+        if isinstance(module, nn.Embedding):
+            return QuantEmbedding.from_packed(packed, self.dtype)
+        return QuantLinear.from_packed(packed)
+
+    def _replace(self, name: str, module: nn.Module) -> None:
+        owner, _, last = name.rpartition(".")
+        setattr(self.model.get_submodule(owner), last, module)
+
+    def _put_values(self, module: Any, last: str, place: Place, values: Tensor) -> None:
+        """Put plain numbers where they belong."""
+        if _transposed(module, last):
+            values = values.t()
+        if values.is_floating_point():
+            values = values.to(torch.float32 if self._stays_wide(place.name) else self.dtype)
+        if module._parameters.get(last) is None:
+            module._buffers[last] = _owned(values, self.device)
+            return
+        held = module._parameters[last]
+        if place.expert is None or held.ndim != 3:
+            module._parameters[last] = nn.Parameter(_owned(values, self.device), requires_grad=False)
+            return
+        if held.is_meta:
+            room = torch.empty(held.shape, dtype=values.dtype, device=self.device)
+            held = module._parameters[last] = nn.Parameter(room, requires_grad=False)
+        rows = held.shape[1] // place.parts
+        held.data[place.expert, place.part * rows : (place.part + 1) * rows] = values.to(self.device)
+
+    def _stays_wide(self, name: str) -> bool:
+        return any(part in name for part in self.wide)
+
+    # What is left when all tensors are in their places.
+
+    def _tie(self) -> None:
+        """Let modules share a weight, where the model's class says so and the checkpoint has one of the two."""
+        given = {place.name for place in self.places.values()}
+        for target, home in tied_names(self.model).items():
+            if target in given and home in given:
+                continue
+            if target in given:
+                target, home = home, target
+            if home in given:
+                self._share(target, home)
+
+    def _share(self, target: str, home: str) -> None:
+        module = self.model.get_submodule(target.rpartition(".")[0])
+        other = self.model.get_submodule(home.rpartition(".")[0])
+        if not isinstance(other, PackedLayer):
+            last = target.rpartition(".")[2]
+            module._parameters[last] = other._parameters[home.rpartition(".")[2]]
+            return
+        layer = self._of_kind(module, other.packed())
+        layer.tie(other)
+        self._replace(target.rpartition(".")[0], _finished(layer.to(self.device), module))
+
+    def _move_buffers(self) -> None:
+        for module in self.model.modules():
+            for key, buffer in module._buffers.items():
+                if buffer is not None and not isinstance(module, PackedLayer):
+                    module._buffers[key] = buffer.to(self.device)
+
+    def _tell_decoded(self) -> None:
+        if not self.decoded:
+            return
+        weights = sum(self.model.get_parameter(name).numel() for name in self.decoded)
+        share = 100 * weights / max(1, self.source.parameters)
+        first = next(iter(self.decoded.values()))
+        more = f" and {len(self.decoded) - 1} more" if len(self.decoded) > 1 else ""
+        warnings.warn(
+            f"{first.name}{more} ({share:.1f} % of the weights) are {first.note}", UserWarning, stacklevel=4
+        )
+
+    def _generation(self) -> None:
+        """Settings of ``generate`` that the model came with."""
+        from transformers import GenerationConfig
+
+        content = self.source.tokenizer_files().get("generation_config.json")
+        if content is None:
+            return
+        try:
+            settings = json.loads(content)
+        except ValueError as error:
+            file = self.source.path / "generation_config.json"
+            raise CheckpointError(file, f"no JSON ({error})", "settings of generate") from error
+        self.model.generation_config = GenerationConfig.from_dict(settings)
+
+
+def _refuse_saving(*args: Any, **kwargs: Any) -> None:
+    """Stand in for ``save_pretrained``, whose folder nothing could read back."""
+    hint = "Use qformats.export on the checkpoint that was loaded"
+    raise ConfigError("save_pretrained", "a model whose weights are packed", "one of plain numbers", hint)
+
+
+def _quantized(tensor: StoredTensor) -> bool:
+    return _packer(tensor).dense_dtype is None
+
+
+def _packer(tensor: StoredTensor) -> Packer:
+    return packer_of(tensor.format)
+
+
+def _transposed(module: Any, last: str) -> bool:
+    """Whether a module computes ``x @ weight``, as those of GPT-2 do."""
+    return last == "weight" and type(module).__name__ == "Conv1D"
+
+
+def _irreplaceable(module: Any, last: str) -> str | None:
+    """Why a quantized weight cannot stay packed in this place."""
+    kind = type(module)
+    if last == "weight" and (kind in (nn.Linear, nn.Embedding) or kind.__name__ == "Conv1D"):
+        return None
+    return f"{kind.__name__} is neither a plain linear layer nor a plain embedding"
+
+
+def _finished(layer: PackedLayer, module: nn.Module) -> PackedLayer:
+    """A layer with what the module that it replaces has beside its weight."""
+    if isinstance(layer, QuantEmbedding):
+        layer.padding_idx = cast(nn.Embedding, module).padding_idx
+    else:
+        # It may be loaded already, or still come.
+        layer.register_parameter("bias", module._parameters.get("bias"))
+    return layer.eval()
+
+
+def _kept_wide(model: Any, dtype: torch.dtype) -> tuple[str, ...]:
+    """Parts of the names of parameters that stay float32, because the model's class says that halves are too coarse."""
+    strict = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype != torch.float16:
+        return strict
+    return (*strict, *(getattr(model, "_keep_in_fp32_modules", None) or ()))
+
+
+def _owned(values: Tensor, device: torch.device) -> Tensor:
+    """A contiguous copy on the device, which does not share memory with a mapped file."""
+    return torch.empty(values.shape, dtype=values.dtype, device=device).copy_(values)

@@ -1,0 +1,161 @@
+"""Where in a model each tensor of a checkpoint belongs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qformats.checkpoint import Checkpoint
+from qformats.errors import CheckpointError, UnsupportedModelError
+
+__all__ = ["Place", "places"]
+
+_RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")
+"""Buffers that old checkpoints hold and every model class computes."""
+_STACKED = (["MergeModulelist"], ["MergeModulelist", "Concatenate"])
+"""How Transformers makes one parameter of the matrices of all experts: stacked, and several below each other."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor belongs.
+
+    Attributes
+    ----------
+    name : str
+        Parameter or buffer of the model.
+    expert : int or None
+        Which matrix of a parameter that stacks those of all experts; None for other parameters.
+    part, parts : int
+        Which of the matrices that lie below each other in each expert's matrix, of how many.
+    label : str
+        What the checkpoint calls that matrix within an expert, such as ``gate_proj``.
+    """
+
+    name: str
+    expert: int | None = None
+    part: int = 0
+    parts: int = 1
+    label: str = ""
+
+
+def places(source: Checkpoint, model: Any) -> dict[str, Place]:
+    """Place of every tensor of a checkpoint in its model, by canonical name; without those that the model computes.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor belongs nowhere, or one that the model wants is not there.
+    UnsupportedModelError
+        If Transformers computes a parameter from several tensors in a way that is not known here.
+    """
+    wanted = model.state_dict()
+    rules = _Rules(model, wanted)
+    ignored = _patterns(getattr(model, "_keys_to_ignore_on_load_unexpected", None))
+    found: dict[str, Place] = {}
+    for name, tensor in source.tensors.items():
+        place = rules.place(name)
+        if place.name in wanted:
+            found[name] = place
+        elif not _RECOMPUTED.search(name) and not any(pattern.search(name) for pattern in ignored):
+            raise CheckpointError(
+                tensor.file,
+                f"is not known to {type(model).__name__}",
+                "the tensors of this model",
+                tensor=name,
+                hint="it belongs to another model, or to an adapter, which has to be merged first",
+            )
+    _require_all(source, model, wanted, found)
+    return found
+
+
+def _require_all(
+    source: Checkpoint, model: Any, wanted: Mapping[str, Any], found: Mapping[str, Place]
+) -> None:
+    """Refuse a model with holes, which would be filled with random numbers."""
+    given: dict[str, set[tuple[int, int]]] = {}
+    parts: dict[str, int] = {}
+    for place in found.values():
+        given.setdefault(place.name, set()).add((place.expert or 0, place.part))
+        parts[place.name] = place.parts if place.expert is not None else 0
+    tied = tied_names(model)
+    ignored = _patterns(getattr(model, "_keys_to_ignore_on_load_missing", None))
+    for name, tensor in wanted.items():
+        twins = {tied.get(name, name), *(target for target, home in tied.items() if home == name)}
+        if name not in given and not twins & given.keys() and not any(p.search(name) for p in ignored):
+            hint = "fetch the whole model again, all of its shards"
+            raise CheckpointError(
+                source.path, f"holds no {name}, which {type(model).__name__} wants", hint=hint
+            )
+        if parts.get(name):
+            every = {(expert, part) for expert in range(tensor.shape[0]) for part in range(parts[name])}
+            lacking = sorted(every - given[name])
+            if lacking:
+                expert, part = lacking[0]
+                told = (
+                    f"holds no part {part} of expert {expert} of {name} ({len(lacking)} matrices are missing)"
+                )
+                raise CheckpointError(source.path, told, "the matrices of every expert")
+
+
+def tied_names(model: Any) -> dict[str, str]:
+    """Parameters that are another one, and which."""
+    tied = getattr(model, "all_tied_weights_keys", None)
+    return dict(tied) if isinstance(tied, Mapping) else {}
+
+
+def _patterns(patterns: Iterable[str] | None) -> list[re.Pattern[str]]:
+    return [re.compile(pattern) for pattern in patterns or ()]
+
+
+class _Rules:
+    """Transformers' own rules from names on disk to names of parameters; asked only where names differ."""
+
+    def __init__(self, model: Any, wanted: Mapping[str, Any]) -> None:
+        self._model, self._wanted = model, wanted
+        self._known: tuple[list[Any], list[Any]] | None = None
+
+    def place(self, name: str) -> Place:
+        if name in self._wanted:
+            return Place(name)
+        if self._known is None:
+            self._known = self._load()
+        renamings, converters = self._known
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        for converter in converters:
+            target, pattern = converter.rename_source_key(name)
+            if pattern is not None:
+                return self._stacked(name, self._with_prefix(target), pattern, converter)
+        return Place(self._with_prefix(name))
+
+    def _load(self) -> tuple[list[Any], list[Any]]:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter
+
+        mapping = get_model_conversion_mapping(self._model)
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        return [entry for entry in mapping if not isinstance(entry, WeightConverter)], converters
+
+    def _with_prefix(self, name: str) -> str:
+        """The name with the base model's prefix, or without it, as the model has it."""
+        prefix = f"{self._model.base_model_prefix}."
+        for other in (name.removeprefix(prefix), f"{prefix}{name}"):
+            if name not in self._wanted and other in self._wanted:
+                return other
+        return name
+
+    def _stacked(self, name: str, target: str, pattern: str, converter: Any) -> Place:
+        operations = [type(operation).__name__ for operation in converter.operations]
+        number = re.search(re.escape(pattern).replace(r"\*", r"(\d+)") + "$", name)
+        if operations not in _STACKED or number is None or len(number.groups()) != 1:
+            raise UnsupportedModelError(
+                f"parameter {target} of {type(self._model).__name__}",
+                f"made from {name} by {', '.join(operations)}",
+                ["stacked matrices of experts", "tensors that are stored as the model has them"],
+            )
+        sources = list(converter.source_patterns)
+        label = name.removesuffix(".weight").rpartition(".")[2]
+        return Place(target, int(number[1]), sources.index(pattern), len(sources), label)

@@ -1,0 +1,146 @@
+"""A checkpoint that is quantized while it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qformats.calibration.finished import CalibratedCheckpoint
+from qformats.checkpoint import Checkpoint, StoredTensor
+from qformats.dtypes import torch_dtype
+from qformats.exporting import Recipe
+from qformats.exporting.fill import SLICE_WEIGHTS, _encode
+from qformats.exporting.plan import Plan, TensorPlan, make_plan
+from qformats.exporting.prepare import prepare
+from qformats.exporting.progress import Progress
+from qformats.exporting.run import execute
+from qformats.interfaces import Packer, Quantizer
+from qformats.registry import registry
+from qformats.sources import open_model
+from qformats.tensors import PackedTensor
+
+__all__ = ["quantized_on_read"]
+
+
+@contextlib.contextmanager
+def quantized_on_read(
+    source: Checkpoint, recipe: Recipe, options: Mapping[str, str], progress: Progress
+) -> Iterator[Checkpoint]:
+    """What an export of the model would hold, tensor by tensor when it is read, under canonical names.
+
+    Nothing is kept of a tensor that has been read. A quantizer that needs the whole model prepares it first, in a
+    temporary folder. Where the container of the format joins tensors of this model (queries, keys and values), it is
+    exported there, and the export is opened.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        The model.
+    recipe : Recipe
+        Which tensor gets which format.
+    options : mapping of str to str
+        Of the loaders.
+    progress : Progress
+        Is told how far the work is.
+
+    Yields
+    ------
+    Checkpoint
+        Valid within the context.
+
+    Raises
+    ------
+    QFormatsError
+        As an export would.
+    """
+    with tempfile.TemporaryDirectory(prefix="qformats-") as folder:
+        target = Path(folder, "model" + recipe.loader(source).suffix)
+        plan = make_plan(source, target, recipe, options)
+        if not _own_names(plan):
+            execute(plan, progress=progress)
+            yield open_model(target, options)
+            return
+        quantizer = registry().quantizer(recipe.quantizer)
+        if quantizer.prepares:
+            work = Path(folder, "prepared")
+            work.mkdir()
+            plan = prepare(plan, work, progress)
+        converted = {}
+        for tensor in plan.tensors:
+            # The container may want the rows in another order, in which they are quantized alike.
+            own = plan.source.tensors.get(tensor.assignment.draft.source.name)
+            if own is None:
+                # What the container stores of the configuration.
+                continue
+            draft = replace(tensor.assignment.draft, source=own)
+            tensor = replace(tensor, assignment=replace(tensor.assignment, draft=draft))
+            converted[own.name] = _converted(tensor, own, quantizer)
+        yield CalibratedCheckpoint(plan.source, converted)
+
+
+def _own_names(plan: Plan) -> bool:
+    """Whether the output consists of the tensors of the source, under whatever names; each with rows to itself."""
+    names = {tensor.assignment.draft.source.name for tensor in plan.tensors}
+    return names >= plan.source.tensors.keys()
+
+
+def _converted(tensor: TensorPlan, own: StoredTensor, quantizer: Quantizer) -> StoredTensor:
+    """A tensor that is converted whenever it is read."""
+    packer = tensor.packer
+    together = math.lcm(own.step, packer.row_step(own.shape))
+
+    def load(start: int, stop: int) -> PackedTensor:
+        pieces = [(at, min(stop, at + size)) for at in range(start, stop, size)] or [(start, stop)]
+        done = [_piece(tensor, own, quantizer, *rows) for rows in pieces]
+        if len(done) == 1:
+            return done[0]
+        shape = (stop - start, *own.shape[1:])
+        return _joined(packer, shape, [(first - start, last - start) for first, last in pieces], done)
+
+    # The slices of an export: where rows that fit are kept beside rows that do not, they decide which.
+    size = max(1, own.rows)
+    if together:
+        size = max(together, SLICE_WEIGHTS // max(1, own.numel // max(1, own.rows)) // together * together)
+    return replace(
+        own,
+        format=packer.name,
+        nbytes=tensor.nbytes,
+        load=load,
+        step=together,
+        origin=own.stored_format,
+    )
+
+
+def _piece(
+    tensor: TensorPlan, own: StoredTensor, quantizer: Quantizer, start: int, stop: int
+) -> PackedTensor:
+    part = own.read(start, stop)
+    packed, _ = _encode(tensor, part, quantizer, start)
+    # What was packed for the slice alone gets the fields of the whole tensor; what is copied has its own.
+    return packed if packed is part else replace(packed, fields={**packed.fields, **tensor.fixed})
+
+
+def _joined(
+    packer: Packer, shape: tuple[int, ...], rows: Sequence[tuple[int, int]], parts: Sequence[PackedTensor]
+) -> PackedTensor:
+    """Packed ranges of rows below each other."""
+    whole = packer.fixed(shape, "f32")
+    fields: dict[str, Tensor] = {}
+    for name, (dims, dtype) in packer.stored(shape).items():
+        if name in whole:
+            fields[name] = parts[0].fields[name]
+            continue
+        values = torch.empty(dims, dtype=torch_dtype(dtype))
+        into = values.reshape(-1).view(torch.uint8)
+        for (start, stop), part in zip(rows, parts, strict=True):
+            first, last = packer.span(name, shape, start, stop)
+            into[first:last] = part.fields[name].contiguous().reshape(-1).view(torch.uint8)
+        fields[name] = values
+    return PackedTensor(packer.name, shape, fields)

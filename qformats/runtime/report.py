@@ -1,0 +1,87 @@
+"""What became of a checkpoint's weights when it was loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from qformats.runtime.layer import PackedLayer
+
+__all__ = ["LoadReport", "LoadedWeight", "report_of"]
+
+
+@dataclass(frozen=True)
+class LoadedWeight:
+    """One quantized weight of a model.
+
+    Attributes
+    ----------
+    name : str
+        Of the module.
+    format : str
+        ``family:variant``.
+    nbytes : int
+        In memory; 0 where it shares the memory of another weight.
+    note : str
+        How it is used; if not by the shared kernels, why.
+    """
+
+    name: str
+    format: str
+    nbytes: int
+    note: str
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a checkpoint's weights.
+
+    Attributes
+    ----------
+    weights : tuple of LoadedWeight
+        Those that the checkpoint holds quantized, in the model's order.
+    dense_nbytes : int
+        Bytes of everything else.
+    """
+
+    weights: tuple[LoadedWeight, ...]
+    dense_nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the model in memory."""
+        return self.dense_nbytes + sum(weight.nbytes for weight in self.weights)
+
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """Names of the weights by how they are used."""
+        found: dict[str, list[str]] = {}
+        for weight in self.weights:
+            found.setdefault(weight.note, []).append(weight.name)
+        return found
+
+
+def report_of(model: Any, decoded: Iterable[LoadedWeight]) -> LoadReport:
+    """Report of a model that is loaded.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+    decoded : iterable of LoadedWeight
+        Weights that were quantized and are not packed any more.
+    """
+    packed: list[LoadedWeight] = []
+    plain: dict[int, int] = {}
+    for name, module in model.named_modules():
+        held = list(module.parameters(recurse=False))
+        if isinstance(module, PackedLayer):
+            nbytes = 0 if module.is_tied else module.nbytes
+            packed.append(LoadedWeight(name, module.packer.name, nbytes, module.kernel_note))
+            held = [parameter for parameter in held if parameter is not module.weight]
+        else:
+            held += module.buffers(recurse=False)
+        # Tied parameters are one tensor in two places.
+        plain |= {id(tensor): tensor.nbytes for tensor in held}
+    return LoadReport((*packed, *decoded), sum(plain.values()))

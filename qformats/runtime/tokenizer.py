@@ -1,0 +1,57 @@
+"""The tokenizer of a checkpoint, as Transformers uses it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from qformats.checkpoint import Checkpoint
+from qformats.errors import CheckpointError, UnsupportedModelError
+
+__all__ = ["tokenizer"]
+
+
+def tokenizer(source: Checkpoint) -> Any:
+    """A Transformers tokenizer, with special tokens and chat template.
+
+    ``tokenizer.json`` is used as it is written: some of Transformers' own classes rebuild it and lose a leading space.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        The model, in any container.
+
+    Raises
+    ------
+    CheckpointError
+        If it has no tokenizer.
+    UnsupportedModelError
+        If its tokenizer needs code that only its repository has.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    content = source.tokenizer_files()
+    if not any(name.startswith(("tokenizer", "vocab", "ice_text")) for name in content):
+        hint = "use a model whose folder or file has its tokenizer"
+        raise CheckpointError(source.path, "has no tokenizer", "one, to turn text into tokens", hint=hint)
+    with tempfile.TemporaryDirectory(prefix="qformats-") as folder:
+        for name, data in content.items():
+            file = Path(folder, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+        config = {key: value for key, value in source.config.items() if key != "auto_map"}
+        Path(folder, "config.json").write_text(json.dumps(config, default=str))
+        chosen: Any = PreTrainedTokenizerFast if "tokenizer.json" in content else AutoTokenizer
+        try:
+            return chosen.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:
+            # Whatever a class finds wrong with its files; remote code is one of the reasons.
+            found = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            raise UnsupportedModelError(
+                f"{source.path}: tokenizer",
+                found,
+                ["a tokenizer.json", "a tokenizer that Transformers has a class for"],
+                "Export the model to a container that has a tokenizer of its own, and load that",
+            ) from error

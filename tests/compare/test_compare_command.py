@@ -1,0 +1,109 @@
+"""`qformats compare` as users run it."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from cli.command import PROGRAM, call, environment, run
+
+TEXT = ["--text", "demo", "--window", "64", "--windows", "2"]
+
+
+def test_table_and_files(made, tmp_path, capsys):
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "csv", "html")}
+    written = [part for kind, file in files.items() for part in (f"--{kind}", file)]
+    done = call(capsys, "compare", "demo", made("q8_0"), "--try", "gguf:q4_0", *TEXT, *written)
+    assert done.code == 0, done.err
+    for word in ("model-q8", "gguf:q4_0", "perplexity", "same top", "62 tokens scored"):
+        assert word in done.out
+    data = json.loads(files["json"].read_text())
+    assert [model["name"] for model in data["models"]] == ["model-q8", "gguf:q4_0"]
+    q8, q4 = data["models"]
+    assert (
+        q8["behaviour"]["against"]["kl"]["mean"]["value"] < q4["behaviour"]["against"]["kl"]["mean"]["value"]
+    )
+    rows = list(csv.DictReader(files["csv"].read_text().splitlines()))
+    assert [row["name"] for row in rows] == ["demo-llama", "model-q8", "gguf:q4_0"]
+    assert float(rows[1]["weights.linears.sqnr_db"]) == pytest.approx(q8["weights"]["linears"]["sqnr_db"])
+    assert rows[0]["behaviour.against.kl.mean.value"] == ""
+    page = files["html"].read_text()
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert "model-q8" in page
+    assert {file.name for file in tmp_path.iterdir()} >= {"report.json", "report.csv", "report.html"}
+    assert not list(tmp_path.glob(".*")), "no partial file is left"
+    # Files of a report have the rights of any new file.
+    probe = tmp_path / "probe"
+    probe.touch()
+    assert files["json"].stat().st_mode == probe.stat().st_mode
+
+
+def test_json_on_standard_output_is_nothing_else(made, capsys):
+    done = call(capsys, "compare", "demo", made("gptq"), "--json", "-")
+    assert done.code == 0, done.err
+    data = json.loads(done.out)
+    assert data["text"] is None
+    assert data["models"][0]["weights"]["total"]["count"] == data["base"]["parameters"]
+
+
+def test_weights_only_says_how_to_get_more(made, capsys):
+    done = call(capsys, "compare", "demo", made("gptq"))
+    assert done.code == 0, done.err
+    assert "--text" in done.out
+    assert "perplexity" not in done.out
+
+
+def test_copies_are_told(capsys):
+    done = call(capsys, "compare", "demo", "--try", "gguf:q8_0", "--try", "gguf:q8_0")
+    assert re.search(r"gguf:q8_0 and gguf:q8_0 \(.*\): of 39 tensors 39 have the same bytes", done.out)
+    assert "demo-llama and" not in done.out, "norms that nobody quantizes are no news"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["demo"], 2, "none besides the base"),
+        (["demo", "--try", "gguf:q4_9"], 2, "no format 'gguf:q4_9'"),
+        (["demo", "--try", "gguf:q4_0", "--quantizer", "dice"], 2, "no quantizer 'dice'"),
+        (["demo", "no-such-model"], 3, "no such file or folder"),
+        (["demo", "demo", "--text", "no-such-text"], 3, "no-such-text"),
+        (["demo", "demo", "--text", "demo", "--window", "9999"], 2, "window"),
+        (["demo", "demo", "--json", "-", "--csv", "-"], 2, "--csv"),
+        (["demo", "demo", "--json", "no/such/folder/x.json"], 4, "no folder no/such/folder"),
+        (["demo", "demo", "--html", "."], 4, "is a folder"),
+        (["demo", "demo", *TEXT, "--logits", "no/such/folder/x"], 4, "no folder no/such/folder"),
+        (["demo", "demo", "--device", "abacus"], 2, "device"),
+        (["demo", "demo", "-Q", "x"], 2, "--quantizer-option"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, code, says, capsys):
+    done = call(capsys, "compare", *arguments)
+    assert done.code == code, done.err
+    assert says in done.err
+    assert done.err.count("\n") == 1
+    assert done.out == ""
+
+
+def test_help_loads_no_torch():
+    program = f"{PROGRAM[2]}".replace("main()", "")
+    check = "import sys; print(sorted({'torch', 'numba', 'transformers', 'triton'} & {*sys.modules}))"
+    code = (
+        f"{program}\nimport atexit\natexit.register(lambda: exec({check!r}))\n"
+        "sys.argv = ['qformats', 'compare', '--help']\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(tmp_path):
+    tmp_path.chmod(0o500)
+    done = run("compare", "demo", "--try", "gguf:q8_0", "--json", tmp_path / "x.json")
+    assert done.code == 4
+    assert "cannot be written" in done.err

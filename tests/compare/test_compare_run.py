@@ -1,0 +1,233 @@
+"""Whole comparisons: files, formats that are tried, the base's kept predictions, and models that do not fit."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from models import tiny
+from safetensors.torch import load_file, save_file
+
+import qformats
+from qformats.comparing.report import CompareReport
+from qformats.errors import CheckpointError, ConfigError, NonFiniteError, QFormatsError
+
+TEXT = {"text": "demo", "window": 64, "windows": 2}
+
+
+@pytest.mark.parametrize("format", ["gguf:q4_0", "gptq:4bit-128g", "bitsandbytes:nf4-dq"])
+def test_a_tried_format_is_what_its_export_is(format, made):
+    """The same bytes, hence the same distances and the same predictions; and nothing is written."""
+    path = made({"gguf:q4_0": "q4_0", "gptq:4bit-128g": "gptq", "bitsandbytes:nf4-dq": "nf4-dq"}[format])
+    report = qformats.compare("demo", path, try_=[format], **TEXT)
+    file, tried = report.models
+    assert tried.name == format
+    assert tried.tried
+    assert tried.quantizer == "rtn"
+    assert not file.tried
+    assert file.quantizer == ""
+    assert tried.weights == file.weights
+    assert tried.behaviour == file.behaviour
+    for name in ("format", "formats", "container", "nbytes", "parameters", "bits_per_weight"):
+        assert getattr(tried, name) == getattr(file, name), name
+    pair = report.identical[-1]
+    assert len(pair.same_bytes) == pair.common == len(qformats.open("demo").tensors)
+
+
+def test_a_calibrating_quantizer_can_be_tried(made):
+    """It works on the whole model first, and gives up nearness of weights for nearness of outputs."""
+    options = {"samples": "2", "sequence-length": "32"}
+    report = qformats.compare(
+        "demo", made("gptq"), try_=["gptq"], quantizer="gptq", quantizer_options=options
+    )
+    rounded, calibrated = report.models
+    assert calibrated.name == "gptq:4bit-128g (gptq)"
+    assert calibrated.quantizer == "gptq"
+    assert calibrated.format == rounded.format == "gptq:4bit-128g"
+    assert calibrated.nbytes == rounded.nbytes
+    assert rounded.weights.linears.rmse < calibrated.weights.linears.rmse < 2 * rounded.weights.linears.rmse
+
+
+def test_without_a_text_only_weights(made):
+    report = qformats.compare("demo", made("q8_0"))
+    assert report.text is None
+    assert report.base.behaviour is report.models[0].behaviour is report.models[0].speed is None
+    assert 40 < report.models[0].weights.linears.sqnr_db < 50
+    assert any("--text" in note for note in report.notes)
+
+
+def test_speed_and_memory(made):
+    report = qformats.compare("demo", made("q8_0"), speed=True, device="cpu")
+    for model in (report.base, *report.models):
+        assert model.speed.device == "cpu"
+        assert model.speed.load_seconds > 0
+        assert 0 < model.speed.tokens_per_second < model.speed.prompt_tokens_per_second
+        assert model.speed.peak_bytes > 0
+        assert model.behaviour is None
+
+
+def test_report_round_trip(made):
+    report = qformats.compare("demo", "demo", made("gptq"), **TEXT)
+    again = CompareReport.from_dict(json.loads(report.to_json()))
+    assert again == report
+    same = report.models[0]
+    assert same.weights.total.sqnr_db == math.inf
+    assert report.to_dict()["models"][0]["weights"]["total"]["sqnr_db"] is None
+    lines = report.to_csv().splitlines()
+    assert len(lines) == 4
+    head = lines[0].split(",")
+    assert {"name", "format", "weights.linears.sqnr_db", "behaviour.against.kl.mean.value"} <= {*head}
+    with pytest.raises(ConfigError, match="a whole report"):
+        CompareReport.from_dict({"models": []})
+
+
+def test_names_are_told_apart(made):
+    report = qformats.compare("demo", "demo", "demo", made("q8_0"), try_=["gguf:q4_0", "gguf:q4_0"])
+    names = [report.base.name, *(model.name for model in report.models)]
+    assert len({*names}) == 6
+    assert names[0] == "demo-llama"
+    assert report.base.format == "dense:bf16"
+    assert [model.format for model in report.models[2:]] == ["gguf:q8_0", "gguf:q4_0", "gguf:q4_0"]
+
+
+def test_kept_predictions_stand_for_the_base(made, tmp_path, monkeypatch):
+    file = tmp_path / "predictions"
+    first = qformats.compare("demo", made("gptq"), logits=file, **TEXT)
+    assert file.stat().st_size < 2 * 31 * (2 * 2048 + 64) + 1024
+    before = file.stat().st_mtime_ns
+    loaded = []
+    load = qformats.load_model
+    monkeypatch.setattr(qformats, "load_model", lambda m, **k: loaded.append(m.name) or load(m, **k), False)
+    second = qformats.compare("demo", made("gptq"), logits=file, **TEXT)
+    assert loaded == ["gptq"]
+    assert file.stat().st_mtime_ns == before
+    assert second.base.behaviour == first.base.behaviour
+    assert second.models[0].behaviour == first.models[0].behaviour
+    for changes, what in (
+        ({"window": 32}, "text or tokenizer and another window"),
+        ({"windows": 3}, "text or tokenizer"),
+        ({"dtype": "bf16"}, "dtype"),
+    ):
+        with pytest.raises(CheckpointError, match=f"another {what}"):
+            qformats.compare("demo", made("gptq"), logits=file, **{**TEXT, **changes})
+    with pytest.raises(CheckpointError, match="another model"):
+        qformats.compare(made("f16"), made("gptq"), logits=file, **TEXT)
+
+
+def test_a_text_that_is_too_short(tmp_path):
+    file = tmp_path / "short.txt"
+    file.write_text("It is a truth universally acknowledged, that a single man")
+    with pytest.raises(ConfigError) as caught:
+        qformats.compare("demo", try_=["gguf:q8_0"], text=file)
+    message = str(caught.value)
+    assert str(file) in message
+    assert "512 or more" in message
+    assert "--window" in message
+    report = qformats.compare("demo", try_=["gguf:q8_0"], text=file, window=8)
+    assert any("say little" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"text": "demo", "window": 4096}, "at most"),
+        ({"text": "demo", "window": 2}, "4 tokens or more"),
+        ({"text": "demo", "windows": 0}, "1 or more"),
+        ({"text": "no/such/file.txt"}, "no/such/file.txt: cannot be read"),
+        ({"logits": "somewhere"}, "none without a text"),
+        ({"device": "abacus"}, "cpu, cuda"),
+        ({"dtype": "f8"}, "f32, f16, bf16"),
+        ({"workers": 0}, "1 or more"),
+        ({"options": {"colour": "red"}}, "colour"),
+    ],
+)
+def test_settings_that_are_not_possible(settings, says):
+    with pytest.raises(QFormatsError, match=says):
+        qformats.compare("demo", try_=["gguf:q8_0"], **settings)
+
+
+def test_something_to_compare_is_needed():
+    with pytest.raises(ConfigError, match="none besides the base"):
+        qformats.compare("demo")
+
+
+def test_a_text_that_is_no_text(tmp_path):
+    file = tmp_path / "bytes"
+    file.write_bytes(b"\xff\xfe\xfd" * 1000)
+    with pytest.raises(CheckpointError, match="no UTF-8 text"):
+        qformats.compare("demo", try_=["gguf:q8_0"], text=file)
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """The demo model with finite weights that overflow in its third block."""
+    folder = tmp_path / "broken"
+    shutil.copytree(qformats.open("demo").path, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.2.mlp.down_proj.weight"].fill_(3e38)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_a_model_that_gives_nan(broken, made):
+    """Its first bad module is named, and the other models keep their results."""
+    report = qformats.compare("demo", broken, made("q8_0"), **TEXT)
+    bad, good = report.models
+    assert bad.behaviour is None
+    assert bad.weights is not None
+    assert any("model.layers.2.mlp.down_proj" in note for note in bad.notes)
+    assert good.behaviour.against.kl.mean.value < 1e-2
+    with pytest.raises(NonFiniteError, match=r"broken predicts NaN .* model\.layers\.2\.mlp\.down_proj"):
+        qformats.compare(broken, "demo", **TEXT)
+
+
+def test_other_architectures_and_vocabularies(tmp_path):
+    llama, other = tiny.build("llama", tmp_path / "llama"), tiny.build("qwen2", tmp_path / "qwen2")
+    text = tmp_path / "text.txt"
+    text.write_text("The keeper of the lighthouse counts 12 ships, then 34.\n" * 40)
+    report = qformats.compare(llama, other, llama, text=text, window=32, windows=2)
+    foreign, same = report.models
+    said = " ".join(foreign.notes)
+    assert "It is a qwen2 and the base a llama" in said
+    assert "tokenizer reads the text as other tokens" in said
+    assert foreign.behaviour is None
+    assert foreign.weights is not None
+    assert same.behaviour.against.kl.mean.value < 1e-7
+
+
+def test_more_tokens_than_the_base_has(tmp_path):
+    """The same tokenizer over a padded vocabulary: perplexity is known, divergence is not."""
+    llama, padded = tiny.build("llama", tmp_path / "llama"), tmp_path / "padded"
+    shutil.copytree(llama, padded)
+    tensors = load_file(padded / "model.safetensors")
+    config = json.loads((padded / "config.json").read_text())
+    config["vocab_size"] += 8
+    (padded / "config.json").write_text(json.dumps(config))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], torch.zeros(8, tensors[name].shape[1])])
+    save_file(tensors, padded / "model.safetensors", {"format": "pt"})
+    text = tmp_path / "text.txt"
+    text.write_text("The keeper of the lighthouse counts 12 ships, then 34.\n" * 40)
+    report = qformats.compare(llama, padded, text=text, window=32, windows=2)
+    (model,) = report.models
+    assert model.behaviour.against is None
+    assert model.behaviour.perplexity.value > 1
+    assert any("It chooses among" in note for note in model.notes)
+
+
+def test_a_model_that_cannot_be_run_keeps_its_weights(tmp_path):
+    llama, strange = tiny.build("llama", tmp_path / "llama"), tmp_path / "strange"
+    shutil.copytree(llama, strange)
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps({**config, "model_type": "never-heard-of"}))
+    text = tmp_path / "text.txt"
+    text.write_text("The keeper of the lighthouse counts 12 ships, then 34.\n" * 40)
+    settings = {"text": text, "window": 32, "windows": 2}
+    report = qformats.compare(llama, strange, **settings)
+    assert any("cannot be run" in note and "never-heard-of" in note for note in report.models[0].notes)
+    assert report.models[0].weights.total.max_error == 0
+    assert report.base.behaviour is not None
+    report = qformats.compare(strange, llama, **settings)
+    assert any("behaviour is not compared" in note for note in report.notes)
+    assert report.models[0].weights.total.max_error == 0

@@ -1,0 +1,131 @@
+"""What cannot be loaded is refused with one sentence; nothing is left to chance."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from models import chatglm, moe
+from safetensors.torch import load_file, save_file
+
+import qformats
+from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
+from qformats.runtime import tokenizer
+
+
+def changed(folder, target, change):
+    """A copy of a folder with other tensors."""
+    shutil.copytree(folder, target)
+    content = load_file(target / "model.safetensors")
+    change(content)
+    save_file(content, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_a_missing_tensor(exported, tmp_path):
+    name = "model.layers.1.mlp.up_proj.weight"
+    folder = changed(exported.model("llama"), tmp_path / "m", lambda content: content.pop(name))
+    with pytest.raises(CheckpointError, match=f"holds no {name}, which LlamaForCausalLM wants"):
+        qformats.load_model(folder, device="cpu")
+
+
+def test_a_missing_packed_tensor(exported, tmp_path):
+    def change(content):
+        for key in [key for key in content if key.startswith("model.layers.0.mlp.down_proj.")]:
+            del content[key]
+
+    folder = changed(exported("llama", "gptq:4bit-64g"), tmp_path / "m", change)
+    with pytest.raises(CheckpointError, match=r"holds no model\.layers\.0\.mlp\.down_proj\.weight"):
+        qformats.load_model(folder, device="cpu")
+
+
+def test_a_missing_expert(tmp_path):
+    folder = moe.build("mixtral", tmp_path / "in")
+    name = next(key for key in load_file(folder / "model.safetensors") if ".experts.2.w3" in key)
+    folder = changed(folder, tmp_path / "m", lambda content: content.pop(name))
+    with pytest.raises(CheckpointError, match=r"no part 1 of expert 2 of .*gate_up_proj \(1 matri"):
+        qformats.load_model(folder, device="cpu")
+
+
+def test_an_unknown_tensor(exported, tmp_path):
+    def change(content):
+        content["model.layers.0.self_attn.q_proj.lora_A.weight"] = torch.zeros(4, 64)
+
+    folder = changed(exported.model("llama"), tmp_path / "m", change)
+    with pytest.raises(CheckpointError, match=r"q_proj\.lora_A\.weight': is not known to LlamaForCausalLM"):
+        qformats.load_model(folder, device="cpu")
+
+
+def test_a_tensor_that_every_model_computes_is_ignored(exported, tmp_path):
+    def change(content):
+        content["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
+
+    folder = changed(exported.model("llama"), tmp_path / "m", change)
+    assert qformats.load_model(folder, device="cpu").config.model_type == "llama"
+
+
+def test_a_tensor_of_another_shape(exported, tmp_path):
+    name = "model.layers.0.self_attn.q_proj.weight"
+
+    def change(content):
+        content[name] = content[name][:32].clone()
+
+    folder = changed(exported.model("llama"), tmp_path / "m", change)
+    with pytest.raises(
+        CheckpointError, match=rf"{name}': shape \(32, 64\); expected \(64, 64\), as the conf"
+    ):
+        qformats.load_model(folder, device="cpu")
+
+
+def test_models_that_transformers_does_not_have(exported, tmp_path):
+    chatglm.save_6b(tmp_path / "6b")
+    with pytest.raises(UnsupportedModelError, match=r"model to run: found 'chatglm.*no code that runs them"):
+        qformats.load_model(tmp_path / "6b", device="cpu")
+    folder = shutil.copytree(exported.model("llama"), tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))
+    with pytest.raises(UnsupportedModelError, match=r"model to run: found 'llama \(.*Error"):
+        qformats.load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda:99"}, "device: found 'cuda:99'; expected cpu, or one of"),
+        ({"device": "nonsense"}, "device: found 'nonsense'"),
+        ({"dtype": "int8"}, "dtype: found 'i8'; expected one of f32, f16, bf16"),
+        ({"dtype": "f64"}, "dtype: found 'f64'; expected one of f32, f16, bf16"),
+        ({"dtype": "half-precision"}, "dtype: found 'half-precision'"),
+    ],
+)
+def test_options_that_are_not_possible(options, message, exported):
+    with pytest.raises(ConfigError, match=message):
+        qformats.load_model(exported.model("llama"), **{"device": "cpu", **options})
+
+
+def test_packed_models_are_not_saved_as_if_they_were_plain(exported, tmp_path):
+    model = qformats.load_model(exported("llama", "gguf:q4_0"), device="cpu")
+    with pytest.raises(ConfigError, match=r"save_pretrained.*Use qformats\.export"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_quantized_weights_without_a_packed_home_are_named(exported, tmp_path):
+    """A router that somebody quantized: the model's class computes with it as a plain parameter."""
+    source = moe.build("mixtral", tmp_path / "in")
+    rules = {r"mlp\.gate|block_sparse_moe\.gate": "int8"}
+    qformats.export(source, tmp_path / "out", format="glm:int8", tensor_types=rules)
+    with pytest.warns(UserWarning, match=r"mlp\.gate and 1 more \(.* %.*kept as plain numbers, because"):
+        model = qformats.load_model(tmp_path / "out", device="cpu")
+    notes = [weight.note for weight in model.qformats_report.weights if weight.name.endswith("gate")]
+    assert len(notes) == 2
+    assert "neither a plain linear layer nor a plain embedding" in notes[0]
+
+
+def test_tokenizers_that_are_not_there(exported, tmp_path):
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        tokenizer(qformats.open(moe.build("mixtral", tmp_path / "in")))
+    folder = shutil.copytree(exported.model("llama"), tmp_path / "broken")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UnsupportedModelError, match="tokenizer: found"):
+        tokenizer(qformats.open(folder))
