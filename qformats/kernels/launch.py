@@ -10,19 +10,24 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from qformats.kernels.codebook import lookup_of
-from qformats.kernels.device import AFFINE, QUAD, STRIP, TABLE, DeviceForm, DeviceWeight, padded_columns
+from qformats.kernels.device import (
+    AFFINE,
+    PLANES,
+    QUAD,
+    STRIP,
+    TABLE,
+    DeviceForm,
+    DeviceWeight,
+    padded_columns,
+)
 from qformats.kernels.triton_decode import quads_of_step
 from qformats.kernels.triton_dequantize import dequantize_kernel
 from qformats.kernels.triton_linear import linear_kernel
 
 __all__ = ["FUSED_ROWS", "Tiles", "choose_tiles", "dequantize", "linear"]
 
-_tune = None
 FUSED_ROWS = 256
 """Rows of activations up to which decoding inside the product is faster than decoding before it."""
-
-
-_tune = None
 
 
 class Tiles(NamedTuple):
@@ -68,27 +73,34 @@ def choose_tiles(count: int, form: DeviceForm, device: torch.device) -> Tiles:
     device : torch.device
         Its multiprocessors decide into how many parts columns are split.
     """
-    steps = padded_columns(form.columns, form.bits) // QUAD // quads_of_step(form.bits)
-    busy = _programs(device)
     batch = next(size for size in (8, 16, 32, 64) if count <= size or size == 64)
-    small = -(-form.rows // 128) * 8 <= busy
-    if small:
-        # Smaller tiles, so that every multiprocessor has some.
-        rows, warps, stages, most = 64, 4, 3, 4 if batch == 64 else 8
-    elif batch == 64:
-        rows, warps, stages, most = 128, 8, 3, 2
+    together = quads_of_step(form.bits)
+    fine = 0 < form.group < 64 and form.group < form.columns
+    small = -(-form.rows // 128) * 8 <= _programs(device)
+    if batch == 64:
+        # The sums alone take the registers of four warps or more.
+        rows, warps, stages = (64, 4, 3) if small else (128, 4, 3) if form.mode == TABLE else (128, 8, 3)
+    elif together == 4:
+        # Codes of two planes are loaded in steps of four quads.
+        rows, warps, stages = 64, 4, 2
     elif form.mode == TABLE:
         # Looking up takes more instructions than reading takes time: more warps hide it better than more loads.
-        rows, warps, stages, most = 128, 4, 3, 8
-        busy *= 3
+        rows, warps, stages = (64, 4, 3) if small else (128, 4, 3)
     else:
-        rows, warps, stages, most = 128, 2, 5, 8
+        rows, warps, stages = (64, 4, 3) if small and not fine else (128, 2, 4)
     tiles = -(-form.rows // rows) * -(-count // batch)
-    split = most if small else 1 if tiles * 4 >= busy * 3 else -(-busy // tiles)
-    # Codes of two planes are loaded in steps of up to four quads.
-    together = quads_of_step(form.bits)
-    stages = max(2, stages // together)
-    return Tiles(rows, batch, max(1, min(split, most, steps * together // 4)), stages, warps)
+    wanted = _programs(device) * (2 if batch == 64 else 9 if form.mode == TABLE else 3) / 3
+    split = 4 if small and batch == 64 else 8 if small else round(wanted / tiles)
+    split = max(1, min(split, 8 if batch < 64 else 4, _steps(form) * together // 4))
+    if split == 1 and stages == 4:
+        stages = 5
+    return Tiles(rows, batch, split, max(2, stages // (1 if together == 4 else together)), warps)
+
+
+def _steps(form: DeviceForm) -> int:
+    """Steps of quads along the columns."""
+    together: int = quads_of_step(form.bits)
+    return padded_columns(form.columns, form.bits) // QUAD // together
 
 
 def _arguments(weight: DeviceWeight) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -134,12 +146,19 @@ def _fast(weight: DeviceWeight, dtype: torch.dtype) -> bool:
     return True
 
 
+def _dequantizing_tiles(form: DeviceForm) -> tuple[int, int]:
+    """Rows and warps of a program that dequantizes a quad."""
+    if form.mode == TABLE or len(PLANES[form.bits]) > 1 or form.rows * form.columns < 1 << 25:
+        return 64, 8
+    return (16, 4) if form.group < QUAD else (16, 8)
+
+
 def dequantize(weight: DeviceWeight, dtype: torch.dtype) -> Tensor:
     """Value of every element in device order of columns: ``(N, K)`` of `dtype`, rounded once."""
     form = weight.form
     out = torch.empty((form.rows, form.columns), dtype=dtype, device=weight.scale.device)
     low, high, scale, shift, table, lookup = _arguments(weight)
-    rows, warps = _tune or ((64, 8) if len(weight.planes) > 1 else (32, 8))
+    rows, warps = _dequantizing_tiles(form)
     quads = padded_columns(form.columns, form.bits) // QUAD
     quads = min(quads, -(-form.columns // QUAD))
     kernel: Any = dequantize_kernel
@@ -171,7 +190,7 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | 
     form = weight.form
     count = x.shape[0]
     x = x.contiguous()
-    steps = padded_columns(form.columns, form.bits) // QUAD // quads_of_step(form.bits)
+    steps = _steps(form)
     chosen = tiles or choose_tiles(count, form, x.device)
     out = torch.empty((count, form.rows), dtype=x.dtype, device=x.device)
     low, high, scale, shift, table, lookup = _arguments(weight)
