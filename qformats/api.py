@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qformats.checkpoint import Checkpoint
 from qformats.errors import ConfigError, ShapeError
@@ -22,17 +23,22 @@ if TYPE_CHECKING:
     from qformats.comparing import CompareReport
     from qformats.exporting import ExportReport
     from qformats.exporting.progress import Progress
+    from qformats.runtime.merge import MergeReport
 
 __all__ = [
     "compare",
     "dequantize",
     "export",
     "formats",
+    "from_pretrained",
     "load_model",
+    "merge_adapter",
     "open",
     "pack",
     "packer",
+    "prepare_for_training",
     "quantize",
+    "register_with_transformers",
     "unpack",
 ]
 
@@ -257,7 +263,7 @@ def export(
         container=container,
         quantizer_options=tuple((quantizer_options or {}).items()),
     )
-    return run(
+    report = run(
         source,
         Path(target).expanduser(),
         recipe,
@@ -267,6 +273,10 @@ def export(
         options=options or {},
         progress=progress,
     )
+    if "transformers" in sys.modules:
+        # What was written may be loaded with Transformers next, in this process.
+        register_with_transformers()
+    return report
 
 
 def load_model(
@@ -307,7 +317,8 @@ def load_model(
     Returns
     -------
     transformers.PreTrainedModel
-        In evaluation mode; no parameter requires a gradient.
+        In evaluation mode; no parameter requires a gradient. Its attribute ``qformats_source`` is the path that it was
+        loaded from.
 
     Raises
     ------
@@ -332,6 +343,112 @@ def load_model(
         progress=progress,
     )
     return loaded
+
+
+def from_pretrained(model: str | PathLike[str] | Checkpoint, **options: Any) -> PreTrainedModel:
+    """Do what :func:`load_model` does, under the name that Transformers has for it.
+
+    Parameters
+    ----------
+    model : str, path or Checkpoint
+        See :func:`open`.
+    **options
+        Those of :func:`load_model`.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        See :func:`load_model`.
+    """
+    return load_model(model, **options)
+
+
+def register_with_transformers() -> None:
+    """Let Transformers load and save folders in the formats of installed plugins that it does not know itself.
+
+    Without it Transformers logs that the quantization method is unknown, and fills the layers at random. It holds for
+    the process; :func:`load_model` does not need it.
+    """
+    from qformats.runtime.transformers_hooks import register
+
+    register()
+
+
+def prepare_for_training(model: Any, *, gradient_checkpointing: bool = True) -> Any:
+    """Freeze a model and let gradients through it, before PEFT puts adapters on it.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        With packed weights or plain ones. Modified: no parameter needs a gradient afterwards, and embeddings give
+        outputs that do.
+    gradient_checkpointing : bool
+        Compute activations again in the backward pass instead of keeping them.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        The same model.
+    """
+    from qformats.runtime import adapters
+
+    return adapters.prepare_for_training(model, gradient_checkpointing=gradient_checkpointing)
+
+
+def merge_adapter(
+    model: Any,
+    target: str | PathLike[str],
+    *,
+    format: str | None = None,
+    source: str | PathLike[str] | Checkpoint | None = None,
+    force: bool = False,
+    workers: int | None = None,
+    options: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Write a base model with the active LoRA adapters added to its weights.
+
+    Weights are read from the base model's files again, a slice at a time; the sum is taken in float32. Tensors without
+    an adapter keep their bytes where the output has the same format.
+
+    Parameters
+    ----------
+    model : peft.PeftModel
+        Over a model of :func:`load_model`. Not modified.
+    target : str or path
+        File or folder to make.
+    format : str, optional
+        ``family:variant``. By default every tensor goes back into the format that it has in the source, which
+        quantizes changed ones again if it is a quantized one; ``"dense:bf16"`` or another plain format keeps the sum.
+    source : str, path or Checkpoint, optional
+        The base model, by default what `model` was loaded from.
+    force, workers, options, progress
+        As :func:`export` has them.
+
+    Returns
+    -------
+    MergeReport
+        What was written, and what rounding added; where tensors were quantized again, that is also warned of.
+
+    Raises
+    ------
+    ConfigError
+        If there is no adapter, or one that is not a plain sum: DoRA, trained biases, modules that were trained whole.
+    ShapeError
+        If an adapter does not fit the stored weight.
+    """
+    from qformats.runtime import merge
+
+    return merge.merge_adapter(
+        model,
+        target,
+        format=format,
+        source=source,
+        force=force,
+        workers=workers,
+        options=options,
+        progress=progress,
+    )
 
 
 def compare(

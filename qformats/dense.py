@@ -30,7 +30,7 @@ class Dense(DensePacker):
             variant=dtype,
             summary=_SUMMARIES.get(dtype, f"plain {dtype}; read and copied"),
             fields=(FieldSpec("weight", ("N", "K"), dtype, "weight units"),),
-            level=0,
+            canonical=False,
             source="IEEE 754; safetensors:README.md",
         )
         super().__init__(spec, dtype)

@@ -178,14 +178,14 @@ class FormatSpec:
         Width of a code; ``None`` where codes have no fixed width (dense and lattice formats).
     block_size : int
         Columns that share their parameters; 1 for dense formats, 0 for the whole row.
-    level : int
-        0: can be dequantized. 1: has a canonical form. 2: also runs on the shared kernel.
+    canonical : bool
+        Whether packed bytes have a canonical form, in codes and parameters; others can be dequantized only.
     source : str
         Where the byte layout is defined, as ``project:path``.
     sqnr_floor_db : float or None
         Signal-to-noise ratio that the reference rounding of normally distributed weights, 4096 to a row, must reach.
     kernel : KernelSpec or None
-        Set at level 2.
+        How the shared kernel decodes it; ``None`` if it does not.
     """
 
     family: str
@@ -194,7 +194,7 @@ class FormatSpec:
     fields: tuple[FieldSpec, ...]
     bits: int | None = None
     block_size: int = 1
-    level: int = 1
+    canonical: bool = True
     source: str = ""
     sqnr_floor_db: float | None = None
     kernel: KernelSpec | None = None
@@ -203,6 +203,11 @@ class FormatSpec:
     def name(self) -> str:
         """Full name, ``family:variant``."""
         return f"{self.family}:{self.variant}"
+
+    @property
+    def level(self) -> int:
+        """Level of support. 0: can be dequantized. 1: has a canonical form. 2: also runs on the shared kernel."""
+        return 2 if self.kernel is not None else int(self.canonical)
 
     def nbytes(self, rows: int, columns: int) -> int:
         """Exact stored bytes of a weight of ``[rows, columns]``."""

@@ -131,7 +131,7 @@ class GGUFPacker(Packer):
         return blocks
 
 
-def _spec(kind: GGMLType, summary: str, level: int, **more: object) -> FormatSpec:
+def _spec(kind: GGMLType, summary: str, **more: object) -> FormatSpec:
     width = f"K / {kind.block_size} * {kind.block_bytes}"
     fields = (FieldSpec("blocks", ("N", width), "u8", "packed blocks"),)
     return FormatSpec(
@@ -140,7 +140,6 @@ def _spec(kind: GGMLType, summary: str, level: int, **more: object) -> FormatSpe
         summary,
         fields,
         block_size=kind.block_size,
-        level=level,
         source=SOURCE,
         **more,  # type: ignore[arg-type]
     )
@@ -152,7 +151,7 @@ class PlainPacker(DensePacker, GGUFPacker):
     def __init__(self, kind: GGMLType) -> None:
         fields = (FieldSpec("values", ("N", "K"), _PLAIN[kind.name], "weight units"),)
         summary = _SUMMARIES.get(kind.name, f"{kind.name}, read and copied")
-        spec = FormatSpec("gguf", kind.name, summary, fields, level=0, source=SOURCE)
+        spec = FormatSpec("gguf", kind.name, summary, fields, canonical=False, source=SOURCE)
         super().__init__(spec, _PLAIN[kind.name])
         self.type = kind
 
@@ -173,7 +172,7 @@ class DecodeOnlyPacker(GGUFPacker):
 
     def __init__(self, kind: GGMLType) -> None:
         self.type = kind
-        self.spec = _spec(kind, f"{kind.bits_per_weight:g} bits a weight; read-only", 0)
+        self.spec = _spec(kind, f"{kind.bits_per_weight:g} bits a weight; read-only", canonical=False)
 
     @property
     def readable(self) -> bool:
@@ -209,7 +208,6 @@ class BlockPacker(GGUFPacker):
         self.spec = _spec(
             kind,
             _SUMMARIES[kind.name],
-            1,
             bits=self.grid.bits,
             sqnr_floor_db=_SQNR_DB[kind.name],
             kernel=KernelSpec(self.grid.bits, mode, BLOCK, "f16"),

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from qformats import FieldSpec, FormatSpec, PackedTensor, Packer, QuantizedTensor
+from qformats import FieldSpec, FormatSpec, KernelSpec, PackedTensor, Packer, QuantizedTensor
 from qformats.dtypes import dtype_name, torch_dtype
 from qformats.errors import ConfigError, NotExactError, ShapeError
 from qformats.interfaces import ModuleFields, unknown_variant
@@ -81,9 +81,11 @@ class GLMPacker(Packer):
             ),
             bits=bits,
             block_size=0,
-            level=1,
             source=SOURCE,
             sqnr_floor_db=_SQNR_DB[bits] if parts == 1 else None,
+            kernel=None
+            if parts > 1
+            else KernelSpec(bits, "affine", 0, "f16" if scale_dtype == "f16" else "f32"),
         )
 
     @classmethod

@@ -156,7 +156,9 @@ class GPTQPacker(Packer):
             return None
         packer = cls(found.bits or 4, found.group_size or 0, found.actorder, found.symmetric is not False)
         packer.reading = Reading(found.version, group_size=found.group_size, symmetric=found.symmetric)
-        return packer
+        zeros = quantization_config.get("zeros")
+        # No program writes such an entry: it is for users who know.
+        return packer if zeros is None else packer.reading_as(found.version, str(zeros))
 
     def reading_as(self, checkpoint_format: str | None = None, zeros: str = "mask") -> GPTQPacker:
         """The same packer for a folder whose zero points are known to be stored in a certain way.
@@ -244,7 +246,8 @@ class GPTQPacker(Packer):
             elif self.bits < 8 and self._told_by_weights(kept) != version:
                 warnings.warn(
                     f"GPTQ weights are far from zero on average unless their zero points are stored otherwise than "
-                    f"checkpoint_format {version!r} says; it is believed (GPTQPacker.reading_as reads them otherwise)",
+                    f"checkpoint_format {version!r} says; it is believed (the option quantization-config reads them "
+                    "otherwise)",
                     UserWarning,
                     stacklevel=2,
                 )

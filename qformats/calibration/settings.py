@@ -10,12 +10,7 @@ from pathlib import Path
 from qformats.errors import ConfigError
 from qformats.interfaces.option import Option
 
-__all__ = ["OPTIONS", "Settings", "SideOption", "number", "switch"]
-
-
-@dataclass(frozen=True)
-class SideOption(Option):
-    """An option that leaves the result what it is; finished work is found again when it changes."""
+__all__ = ["OPTIONS", "Settings", "number", "switch"]
 
 
 OPTIONS = (
@@ -30,10 +25,12 @@ OPTIONS = (
         "compute-dtype",
         "what the model runs in: f32, f16 or bf16 (its own, where the device is fast with it)",
     ),
-    SideOption(
-        "activation-memory", "how much of the hidden states is kept in memory, not on disk, such as 4GB (2GB)"
+    Option(
+        "activation-memory",
+        "how much of the hidden states is kept in memory, not on disk, such as 4GB (2GB)",
+        decides=False,
     ),
-    SideOption("log", "file for loss, damping and time of every layer, as JSON lines"),
+    Option("log", "file for loss, damping and time of every layer, as JSON lines", decides=False),
 )
 """Options of every quantizer that calibrates."""
 
@@ -98,7 +95,7 @@ class Settings:
     @property
     def identity(self) -> dict[str, str]:
         """What decides the result."""
-        without = [option.name.replace("-", "_") for option in OPTIONS if isinstance(option, SideOption)]
+        without = [option.name.replace("-", "_") for option in OPTIONS if not option.decides]
         return {f.name: str(getattr(self, f.name)) for f in fields(self) if f.name not in without}
 
 

@@ -40,28 +40,17 @@ class Skeleton:
     """
 
     def __init__(self, source: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from qformats.runtime.build import bare_model
 
         self._source, self.dtype, self.device = source, dtype, device
-        config = {key: value for key, value in source.config.items() if key != "quantization_config"}
-        kind = str(config.get("model_type", "unknown"))
-        try:
-            parsed = AutoConfig.for_model(**config)
-            with _parameters_on_meta():
-                self.model: Any = AutoModelForCausalLM.from_config(parsed, dtype=dtype)  # type: ignore[no-untyped-call]
-        except (ValueError, TypeError, KeyError, ImportError) as error:
-            found = f"{kind} ({error})"
-            raise UnsupportedModelError(
-                "model to calibrate", found, ["models that Transformers runs"]
-            ) from error
-        self.model.requires_grad_(False).eval()
+        self.model: Any = bare_model(source, dtype, "calibrate")
         self.model.config.use_cache = False
         for name, buffer in self.model.named_buffers():
             owner, _, last = name.rpartition(".")
             self.model.get_submodule(owner)._buffers[last] = buffer.to(device)
-        self.prefix, self.blocks = self._find_blocks(kind)
+        self.prefix, self.blocks = self._find_blocks()
 
-    def _find_blocks(self, kind: str) -> tuple[str, Any]:
+    def _find_blocks(self) -> tuple[str, Any]:
         """Name and content of the list of decoder blocks: the one with the most weights."""
         import torch
 
@@ -71,7 +60,8 @@ class Skeleton:
             if isinstance(module, torch.nn.ModuleList) and len(module)
         }
         if not lists:
-            raise UnsupportedModelError("model to calibrate", kind, ["models with a list of decoder blocks"])
+            found = type(self.model).__name__
+            raise UnsupportedModelError("model to calibrate", found, ["models with a list of decoder blocks"])
         name = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
         return name, lists[name]
 
@@ -253,20 +243,3 @@ def _parameter(value: Tensor) -> Any:
     import torch
 
     return torch.nn.Parameter(value, requires_grad=False)
-
-
-@contextlib.contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Let modules put their parameters on the meta device, and their buffers where they belong."""
-    import torch
-
-    register = torch.nn.Module.register_parameter
-
-    def on_meta(self: Any, name: str, param: Any) -> None:
-        register(self, name, None if param is None else _parameter(param.to("meta")))
-
-    torch.nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]

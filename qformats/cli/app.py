@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from io import TextIOWrapper
@@ -24,6 +25,7 @@ EXIT_USAGE = 2
 EXIT_INPUT = 3
 EXIT_OUTPUT = 4
 EXIT_INTERRUPTED = 130
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Interrupted(Exception):
@@ -100,13 +102,23 @@ def run() -> None:
         if isinstance(error, QFormatsError):
             print(f"qformats: {error}", file=sys.stderr)
             sys.exit(_code(error))
-        if isinstance(error, OSError) and error.filename is not None:
-            print(f"qformats: {error.filename}: {error.strerror}", file=sys.stderr)
-            sys.exit(EXIT_INPUT)
+        if isinstance(error, OSError):
+            print(f"qformats: {_told(error)}", file=sys.stderr)
+            sys.exit(EXIT_OUTPUT if error.errno in _FULL else EXIT_INPUT)
         if isinstance(error, MemoryError):
             print("qformats: not enough memory. Try fewer threads with --workers", file=sys.stderr)
             sys.exit(EXIT_INPUT)
         raise
+
+
+def _told(error: OSError) -> str:
+    """One sentence about an error of the operating system, which may name no file."""
+    file = "" if error.filename is None else f"{error.filename}: "
+    told = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    # Python says so where it found no folder that takes a temporary file.
+    no_room = error.errno in _FULL or "temporary directory" in told
+    hint = ". Free some space, or let TMPDIR name a folder with room for temporary files" if no_room else ""
+    return f"{file}{told}{hint}"
 
 
 def _code(error: Exception) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,14 @@ __all__ = ["compare"]
 _STDOUT = "-"
 _TINY = 1e-4
 """Divergences below it are written with an exponent."""
+_HUGE = 1e6
+"""Perplexities from it on too."""
+_MUCH = 10
+"""Relative errors above it too."""
+_NONE = "-"
+"""Stands where there is no number."""
+_PAIRS = 4
+"""Sentences on shared tensors; the files have the others."""
 
 
 def compare(
@@ -82,14 +91,16 @@ def compare(
     import qformats
     from qformats.cli.console import Bar
     from qformats.cli.export import pair
-    from qformats.comparing.writing import check_place, write_text
+    from qformats.comparing.outputs import check_outputs
+    from qformats.comparing.writing import write_text
     from qformats.errors import ConfigError
 
     if json == csv == _STDOUT:
         raise ConfigError("--csv", _STDOUT, "a file, since --json goes to standard output")
-    files = [Path(name).expanduser() for name in (json, csv) if name not in (None, _STDOUT)]
-    for file in (*files, *([html.expanduser()] if html else [])):
-        check_place(file)
+    outputs = {"logits": logits, "json": json, "csv": csv, "html": html}
+    check_outputs(
+        {kind: Path(name).expanduser() for kind, name in outputs.items() if name not in (None, _STDOUT)}
+    )
     with Bar() as bar:
         report = qformats.compare(
             base,
@@ -130,17 +141,8 @@ def _print(report: CompareReport) -> None:
     _print_weights(out, everyone)
     _print_behaviour(out, report)
     _print_speed(out, everyone)
-    quantized = {
-        tensor.name
-        for model in report.models
-        if model.weights is not None
-        for tensor in model.weights.by_tensor
-        if tensor.quantized
-    }
-    for pair in report.identical:
-        said = _alike(pair, quantized)
-        if said:
-            out.print(plain(said))
+    for sentence in _alike(report):
+        out.print(plain(sentence))
     for note in report.notes:
         out.print(plain(note))
     for model in everyone:
@@ -172,8 +174,15 @@ def _print_weights(out: Console, models: Sequence[ModelResult]) -> None:
 
 
 def _error(relative: float, sqnr: float, largest: float) -> tuple[str, str, str]:
-    noise = f"{sqnr:.1f} dB" if math.isfinite(sqnr) else "exact" if sqnr > 0 else ""
-    return f"{relative:.2%}", noise, f"{largest:.2g}"
+    noise = "exact" if sqnr == math.inf else f"{sqnr:z.1f} dB" if math.isfinite(sqnr) else _NONE
+    return _percent(relative), noise, f"{largest:.2g}" if math.isfinite(largest) else _NONE
+
+
+def _percent(share: float) -> str:
+    """A share of one; a power of ten where decimals say nothing."""
+    if not math.isfinite(share):
+        return _NONE
+    return f"{share:.2%}" if share <= _MUCH else f"{100 * share:.0e} %"
 
 
 def _print_behaviour(out: Console, report: CompareReport) -> None:
@@ -194,7 +203,7 @@ def _print_behaviour(out: Console, report: CompareReport) -> None:
                 _estimate(against.perplexity_ratio, ".4f"),
                 _estimate(against.kl.mean, ".5f" if against.kl.mean.value >= _TINY else ".1e"),
                 f"{against.kl.percentiles.p99:.4f}",
-                f"{against.probability.rms.value:.2%}",
+                _percent(against.probability.rms.value),
                 f"{against.same_top.value:.1%}",
             ]
         rows.add_row(plain(model.name), *cells)
@@ -202,13 +211,17 @@ def _print_behaviour(out: Console, report: CompareReport) -> None:
     out.print(rows)
     text = report.text
     out.print(
-        f"{text.scored:,} tokens scored in {text.windows} windows of {text.window_length} of {plain(text.source)}; "
+        f"{_count(text.scored, 'token')} scored in {_count(text.windows, 'window')} of {text.window_length} of "
+        f"{plain(text.source)}; "
         "KL in nats, change of the right token's probability as root mean square"
     )
 
 
 def _estimate(found: Estimate, how: str) -> str:
-    return f"{format(found.value, how)} ±{format(found.error, how)}"
+    if not math.isfinite(found.value):
+        return _NONE
+    how = how if abs(found.value) < _HUGE else ".2e"
+    return format(found.value, how) + (f" ±{format(found.error, how)}" if math.isfinite(found.error) else "")
 
 
 def _print_speed(out: Console, models: Sequence[ModelResult]) -> None:
@@ -233,11 +246,45 @@ def _print_speed(out: Console, models: Sequence[ModelResult]) -> None:
     out.print("one sequence at a time; memory that loading and running added at most")
 
 
-def _alike(pair: IdenticalTensors, quantized: set[str]) -> str:
-    """How much two models share; nothing, if it is only what no format quantizes."""
-    shared = {*pair.same_bytes, *pair.same_values}
-    if not shared & quantized:
-        return ""
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _alike(report: CompareReport) -> list[str]:
+    """Which models share how much of their blocks; what no format quantizes is no news, nor are embeddings."""
+    blocks = {
+        tensor.name
+        for model in report.models
+        if model.weights is not None
+        for tensor in model.weights.by_tensor
+        if tensor.quantized and tensor.layer is not None
+    }
+    groups: dict[tuple[object, ...], list[IdenticalTensors]] = {}
+    for pair in report.identical:
+        if blocks & {*pair.same_bytes, *pair.same_values}:
+            groups.setdefault((pair.common, pair.same_bytes, pair.same_values), []).append(pair)
+    said = [f"{names}: {_shared(pairs[0])}" for pairs in groups.values() for names in _together(pairs)]
+    if len(said) <= _PAIRS:
+        return said
+    return [*said[:_PAIRS], f"{len(said) - _PAIRS} more such groups of models are in the files (--json)."]
+
+
+def _shared(pair: IdenticalTensors) -> str:
     kinds = ((pair.same_bytes, "the same bytes"), (pair.same_values, "other bytes of the same values"))
-    said = " and ".join(f"{len(names)} have {what}" for names, what in kinds if names)
-    return f"{pair.first} and {pair.second}: of {pair.common} tensors {said}"
+    what = " and ".join(f"{len(names)} have {kind}" for names, kind in kinds if names)
+    return f"of {pair.common} tensors {what}"
+
+
+def _together(pairs: Sequence[IdenticalTensors]) -> list[str]:
+    """Names of models every two of which are one of these pairs, as few lists as a simple search finds."""
+    left = {(pair.first, pair.second): None for pair in pairs}
+    found = []
+    while left:
+        names = list(next(iter(left)))
+        for candidate in dict.fromkeys(second for _, second in left):
+            if candidate not in names and all((name, candidate) in left for name in names):
+                names.append(candidate)
+        for couple in itertools.combinations(names, 2):
+            left.pop(couple)
+        found.append(f"{', '.join(names[:-1])} and {names[-1]}")
+    return found

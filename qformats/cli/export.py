@@ -251,6 +251,23 @@ def _print_summary(report: ExportReport) -> None:
     if report.run_with:
         # No wrapping: a command is copied as a whole.
         out.print(f"Run it:  [bold]{plain(report.run_with)}[/bold]", soft_wrap=True)
+    elif _needs_us(Path(report.target)):
+        out.print(
+            "Load it with qformats.from_pretrained, or with Transformers after: "
+            "import qformats; qformats.register_with_transformers()",
+            soft_wrap=True,
+        )
+
+
+def _needs_us(target: Path) -> bool:
+    """Whether Transformers knows the quantization method of a folder only from here."""
+    import json
+
+    config = target / "config.json"
+    if not config.is_file():
+        return False
+    declared = json.loads(config.read_bytes()).get("quantization_config") or {}
+    return bool(declared.get("quant_method") == "qformats")
 
 
 def _print_notes(out: Console, report: ExportReport, every: bool) -> None:

@@ -200,9 +200,10 @@ def _ids(tokenizer: Any, prompt: str, config: Any, *, chat: bool) -> list[int]:
 def _room(config: Any, used: int, wanted: int) -> int:
     """How many tokens can be made before the model's context is full."""
     from qformats.errors import ConfigError
+    from qformats.runtime.context import context_limit
 
-    limit = config.get("max_position_embeddings") or config.get("n_positions") or config.get("seq_length")
-    if not isinstance(limit, int):
+    limit = context_limit(config)
+    if limit is None:
         return wanted
     if used >= limit:
         raise ConfigError("prompt", f"{used} tokens", f"fewer than the model's context of {limit}")

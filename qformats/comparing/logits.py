@@ -235,7 +235,9 @@ class LogitsReader:
             raise self._damaged()
 
     def _damaged(self) -> CheckpointError:
-        return CheckpointError(self.path, "is damaged", "the file as it was written", hint="Remove it")
+        return CheckpointError(
+            self.path, "is damaged", "the file as it was written", hint="Remove it: then it is made anew"
+        )
 
     def check(self, identity: Mapping[str, Any], wanted: str) -> None:
         """Refuse predictions of something else.

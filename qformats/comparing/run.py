@@ -12,6 +12,7 @@ import qformats
 from qformats.calibration.finished import CalibratedCheckpoint
 from qformats.checkpoint import Checkpoint
 from qformats.comparing.contestant import Contestant, distinguish
+from qformats.comparing.logits import LogitsReader
 from qformats.comparing.report import CompareReport
 from qformats.comparing.runs import Runs
 from qformats.comparing.speed import machine
@@ -19,7 +20,7 @@ from qformats.comparing.text import Tokenizer, Windows, read_text, windows_of
 from qformats.comparing.weights import compare_weights
 from qformats.comparing.writing import check_place
 from qformats.dtypes import torch_dtype
-from qformats.errors import BackendUnavailableError, CheckpointError, ConfigError
+from qformats.errors import CheckpointError, ConfigError
 from qformats.exporting import Recipe
 from qformats.exporting.progress import Progress, Silent
 from qformats.exporting.run import threads
@@ -81,14 +82,20 @@ def compare(
     progress: Progress | None = None,
 ) -> CompareReport:
     """Compare models, and formats that are tried on the base, with the base; see :func:`qformats.compare`."""
+    from qformats.runtime.device import chosen_device
+
     progress = progress or Silent()
     workers = threads(settings.workers)
     if not models and not tried:
         raise ConfigError("models", "none besides the base", "one or more, or formats to try (--try)")
-    device, dtype = _device(settings.device), _dtype(settings.dtype)
+    device, dtype = chosen_device(settings.device), _dtype(settings.dtype)
     windows, tokenizer = _windows(base, settings)
     if settings.logits is not None:
         check_place(settings.logits)
+        if settings.logits.exists():
+            # What is no file of predictions is refused before the work.
+            with LogitsReader(settings.logits):
+                pass
     with contextlib.ExitStack() as stack:
         everyone = [Contestant(model.name, model, model.container) for model in (base, *models)]
         for recipe in tried:
@@ -108,6 +115,7 @@ def compare(
             timed=settings.speed,
             device=device,
             dtype=dtype,
+            options=settings.options,
             progress=progress,
         )
         notes = (*_notes(windows), *runs.carry_out())
@@ -143,20 +151,6 @@ def _tried(
         yield found
 
 
-def _device(name: str | None) -> torch.device:
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError("device", name, "cpu, cuda, or cuda:1 and so on") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendUnavailableError("cuda", "no GPU that torch can use is here", "Use --device cpu")
-    return device
-
-
 def _dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise ConfigError("dtype", name, "one of " + ", ".join(_DTYPES))
@@ -169,10 +163,11 @@ def _windows(base: Checkpoint, settings: Settings) -> tuple[Windows | None, Toke
         if settings.logits is not None:
             raise ConfigError("logits", str(settings.logits), "none without a text (--text)")
         return None, None
+    from qformats.runtime.context import context_limit
+
     name, text = read_text(settings.text)
     tokenizer = Tokenizer(base)
-    takes = base.config.get("max_position_embeddings", base.config.get("n_positions"))
-    limit = takes if isinstance(takes, int) and takes > 0 else None
+    limit = context_limit(base.config)
     windows = windows_of(text, name, tokenizer, settings.window, settings.windows, limit)
     known, highest = base.config.get("vocab_size"), int(windows.ids.max())
     if isinstance(known, int) and highest >= known:
@@ -184,6 +179,8 @@ def _windows(base: Checkpoint, settings: Settings) -> tuple[Windows | None, Toke
 def _notes(windows: Windows | None) -> tuple[str, ...]:
     if windows is None:
         return ("Only weights are compared: give a text (--text FILE, or --text demo) for behaviour too.",)
-    if windows.text.scored < _FEW:
-        return (f"Only {windows.text.scored} tokens are scored: such statistics say little.",)
+    scored = windows.text.scored
+    if scored < _FEW:
+        tokens = "token is" if scored == 1 else "tokens are"
+        return (f"Only {scored} {tokens} scored: such statistics say little.",)
     return ()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import qformats
 from qformats.checkpoint import Checkpoint
+from qformats.errors import BackendUnavailableError, QFormatsError
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +31,11 @@ class Runner:
     dtype : torch.dtype
         What it computes in; packed weights stay packed.
 
+    Attributes
+    ----------
+    limit : int or None
+        Tokens that the model takes, if its configuration tells.
+
     Raises
     ------
     QFormatsError
@@ -35,9 +43,39 @@ class Runner:
     """
 
     def __init__(self, source: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        self.device = device
-        self.model: Any = qformats.load_model(source, device=device, dtype=dtype)
+        from qformats.runtime.context import context_limit
+
+        self.device, self.name = device, source.name
+        self.limit = context_limit(source.config)
+        with self.reported():
+            self.model: Any = qformats.load_model(source, device=device, dtype=dtype)
         self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+    @contextlib.contextmanager
+    def reported(self) -> Iterator[None]:
+        """Turn what goes wrong while the model runs into one sentence.
+
+        Raises
+        ------
+        BackendUnavailableError
+            If the device has too little memory, or an operation fails.
+        """
+        import torch
+
+        try:
+            yield
+        except QFormatsError:
+            raise
+        except torch.OutOfMemoryError as error:
+            hint = "Use --device cpu, a smaller --window, or --dtype bf16"
+            found = f"has not enough memory to run {self.name}"
+            raise BackendUnavailableError(str(self.device), found, hint) from error
+        except (RuntimeError, IndexError) as error:
+            # Messages of torch may go on with a trace of their own.
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise BackendUnavailableError(
+                str(self.device), f"{self.name} fails while it runs ({reason})"
+            ) from error
 
     @property
     def vocabulary(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ from qformats.comparing.runner import Runner
 from qformats.comparing.speed import Peak, speed
 from qformats.comparing.statistics import behaviour_alone
 from qformats.comparing.text import Tokenizer, Windows
-from qformats.errors import NonFiniteError, QFormatsError
+from qformats.errors import BackendUnavailableError, NonFiniteError, QFormatsError
 from qformats.exporting.progress import Progress
+from qformats.registry import registry
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +52,8 @@ class Runs:
         Where models run.
     dtype : torch.dtype
         What they compute in.
+    options : mapping of str to str
+        Of the loaders.
     progress : Progress
         Is told how far the work is.
     """
@@ -65,11 +68,12 @@ class Runs:
         timed: bool,
         device: torch.device,
         dtype: torch.dtype,
+        options: Mapping[str, str],
         progress: Progress,
     ) -> None:
         self._models, self._windows, self._tokenizer = models, windows, tokenizer
         self._logits, self._timed = logits, timed
-        self._device, self._dtype, self._progress = device, dtype, progress
+        self._device, self._dtype, self._options, self._progress = device, dtype, options, progress
 
     def carry_out(self) -> list[str]:
         """Run all models; notes about all of them together.
@@ -78,6 +82,8 @@ class Runs:
         ------
         NonFiniteError
             If the base gives NaN, naming the first module that does.
+        BackendUnavailableError
+            If the base fails while it runs.
         CheckpointError
             If the file of predictions holds those of something else, or is damaged.
         OutputError
@@ -94,7 +100,8 @@ class Runs:
                 return ["The base cannot be run: behaviour is not compared."]
             with LogitsReader(path) as reader:
                 for model in others:
-                    self._run(model, reader if self._same_tokens(base, model) else None)
+                    fits = self._same_tokens(base, model) and self._takes_a_window(model)
+                    self._run(model, reader if fits else None)
         return []
 
     def _predictions(self, base: Contestant, windows: Windows, path: Path) -> bool:
@@ -111,7 +118,10 @@ class Runs:
         runner = self._loaded(base)
         if runner is None or known:
             return known
-        with LogitsWriter(path, identity, len(windows.ids), windows.scored) as writer:
+        with (
+            LogitsWriter(path, identity, len(windows.ids), windows.scored) as writer,
+            runner.reported(),
+        ):
             losses = predict(runner, windows, writer, base.name, self._progress)
         base.behaviour = behaviour_alone(losses)
         return True
@@ -119,11 +129,17 @@ class Runs:
     def _identity(self, base: Checkpoint, windows: Windows) -> dict[str, Any]:
         """What decides the base's predictions; files are known by name, size and time of change."""
         state = base.fingerprint or fingerprint(base.files)
+        # Some options say what the files do not tell, such as the order of rows.
+        loaders = (each for each in registry().loaders() if each.name == base.container)
+        decisive = {option.name for each in loaders for option in each.options if option.decides}
         return {
             "model": [[Path(path).name, size, changed] for path, _, _, size, changed, _ in state],
             "text or tokenizer": xxhash.xxh3_128_hexdigest(windows.ids.tobytes()),
             "window": int(windows.ids.shape[1]),
             "dtype": str(self._dtype).removeprefix("torch."),
+            "loader option": {
+                name: value for name, value in sorted(self._options.items()) if name in decisive
+            },
         }
 
     def _same_tokens(self, base: Contestant, model: Contestant) -> bool:
@@ -147,6 +163,20 @@ class Runs:
             )
         return differ is None
 
+    def _takes_a_window(self, model: Contestant) -> bool:
+        """Whether a model was made for as many tokens as a window has; its notes say if not."""
+        from qformats.runtime.context import context_limit
+
+        assert self._windows is not None
+        limit, length = context_limit(model.checkpoint.config), self._windows.text.window_length
+        if limit is None or length <= limit:
+            return True
+        model.notes.append(
+            f"It takes {limit} tokens and a window has {length}: it does not read the text. Shorter windows (--window "
+            f"{limit}) would do."
+        )
+        return False
+
     def _run(self, model: Contestant, reader: LogitsReader | None) -> None:
         """Run one model that is not the base, if there is anything to find out."""
         if reader is None and not self._timed:
@@ -164,16 +194,19 @@ class Runs:
             )
             return
         try:
-            width = runner.logits(windows.ids[0, :1], 1).shape[1]
-            if width != reader.vocabulary:
-                model.notes.append(
-                    f"It chooses among {width} tokens, the base among {reader.vocabulary}: what they predict is not "
-                    "compared."
-                )
-                model.behaviour = alone(runner, windows, model.name, self._progress)
-            else:
-                model.behaviour = behaviour(runner, windows, reader, tokenizer, model.name, self._progress)
-        except NonFiniteError as error:
+            with runner.reported():
+                width = runner.logits(windows.ids[0, :1], 1).shape[1]
+                if width != reader.vocabulary:
+                    model.notes.append(
+                        f"It chooses among {width} tokens, the base among {reader.vocabulary}: what they predict is "
+                        "not compared."
+                    )
+                    model.behaviour = alone(runner, windows, model.name, self._progress)
+                else:
+                    model.behaviour = behaviour(
+                        runner, windows, reader, tokenizer, model.name, self._progress
+                    )
+        except (NonFiniteError, BackendUnavailableError) as error:
             # One broken model is no reason to lose the others.
             model.notes.append(f"Its behaviour is not known: {error}")
 
@@ -190,12 +223,13 @@ class Runs:
             return None
         if self._timed:
             seconds = time.perf_counter() - start
-            model.speed = speed(runner, self._ids(model), seconds, peak)
+            try:
+                model.speed = speed(runner, self._ids(runner), seconds, peak)
+            except BackendUnavailableError as error:
+                model.notes.append(f"Its speed is not known: {error}")
         return runner
 
-    def _ids(self, model: Contestant) -> Any:
-        """Something to read."""
-        if self._windows is not None:
-            return self._windows.ids[0]
-        vocabulary = int(model.checkpoint.config.get("vocab_size") or _IDS)
-        return np.arange(_IDS, dtype=np.int64) % vocabulary
+    def _ids(self, runner: Runner) -> Any:
+        """Something to read, of tokens that the model knows."""
+        ids = np.arange(_IDS, dtype=np.int64) if self._windows is None else self._windows.ids[0]
+        return ids % runner.vocabulary

@@ -79,24 +79,30 @@ def speed(runner: Runner, ids: NDArray[Any], load_seconds: float, peak: Peak) ->
     runner : Runner
         The model.
     ids : ndarray
-        int64, ``(length,)``: what it reads; its first 256.
+        int64, ``(length,)``: what it reads; its first 256, or as many as the model takes.
     load_seconds : float
         How long loading took.
     peak : Peak
         Begun before the model was loaded.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If it fails while it runs.
     """
     import torch
 
-    prompt = torch.from_numpy(ids[:_PROMPT])[None].to(runner.device)
-    with torch.inference_mode():
+    prompt = torch.from_numpy(ids[: min(_PROMPT, runner.limit or _PROMPT)])[None].to(runner.device)
+    count = min(_GENERATED, runner.limit or _GENERATED)
+    with runner.reported(), torch.inference_mode():
         # The first time compiles and fills caches.
         runner.model(input_ids=prompt, use_cache=False)
         reading = min(_timed(runner, lambda: runner.model(input_ids=prompt, use_cache=False)))
-        writing = min(_timed(runner, lambda: _generate(runner, prompt[:, :1])))
+        writing = min(_timed(runner, lambda: _generate(runner, prompt[:, :1], count)))
     return SpeedResult(
         device=device_name(runner.device),
         load_seconds=load_seconds,
-        tokens_per_second=_GENERATED / writing,
+        tokens_per_second=count / writing,
         prompt_tokens_per_second=prompt.shape[1] / reading,
         peak_bytes=peak.nbytes,
     )
@@ -112,10 +118,10 @@ def _timed(runner: Runner, run: Any) -> Iterator[float]:
         yield time.perf_counter() - start
 
 
-def _generate(runner: Runner, ids: torch.Tensor) -> None:
+def _generate(runner: Runner, ids: torch.Tensor, count: int) -> None:
     """Generate tokens one by one, each the most probable, without stopping at an end."""
     cache: Any = None
-    for _ in range(_GENERATED):
+    for _ in range(count):
         output = runner.model(input_ids=ids, past_key_values=cache, use_cache=True)
         cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
 

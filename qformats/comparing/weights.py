@@ -54,7 +54,7 @@ class WeightsOutcome:
     identical : tuple of IdenticalTensors
         For every two models that share a tensor.
     notes : tuple of tuple of str
-        A model each: tensors that could not be compared, in sentences.
+        A model each, without the base: tensors that could not be compared, in sentences.
     """
 
     results: tuple[WeightsResult | None, ...]
@@ -69,6 +69,10 @@ class _Tally:
     bytes_digest: list[bytes] = field(default_factory=list)
     values_digest: list[bytes] = field(default_factory=list)
     sums: list[Sums] = field(default_factory=list)
+
+
+_Found = dict[int, tuple[bytes, bytes, Sums | None] | WeightsError]
+"""Of each model that has some rows: digests of bytes and of values, and sums against the base; or what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ def compare_weights(
     Raises
     ------
     WeightsError
-        If a weight is NaN or infinite, naming its tensor.
+        If a weight of the base is NaN or infinite, naming its tensor. Another model's tensor that holds one is left
+        out, with a note.
     """
     names = [name for name, _ in models]
     checkpoints = [model for _, model in models]
@@ -128,12 +133,17 @@ def compare_weights(
     # Values are looked at for their own sake only where two models, none of them the base, may share them.
     digest_values = len(models) > 2
 
-    def work(piece: _Piece) -> dict[int, tuple[bytes, bytes, Sums | None]]:
+    def work(piece: _Piece) -> _Found:
         return _compared(checkpoints, shared[piece.name], piece, digest_values)
 
     done = 0
+    wrong: dict[tuple[int, str], WeightsError] = {}
     for piece, found in _in_order(work, pieces, threads):
-        for i, (raw, values, sums) in found.items():
+        for i, told in found.items():
+            if isinstance(told, WeightsError):
+                wrong.setdefault((i, piece.name), told)
+                continue
+            raw, values, sums = told
             tally = tallies[i, piece.name]
             tally.bytes_digest.append(raw)
             tally.values_digest.append(values)
@@ -144,6 +154,12 @@ def compare_weights(
         if done >= _FREED:
             done = 0
             return_freed()
+    for i, name in wrong:
+        shared[name].remove(i)
+    notes = tuple(
+        (*said, *_left_out([error for (k, _), error in wrong.items() if k == i]))
+        for i, said in enumerate(notes, 1)
+    )
     sums_of = {key: total(tally.sums) for key, tally in tallies.items()}
     results = tuple(
         _result(i, checkpoints[i], checkpoints[0], shared, tallies, sums_of)
@@ -202,6 +218,13 @@ def _listed(names: Sequence[str], one: str, several: str) -> str:
     return f"Not compared: {len(names)} tensors ({names[0]}, ...) {several}."
 
 
+def _left_out(errors: Sequence[WeightsError]) -> tuple[str, ...]:
+    if not errors:
+        return ()
+    more = f" So it is with {len(errors) - 1} more of its tensors." if len(errors) > 1 else ""
+    return (f"Not compared: {errors[0]}{more}",)
+
+
 def _pieces(models: Sequence[Checkpoint], shared: Mapping[str, list[int]]) -> Iterator[_Piece]:
     """Slices in the order in which the base lies on disk."""
     base = models[0]
@@ -222,13 +245,13 @@ def _pieces(models: Sequence[Checkpoint], shared: Mapping[str, list[int]]) -> It
 
 
 def _in_order(
-    work: Callable[[_Piece], dict[int, tuple[bytes, bytes, Sums | None]]],
+    work: Callable[[_Piece], _Found],
     pieces: Sequence[_Piece],
     threads: int,
-) -> Iterator[tuple[_Piece, dict[int, tuple[bytes, bytes, Sums | None]]]]:
+) -> Iterator[tuple[_Piece, _Found]]:
     """Results in the order of the pieces, so that sums do not depend on which thread was faster."""
     queue = deque(pieces)
-    waiting: deque[tuple[_Piece, Future[dict[int, tuple[bytes, bytes, Sums | None]]]]] = deque()
+    waiting: deque[tuple[_Piece, Future[_Found]]] = deque()
     weights = 0
     with (
         single_threaded_torch(),
@@ -261,14 +284,15 @@ def _in_order(
 
 def _compared(
     models: Sequence[Checkpoint], users: Sequence[int], piece: _Piece, digest_values: bool
-) -> dict[int, tuple[bytes, bytes, Sums | None]]:
-    """Of each model that has these rows: digests of bytes and of values, and sums against the base."""
+) -> _Found:
+    """Compare the models that have these rows."""
     tensors = [models[i].tensors[piece.name] for i in users]
     packers = [registry().packer(tensor.format) for tensor in tensors]
     encodings = Counter(map(_encoding, tensors))
     raw = [xxhash.xxh3_128() for _ in users]
     meant = [xxhash.xxh3_128() for _ in users]
     sums = [Sums() for _ in users]
+    wrong: dict[int, WeightsError] = {}
     for start in range(piece.start, piece.stop, piece.step):
         stop = min(piece.stop, start + piece.step)
         base: Tensor | None = None
@@ -283,24 +307,33 @@ def _compared(
                 continue
             found = compare(base, values)
             if not math.isfinite(found.max_error):
-                _refuse(models, users, piece.name, start, stop)
+                _require_finite(tensors[0], piece.name, base, start)
+                wrong.setdefault(users[k], _what_is_wrong(tensor, piece.name, values, start))
             sums[k] = total((sums[k], found))
             if digest_values:
                 _digest_values(meant[k], values)
-    return {i: (raw[k].digest(), meant[k].digest(), sums[k] if k else None) for k, i in enumerate(users)}
+    return {
+        i: wrong.get(i) or (raw[k].digest(), meant[k].digest(), sums[k] if k else None)
+        for k, i in enumerate(users)
+    }
 
 
-def _refuse(models: Sequence[Checkpoint], users: Sequence[int], name: str, start: int, stop: int) -> None:
-    """Name the model and the tensor that is not finite."""
-    for i in users:
-        tensor = models[i].tensors[name]
-        try:
-            require_finite(_values(tensor.load(start, stop), registry().packer(tensor.format)))
-        except NonFiniteError as error:
-            where = f" (in rows from {start})" if start else ""
-            raise WeightsError(str(tensor.file), name, error.found + where, error.hint) from error
-    tensor = models[users[-1]].tensors[name]
-    raise WeightsError(str(tensor.file), name, "differs from the base by more than float32 holds")
+def _require_finite(tensor: StoredTensor, name: str, values: Tensor, start: int) -> None:
+    """Raise an error that names the file and the tensor if these rows of it are not finite."""
+    try:
+        require_finite(values)
+    except NonFiniteError as error:
+        where = f" (in rows from {start})" if start else ""
+        raise WeightsError(str(tensor.file), name, error.found + where, error.hint) from error
+
+
+def _what_is_wrong(tensor: StoredTensor, name: str, values: Tensor, start: int) -> WeightsError:
+    """Why a distance from finite values is not finite."""
+    try:
+        _require_finite(tensor, name, values, start)
+    except WeightsError as error:
+        return error
+    return WeightsError(str(tensor.file), name, "differs from the base by more than float32 holds")
 
 
 def _values(part: PackedTensor, packer: Packer) -> Tensor:

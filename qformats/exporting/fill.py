@@ -21,7 +21,7 @@ from qformats.exporting.journal import Journal, Span, Written
 from qformats.exporting.plan import Action, Plan, TensorPlan
 from qformats.exporting.progress import Progress
 from qformats.exporting.signals import interruptible
-from qformats.exporting.transcode import Measure, requantize, transcode
+from qformats.exporting.transcode import Measure, compared, requantize, transcode
 from qformats.interfaces import Quantizer
 from qformats.kernels.dense import require_finite
 from qformats.layout import Placement
@@ -32,7 +32,16 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["OutputFiles", "Slice", "bounded", "fill", "single_threaded_torch", "slices_of", "source_bytes"]
+__all__ = [
+    "OutputFiles",
+    "Slice",
+    "bounded",
+    "encode",
+    "fill",
+    "single_threaded_torch",
+    "slices_of",
+    "source_bytes",
+]
 
 Result = TypeVar("Result")
 
@@ -69,6 +78,8 @@ def slices_of(plan: Plan) -> list[Slice]:
         source = tensor.assignment.draft.source
         step = source.rows
         together = math.lcm(source.step, tensor.packer.row_step(source.shape))
+        if tensor.before is not None:
+            together = math.lcm(together, tensor.before.step)
         if together:
             step = SLICE_WEIGHTS // max(1, source.numel // max(1, source.rows)) // together * together
             step = max(step, together)
@@ -303,7 +314,7 @@ def _convert(plan: Plan, piece: Slice, files: OutputFiles, quantizer: Quantizer)
     tensor = plan.tensors[piece.tensor]
     source = tensor.assignment.draft.source
     part = source.read(piece.start, piece.stop)
-    packed, measure = _encode(tensor, part, quantizer, piece.start)
+    packed, measure = encode(tensor, part, quantizer, piece.start)
     # What was packed for the slice alone gets the fields of the whole tensor; what is copied has its own.
     fields = packed.fields if packed is part else {**packed.fields, **tensor.fixed}
     spans = []
@@ -320,15 +331,39 @@ def _convert(plan: Plan, piece: Slice, files: OutputFiles, quantizer: Quantizer)
     return Written(spans, measure)
 
 
-def _encode(
+def encode(
     tensor: TensorPlan, part: PackedTensor, quantizer: Quantizer, start: int
 ) -> tuple[PackedTensor, Measure | None]:
+    """Do with a slice of a tensor what the plan says.
+
+    Parameters
+    ----------
+    tensor : TensorPlan
+        What becomes of the tensor.
+    part : PackedTensor
+        Some of its rows, as the source stores them.
+    quantizer : Quantizer
+        Chooses codes.
+    start : int
+        First of these rows, for messages.
+
+    Returns
+    -------
+    tuple of PackedTensor and (Measure or None)
+        The slice in its new format, without the fields that follow from the whole tensor; and what became of its
+        values, where a quantized format took the place of another one.
+
+    Raises
+    ------
+    WeightsError
+        If a weight cannot be written, naming its tensor.
+    """
     source_packer, packer = registry().packer(part.format), tensor.packer
     source = tensor.assignment.draft.source
     dense: Tensor | None = None
     if part.format == packer.name and packer.dense_dtype is None:
         # Copied, or packed already: by a quantizer that prepared the model, or to rearrange its rows.
-        return part, _measure_of(tensor.action, part)
+        return part, _measure_of(tensor, part, start)
     try:
         match tensor.action:
             case Action.COPY:
@@ -351,10 +386,12 @@ def _encode(
         raise WeightsError(str(source.file), source.name, error.found + where, error.hint) from error
 
 
-def _measure_of(action: Action, part: PackedTensor) -> Measure | None:
-    """What became of a slice that was packed before: every value stayed, if it came from a quantized tensor."""
+def _measure_of(tensor: TensorPlan, part: PackedTensor, start: int) -> Measure | None:
+    """What became of a slice that was packed before, if it came from a quantized tensor."""
+    if tensor.before is not None:
+        return compared(tensor.before.read(start, start + part.shape[0]), part, tensor.reason)
     weights = math.prod(part.shape)
-    return Measure(weights, weights) if action is Action.TRANSCODE else None
+    return Measure(weights, weights) if tensor.action is Action.TRANSCODE else None
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import qformats
-from qformats.checkpoint import Checkpoint, Fingerprint, fingerprint
+from qformats.checkpoint import Checkpoint, Fingerprint, StoredTensor, fingerprint
 from qformats.dtypes import FLOATS
 from qformats.errors import CheckpointError, ConfigError, OutputError
 from qformats.exact import Answer
@@ -70,6 +70,8 @@ class TensorPlan:
         Whether every value stays what it is.
     reason : str
         Why not, or what the data must tell.
+    before : StoredTensor or None
+        The quantized tensor from which a quantizer that prepared the model made this one, with the same rows.
     """
 
     assignment: Assignment
@@ -77,6 +79,7 @@ class TensorPlan:
     nbytes: int
     exact: Answer
     reason: str = ""
+    before: StoredTensor | None = None
 
     @property
     def name(self) -> str:

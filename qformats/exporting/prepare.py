@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qformats.calibration.settings import SideOption
 from qformats.errors import NonFiniteError, OutputError, WeightsError
 from qformats.exact import Answer
 from qformats.exporting.fill import slices_of, source_bytes
@@ -121,7 +120,7 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
 
 def _deciding(recipe: Recipe) -> Recipe:
     """A recipe without the quantizer's options that leave the result what it is: they may change between two runs."""
-    aside = {o.name for o in registry().quantizer(recipe.quantizer).options if isinstance(o, SideOption)}
+    aside = {o.name for o in registry().quantizer(recipe.quantizer).options if not o.decides}
     kept = tuple(option for option in recipe.quantizer_options if option[0] not in aside)
     return replace(recipe, quantizer_options=kept)
 
@@ -181,4 +180,6 @@ def _as_rounded(tensor: TensorPlan, wanted: dict[str, TensorPlan]) -> TensorPlan
     before = wanted.get(tensor.assignment.draft.source.name)
     if before is None or before.action is Action.QUANTIZE:
         return tensor
-    return replace(tensor, action=Action.REQUANTIZE, exact=Answer.NEVER, reason=before.reason)
+    packed = tensor.assignment.draft.source.format == tensor.packer.name
+    old = before.assignment.draft.source if packed else None
+    return replace(tensor, action=Action.REQUANTIZE, exact=Answer.NEVER, reason=before.reason, before=old)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from qformats.dtypes import torch_dtype
 from qformats.errors import ConfigError, NonFiniteError, NotExactError
 from qformats.interfaces import Packer, Quantizer
+from qformats.registry import registry
 from qformats.tensors import PackedTensor, QuantizedTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Measure", "holds", "requantize", "total", "transcode"]
+__all__ = ["Measure", "compared", "holds", "requantize", "total", "transcode"]
 
 _CHUNK = 1 << 20
 """Weights that are compared at a time."""
@@ -168,6 +169,12 @@ def requantize(
     packed = quantizer.encode(before, packer)
     squared_error, squared, max_error = _compare(before, packer.dequantize(packed))
     return packed, Measure(_weights(part.shape), 0, squared_error, squared, max_error, reason)
+
+
+def compared(before: PackedTensor, after: PackedTensor, reason: str) -> Measure:
+    """By how much the values of a slice differ from those that it had in another format."""
+    old, new = (registry().packer(part.format).dequantize(part) for part in (before, after))
+    return Measure(_weights(after.shape), 0, *_compare(old, new), reason)
 
 
 def holds(part: PackedTensor, source: Packer, packer: Packer) -> str:

@@ -6,6 +6,7 @@ One loader serves every format that lives in such folders: packers declare their
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,9 @@ class HuggingFaceFolder(Loader):
     options = (
         Option("max-shard-size", "largest weight file when writing, such as 2GB (default 5GB)"),
         Option("plain-dtype", "f32, f16 or bf16 for what is not quantized (default: what most of it has)"),
+        Option(
+            "quantization-config", "JSON object: what a folder to read should have declared, entry by entry"
+        ),
     )
 
     def detect(self, path: Path) -> bool:
@@ -41,7 +45,7 @@ class HuggingFaceFolder(Loader):
 
     def open(self, path: Path, options: Mapping[str, str]) -> Checkpoint:
         """Open a folder: config and headers only."""
-        return FolderCheckpoint(path)
+        return FolderCheckpoint(path, declared=_entries(options.get("quantization-config", "{}")))
 
     def outline(self, config: Mapping[str, Any], path: Path) -> Checkpoint | None:
         """Names and shapes of Transformers' own class for this configuration."""
@@ -93,6 +97,17 @@ class HuggingFaceFolder(Loader):
         return lay_out_folder(source, assignments, default, limit)
 
 
+def _entries(text: str) -> dict[str, Any]:
+    """Entries of a ``quantization_config``, as users write them."""
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ConfigError("quantization-config", text, """a JSON object such as {"bits": 4}""")
+    return parsed
+
+
 def _plain_dtype(source: Checkpoint, wanted: str | None) -> str:
     """Dtype of the tensors that are not quantized: the one asked for, or that of most of their weights."""
     if wanted is not None:
@@ -112,7 +127,7 @@ _PLAIN = ("f32", "f16", "bf16")
 _TABLES = r"shared|wte|wpe|embed_\w+|\w*embeddings?|tok_embeddings|\w*norm\w*|ln_\w+"
 _NO_LAYER = re.compile(rf"(?:^|\.)(?:{_TABLES})\.weight$")
 """Matrices that are not weights of a linear layer."""
-_NOT_LINEAR = re.compile(rf"(?:^|\.)(?:{_TABLES}|lm_head|score|router|gate)\.weight$")
+_NOT_LINEAR = re.compile(rf"(?:^|\.)(?:{_TABLES}|lm_head|score|router|gate|shared_expert_gate)\.weight$")
 """These, and the linear layers that every quantizer leaves out: heads and routers."""
 
 

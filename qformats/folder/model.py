@@ -62,6 +62,8 @@ class FolderCheckpoint(Checkpoint):
         The folder.
     packer : Packer, optional
         Quantized format of the folder, where config.json has no ``quantization_config`` that tells it.
+    declared : mapping, optional
+        Entries that the ``quantization_config`` lacks, or has wrong.
 
     Raises
     ------
@@ -71,10 +73,12 @@ class FolderCheckpoint(Checkpoint):
 
     container = "huggingface"
 
-    def __init__(self, path: Path, packer: Packer | None = None) -> None:
+    def __init__(
+        self, path: Path, packer: Packer | None = None, declared: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
         self._config = read_json(path / "config.json")
-        self._declared = packer
+        self._declared, self._corrected = packer, declared or {}
         self._beside: Path | None = None
         files, index = find_shards(path)
         self._shards: list[Shard] = [
@@ -183,11 +187,11 @@ class FolderCheckpoint(Checkpoint):
                 if declared is None and (self.path / name).is_file():
                     self._beside = file = self.path / name
                     declared = read_json(file)
-        if declared is None:
+        if declared is None and not self._corrected:
             return None
-
-        if not isinstance(declared, dict):
+        if not isinstance(declared, dict | None):
             raise CheckpointError(file, f"quantization_config {declared!r}", "an object")
+        declared = {**(declared or {}), **self._corrected}
         if declared.get("quant_method") == "qformats":
             try:
                 return registry().packer(str(declared.get("format")))

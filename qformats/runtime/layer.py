@@ -15,6 +15,7 @@ from qformats.errors import QFormatsError, ShapeError
 from qformats.interfaces import Packer
 from qformats.kernels.device import DeviceForm, DeviceWeight, arrange, restore, uncovered
 from qformats.registry import registry
+from qformats.runtime.codes import Codes
 from qformats.tensors import PackedTensor, QuantizedTensor
 
 __all__ = ["PackedLayer"]
@@ -124,13 +125,16 @@ class PackedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """What holds the codes, of some shape and integer dtype, for those who ask a layer for its device."""
+        """What holds the codes, of some shape and integer dtype, for those who ask a layer for its device.
+
+        It refuses to be computed with; see :class:`qformats.runtime.codes.Codes`.
+        """
         home = self._home if "_tied" in self.__dict__ else self
         names = home._held() if "_names" in home.__dict__ else []
         if not names:
             # Module then says that there is none, which lets one be registered.
             raise AttributeError("weight")
-        return home._tensor("weight" if "weight" in names else names[0])
+        return Codes.of(home._tensor("weight" if "weight" in names else names[0]))
 
     @property
     def is_arranged(self) -> bool:

@@ -22,11 +22,13 @@ from qformats.exporting import Recipe
 from qformats.exporting.progress import Progress, Silent
 from qformats.interfaces import Packer
 from qformats.runtime.build import bare_model
+from qformats.runtime.device import chosen_device
 from qformats.runtime.experts import QuantExperts, refuse_strange_experts
 from qformats.runtime.linear import PackedLayer, QuantEmbedding, QuantLinear
 from qformats.runtime.names import Place, places, tied_names
 from qformats.runtime.quantizing import quantized_on_read
 from qformats.runtime.report import LoadedWeight, report_of
+from qformats.runtime.resizing import refuse_resizing
 from qformats.tensors import PackedTensor
 
 __all__ = ["load_model"]
@@ -50,8 +52,10 @@ def load_model(
     """Load a model to run it; see :func:`qformats.load_model`."""
     source = model if isinstance(model, Checkpoint) else open_checkpoint(model, options=options)
     progress = progress or Silent()
-    place = _device(device)
+    place = chosen_device(device)
     computed = _dtype(dtype, source, place)
+    # What is quantized while loading may be read from a temporary export.
+    origin = str(source.path)
     with contextlib.ExitStack() as stack:
         if format is not None:
             recipe = Recipe(
@@ -62,7 +66,13 @@ def load_model(
             )
             source = stack.enter_context(quantized_on_read(source, recipe, options or {}, progress))
             _refuse_fused_experts(source)
-        return _Filling(source, place, computed, progress).go()
+        loaded = _Filling(source, place, computed, progress).go()
+    loaded.qformats_source = origin
+    # Transformers is imported by now; without this it would load our own folders at random in this process.
+    from qformats.runtime import transformers_hooks
+
+    transformers_hooks.register()
+    return loaded
 
 
 def _refuse_fused_experts(source: Checkpoint) -> None:
@@ -80,21 +90,6 @@ def _refuse_fused_experts(source: Checkpoint) -> None:
             f"stacked experts; such tensors have {share:.0f} % of the weights and would stay unquantized",
             ["a matrix of its own for each expert"],
         )
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError("device", str(device), "a device of torch, such as cpu or cuda:0") from error
-    devices = torch.cuda.device_count()
-    if found.type == "cuda" and (found.index or 0) >= devices:
-        raise ConfigError(
-            "device", str(device), f"cpu, or one of the {devices} CUDA devices that torch finds"
-        )
-    return found
 
 
 def _dtype(dtype: str | torch.dtype | None, source: Checkpoint, device: torch.device) -> torch.dtype:
@@ -139,6 +134,7 @@ class _Filling:
         self._generation()
         if self.model.qformats_report.weights:
             self.model.save_pretrained = _refuse_saving
+            refuse_resizing(self.model)
         return self.model
 
     # Where tensors go.

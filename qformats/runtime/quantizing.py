@@ -16,7 +16,7 @@ from qformats.calibration.finished import CalibratedCheckpoint
 from qformats.checkpoint import Checkpoint, StoredTensor
 from qformats.dtypes import torch_dtype
 from qformats.exporting import Recipe
-from qformats.exporting.fill import SLICE_WEIGHTS, _encode
+from qformats.exporting.fill import SLICE_WEIGHTS, encode
 from qformats.exporting.plan import Plan, TensorPlan, make_plan
 from qformats.exporting.prepare import prepare
 from qformats.exporting.progress import Progress
@@ -74,13 +74,13 @@ def quantized_on_read(
             plan = prepare(plan, work, progress)
         converted = {}
         for tensor in plan.tensors:
-            # The container may want the rows in another order, in which they are quantized alike.
+            # The container may want the rows in another order, in which they are quantized alike. Nothing is measured.
             own = plan.source.tensors.get(tensor.assignment.draft.source.name)
             if own is None:
                 # What the container stores of the configuration.
                 continue
             draft = replace(tensor.assignment.draft, source=own)
-            tensor = replace(tensor, assignment=replace(tensor.assignment, draft=draft))
+            tensor = replace(tensor, assignment=replace(tensor.assignment, draft=draft), before=None)
             converted[own.name] = _converted(tensor, own, quantizer)
         yield CalibratedCheckpoint(plan.source, converted)
 
@@ -122,7 +122,7 @@ def _piece(
     tensor: TensorPlan, own: StoredTensor, quantizer: Quantizer, start: int, stop: int
 ) -> PackedTensor:
     part = own.read(start, stop)
-    packed, _ = _encode(tensor, part, quantizer, start)
+    packed, _ = encode(tensor, part, quantizer, start)
     # What was packed for the slice alone gets the fields of the whole tensor; what is copied has its own.
     return packed if packed is part else replace(packed, fields={**packed.fields, **tensor.fixed})
 

@@ -79,7 +79,9 @@ def report_of(model: Any, decoded: Iterable[LoadedWeight]) -> LoadReport:
         if isinstance(module, PackedLayer):
             nbytes = 0 if module.is_tied else module.nbytes
             packed.append(LoadedWeight(name, module.packer.name, nbytes, module.kernel_note))
-            held = [parameter for parameter in held if parameter is not module.weight]
+            # Codes that are a parameter are counted above.
+            codes = module._parameters.get("weight")
+            held = [parameter for parameter in held if parameter is not codes]
         else:
             held += module.buffers(recurse=False)
         # Tied parameters are one tensor in two places.

@@ -12,6 +12,9 @@ from qformats.errors import CheckpointError, UnsupportedModelError
 
 __all__ = ["tokenizer"]
 
+_VOCABULARIES = ("tokenizer.", "vocab", "ice_text")
+"""What names of files with the tokens themselves begin with."""
+
 
 def tokenizer(source: Checkpoint) -> Any:
     """A Transformers tokenizer, with special tokens and chat template.
@@ -36,6 +39,10 @@ def tokenizer(source: Checkpoint) -> Any:
     if not any(name.startswith(("tokenizer", "vocab", "ice_text")) for name in content):
         hint = "use a model whose folder or file has its tokenizer"
         raise CheckpointError(source.path, "has no tokenizer", "one, to turn text into tokens", hint=hint)
+    if not any(name.startswith(_VOCABULARIES) for name in content):
+        hint = "Copy the missing file from the model that this one was made of"
+        expected = "tokenizer.json, or another vocabulary, beside it"
+        raise CheckpointError(source.path, "has settings of a tokenizer only", expected, hint=hint)
     with tempfile.TemporaryDirectory(prefix="qformats-") as folder:
         for name, data in content.items():
             file = Path(folder, name)

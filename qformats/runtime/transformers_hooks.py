@@ -27,6 +27,7 @@ from qformats.exporting import Recipe
 from qformats.interfaces import Packer
 from qformats.registry import PluginWarning, registry
 from qformats.runtime.linear import PackedLayer, QuantLinear
+from qformats.runtime.resizing import refuse_resizing
 from qformats.sources import open_model
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ class QformatsQuantizer(HfQuantizer):
             if isinstance(module, PackedLayer) and module.weight.device.type == "cuda":
                 module.arrange()
         assert self._source is not None
+        refuse_resizing(model)
         model.qformats_source, self._source = str(self._source.path), None
         return model
 

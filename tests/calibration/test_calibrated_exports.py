@@ -74,7 +74,10 @@ def test_quantized_weights_are_calibrated_where_they_are_rounded_once_more(quant
             assert (tensor.action, tensor.exact) == ("transcoded", "yes")
             assert torch.equal(written.read(name) + 0.0, source.read(name) + 0.0)
         else:
-            assert (tensor.action, tensor.exact) == ("requantized", "never")
+            assert (tensor.action, tensor.exact, tensor.exact_share) == ("requantized", "no", 0)
+            before, change = source.read(name).double(), (written.read(name) - source.read(name)).double()
+            assert tensor.relative_error == pytest.approx(float(change.norm() / before.norm()), rel=1e-6)
+            assert tensor.max_error == float(change.abs().max())
             assert tensor.source_format == "gguf:q4_1"
             assert "minimum" in tensor.reason
     qformats.export(quantized, plain, format="gptq:4bit-32g")
@@ -116,6 +119,8 @@ def test_what_is_calibrated_is_the_decoded_model(before, after, calibrated, tmp_
         assert (tensor.action, bool(tensor.reason)) == ("requantized", True)
         values = written.read(tensor.source_name)
         assert torch.equal(values, chosen.read(tensor.source_name)) is calibrated
+        change, old = values - model.read(tensor.source_name), model.read(tensor.source_name)
+        assert tensor.relative_error == pytest.approx(float(change.norm() / old.norm()), rel=1e-4)
         if not calibrated:
             assert 0 < tensor.relative_error < 2**-11
 

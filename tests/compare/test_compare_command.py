@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import subprocess
@@ -9,6 +10,9 @@ import sys
 
 import pytest
 from cli.command import PROGRAM, call, environment, run
+
+from qformats.cli.compare import _error, _estimate, _together
+from qformats.comparing.report import Estimate, IdenticalTensors
 
 TEXT = ["--text", "demo", "--window", "64", "--windows", "2"]
 
@@ -60,6 +64,93 @@ def test_copies_are_told(capsys):
     done = call(capsys, "compare", "demo", "--try", "gguf:q8_0", "--try", "gguf:q8_0")
     assert re.search(r"gguf:q8_0 and gguf:q8_0 \(.*\): of 39 tensors 39 have the same bytes", done.out)
     assert "demo-llama and" not in done.out, "norms that nobody quantizes are no news"
+
+
+def test_seven_models_take_few_lines(capsys):
+    """Embeddings that nobody quantized and copies of copies are no lines of their own."""
+    tried = [
+        "gguf:q8_0",
+        "gguf:q8_0",
+        "gguf:q8_0",
+        "glm:int8",
+        "glm:int4",
+        "bitsandbytes:nf4",
+        "gptq:4bit-128g",
+    ]
+    done = call(capsys, "compare", "demo", *(part for format in tried for part in ("--try", format)))
+    assert done.code == 0, done.err
+    lines = re.findall(r"[^\n]*: of \d+ tensors", done.out)
+    assert len(lines) == 1
+    assert re.fullmatch(r"gguf:q8_0, gguf:q8_0 \(.*\) and gguf:q8_0 \(.*\): of 39 tensors", lines[0])
+
+
+def _pair(first, second, *names):
+    return IdenticalTensors(first, second, 9, names, ())
+
+
+def test_groups_of_models_that_share_tensors():
+    every = [_pair("a", "b", "x"), _pair("a", "c", "x"), _pair("b", "c", "x"), _pair("c", "d", "x")]
+    assert _together(every) == ["a, b and c", "c and d"]
+
+
+@pytest.mark.parametrize(
+    ("error", "row"),
+    [
+        ((0.0123, 38.2, 0.5), ("1.23%", "38.2 dB", "0.5")),
+        ((1.0, -0.004, 0.5), ("100.00%", "0.0 dB", "0.5")),
+        ((2.3e23, -467.0, 1e30), ("2e+25 %", "-467.0 dB", "1e+30")),
+        ((math.inf, -math.inf, math.inf), ("-", "-", "-")),
+        ((0.0, math.inf, 0.0), ("0.00%", "exact", "0")),
+    ],
+)
+def test_numbers_of_strange_models(error, row):
+    assert _error(*error) == row
+
+
+def test_estimates_of_strange_models():
+    assert _estimate(Estimate(12.375, 0.5), ".2f") == "12.38 ±0.50"
+    assert _estimate(Estimate(12.375, math.inf), ".2f") == "12.38"
+    assert _estimate(Estimate(3e20, 1e19), ".2f") == "3.00e+20 ±1.00e+19"
+    assert _estimate(Estimate(math.inf, math.inf), ".2f") == "-"
+
+
+def test_two_outputs_of_one_name(tmp_path, capsys):
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    for first, second in (("--json", "--csv"), ("--logits", "--json"), ("--csv", "--html")):
+        given = [first, tmp_path / "x", second, tmp_path / "link"]
+        done = call(capsys, "compare", "demo", "demo", *TEXT, *given)
+        assert done.code == 2, done.err
+        assert f"another file than that of {first}" in done.err
+    assert [file.name for file in tmp_path.iterdir()] == ["link"]
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "html"])
+def test_what_is_no_report_is_not_replaced(kind, made, tmp_path, capsys):
+    """Not a compared model, no file of another kind, no device."""
+    model = made("q8_0")
+    settings = tmp_path / "config.json"
+    settings.write_text('{\n  "base": 3}')
+    for file in (model, settings):
+        before = file.read_bytes()
+        done = call(capsys, "compare", "demo", model, f"--{kind}", file)
+        assert done.code == 4, done.err
+        assert "is not replaced. Name another file" in done.err
+        assert done.err.count("\n") == 1
+        assert file.read_bytes() == before
+    done = call(capsys, "compare", "demo", model, f"--{kind}", os.devnull)
+    assert done.code == 4, done.err
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "html"])
+def test_earlier_reports_are_replaced(kind, made, tmp_path, capsys):
+    file = tmp_path / "report"
+    file.touch()
+    sizes = set()
+    for models in (["demo"], ["demo", made("q8_0")]):
+        done = call(capsys, "compare", "demo", *models, f"--{kind}", file)
+        assert done.code == 0, done.err
+        sizes.add(file.stat().st_size)
+    assert len(sizes) == 2
 
 
 @pytest.mark.parametrize(

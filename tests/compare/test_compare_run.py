@@ -8,10 +8,18 @@ import pytest
 import torch
 from models import tiny
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import qformats
 from qformats.comparing.report import CompareReport
-from qformats.errors import CheckpointError, ConfigError, NonFiniteError, QFormatsError
+from qformats.errors import (
+    BackendUnavailableError,
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    QFormatsError,
+)
+from qformats.exporting.progress import Silent
 
 TEXT = {"text": "demo", "window": 64, "windows": 2}
 
@@ -136,7 +144,7 @@ def test_a_text_that_is_too_short(tmp_path):
         ({"text": "demo", "windows": 0}, "1 or more"),
         ({"text": "no/such/file.txt"}, "no/such/file.txt: cannot be read"),
         ({"logits": "somewhere"}, "none without a text"),
-        ({"device": "abacus"}, "cpu, cuda"),
+        ({"device": "abacus"}, "found 'abacus'; expected cpu"),
         ({"dtype": "f8"}, "f32, f16, bf16"),
         ({"workers": 0}, "1 or more"),
         ({"options": {"colour": "red"}}, "colour"),
@@ -180,6 +188,110 @@ def test_a_model_that_gives_nan(broken, made):
     assert good.behaviour.against.kl.mean.value < 1e-2
     with pytest.raises(NonFiniteError, match=r"broken predicts NaN .* model\.layers\.2\.mlp\.down_proj"):
         qformats.compare(broken, "demo", **TEXT)
+
+
+def _gpt2(folder):
+    """A model that cannot read more than 64 tokens, with the demo's tokenizer."""
+    demo = qformats.open("demo")
+    config = GPT2Config(vocab_size=demo.config["vocab_size"], n_positions=64, n_embd=32, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo.path / name, folder)
+    return folder
+
+
+def test_models_with_less_context_than_a_window(made, tmp_path):
+    """They are told so, whether they could read on or not; the others keep their results."""
+    short = tmp_path / "short"
+    shutil.copytree(qformats.open("demo").path, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
+    settings = {**TEXT, "window": 128, "windows": 1}
+    report = qformats.compare("demo", short, _gpt2(tmp_path / "gpt2"), made("q8_0"), **settings)
+    llama, gpt2, good = report.models
+    for model in (llama, gpt2):
+        assert model.behaviour is None
+        assert any("takes 64 tokens and a window has 128" in note for note in model.notes)
+    assert llama.weights is not None
+    assert good.behaviour is not None
+    assert not good.notes
+    (model,) = qformats.compare("demo", short, **{**settings, "window": 64}).models
+    assert model.behaviour.against.kl.mean.value < 1e-7
+
+
+@pytest.mark.parametrize("text", [{}, {"text": "demo", "window": 128, "windows": 1}])
+def test_the_speed_of_a_model_with_little_context(text, tmp_path):
+    report = qformats.compare("demo", _gpt2(tmp_path / "gpt2"), speed=True, device="cpu", **text)
+    assert report.models[0].speed.tokens_per_second > 0
+    assert not any("speed is not known" in note for note in report.models[0].notes)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (RuntimeError("shapes do not fit\nand a trace"), "fails while it runs (shapes do not fit)."),
+        (torch.OutOfMemoryError("CUDA out of memory"), "has not enough memory to run gptq. Use --device cpu"),
+    ],
+)
+def test_a_model_that_fails_while_it_runs(error, says, made, monkeypatch):
+    """A note of its own; of the base, an error."""
+    load = qformats.load_model
+
+    def broken(model, **settings):
+        found = load(model, **settings)
+        if model.name == "gptq":
+
+            def fail(*_):
+                raise error
+
+            found.model.layers[1].register_forward_pre_hook(fail)
+        return found
+
+    monkeypatch.setattr(qformats, "load_model", broken, False)
+    report = qformats.compare("demo", made("gptq"), made("q8_0"), speed=True, device="cpu", **TEXT)
+    bad, good = report.models
+    assert (bad.behaviour, bad.speed) == (None, None)
+    assert bad.weights is not None
+    assert [note.partition(": cpu: ")[0] for note in bad.notes] == [
+        "Its speed is not known",
+        "Its behaviour is not known",
+    ]
+    assert all(says in note and "\n" not in note for note in bad.notes)
+    assert good.behaviour is not None
+    assert good.speed is not None
+    with pytest.raises(BackendUnavailableError) as caught:
+        qformats.compare(made("gptq"), made("q8_0"), device="cpu", **TEXT)
+    assert says in str(caught.value)
+
+
+def test_kept_predictions_know_the_options_that_decide(made, tmp_path):
+    """Options of the base's loader that change values; not those of other loaders."""
+    base, file = made("q8_0"), tmp_path / "predictions"
+    qformats.compare(base, base, logits=file, **TEXT)
+    qformats.compare(base, base, logits=file, options={"glu": "yes"}, **TEXT)
+    with pytest.raises(CheckpointError, match="another loader option"):
+        qformats.compare(base, base, logits=file, options={"arch": "llama"}, **TEXT)
+
+
+def test_another_file_is_no_place_for_predictions(made):
+    """It is refused before any work."""
+    path = made("q8_0")
+    told = []
+
+    class Told(Silent):
+        def start(self, *work):
+            told.append(work)
+
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match="is no file of predictions"):
+        qformats.compare("demo", path, logits=path, progress=Told(), **TEXT)
+    assert not told
+    assert path.read_bytes() == before
+
+
+def test_one_scored_token(made):
+    report = qformats.compare("demo", made("q8_0"), text="demo", window=4, windows=1)
+    assert report.notes == ("Only 1 token is scored: such statistics say little.",)
 
 
 def test_other_architectures_and_vocabularies(tmp_path):

@@ -203,19 +203,53 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     assert [(pair.first, pair.second) for pair in outcome.identical] == [("llama", "qwen2")]
 
 
-@pytest.mark.parametrize("broken", ["base", "model"])
-def test_a_weight_that_is_not_finite_is_named(broken, tmp_path):
+@pytest.fixture
+def broken(tmp_path):
+    """The demo model with a weight that is NaN, and its name."""
     tensors = demo_tensors()
     name = "model.layers.1.mlp.up_proj.weight"
     tensors[name][700, 5] = math.nan
     write_folder(tmp_path / "broken", tensors)
-    paths = ["demo", tmp_path / "broken"]
-    if broken == "base":
-        paths.reverse()
-    models = [(str(path), qformats.open(path)) for path in paths]
+    return tmp_path / "broken", name
+
+
+def test_a_weight_of_the_base_that_is_not_finite_is_named(broken):
+    path, name = broken
+    models = [(str(each), qformats.open(each)) for each in (path, "demo")]
     with pytest.raises(WeightsError) as caught:
         compare_weights(models, 2, Silent())
     message = str(caught.value)
-    assert str(tmp_path / "broken") in message
+    assert str(path) in message
     assert name in message
     assert "not finite" in message
+
+
+def test_another_models_tensor_that_is_not_finite_is_left_out(broken):
+    """All else is compared as if the tensor were not there."""
+    path, name = broken
+    models = [(key, qformats.open(each)) for key, each in (("base", "demo"), ("bad", path), ("good", "demo"))]
+    outcome = compare_weights(models, 2, Silent())
+    bad, good = outcome.results
+    (note,) = outcome.notes[0]
+    assert str(path) in note
+    assert name in note
+    assert "not finite" in note
+    assert outcome.notes[1] == ()
+    assert name not in {tensor.name for tensor in bad.by_tensor}
+    assert len(bad.by_tensor) == len(good.by_tensor) - 1
+    assert bad.total.max_error == 0
+    assert bad.total.count == good.total.count - models[0][1].tensors[name].numel
+    alike = {(pair.first, pair.second): pair for pair in outcome.identical}
+    assert name not in alike["base", "bad"].same_bytes
+    assert name in alike["base", "good"].same_bytes
+
+
+def test_many_tensors_that_are_not_finite_are_one_note(tmp_path):
+    tensors = demo_tensors()
+    for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"):
+        tensors[name].fill_(math.inf)
+    write_folder(tmp_path / "broken", tensors)
+    models = [(str(each), qformats.open(each)) for each in ("demo", tmp_path / "broken")]
+    (notes,) = compare_weights(models, 2, Silent()).notes
+    assert len(notes) == 1
+    assert "1 more of its tensors" in notes[0]

@@ -40,7 +40,11 @@ def test_every_public_name_can_be_had_without_torch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "export --help", "--version", "formats", "plugins", "plugins --json"]
+    "command",
+    [
+        *("--help", "export --help", "generate --help", "compare --help", "--version"),
+        *("formats", "plugins", "plugins --json"),
+    ],
 )
 def test_commands_that_compute_nothing_load_no_torch(command, tmp_path):
     program = (

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import tiny
+from models import moe, tiny
 from safetensors.torch import load_file, save_file
 
 import qformats
@@ -115,5 +115,10 @@ def test_embeddings_and_routers_are_no_linear_weights(tmp_path: Path) -> None:
         d.name: d for d in HuggingFaceFolder().draft(qformats.open(tiny.build("gpt2", tmp_path / "gpt2")), {})
     }
     assert drafts["transformer.wpe.weight"].keep == drafts["transformer.wte.weight"].keep == "dense:f32"
+    mixture = qformats.open(moe.build("qwen2-moe", tmp_path / "moe"))
+    kept = {d.name: d.keep for d in HuggingFaceFolder().draft(mixture, {})}
+    assert kept["model.layers.0.mlp.gate.weight"] == "dense:f32"
+    assert kept["model.layers.0.mlp.shared_expert_gate.weight"] == "dense:f32"
+    assert kept["model.layers.0.mlp.shared_expert.gate_proj.weight"] is None
     linear = drafts["transformer.h.0.attn.c_attn.weight"]
     assert (linear.keep, linear.dense_transposed, linear.source.shape) == (None, True, (192, 64))

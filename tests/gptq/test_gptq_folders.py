@@ -13,7 +13,7 @@ from oracles import hf
 from safetensors.torch import load_file, save_file
 
 import qformats
-from qformats.errors import CheckpointError
+from qformats.errors import CheckpointError, ConfigError
 from qformats.exporting.footprint import footprint
 from qformats.exporting.recipe import Recipe
 from qformats.folder import FolderCheckpoint
@@ -213,6 +213,42 @@ def test_a_mislabelled_folder_is_read_rightly_and_written_rightly(llama, tmp_pat
         qformats.export(tmp_path / "out", tmp_path / "copy", format="gptq:4bit-32g")
     words = load_file(tmp_path / "copy" / "model.safetensors")[f"{DOWN}.qzeros"]
     assert bool((words == 0x77777777).all())
+
+
+def test_who_knows_better_than_the_label_says_so(llama, tmp_path):
+    """A wrong version, or no declaration at all; zero points of 0 in version 1."""
+    out = tmp_path / "out"
+    qformats.export(llama, out, format="gptq:8bit-32g-asym")
+    expected = values(out)
+    change(out, checkpoint_format="gptq", format="gptq")
+    first = values(out)
+    assert not any(torch.equal(first[name], value) for name, value in expected.items() if "_proj" in name)
+    told = {"quantization-config": '{"checkpoint_format": "gptq_v2"}'}
+    model = qformats.open(out, options=told)
+    assert all(torch.equal(model.read(name), value) for name, value in expected.items())
+    qformats.export(out, tmp_path / "copy", format="gptq:8bit-32g-asym", options=told)
+    assert all(torch.equal(value, expected[name]) for name, value in values(tmp_path / "copy").items())
+
+    config = json.loads((out / "config.json").read_text())
+    declared = {**config.pop("quantization_config"), "checkpoint_format": "gptq_v2"}
+    (out / "config.json").write_text(json.dumps(config))
+    (out / "quantize_config.json").unlink()
+    model = qformats.open(out, options={"quantization-config": json.dumps(declared)})
+    assert all(torch.equal(model.read(name), value) for name, value in expected.items())
+
+    told["quantization-config"] = json.dumps({**declared, "checkpoint_format": "gptq", "zeros": "nomsk"})
+    with pytest.raises(CheckpointError, match="zeros: found 'nomsk'; expected mask, word, nomask"):
+        qformats.open(out, options=told)
+    told["quantization-config"] = json.dumps({**declared, "checkpoint_format": "gptq", "zeros": "nomask"})
+    file = out / "model.safetensors"
+    save_file({n: t.fill_(-1) if n.endswith(".qzeros") else t for n, t in load_file(file).items()}, file)
+    with pytest.raises(CheckpointError, match="which stand for 256 if they are not masked"):
+        qformats.open(out, options=told).read(f"{DOWN}.weight")
+    for text in ("word", "[1]", '{"bits":'):
+        with pytest.raises(
+            ConfigError, match=r"quantization-config: found .*; expected a JSON object such as"
+        ):
+            qformats.open(out, options={"quantization-config": text})
 
 
 def test_modules_of_different_formats(llama, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cli.command import call
 from models import tiny
 from oracles import hf, package_folder
 from safetensors.torch import load_file, save_file
@@ -298,3 +299,36 @@ def test_methods_of_other_plugins(tmp_path, monkeypatch):
         sys.modules.pop("qformats_toy", None)
         for mapping in (AUTO_QUANTIZER_MAPPING, AUTO_QUANTIZATION_CONFIG_MAPPING):
             mapping.pop("toy", None)
+
+
+@pytest.fixture
+def unregistered(monkeypatch):
+    """Transformers as it is where nobody called ``register_with_transformers``."""
+    register()
+    for mapping in (AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING):
+        monkeypatch.delitem(mapping, "qformats")
+
+
+def test_loading_registers(unregistered, demo):
+    """A second load of the same folder, by Transformers itself, does not give random layers."""
+    own = qformats.load_model(demo, device="cpu")
+    model = AutoModelForCausalLM.from_pretrained(demo, dtype=torch.float32)
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, own(ids).logits)
+
+
+def test_exporting_registers(unregistered, tmp_path):
+    folder = export("demo", tmp_path / "int8", "glm:int8")
+    assert packed_layers(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(("format", "told"), [("glm:int8", True), ("gptq:4bit-128g", False)])
+def test_export_tells_how_such_folders_are_loaded(capsys, tmp_path, format, told):
+    result = call(capsys, "export", "demo", "-f", format, "-o", tmp_path / "out")
+    assert result.code == 0
+    line = (
+        "Load it with qformats.from_pretrained, or with Transformers after: "
+        "import qformats; qformats.register_with_transformers()\n"
+    )
+    assert (line in result.out) == told

@@ -151,6 +151,7 @@ def test_the_context_ends_the_text(capsys, words):
         (("demo", "x", "--top-p", "0.9"), 2, "--top-p: found 0.9; expected a --temperature with it"),
         (("demo", "x", "--dtype", "int8"), 2, "--dtype: found 'int8'; expected f32, f16 or bf16"),
         (("demo", "x", "--device", "toaster"), 2, "device: found 'toaster'"),
+        (("demo", "x", "--device", "meta"), 2, "device: found 'meta'; expected cpu"),
         (("demo", "x", "--format", "nope"), 2, "no format 'nope'"),
         (("demo", "x", "--chat"), 2, "--chat: found 'a model without a chat template'"),
         (("demo", "x", "-O", "nope"), 2, "--option: found 'nope'"),

@@ -91,8 +91,11 @@ def test_models_that_transformers_does_not_have(exported, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda:99"}, "device: found 'cuda:99'; expected cpu, or one of"),
+        ({"device": "cuda:99"}, "device: found 'cuda:99'; expected cpu"),
         ({"device": "nonsense"}, "device: found 'nonsense'"),
+        ({"device": "meta"}, "device: found 'meta'; expected cpu"),
+        ({"device": "mps"}, "device: found 'mps'; expected cpu"),
+        ({"device": torch.device("cpu", 1)}, "device: found 'cpu:1'; expected cpu"),
         ({"dtype": "int8"}, "dtype: found 'i8'; expected one of f32, f16, bf16"),
         ({"dtype": "f64"}, "dtype: found 'f64'; expected one of f32, f16, bf16"),
         ({"dtype": "half-precision"}, "dtype: found 'half-precision'"),
@@ -110,6 +113,24 @@ def test_packed_models_are_not_saved_as_if_they_were_plain(exported, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_packed_embeddings_are_not_resized(exported):
+    """Transformers would copy the codes of the old rows into new ones."""
+    model = qformats.load_model(exported("llama", "gguf:q4_0"), device="cpu")
+    table = model.get_input_embeddings()
+    with pytest.raises(ConfigError, match=r"resize_token_embeddings: found \d+; .*Resize the unquantized"):
+        model.resize_token_embeddings(table.num_embeddings + 2)
+    # What asks for no other size gets what it asked for.
+    assert model.resize_token_embeddings() is table
+    assert model.resize_token_embeddings(table.num_embeddings) is table
+
+
+def test_plain_embeddings_of_a_packed_model_are_resized(exported):
+    model = qformats.load_model(exported("llama", "gptq:4bit-64g"), device="cpu")
+    rows = model.get_input_embeddings().num_embeddings + 2
+    assert model.resize_token_embeddings(rows, mean_resizing=False).num_embeddings == rows
+    assert model(torch.tensor([[rows - 1]])).logits.shape == (1, 1, rows)
+
+
 def test_quantized_weights_without_a_packed_home_are_named(exported, tmp_path):
     """A router that somebody quantized: the model's class computes with it as a plain parameter."""
     source = moe.build("mixtral", tmp_path / "in")
@@ -125,6 +146,11 @@ def test_quantized_weights_without_a_packed_home_are_named(exported, tmp_path):
 def test_tokenizers_that_are_not_there(exported, tmp_path):
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         tokenizer(qformats.open(moe.build("mixtral", tmp_path / "in")))
+    folder = shutil.copytree(exported.model("llama"), tmp_path / "settings")
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match=r"has settings of a tokenizer only; expected tokenizer\.json"):
+        tokenizer(qformats.open(folder))
     folder = shutil.copytree(exported.model("llama"), tmp_path / "broken")
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(UnsupportedModelError, match="tokenizer: found"):

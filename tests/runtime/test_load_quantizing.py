@@ -90,7 +90,7 @@ def test_where_the_container_joins_tensors_the_model_is_exported_first(tmp_path)
 def test_no_more_than_a_slice_is_dense_at_a_time(exported, monkeypatch):
     """What is read of the source is let go of before the next slice is read."""
     alive, most = weakref.WeakSet(), []
-    convert = quantizing._encode
+    convert = quantizing.encode
 
     def watched(tensor, part, *rest):
         most.append(sum(other.nbytes for other in alive))
@@ -98,7 +98,7 @@ def test_no_more_than_a_slice_is_dense_at_a_time(exported, monkeypatch):
         return convert(tensor, part, *rest)
 
     monkeypatch.setattr(quantizing, "SLICE_WEIGHTS", 2048)
-    monkeypatch.setattr(quantizing, "_encode", watched)
+    monkeypatch.setattr(quantizing, "encode", watched)
     qformats.load_model(exported.model("llama"), device="cpu", format="glm:int4")
     assert len(most) > 50
     # Plain tensors are read whole, quantized ones in slices of 2048 float32 weights.

@@ -14,8 +14,8 @@ from models import glm, tiny
 from oracles import REQUIRE, package_folder
 
 import qformats
+from qformats import merge_adapter, prepare_for_training
 from qformats.errors import ConfigError, ShapeError
-from qformats.runtime.adapters import merge_adapter, prepare_for_training
 from qformats.runtime.linear import PackedLayer
 
 try:
@@ -193,8 +193,7 @@ def test_gradients_are_those_of_the_decoded_weights(base, tmp_path):
 
 def test_transformers_trainer(base_in_folder, tmp_path):
     """The trainer asks Transformers' quantizer whether adapters may train."""
-    import qformats.runtime.transformers_hooks  # noqa: F401 (it registers the method)
-
+    qformats.register_with_transformers()
     package_folder("accelerate", "accelerate", "1.15.0")
     model = transformers.AutoModelForCausalLM.from_pretrained(base_in_folder, dtype=torch.float32)
     under = adapted(prepare_for_training(model), targets="all-linear")
@@ -234,17 +233,73 @@ def int8(tmp_path_factory):
     return target
 
 
-def test_merging_in_memory_does_no_harm(int8):
-    """PEFT adds to the weight in place, which codes refuse."""
-    model = load(int8)
+@pytest.fixture(scope="module", params=["glm:int8", "bitsandbytes:int8"])
+def like_numbers(request, tmp_path_factory):
+    """A model whose codes have the shape of the weights: PEFT can take them for numbers."""
+    target = tmp_path_factory.mktemp("codes") / "demo"
+    qformats.export("demo", target, format=request.param)
+    return target
+
+
+@pytest.mark.parametrize("arranged", [False, True])
+def test_merging_in_memory_does_no_harm(like_numbers, arranged):
+    """PEFT computes with the weight; with a copy of it, its error would be silent."""
+    model = load(like_numbers)
+    if arranged:
+        assert all(layer.arrange() for layer in packed_layers(model).values())
     before = {name: layer.packed() for name, layer in packed_layers(model).items()}
     under = adapted(model, random=True)
-    with pytest.raises(RuntimeError, match="can't be cast"):
-        under.merge_and_unload()
+    for merge in (
+        under.merge_and_unload,
+        lambda: under.merge_and_unload(safe_merge=True),
+        under.merge_adapter,
+        lambda: under.merge_adapter(safe_merge=True),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"found 'data'; .* Merge adapters with qformats\.merge_adapter"
+        ):
+            merge()
     for name, layer in packed_layers(under.get_base_model()).items():
         own = before[name.replace(".base_layer", "")]
         assert all(torch.equal(value, own.fields[field]) for field, value in layer.packed().fields.items())
-    assert torch.equal(logits(adapted(load(int8), random=True).unload()), logits(load(int8)))
+
+
+def test_unloading_gives_the_model_back(like_numbers):
+    assert torch.equal(logits(adapted(load(like_numbers), random=True).unload()), logits(load(like_numbers)))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"use_dora": True}, ConfigError, "plain LoRA, no DoRA or initialisation from the weight"),
+        ({"init_lora_weights": "pissa"}, TypeError, "float32"),
+        ({"init_lora_weights": "pissa_niter_4"}, TypeError, "float32"),
+        ({"init_lora_weights": "olora"}, (ConfigError, TypeError), "int8|no DoRA"),
+    ],
+)
+def test_adapters_that_start_from_the_weight_are_refused(like_numbers, options, error, message):
+    with pytest.raises(error, match=message):
+        adapted(load(like_numbers), **options)
+
+
+def test_codes_can_be_looked_at(like_numbers):
+    """What libraries ask a layer for goes on working; what computes does not."""
+    layer = packed_layers(load(like_numbers))["model.layers.0.self_attn.q_proj"]
+    codes = layer.weight
+    assert (codes.device.type, codes.shape, codes.dtype) == ("cpu", (256, 256), torch.int8)
+    assert not codes.requires_grad
+    assert (codes.numel(), codes.nbytes) == (256 * 256, 256 * 256)
+    for compute in (
+        lambda: codes + 1.0,
+        lambda: codes.add_(1),
+        lambda: codes.clone(),
+        lambda: codes.float(),
+        lambda: torch.nn.functional.linear(torch.ones(1, 256), codes),
+        lambda: torch.linalg.norm(codes),
+        lambda: setattr(codes, "data", torch.zeros(256, 256, dtype=torch.int8)),
+    ):
+        with pytest.raises(ConfigError, match="weight of a packed layer: found '"):
+            compute()
 
 
 def test_several_adapters_and_scalings(int8, tmp_path):
@@ -292,10 +347,27 @@ def test_slices_of_rows(int8, tmp_path, monkeypatch):
     assert (logits(load(tmp_path / "merged")) - logits(under)).abs().max() < 1e-4
 
 
-def test_the_model_may_know_its_source(int8, tmp_path):
-    under = adapted(load(int8), random=True)
-    under.get_base_model().qformats_source = str(int8)
-    assert len(merge_adapter(under, tmp_path / "merged", format="dense:f32").tensors) == 12
+def test_a_model_knows_its_source(int8, tmp_path):
+    """Whatever it was quantized into while loading, the adapter is added to what it was loaded from."""
+    for model, ran in (
+        (load(int8), ()),
+        (load(int8, format="gguf:q4_0"), ("gguf:q4_0",)),
+        (qformats.from_pretrained(int8, device="cpu"), ()),
+    ):
+        assert model.qformats_source == str(int8)
+        report = merge_adapter(
+            adapted(model, random=True), tmp_path / "merged", format="dense:f32", force=True
+        )
+        assert len(report.tensors) == 12
+        assert {t.source_format for t in report.tensors} == {"glm:int8"}
+        assert report.ran == ran
+        assert ("The adapter ran over gguf:q4_0, and was added to the weights of" in str(report)) == bool(ran)
+
+
+def test_source_of_a_model_that_was_exported_first(tmp_path):
+    """The temporary export is gone when the adapter is merged."""
+    folder = glm.build("chatglm3-rope-ratio", tmp_path / "in")
+    assert load(folder, format="gguf:q8_0").qformats_source == str(folder)
 
 
 @pytest.mark.parametrize(
@@ -319,8 +391,9 @@ def test_other_mistakes(int8, tmp_path):
     with pytest.raises(ConfigError, match="model to merge: found 'LlamaForCausalLM'; expected a PeftModel"):
         merge_adapter(model, target, source=int8)
     under = adapted(model, random=True)
+    unknown = transformers.AutoModelForCausalLM.from_pretrained(tiny.build("llama", tmp_path / "plain"))
     with pytest.raises(ConfigError, match="source: found None; expected the path of the base model"):
-        merge_adapter(under, target)
+        merge_adapter(adapted(unknown, random=True), target)
     with pytest.raises(qformats.QFormatsError, match="no format 'nope'"):
         merge_adapter(under, target, source=int8, format="nope")
     other = tiny.build("llama", tmp_path / "other")
@@ -330,6 +403,41 @@ def test_other_mistakes(int8, tmp_path):
     with pytest.raises(ConfigError, match=r"k_proj: found 'Linear'; expected LoRA on a linear layer"):
         merge_adapter(third, target, source=int8)
     assert not target.exists()
+
+
+def test_an_adapter_with_nan_is_named(int8, tmp_path):
+    """The weights are fine: the message is about the adapter, and nothing is written."""
+    under = adapted(load(int8), random=True)
+    weight = under.get_base_model().model.layers[1].self_attn.v_proj.lora_B["default"].weight
+    weight.data[0, 0] = float("nan")
+    for format in (None, "dense:bf16"):
+        with pytest.raises(ConfigError, match=r"adapter of model\.layers\.1\.self_attn\.v_proj: found 'NaN"):
+            merge_adapter(under, tmp_path / "merged", format=format)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_untrained_adapter_adds_nothing(int8, tmp_path):
+    under = adapted(load(int8), targets=r".*layers\.0\.self_attn\.q_proj")
+    with pytest.warns(UserWarning, match="adds nothing") as caught:
+        report = merge_adapter(under, tmp_path / "merged")
+    assert report.adds_nothing
+    assert str(caught[0].message) == str(report)
+    told = "adds nothing, as one that was not trained; the 1 tensor that it lies on was quantized again to glm:int8"
+    assert told in str(report)
+    assert "times what the adapter adds" not in str(report)
+    with pytest.warns(UserWarning, match=r"adds nothing, .*; merged 1 tensor into plain numbers\.$"):
+        merge_adapter(under, tmp_path / "plain", format="dense:f32")
+
+
+def test_a_disabled_adapter_is_refused(int8, tmp_path):
+    under = adapted(load(int8), random=True)
+    with (
+        under.disable_adapter(),
+        pytest.raises(ConfigError, match=r"adapters: found 'disabled'.*enable_adapter_layers"),
+    ):
+        merge_adapter(under, tmp_path / "merged")
+    assert not any(tmp_path.iterdir())
+    assert len(merge_adapter(under, tmp_path / "merged", format="dense:f32").tensors) == 12
 
 
 def test_containers_that_join_tensors(tmp_path):

@@ -163,6 +163,21 @@ def test_gives_back_the_bytes_that_it_got(packed, state):
         assert same_bytes(moved.packed(), packed), "casts are for activations"
 
 
+def test_level_two_is_the_shared_kernel():
+    """A format says that the kernel runs it if the kernel covers what it stores, in the words of the kernel."""
+    formats = [spec for spec in qformats.formats() if qformats.packer(spec.name).grid is not None]
+    assert len(formats) > 30
+    for spec in formats:
+        packed = packed_in(spec.name, 32, 256)
+        assert layer_of(packed, "packed").arrange() == (spec.level == 2), spec.name
+        quantized, kernel = packed.unpack(), spec.kernel
+        mode = "minimum" if quantized.minimum is not None else "affine"
+        assert kernel.mode == ("table" if quantized.codebook is not None else mode), spec.name
+        assert (kernel.bits, kernel.block_size) == (spec.bits, spec.block_size), spec.name
+        dtype = {"f16": torch.float16, "f32": torch.float32}[kernel.scale_dtype]
+        assert quantized.scale.dtype == dtype, spec.name
+
+
 def test_arranged_weights_keep_little_beside_the_layout(packed):
     layer = layer_of(packed, "arranged")
     assert not layer._kept

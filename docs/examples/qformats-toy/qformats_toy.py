@@ -13,7 +13,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qformats import AffineGrid, FieldSpec, FormatSpec, PackedTensor, Packer, QuantizedTensor, hookimpl
+from qformats import (
+    AffineGrid,
+    FieldSpec,
+    FormatSpec,
+    KernelSpec,
+    PackedTensor,
+    Packer,
+    QuantizedTensor,
+    hookimpl,
+)
 from qformats.bitpack import pack_bits, unpack_bits
 from qformats.errors import ConfigError, UnknownFormatError
 
@@ -38,6 +47,8 @@ class ToyPacker(Packer):
         bits=BITS,
         block_size=0,
         source="qformats-toy:README.md",
+        # Codes of six bits around a zero point, one float16 scale a row: the shared GPU kernel runs that.
+        kernel=KernelSpec(BITS, "affine", 0, "f16"),
     )
     grid = AffineGrid(BITS, block_size=0)
 

@@ -1,0 +1,23 @@
+"""How many tokens a model takes at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["context_limit"]
+
+_KEYS = ("max_position_embeddings", "n_positions", "seq_length")
+"""What configurations call it."""
+
+
+def context_limit(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a model was made for; ``None`` if its configuration does not tell.
+
+    Some models cannot read more, others read on and get worse.
+
+    >>> context_limit({"n_positions": 1024})
+    1024
+    """
+    found = (config.get(key) for key in _KEYS)
+    return next((value for value in found if type(value) is int and value > 0), None)

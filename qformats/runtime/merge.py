@@ -1,0 +1,351 @@
+"""A trained adapter merged back into a file."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qformats.checkpoint import Checkpoint, StoredTensor
+from qformats.errors import ConfigError, ShapeError
+from qformats.registry import registry
+from qformats.runtime.adapters import Update, updates_of
+from qformats.tensors import PackedTensor
+
+if TYPE_CHECKING:
+    from qformats.exporting import ExportReport, Recipe
+    from qformats.exporting.progress import Progress
+
+__all__ = ["MergeReport", "MergedCheckpoint", "MergedTensor", "merge_adapter"]
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """What became of one tensor that an adapter changed.
+
+    Attributes
+    ----------
+    name : str
+        Canonical name.
+    source_format, format : str
+        ``family:variant`` before and after.
+    change : float
+        Root mean square of what the adapter adds, relative to that of the weight before.
+    error : float
+        Root mean square of what storing the sum changed, relative to that of the sum.
+    lost : float
+        The same, relative to what the adapter adds: above 1, rounding moved the weight further than training did.
+    """
+
+    name: str
+    source_format: str
+    format: str
+    change: float
+    error: float
+    lost: float
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What became of a model into which an adapter was merged.
+
+    Attributes
+    ----------
+    export : ExportReport
+        Everything that was written.
+    tensors : tuple of MergedTensor
+        The tensors that the adapter changed, measured on what was written.
+    ran : tuple of str
+        Formats that adapted weights had while they ran, where the source has them in another one: then the adapter was
+        added to other weights than it ran over.
+    """
+
+    export: ExportReport
+    tensors: tuple[MergedTensor, ...]
+    ran: tuple[str, ...] = ()
+
+    @property
+    def adds_nothing(self) -> bool:
+        """Whether the adapter changes no weight, as one that was not trained."""
+        return not any(tensor.change for tensor in self.tensors)
+
+    @property
+    def requantized(self) -> tuple[MergedTensor, ...]:
+        """Those that were rounded to the levels of a quantized format."""
+        return tuple(t for t in self.tensors if registry().packer(t.format).dense_dtype is None)
+
+    def __str__(self) -> str:
+        """How much of the adapter arrived."""
+        return f"{self.export.target}: {self._arrived()}{self._other_base()}"
+
+    def _arrived(self) -> str:
+        rounded = self.requantized
+        which = "the adapter changes"
+        nothing = ""
+        if self.adds_nothing:
+            nothing = "the adapter adds nothing, as one that was not trained; "
+            which = "it lies on"
+        if not rounded:
+            return f"{nothing}merged {_tensors(len(self.tensors))} into plain numbers."
+        formats = ", ".join(dict.fromkeys(t.format for t in rounded))
+        errors, lost = _span([t.error for t in rounded], ".2%"), _span([t.lost for t in rounded], ".2g")
+        were = "was" if len(rounded) == 1 else "were"
+        told = (
+            f"{nothing}the {_tensors(len(rounded))} that {which} {were} quantized again to {formats}, "
+            f"which adds an error of {errors} of the weights"
+        )
+        if self.adds_nothing:
+            return f"{told}."
+        return (
+            f'{told}, {lost} times what the adapter adds; plain numbers keep all of it (format="dense:bf16").'
+        )
+
+    def _other_base(self) -> str:
+        if not self.ran:
+            return ""
+        return (
+            f" The adapter ran over {', '.join(self.ran)}, and was added to the weights of {self.export.source}, "
+            "which are not rounded to it."
+        )
+
+
+def _tensors(count: int) -> str:
+    return f"{count} tensor{'' if count == 1 else 's'}"
+
+
+def _span(values: list[float], spelled: str) -> str:
+    low, high = format(min(values), spelled), format(max(values), spelled)
+    return low if low == high else f"{low} to {high}"
+
+
+def merge_adapter(
+    model: Any,
+    target: str | PathLike[str],
+    *,
+    format: str | None = None,
+    source: str | PathLike[str] | Checkpoint | None = None,
+    force: bool = False,
+    workers: int | None = None,
+    options: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Write the base model with the active LoRA adapters added; see :func:`qformats.merge_adapter`."""
+    import qformats
+    from qformats.exporting import make_plan
+    from qformats.exporting.run import execute
+
+    options = dict(options or {})
+    base = _source(model, source, options)
+    updates = updates_of(model)
+    merged = MergedCheckpoint(base, updates)
+    recipe = _recipe(merged, updates, *_formats(base, updates, format), options)
+    # What an interrupted merge left is gone on with only if the adapter is the same.
+    identity = {**options, "adapter": _digest(updates)}
+    plan = make_plan(merged, Path(target).expanduser(), recipe, identity)
+    export = execute(plan, force=force, workers=workers, progress=progress)
+    at = plan.target if plan.layout.folder else plan.target.parent / export.files[0][0]
+    written = qformats.open(at, options=options)
+    stored = {t.source_name: t.format for t in export.tensors}
+    tensors = tuple(
+        _measured(base.tensors[name], merged.tensors[name], written.tensors[name], stored[name], update)
+        for name, update in updates.items()
+    )
+    report = MergeReport(export, tensors, _ran(model, base, updates))
+    if report.requantized or report.adds_nothing:
+        warnings.warn(str(report), UserWarning, stacklevel=2)
+    return report
+
+
+class MergedCheckpoint(Checkpoint):
+    """A checkpoint with updates added to some of its weights, which become plain float32.
+
+    Parameters
+    ----------
+    base : Checkpoint
+        The model.
+    updates : mapping of str to Update
+        By canonical name.
+    """
+
+    def __init__(self, base: Checkpoint, updates: Mapping[str, Update]) -> None:
+        self._base = base
+        self.path, self.name, self.container = base.path, base.name, base.container
+        self.fingerprint = base.fingerprint
+        self.tensors = {
+            name: _added(tensor, updates[name]) if name in updates else tensor
+            for name, tensor in base.tensors.items()
+        }
+
+    @property
+    def architecture(self) -> str:
+        """The base model's."""
+        return self._base.architecture
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The base model's."""
+        return self._base.config
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The base model's."""
+        return self._base.metadata
+
+    @property
+    def files(self) -> list[Path]:
+        """The base model's."""
+        return self._base.files
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The base model's."""
+        return self._base.tokenizer_files()
+
+
+def _added(tensor: StoredTensor, update: Update) -> StoredTensor:
+    """The sum of a stored weight and an update, as a stored tensor of plain numbers."""
+    packer = registry().packer(tensor.format)
+
+    def load(start: int, stop: int) -> PackedTensor:
+        part = packer.dequantize(tensor.load(start, stop)).float() + update.rows(start, stop)
+        return PackedTensor("dense:f32", tuple(part.shape), {"weight": part})
+
+    return replace(tensor, format="dense:f32", nbytes=4 * tensor.numel, load=load, origin="")
+
+
+def _source(
+    model: Any, source: str | PathLike[str] | Checkpoint | None, options: Mapping[str, str]
+) -> Checkpoint:
+    """Open what the base model was loaded from."""
+    import qformats
+
+    if source is None:
+        get_base = getattr(model, "get_base_model", None)
+        source = getattr(get_base() if get_base else model, "qformats_source", None)
+    if source is None:
+        expected = "the path of the base model, since the model does not know what it was loaded from"
+        raise ConfigError("source", None, expected)
+    return source if isinstance(source, Checkpoint) else qformats.open(source, options=options)
+
+
+def _ran(model: Any, base: Checkpoint, updates: Mapping[str, Update]) -> tuple[str, ...]:
+    """Formats of packed layers under adapters that are not those of the stored weights."""
+    from qformats.runtime.linear import PackedLayer
+
+    found = []
+    for name in updates:
+        layer = model.get_base_model().get_submodule(name.removesuffix(".weight")).get_base_layer()
+        stored = registry().packer(base.tensors[name].format).name
+        if isinstance(layer, PackedLayer) and layer.packer.name != stored:
+            found.append(layer.packer.name)
+    return tuple(dict.fromkeys(found))
+
+
+def _formats(
+    base: Checkpoint, updates: Mapping[str, Update], format: str | None
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Format of the output, and rules for tensors that take another one; checks that every update has its tensor."""
+    for name, update in updates.items():
+        tensor = base.tensors.get(name)
+        if tensor is None:
+            tied = name == "lm_head.weight"
+            expected = "an untied output layer" if tied else "adapters on layers that are stored as they run"
+            raise ConfigError(f"{base.path}: adapter", f"one on {name}, which is not stored", expected)
+        if tuple(tensor.shape) != update.shape:
+            raise ShapeError(name, tuple(tensor.shape), f"{update.shape}, as the adapter was made for")
+        if name.endswith("embed_tokens.weight") and "lm_head.weight" not in base.tensors:
+            found = f"one on {name}, which the output layer shares"
+            expected = "none there: merging would change the output layer too"
+            raise ConfigError(f"{base.path}: adapter", found, expected)
+    stored = {name: registry().packer(tensor.stored_format) for name, tensor in base.tensors.items()}
+    if format is not None:
+        default = registry().packer(format)
+        if default.dense_dtype is not None:
+            return default.name, ()
+        # A recipe leaves plain numbers of a quantized model alone; these were quantized before they were added to.
+        return default.name, tuple((_only(name), default.name) for name in updates)
+    sizes: Counter[str] = Counter()
+    for name, tensor in base.tensors.items():
+        if stored[name].writable and len(tensor.shape) == 2:
+            sizes[stored[name].name] += tensor.numel * (1 if stored[name].dense_dtype else 1 << 20)
+    if not sizes:
+        raise ConfigError("format", None, "a format, since none that the model has can be written")
+    chosen = sizes.most_common(1)[0][0]
+    rules = [
+        (_only(name), packer.name if packer.writable else chosen)
+        for name, packer in stored.items()
+        if packer.dense_dtype is None and (name in updates or (packer.writable and packer.name != chosen))
+    ]
+    return chosen, tuple(rules)
+
+
+def _recipe(
+    merged: Checkpoint,
+    updates: Mapping[str, Update],
+    default: str,
+    rules: tuple[tuple[str, str], ...],
+    options: Mapping[str, str],
+) -> Recipe:
+    """Write into the model's own container, or the format's usual one where that would join changed tensors.
+
+    Raises
+    ------
+    ConfigError
+        If both would: nothing tells the format of a tensor made of a changed one and others.
+    """
+    from qformats.exporting import Recipe
+
+    packer = registry().packer(default)
+    own = [merged.container] if registry().loader(merged.container).holds(packer) else []
+    for container in dict.fromkeys((*own, packer.container)):
+        loader = registry().loader(container)
+        known = {option.name for option in loader.options}
+        drafts = loader.draft(merged, {name: value for name, value in options.items() if name in known})
+        joined = updates.keys() - {draft.source.name for draft in drafts}
+        if not joined:
+            return Recipe(default, tensor_types=rules, container=container)
+    found = f"one on {min(joined)}, which the container {container} joins with other tensors"
+    hint = 'merge into plain numbers (format="dense:bf16"), and export those'
+    raise ConfigError(f"{merged.path}: adapter", found, "a container that keeps it apart", hint)
+
+
+def _only(name: str) -> str:
+    return f"^{re.escape(name)}$"
+
+
+def _digest(updates: Mapping[str, Update]) -> str:
+    """Fingerprint of everything that is added."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for name, update in updates.items():
+        digest.update(name.encode())
+        for part in (update.left, update.right):
+            digest.update(repr(tuple(part.shape)).encode() + part.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _measured(
+    before: StoredTensor, sum_: StoredTensor, written: StoredTensor, format: str, update: Update
+) -> MergedTensor:
+    """Compare a tensor as it was written with the sum that it stands for."""
+    values = sum_.read().fields["weight"]
+    error = float((registry().packer(written.format).dequantize(written.read()) - values).norm())
+    added = float(update.rows(0, update.shape[0]).norm())
+    old = float(registry().packer(before.format).dequantize(before.read()).norm())
+
+    def ratio(part: float, whole: float) -> float:
+        return part / whole if whole else 0.0
+
+    return MergedTensor(
+        before.name,
+        before.stored_format,
+        format,
+        change=ratio(added, old),
+        error=ratio(error, float(values.norm())),
+        lost=ratio(error, added),
+    )
