@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,11 @@ def _programs(device: torch.device) -> int:
     if device.type != "cuda":
         return 4
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Make a device the current one: Triton launches there, wherever the tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def choose_tiles(count: int, form: DeviceForm, device: torch.device) -> Tiles:
@@ -162,26 +168,27 @@ def dequantize(weight: DeviceWeight, dtype: torch.dtype) -> Tensor:
     quads = padded_columns(form.columns, form.bits) // QUAD
     quads = min(quads, -(-form.columns // QUAD))
     kernel: Any = dequantize_kernel
-    kernel[(quads, -(-form.rows // rows))](
-        low,
-        high,
-        scale,
-        shift,
-        table,
-        lookup,
-        out,
-        form.rows,
-        form.columns,
-        scale.shape[0],
-        **_constants(weight),
-        FAST=weight.scale.is_cuda if form.mode == TABLE else _fast(weight, torch.float16),
-        EVEN_N=form.rows % rows == 0,
-        ROWS=rows,
-        **_early(out.device),
-        num_warps=warps,
-        # The value is a product rounded, then a sum rounded.
-        enable_fp_fusion=False,
-    )
+    with _current(out.device):
+        kernel[(quads, -(-form.rows // rows))](
+            low,
+            high,
+            scale,
+            shift,
+            table,
+            lookup,
+            out,
+            form.rows,
+            form.columns,
+            scale.shape[0],
+            **_constants(weight),
+            FAST=weight.scale.is_cuda if form.mode == TABLE else _fast(weight, torch.float16),
+            EVEN_N=form.rows % rows == 0,
+            ROWS=rows,
+            **_early(out.device),
+            num_warps=warps,
+            # The value is a product rounded, then a sum rounded.
+            enable_fp_fusion=False,
+        )
     return out
 
 
@@ -241,15 +248,16 @@ def _start(
     kernel: Any = linear_kernel
     for stages in range(_stages.get(key, tiles.stages), 0, -1):
         try:
-            kernel[grid](
-                *arguments,
-                **constants,
-                ROWS=tiles.rows,
-                BATCH=tiles.batch,
-                SPLIT=tiles.split,
-                STAGES=stages,
-                num_warps=tiles.warps,
-            )
+            with _current(arguments[0].device):
+                kernel[grid](
+                    *arguments,
+                    **constants,
+                    ROWS=tiles.rows,
+                    BATCH=tiles.batch,
+                    SPLIT=tiles.split,
+                    STAGES=stages,
+                    num_warps=tiles.warps,
+                )
         except OutOfResources:
             if stages == 1:
                 raise
