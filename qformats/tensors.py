@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from qformats.errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 __all__ = ["PackedTensor", "QuantizedTensor", "expand_blocks"]
@@ -186,6 +188,15 @@ class QuantizedTensor:
             zero_point=zero if isinstance(zero, int | float) else zero[order],
             minimum=None if minimum is None else minimum[order],
         )
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same tensor on another device; what a subclass adds to it stays where it is."""
+        moved = copy(self)
+        for part in ("codes", "scale", "zero_point", "minimum", "codebook", "g_idx"):
+            value = getattr(self, part)
+            if hasattr(value, "to"):
+                object.__setattr__(moved, part, value.to(device))
+        return moved
 
     def pack(self, format: str) -> PackedTensor:
         """Bytes of this tensor in `format`, ``family:variant``; see :func:`qformats.pack`."""

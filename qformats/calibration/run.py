@@ -151,10 +151,12 @@ class _Run:
         drift: bool,
         progress: Progress,
     ) -> None:
+        from qformats.runtime.device import chosen_device
+
         self.source, self.work, self.settings = source, work, settings
         self.round_layers, self.drift, self.progress = round_layers, drift, progress
         self.formats = {name: packer for name, packer in formats.items() if packer.grid is not None}
-        self.device = _device(settings.device)
+        self.device = chosen_device(settings.device or None)
         self.dtype = _dtype(settings.compute_dtype, source, self.device)
         self.memory = Memory(settings.activation_memory)
         self.loss = self.signal = 0.0
@@ -404,7 +406,7 @@ class _Block:
 
     def _pack(self, layer: Layer, quantized: QuantizedTensor) -> PackedTensor:
         assert layer.packer.grid is not None
-        quantized = _on_cpu(quantized)
+        quantized = quantized.to("cpu")
         layer.packer.grid.validate(quantized)
         packed = layer.packer.pack(quantized)
         stored = registry().packer(self.run.source.tensors[layer.name].stored_format)
@@ -432,29 +434,6 @@ def _columns(module: Any) -> int:
 
 def _ratio(loss: float, signal: float) -> float:
     return float((loss / signal) ** 0.5) if signal > 0 else 0.0
-
-
-def _on_cpu(quantized: QuantizedTensor) -> QuantizedTensor:
-    moved = copy.copy(quantized)
-    for name in ("codes", "scale", "zero_point", "minimum", "codebook", "g_idx"):
-        value = getattr(moved, name)
-        if hasattr(value, "cpu"):
-            object.__setattr__(moved, name, value.cpu())
-    return moved
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if not name:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError("device", name, "cpu, or a device that torch has here", reason) from error
-    return device
 
 
 def _dtype(name: str, source: Checkpoint, device: torch.device) -> torch.dtype:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,24 +126,7 @@ def sample_tokens(source: Checkpoint, settings: Settings, progress: Progress) ->
 
 def _tokenizer(source: Checkpoint) -> Any:
     """Callable that turns text into a list of ids."""
-    content = source.tokenizer_files()
-    if not content:
-        hint = "calibrate a folder that has its tokenizer"
-        raise CheckpointError(source.path, "has no tokenizer", "one, to read the calibration text", hint=hint)
-    if "tokenizer.json" in content:
-        from tokenizers import Tokenizer
+    from qformats.runtime.tokenizer import tokenizer
 
-        fast = Tokenizer.from_str(content["tokenizer.json"].decode())
-        fast.no_truncation()
-        fast.no_padding()
-        return lambda text: fast.encode(text, add_special_tokens=False).ids
-    from transformers import AutoTokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in content.items():
-            file = Path(folder, name)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(data)
-        Path(folder, "config.json").write_text(json.dumps(source.config, default=str))
-        slow = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return lambda text: slow(text, add_special_tokens=False, verbose=False)["input_ids"]
+    turned = tokenizer(source)
+    return lambda text: turned(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -47,7 +47,6 @@ PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
 """Widths of the planes by width of the code, the low bits first."""
 AFFINE, MINIMUM, TABLE = 0, 1, 2
 """Modes: ``scale * (code - zero)``; ``scale * (code - zero) + minimum``; ``scale * table[code]``."""
-_LARGEST_ZERO = 256
 
 
 class DeviceForm(NamedTuple):
@@ -172,13 +171,16 @@ def uncovered(quantized: QuantizedTensor, bits: int | None = None) -> str | None
     if isinstance(zero, torch.Tensor):
         if quantized.minimum is not None:
             return "it has zero points and minima"
-        whole = zero if not zero.is_floating_point() else zero[zero == zero.round()]
-        if whole.numel() != zero.numel():
+        if bool((zero != zero.round() if zero.is_floating_point() else zero != zero).any()):
             return "its zero points are no whole numbers"
-        if zero.numel() and int(zero.abs().max()) > _LARGEST_ZERO:
-            return f"a zero point is larger than {_LARGEST_ZERO}"
-    elif zero != int(zero) or abs(zero) > _LARGEST_ZERO:
-        return f"the zero point {zero} is no whole number up to {_LARGEST_ZERO}"
+        least, most = float(zero.min()), float(zero.max())
+    elif not float(zero).is_integer():
+        return f"the zero point {zero} is no whole number"
+    else:
+        least = most = float(zero)
+    # As far as the kernels' decode is exact.
+    if least + lift < -(1 << width) or most + lift > 1 << width:
+        return f"zero points from {least:g} to {most:g} are too far from codes of {width} bits"
     if quantized.minimum is not None and quantized.minimum.dtype not in (torch.float16, torch.float32):
         return f"minima are {quantized.minimum.dtype}"
     return None if quantized.g_idx is None else _order_problem(quantized.g_idx, block, columns)

@@ -10,8 +10,12 @@ conversion, and a table of 16 is looked up by permuting bytes, four codes at onc
 
 from __future__ import annotations
 
+import struct
+
 import triton
 import triton.language as tl
+
+from qformats.kernels.device import PLANES
 
 __all__ = [
     "first_words",
@@ -31,20 +35,29 @@ __all__ = [
 @triton.constexpr_function
 def low_width(bits):
     """Width of the plane that holds the low bits."""
-    return {1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 8: 8}[bits]
+    return PLANES[bits][0]
 
 
 @triton.constexpr_function
 def high_width(bits):
     """Width of the plane that holds the high bits; 0 without one."""
-    return {3: 1, 5: 1, 6: 2}.get(bits, 0)
+    return sum(PLANES[bits][1:])
+
+
+@triton.constexpr_function
+def whole_half(number, bf16):
+    """Bits of a whole number in float16 or bfloat16, which must hold it exactly."""
+    if not bf16:
+        return struct.unpack("<H", struct.pack("<e", number))[0]
+    return struct.unpack("<I", struct.pack("<f", number))[0] >> 16
 
 
 @triton.constexpr_function
 def pair_assembly(bits, strip, within, zero, bf16):
     """Two neighbouring codes of one strip to two levels: PTX for ``$0 = level($1, $2) - $3 or zero``."""
-    low, high = {1: (1, 0), 2: (2, 0), 3: (2, 1), 4: (4, 0), 5: (4, 1), 6: (4, 2), 8: (8, 0)}[bits]
-    magic = 0x4300 if bf16 else 0x6400
+    low, high = low_width(bits), high_width(bits)
+    one = 128 if bf16 else 1024
+    magic = whole_half(one, bf16)
     both = 0x10001
     place = (4 * within + strip) % (16 // low)
     source = "$2" if bits == 8 and strip >= 2 else "$1"
@@ -68,9 +81,8 @@ def pair_assembly(bits, strip, within, zero, bf16):
     if zero is None:
         lines.append(f"sub.{kind} $0, t, $3;")
     else:
-        # Whole numbers up to 128 + 64, or up to 1024 + 256, are exact: one mantissa bit is 1, or less.
-        half = magic + zero
-        lines.append(f"mov.b32 z, {half * both:#x};")
+        # A zero point is at most 64, or 256 in float16: neither sum needs more bits than there are.
+        lines.append(f"mov.b32 z, {whole_half(one + zero, bf16) * both:#x};")
         lines.append(f"sub.{kind} $0, t, z;")
     lines.append("}")
     return "\n".join(lines)
@@ -139,21 +151,21 @@ def joining_assembly(place):
 
 
 @triton.constexpr_function
-def quads_of_step(bits):
-    """Quads whose codes fill whole packed strips of every plane."""
-    return {1: 4, 2: 2, 3: 4, 4: 1, 5: 4, 6: 2, 8: 1}[bits]
-
-
-@triton.constexpr_function
 def quads_of_first(bits):
     """Quads whose low bits one packed strip holds."""
-    return {1: 4, 2: 2, 3: 2}.get(bits, 1)
+    return max(1, 4 // PLANES[bits][0])
 
 
 @triton.constexpr_function
 def quads_of_second(bits):
     """Quads whose high bits one packed strip holds; without a second plane, as for the first."""
-    return {1: 4, 2: 2, 3: 4, 5: 4, 6: 2}.get(bits, 1)
+    return max(1, 4 // PLANES[bits][-1])
+
+
+@triton.constexpr_function
+def quads_of_step(bits):
+    """Quads whose codes fill whole packed strips of every plane."""
+    return max(1, 4 // min(PLANES[bits]))
 
 
 @triton.jit

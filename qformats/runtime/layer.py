@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields as parts_of
 from dataclasses import replace
 from typing import Any, cast
 
@@ -228,7 +227,7 @@ class PackedLayer(nn.Module):
             self._hold({name: field.to(device) for name, field in packed.fields.items()})
             self._reason = reason
             return False
-        self._hold_arranged(arrange(_moved(quantized, device), self._bits))
+        self._hold_arranged(arrange(quantized.to(device), self._bits))
         if type(quantized) is not QuantizedTensor:
             self._shell = _emptied(quantized)
         self._kept = self._not_given_back(packed)
@@ -243,7 +242,7 @@ class PackedLayer(nn.Module):
         """Fields of an arranged weight."""
         if self._kept.keys() == self.packer.stored(self.shape).keys():
             return dict(self._kept)
-        quantized = _moved(restore(self.arranged()), torch.device("cpu"))
+        quantized = restore(self.arranged()).to("cpu")
         if self._shell is not None:
             scale = quantized.scale.reshape(self._shell.scale.shape)
             quantized = replace(self._shell, codes=quantized.codes, scale=scale)
@@ -346,12 +345,6 @@ class PackedLayer(nn.Module):
         rows, columns = self.shape
         biased = ", bias=True" if self._parameters.get("bias") is not None else ""
         return f"{columns} -> {rows}{biased}, {self.packer.name}, {self.kernel_note}"
-
-
-def _moved(quantized: QuantizedTensor, device: torch.device) -> QuantizedTensor:
-    values = {part.name: getattr(quantized, part.name) for part in parts_of(QuantizedTensor)}
-    moved = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
-    return QuantizedTensor(**{**values, **moved})
 
 
 def _emptied(quantized: QuantizedTensor) -> QuantizedTensor:

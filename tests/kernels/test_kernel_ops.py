@@ -1,5 +1,7 @@
 """The operators against float64 of the same codes: the torch reference, and Triton (interpreted without a GPU)."""
 
+import re
+
 import pytest
 import torch
 from kernels.weights import BY_HAND, FORMATS, by_hand, of_format
@@ -15,8 +17,6 @@ CLOSE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 @pytest.fixture(params=["reference", "triton"], autouse=True)
 def kernel(request, monkeypatch):
-    if request.param == "triton":
-        pytest.importorskip("triton")
     monkeypatch.setenv("QFORMATS_KERNEL", request.param)
     return request.param
 
@@ -174,9 +174,20 @@ def test_an_unknown_kernel_is_named(monkeypatch):
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="tensors are on a CUDA device here")
 def test_triton_on_a_cpu_is_refused_outside_the_interpreter(monkeypatch):
-    pytest.importorskip("triton")
     weight = arranged(by_hand(4, 8, 64, 32))
     monkeypatch.setenv("QFORMATS_KERNEL", "triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(BackendUnavailableError, match="on cpu"):
         ops.dequantize(weight)
+
+
+@pytest.mark.parametrize(("bf16", "largest"), [(False, 256), (True, 64)], ids=["float16", "bfloat16"])
+def test_the_fast_decode_subtracts_exact_zero_points(bf16, largest):
+    # The interpreter does not run the fast branch, but what it subtracts stands in its text.
+    from qformats.kernels.triton_decode import pair_assembly
+
+    dtype, one = (torch.bfloat16, 128) if bf16 else (torch.float16, 1024)
+    for zero in range(-largest, largest + 1):
+        (word,) = re.findall(r"mov\.b32 z, (0x[0-9a-f]+);", pair_assembly(4, 0, 0, zero, bf16))
+        halves = torch.tensor([int(word, 16)], dtype=torch.int64).to(torch.int32).view(dtype)
+        assert halves.tolist() == [one + zero, one + zero]

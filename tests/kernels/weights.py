@@ -44,13 +44,14 @@ def by_hand(
     scale: torch.dtype = torch.float16,
     ordered: bool = False,
     signed: bool = False,
+    below: int = 0,
     seed: int = 0,
 ) -> QuantizedTensor:
-    """Random codes; `mode` is affine, zeros (one a group), minimum or table."""
+    """Random codes; `mode` is affine (zero point mid, or `below` 0), zeros (one a group), minimum or table."""
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 1 << bits, (rows, columns), generator=generator)
     groups = -(-columns // group)
-    zero, minimum, table, g_idx = 1 << (bits - 1), None, None, None
+    zero, minimum, table, g_idx = -below or 1 << (bits - 1), None, None, None
     if mode == "zeros":
         zero = torch.randint(0, 1 << bits, (rows, groups), generator=generator).to(torch.int32)
     elif mode == "minimum":
@@ -79,6 +80,7 @@ BY_HAND = {
     "2 bits, a row a group": {"bits": 2, "rows": 5, "columns": 333, "group": 333},
     "3 bits, zeros": {"bits": 3, "rows": 33, "columns": 511, "group": 64, "mode": "zeros"},
     "4 bits, groups of 8": {"bits": 4, "rows": 9, "columns": 136, "group": 8},
+    "4 bits, zero below all codes": {"bits": 4, "rows": 6, "columns": 128, "group": 32, "below": 3},
     "4 bits, groups of 24, zeros": {"bits": 4, "rows": 12, "columns": 100, "group": 24, "mode": "zeros"},
     "4 bits, ordered, zeros": {
         "bits": 4,
