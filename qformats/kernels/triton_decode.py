@@ -10,8 +10,6 @@ conversion, and a table of 16 is looked up by permuting bytes, four codes at onc
 
 from __future__ import annotations
 
-import struct
-
 import triton
 import triton.language as tl
 
@@ -46,10 +44,10 @@ def high_width(bits):
 
 @triton.constexpr_function
 def whole_half(number, bf16):
-    """Bits of a whole number in float16 or bfloat16, which must hold it exactly."""
-    if not bf16:
-        return struct.unpack("<H", struct.pack("<e", number))[0]
-    return struct.unpack("<I", struct.pack("<f", number))[0] >> 16
+    """Bits of a positive whole number in float16 or bfloat16, which must hold it exactly."""
+    mantissa, bias = (7, 127) if bf16 else (10, 15)
+    exponent = number.bit_length() - 1
+    return ((exponent + bias) << mantissa) + (number << mantissa >> exponent) - (1 << mantissa)
 
 
 @triton.constexpr_function
