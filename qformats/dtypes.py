@@ -12,7 +12,7 @@ from qformats.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FLOATS", "SAFETENSORS", "SIZES", "dtype_name", "torch_dtype"]
+__all__ = ["COMPUTED", "FLOATS", "SAFETENSORS", "SIZES", "dtype_name", "torch_dtype"]
 
 SIZES = {
     "f64": 8,
@@ -30,6 +30,8 @@ SIZES = {
 
 FLOATS = ("f64", "f32", "f16", "bf16")
 """Types that hold weights; the others hold indices and masks and are never cast."""
+COMPUTED = ("f32", "f16", "bf16")
+"""What models and kernels compute in."""
 
 SAFETENSORS = {name: {"bool": "BOOL"}.get(name, name.upper()) for name in SIZES}
 """Spelling in a safetensors header."""

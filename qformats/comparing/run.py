@@ -19,7 +19,7 @@ from qformats.comparing.speed import machine
 from qformats.comparing.text import Tokenizer, Windows, read_text, windows_of
 from qformats.comparing.weights import compare_weights
 from qformats.comparing.writing import check_place
-from qformats.dtypes import torch_dtype
+from qformats.dtypes import COMPUTED, torch_dtype
 from qformats.errors import CheckpointError, ConfigError
 from qformats.exporting import Recipe
 from qformats.exporting.progress import Progress, Silent
@@ -34,7 +34,6 @@ _FEW = 100
 """Scored tokens below which statistics say little."""
 _PLAIN = "rtn"
 """The quantizer that goes without saying."""
-_DTYPES = ("f32", "f16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,8 @@ def _tried(
 
 
 def _dtype(name: str) -> torch.dtype:
-    if name not in _DTYPES:
-        raise ConfigError("dtype", name, "one of " + ", ".join(_DTYPES))
+    if name not in COMPUTED:
+        raise ConfigError("dtype", name, "one of " + ", ".join(COMPUTED))
     return torch_dtype(name)
 
 

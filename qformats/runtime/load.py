@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qformats.api import open as open_checkpoint
 from qformats.api import packer as packer_of
 from qformats.checkpoint import Checkpoint, StoredTensor
-from qformats.dtypes import dtype_name, torch_dtype
+from qformats.dtypes import COMPUTED, dtype_name, torch_dtype
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.exporting import Recipe
 from qformats.exporting.progress import Progress, Silent
@@ -33,7 +33,6 @@ from qformats.tensors import PackedTensor
 
 __all__ = ["load_model"]
 
-_COMPUTED = ("f32", "f16", "bf16")
 _EXPERTS = re.compile(r"(^|\.)experts\.")
 
 
@@ -102,8 +101,8 @@ def _dtype(dtype: str | torch.dtype | None, source: Checkpoint, device: torch.de
     if isinstance(dtype, str):
         spelled = getattr(torch, dtype, None)
         dtype = spelled if isinstance(spelled, torch.dtype) else torch_dtype(dtype)
-    if dtype_name(dtype) not in _COMPUTED:
-        raise ConfigError("dtype", dtype_name(dtype), "one of " + ", ".join(_COMPUTED))
+    if dtype_name(dtype) not in COMPUTED:
+        raise ConfigError("dtype", dtype_name(dtype), "one of " + ", ".join(COMPUTED))
     return dtype
 
 
