@@ -15,7 +15,6 @@ Importing the package imports neither torch nor any plugin; each name is loaded 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,18 +34,29 @@ if TYPE_CHECKING:
         register_with_transformers,
         unpack,
     )
-    from qformats.checkpoint import Checkpoint, StoredTensor
     from qformats.errors import QFormatsError
-    from qformats.grids import AffineGrid, Grid, GridParams, TableGrid
     from qformats.hookspecs import hookimpl
-    from qformats.interfaces import DensePacker, Loader, Packer, Quantizer
-    from qformats.spec import FieldSpec, FormatSpec, KernelSpec
-    from qformats.tensors import PackedTensor, QuantizedTensor
+    from qformats.interfaces import (
+        Checkpoint,
+        DensePacker,
+        Family,
+        FieldSpec,
+        FormatSpec,
+        KernelSpec,
+        Loader,
+        PackedTensor,
+        Packer,
+        Quantizer,
+        StoredTensor,
+    )
+    from qformats.numbers import AffineGrid, Grid, GridParams, QuantizedTensor, TableGrid
+    from qformats.version import __version__
 
 __all__ = [
     "AffineGrid",
     "Checkpoint",
     "DensePacker",
+    "Family",
     "FieldSpec",
     "FormatSpec",
     "Grid",
@@ -60,6 +70,7 @@ __all__ = [
     "Quantizer",
     "StoredTensor",
     "TableGrid",
+    "__version__",
     "compare",
     "dequantize",
     "export",
@@ -78,41 +89,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": (
-        "compare",
-        "dequantize",
-        "export",
-        "formats",
-        "from_pretrained",
-        "load_model",
-        "merge_adapter",
-        "open",
-        "pack",
-        "packer",
-        "prepare_for_training",
-        "quantize",
-        "register_with_transformers",
-        "unpack",
-    ),
-    "checkpoint": ("Checkpoint", "StoredTensor"),
     "errors": ("QFormatsError",),
-    "grids": ("AffineGrid", "Grid", "GridParams", "TableGrid"),
     "hookspecs": ("hookimpl",),
-    "interfaces": ("DensePacker", "Loader", "Packer", "Quantizer"),
-    "spec": ("FieldSpec", "FormatSpec", "KernelSpec"),
-    "tensors": ("PackedTensor", "QuantizedTensor"),
+    "interfaces": (
+        *("Checkpoint", "DensePacker", "Family", "FieldSpec", "FormatSpec", "KernelSpec", "Loader"),
+        *("PackedTensor", "Packer", "Quantizer", "StoredTensor"),
+    ),
+    "numbers": ("AffineGrid", "Grid", "GridParams", "QuantizedTensor", "TableGrid"),
+    "version": ("__version__",),
 }
-
-try:
-    __version__ = version("qformats")
-except PackageNotFoundError:
-    __version__ = "0+uninstalled"
+"""Rooms of the names that plugins fill and users hold; functions are at home in the room ``api``."""
 
 
 def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"qformats.{home}"), name)
+    if name in __all__:
+        return getattr(import_module("qformats.api"), name)
     message = f"module 'qformats' has no attribute {name!r}"
     raise AttributeError(message)
 

@@ -8,22 +8,19 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qformats.checkpoint import Checkpoint
-from qformats.errors import ConfigError, ShapeError
-from qformats.interfaces import Packer
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.spec import FormatSpec
 from qformats.registry import registry
-from qformats.spec import FormatSpec
-from qformats.tensors import PackedTensor, QuantizedTensor
+from qformats.roundtrip import dequantize, pack, packer, quantize, unpack
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
     from transformers import PreTrainedModel
 
     from qformats.comparing import CompareReport
     from qformats.exporting import ExportReport
-    from qformats.exporting.progress import Progress
     from qformats.runtime.merge import MergeReport
+    from qformats.work.progress import Progress
 
 __all__ = [
     "compare",
@@ -46,120 +43,6 @@ __all__ = [
 def formats() -> list[FormatSpec]:
     """Descriptors of every installed format, read-only ones included."""
     return [packer.spec for packer in registry().formats()]
-
-
-def packer(format: str) -> Packer:
-    """Packer of a format.
-
-    Parameters
-    ----------
-    format : str
-        ``family:variant``, or a family for its default variant.
-
-    Raises
-    ------
-    UnknownFormatError
-        If nothing installed answers to the name.
-    """
-    return registry().packer(format)
-
-
-def quantize(tensor: Tensor, format: str, *, quantizer: str = "rtn") -> QuantizedTensor:
-    """Choose codes and parameters for a weight.
-
-    Parameters
-    ----------
-    tensor : Tensor
-        float32, float16 or bfloat16, ``(N, K)`` = (out_features, in_features); a parameter is detached. Formats whose
-        upstream rounds in the dtype of the source do so. float64 is rounded to float32 first. Not modified.
-    format : str
-        ``family:variant`` whose grid is used.
-    quantizer : str
-        How codes are chosen; ``"rtn"`` is the format's own reference rule.
-
-    Returns
-    -------
-    QuantizedTensor
-        On the device of `tensor`.
-
-    Raises
-    ------
-    ShapeError
-        If the format cannot hold this shape.
-    NonFiniteError
-        If a weight is NaN or infinite.
-    ConfigError
-        If the format cannot be written, or stores plain numbers, or the tensor holds no floats.
-    """
-    import torch
-
-    from qformats.kernels.dense import require_finite
-
-    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-        found = getattr(tensor, "dtype", type(tensor).__name__)
-        raise ConfigError("weight", str(found), "a torch tensor of floats")
-    tensor = tensor.detach()
-    chosen = _quantizing(format)
-    problem = chosen.veto(tensor.shape)
-    if problem:
-        raise ShapeError("weight", tuple(tensor.shape), f"a shape that {chosen.name} can hold ({problem})")
-    require_finite(tensor)
-    weight = tensor.float() if tensor.dtype == torch.float64 else tensor
-    return registry().quantizer(quantizer).quantize(weight, chosen)
-
-
-def _quantizing(format: str) -> Packer:
-    chosen = packer(format)
-    if chosen.grid is None:
-        writable = [p.name for p in registry().formats() if p.grid is not None]
-        raise ConfigError("format", chosen.name, "a format that quantizes: " + ", ".join(writable))
-    return chosen
-
-
-def pack(quantized: QuantizedTensor, format: str) -> PackedTensor:
-    """Bytes of a canonical tensor in one format.
-
-    Raises
-    ------
-    ConfigError
-        If its codes or parameters do not lie on the format's grid, saying which do not.
-    """
-    if not isinstance(quantized, QuantizedTensor):
-        raise ConfigError(
-            "tensor to pack", type(quantized).__name__, "a QuantizedTensor, as quantize gives it"
-        )
-    chosen = _quantizing(format)
-    assert chosen.grid is not None
-    chosen.grid.validate(quantized)
-    return chosen.pack(quantized)
-
-
-def unpack(packed: PackedTensor) -> QuantizedTensor:
-    """Canonical form of packed bytes, without any rounding.
-
-    Raises
-    ------
-    ConfigError
-        If the format has no canonical form (support level 0).
-    """
-    return packer(_packed(packed).format).unpack(packed)
-
-
-def dequantize(packed: PackedTensor) -> Tensor:
-    """Value of every element.
-
-    Returns
-    -------
-    Tensor
-        float32, the shape of the weight.
-    """
-    return packer(_packed(packed).format).dequantize(packed)
-
-
-def _packed(packed: PackedTensor) -> PackedTensor:
-    if not isinstance(packed, PackedTensor):
-        raise ConfigError("tensor to unpack", type(packed).__name__, "a PackedTensor, as pack gives it")
-    return packed
 
 
 def open(model: str | PathLike[str], *, options: Mapping[str, str] | None = None) -> Checkpoint:

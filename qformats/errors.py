@@ -6,6 +6,7 @@
       UnknownFormatError(LookupError)         no such format; says what is installed and what failed to load
       NameTakenError(ValueError)              two plugins claim one name
       PluginLoadError(ImportError)            a plugin could not be loaded
+      PluginError(RuntimeError)               a plugin's code raised what it should not have
       ShapeError(ValueError)                  a tensor has another shape than its format needs
       ConfigError(ValueError)                 an option or a configuration value is not possible
       CheckpointError(ValueError)             a file is missing, truncated or corrupt
@@ -38,6 +39,7 @@ __all__ = [
     "NonFiniteError",
     "NotExactError",
     "OutputError",
+    "PluginError",
     "PluginLoadError",
     "QFormatsError",
     "ShapeError",
@@ -127,6 +129,38 @@ class PluginLoadError(QFormatsError, ImportError):
     def __init__(self, plugin: str, reason: str) -> None:
         self.plugin, self.reason = plugin, reason
         super().__init__(f"plugin {plugin} was not loaded: {reason}")
+
+
+class PluginError(QFormatsError, RuntimeError):
+    """A plugin's code raised an exception that says nothing to its users; it is the cause of this one.
+
+    Parameters
+    ----------
+    plugin : str
+        Top-level module of the plugin.
+    what : str
+        What was called, such as ``"ToyPacker.pack"``.
+    error : Exception
+        What it raised.
+    """
+
+    def __init__(self, plugin: str, what: str, error: Exception) -> None:
+        self.plugin, self.what, self.error = plugin, what, error
+        self.format = self.tensor = ""
+        super().__init__()
+
+    def about(self, *, format: str = "", tensor: str = "") -> None:
+        """Add which format and which tensor it was, unless that is known by now."""
+        self.format, self.tensor = self.format or format, self.tensor or tensor
+
+    def __str__(self) -> str:
+        told = " ".join(str(self.error).split())
+        raised = f"{type(self.error).__name__}{': ' if told else ''}{told}"
+        where = [f"format {self.format}"] if self.format else []
+        where += [f"tensor {self.tensor!r}"] if self.tensor else []
+        within = f" ({', '.join(where)})" if where else ""
+        hint = "Tell the plugin's authors; qformats --debug shows the traceback"
+        return f"plugin {self.plugin}: {self.what} raised {raised}{within}. {hint}."
 
 
 class ShapeError(QFormatsError, ValueError):

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from qformats.interfaces import Loader, Packer, Quantizer
+    from qformats.interfaces import Family, Loader, Quantizer
 
 __all__ = [
     "hookimpl",
+    "qformats_register_families",
     "qformats_register_loaders",
-    "qformats_register_packers",
     "qformats_register_quantizers",
 ]
 
@@ -27,10 +27,10 @@ def qformats_register_quantizers() -> list[type[Quantizer]]:  # type: ignore[emp
 
 
 @hookspec
-def qformats_register_packers() -> list[type[Packer]]:  # type: ignore[empty-body]
-    """Packer classes of a plugin, one a family."""
+def qformats_register_families() -> list[type[Family]]:  # type: ignore[empty-body]
+    """Families of formats of a plugin."""
 
 
 @hookspec
 def qformats_register_loaders() -> list[type[Loader]]:  # type: ignore[empty-body]
-    """Loader classes of a plugin, one a container."""
+    """Loader classes of a plugin, one per container."""

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import pluggy
 
 from qformats import hookspecs
-from qformats.errors import NameTakenError, PluginLoadError, UnknownFormatError
-from qformats.interfaces import Loader, Packer, Quantizer
+from qformats.errors import ConfigError, NameTakenError, PluginError, PluginLoadError, UnknownFormatError
+from qformats.interfaces import Family, Loader, Packer, Quantizer
 
 __all__ = ["PluginRecord", "PluginWarning", "Registry", "registry"]
 
@@ -71,7 +71,7 @@ class PluginRecord:
 
 
 class Registry:
-    """Every quantizer, packer and loader that is installed.
+    """Every quantizer, family and loader that is installed.
 
     Parameters
     ----------
@@ -82,8 +82,8 @@ class Registry:
     def __init__(self, points: Iterable[EntryPoint] | None = None) -> None:
         self.plugins: list[PluginRecord] = []
         self._quantizers: dict[str, tuple[type[Quantizer], PluginRecord]] = {}
-        self._packers: dict[str, list[type[Packer]]] = {}
-        self._formats: dict[str, tuple[type[Packer], PluginRecord]] = {}
+        self._families: dict[str, list[Family]] = {}
+        self._formats: dict[str, tuple[Family, PluginRecord]] = {}
         self._loaders: dict[str, tuple[Loader, PluginRecord]] = {}
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(hookspecs)
@@ -137,17 +137,20 @@ class Registry:
             name = _attribute(loader, "name", record)
             self._claim("loader", name, record, loaders, self._loaders)
             loaders[name] = _guarded(record, f"{loader.__qualname__}()", loader)
-        formats: dict[str, type[Packer]] = {}
-        packers = _classes(manager, plugin, "packers", Packer, record)
-        for packer in packers:
-            for name in _formats(packer, record):
+        formats: dict[str, Family] = {}
+        families = [
+            _guarded(record, f"{family.__qualname__}()", family)
+            for family in _classes(manager, plugin, "families", Family, record)
+        ]
+        for family in families:
+            for name in _formats(family, record):
                 self._claim("format", name, record, formats, self._formats)
-                formats[name] = packer
+                formats[name] = family
         self._quantizers.update({name: (quantizer, record) for name, quantizer in quantizers.items()})
         self._loaders.update({name: (loader, record) for name, loader in loaders.items()})
-        self._formats.update({name: (packer, record) for name, packer in formats.items()})
-        for packer in packers:
-            self._packers.setdefault(packer.family, []).append(packer)
+        self._formats.update({name: (family, record) for name, family in formats.items()})
+        for family in families:
+            self._families.setdefault(family.name, []).append(family)
         record.quantizers, record.loaders, record.formats = list(quantizers), list(loaders), list(formats)
 
     @staticmethod
@@ -176,17 +179,31 @@ class Registry:
         UnknownFormatError
             If nothing installed answers to the name.
         """
-        family, _, variant = format.partition(":")
-        candidates = self._packers.get(family, [])
+        return self._found(format)[1]
+
+    def family(self, packer: Packer) -> Family:
+        """Family that a packer is of: the one that lists its variant, or else understands its name.
+
+        Raises
+        ------
+        UnknownFormatError
+            If nothing installed answers to the packer's name.
+        """
+        return self._found(packer.name)[0]
+
+    def _found(self, format: str) -> tuple[Family, Packer]:
+        name, _, variant = format.partition(":")
         # Who lists a variant comes before those whose `parse` would accept it as well.
         if format in self._formats:
-            return self._formats[format][0].parse(variant)
-        for packer in candidates:
+            family = self._formats[format][0]
+            return family, family.parse(variant)
+        candidates = self._families.get(name, [])
+        for family in candidates:
             try:
-                return packer.parse(variant or packer.default_variant)
+                return family, family.parse(variant or family.default_variant)
             except UnknownFormatError:
                 continue
-        raise UnknownFormatError(format, self.format_names(family if candidates else None), self.failures)
+        raise UnknownFormatError(format, self.format_names(name if candidates else None), self.failures)
 
     def format_names(self, family: str | None = None) -> list[str]:
         """Names of all formats, or of one family's."""
@@ -196,21 +213,30 @@ class Registry:
         """List a packer of every format."""
         return [self.packer(name) for name in self.format_names()]
 
-    def families(self) -> list[type[Packer]]:
-        """Every packer class."""
-        return [packer for packers in self._packers.values() for packer in packers]
+    def families(self) -> list[Family]:
+        """Every family."""
+        return [family for families in self._families.values() for family in families]
 
-    def quantizer(self, name: str) -> Quantizer:
-        """Quantizer of this name.
+    def quantizer(self, name: str, options: Mapping[str, str] | None = None) -> Quantizer:
+        """Quantizer of this name, set up with options.
 
         Raises
         ------
         UnknownFormatError
             If there is none.
+        ConfigError
+            If it has no such option.
         """
         if name not in self._quantizers:
             raise UnknownFormatError(name, self._quantizers, self.failures, kind="quantizer")
-        return self._quantizers[name][0]()
+        quantizer = self._quantizers[name][0]()
+        known = [option.name for option in quantizer.options]
+        for option in options or {}:
+            if option not in known:
+                expected = "one of " + ", ".join(known) if known else "none: this quantizer has no options"
+                raise ConfigError(f"option of the quantizer {name}", option, expected)
+        quantizer.given = dict(options or {})
+        return quantizer
 
     def quantizer_names(self) -> list[str]:
         """Names of all quantizers."""
@@ -266,14 +292,15 @@ def _guarded(record: PluginRecord, what: str, call: Callable[[], T]) -> T:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        reason = f"{type(error).__name__}: {_one_line(error)}".removesuffix(": ")
+        cause = error.error if isinstance(error, PluginError) else error
+        reason = f"{type(cause).__name__}: {_one_line(cause)}".removesuffix(": ")
         raise PluginLoadError(record.name, f"{what} raised {reason}" if what else reason) from error
 
 
 def _classes(
     manager: pluggy.PluginManager, plugin: object, kind: str, base: Any, record: PluginRecord
 ) -> Sequence[type[Any]]:
-    """Classes that a plugin's hook for quantizers, packers or loaders gives."""
+    """Classes that a plugin's hook for quantizers, families or loaders gives."""
     hook = f"qformats_register_{kind}"
     caller = getattr(manager.hook, hook)
     for implementation in caller.get_hookimpls():
@@ -291,25 +318,30 @@ def _classes(
     return []
 
 
-def _formats(packer: type[Packer], record: PluginRecord) -> list[str]:
-    """Full names of a packer's variants, each of which it must also answer to."""
-    family = _attribute(packer, "family", record)
-    default = _attribute(packer, "default_variant", record)
-    _attribute(packer, "container", record)
-    label = packer.__qualname__
-    if ":" in family:
-        raise PluginLoadError(record.name, f"{label}.family is {family!r}, expected a name without ':'")
-    variants = _guarded(record, f"{label}.variants()", packer.variants)
-    if isinstance(variants, str) or not all(isinstance(variant, str) and variant for variant in variants):
-        reason = f"{label}.variants() returned {variants!r}, expected a sequence of names"
+def _formats(family: Family, record: PluginRecord) -> list[str]:
+    """Full names of a family's variants, each of which it must also answer to."""
+    label = type(family).__qualname__
+    name = _attribute(type(family), "name", record)
+    if ":" in name:
+        raise PluginLoadError(record.name, f"{label}.name is {name!r}, expected a name without ':'")
+    variants = _guarded(record, f"{label}.variants()", family.variants)
+    names = isinstance(variants, Sequence) and not isinstance(variants, str)
+    if not names or not variants or not all(isinstance(each, str) and each for each in variants):
+        reason = f"{label}.variants() returned {variants!r}, expected a sequence of one name or more"
         raise PluginLoadError(record.name, reason)
-    for variant in (*variants, default):
-        made = _guarded(record, f"{label}.parse({variant!r})", partial(packer.parse, variant))
+    default = _guarded(record, f"{label}.default_variant", lambda: family.default_variant)
+    for variant in dict.fromkeys((*variants, default)):
+        made = _guarded(record, f"{label}.parse({variant!r})", partial(family.parse, variant))
         found = made.spec.name if isinstance(made, Packer) and hasattr(made, "spec") else repr(made)
-        if found != f"{family}:{variant}":
-            reason = f"{label}.parse({variant!r}) gave {found}, expected a packer of {family}:{variant}"
+        if found != f"{name}:{variant}":
+            reason = f"{label}.parse({variant!r}) gave {found}, expected a packer of {name}:{variant}"
             raise PluginLoadError(record.name, reason)
-    return [f"{family}:{variant}" for variant in variants]
+        if not isinstance(made.container, str) or not made.container:
+            reason = (
+                f"the packer of {name}:{variant} has no container: set container = '...' in its class body"
+            )
+            raise PluginLoadError(record.name, reason)
+    return [f"{name}:{variant}" for variant in variants]
 
 
 def _attribute(cls: type, attribute: str, record: PluginRecord) -> str:

@@ -8,10 +8,11 @@ from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 
-from qformats.checkpoint import Checkpoint, fingerprint
 from qformats.errors import CheckpointError, ConfigError, ModelNotFoundError
 from qformats.folder.model import read_json
+from qformats.interfaces.checkpoint import Checkpoint
 from qformats.registry import registry
+from qformats.work.files import fingerprint
 
 __all__ = ["check_options", "open_model", "outline_model"]
 
@@ -30,8 +31,7 @@ def open_model(model: str | PathLike[str], options: Mapping[str, str]) -> Checkp
     if loader is None:
         raise _unrecognised(path)
     check_options(options)
-    own = {option.name for option in loader.options}
-    checkpoint = loader.open(path, {key: value for key, value in options.items() if key in own})
+    checkpoint = loader.open(path, loader.own_options(options))
     checkpoint.name = name
     checkpoint.fingerprint = fingerprint(checkpoint.files)
     return checkpoint
@@ -56,7 +56,7 @@ def outline_model(model: str | PathLike[str], options: Mapping[str, str]) -> Che
         if outline is not None:
             outline.name = config.resolve().parent.name if config.name == "config.json" else name
             return outline
-    raise CheckpointError(config, "no model that a loader knows", "a model's config.json")
+    raise CheckpointError(config, "not a model that a loader knows", "a model's config.json")
 
 
 def check_options(options: Mapping[str, str]) -> None:
@@ -74,7 +74,7 @@ def _locate(model: str | PathLike[str]) -> tuple[Path, str]:
         return Path(str(files("qformats").joinpath("demo"))), "demo-llama"
     hint = "Give a path, a hub id (organisation/name), or demo"
     if not text:
-        raise ModelNotFoundError("''", "no name of a file or folder", hint)
+        raise ModelNotFoundError("''", "not the name of a file or folder", hint)
     try:
         path = Path(text).expanduser()
         if path.exists():
@@ -112,7 +112,7 @@ def _unrecognised(path: Path) -> ModelNotFoundError:
         return ModelNotFoundError(
             path, "one file of a folder", f"Give the folder that also holds config.json: {path.parent}"
         )
-    return ModelNotFoundError(path, "no model that can be read", _readable())
+    return ModelNotFoundError(path, "not a model that can be read", _readable())
 
 
 def _readable() -> str:

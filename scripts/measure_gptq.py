@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 import qformats
-from qformats.dtypes import SIZES
-from qformats.exporting.progress import Silent
+from qformats.numbers.dtypes import SIZES
+from qformats.work.progress import Silent
 from qformats_gptq.algorithm import Method, solve
 from qformats_gptq.algorithm.hessian import factor
 from qformats_gptq.quantizer import GPTQ

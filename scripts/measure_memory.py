@@ -101,7 +101,7 @@ def build(folder, settings):
 CHILD = """
 import json, sys
 import qformats
-from qformats.exporting.progress import Silent
+from qformats.work.progress import Silent
 
 class Told(Silent):
     def start(self, task, total):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from qformats import Packer, hookimpl
-from qformats_bitsandbytes.family import BitsAndBytesPacker
+from qformats import Family, hookimpl
+from qformats_bitsandbytes.family import BitsAndBytes
 
 __all__: list[str] = []
 
 
 @hookimpl
-def qformats_register_packers() -> list[type[Packer]]:
+def qformats_register_families() -> list[type[Family]]:
     """The family ``bitsandbytes``."""
-    return [BitsAndBytesPacker]
+    return [BitsAndBytes]

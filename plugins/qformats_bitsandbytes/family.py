@@ -6,55 +6,40 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qformats import Packer
-from qformats.errors import ConfigError, UnknownFormatError
+from qformats import Family, Packer
+from qformats.errors import ConfigError
 from qformats.interfaces import ModuleFields
+from qformats_bitsandbytes.packers import FourBitPacker, Int8Packer
 from qformats_bitsandbytes.quant_state import BLOCK_SIZES, KEY, LONGEST, QuantState
+from qformats_bitsandbytes.variant import FAMILY, STORAGE, four_bit_variant
 
-__all__ = ["STORAGE", "BitsAndBytesPacker", "four_bit_variant"]
+__all__ = ["BitsAndBytes"]
 
-_VARIANTS = ("nf4", "fp4", "int8", "nf4-dq", "fp4-dq")
 _KINDS = ("nf4", "fp4")
-STORAGE = {"u8": "uint8", "bf16": "bfloat16", "f16": "float16", "f32": "float32"}
-"""dtypes that packed bytes may be stored as, and their names in config.json."""
 _METHODS = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
 _PLAIN = ("weight", "weight.absmax", "weight.quant_map")
 _NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
 _INT8 = ("SCB", "weight_format")
 
 
-def four_bit_variant(kind: str, nested: bool, block_size: int, storage: str) -> str:
-    """Name of a variant, without what is usual: ``nf4-dq-bs128-bf16``."""
-    parts = [
-        kind,
-        *(["dq"] if nested else []),
-        *([f"bs{block_size}"] if block_size != 64 else []),
-        *([storage] if storage != "u8" else []),
-    ]
-    return "-".join(parts)
-
-
 _NOT_LOADED = re.compile(r"(?:^|\.)(?:lm_head|score|wte|wpe|embed_\w+|\w*embeddings?)$")
 """Modules that Transformers never reads as bitsandbytes layers."""
 
 
-class BitsAndBytesPacker(Packer):
-    """Family ``bitsandbytes``; :meth:`parse` gives the packer of a variant."""
+class BitsAndBytes(Family):
+    """The usual variants; block sizes and storage dtypes can be added to the names of 4-bit ones."""
 
-    family = "bitsandbytes"
-    default_variant = "nf4"
-    container = "huggingface"
+    name = FAMILY
+    packers = (
+        FourBitPacker("nf4"),
+        FourBitPacker("fp4"),
+        Int8Packer(),
+        FourBitPacker("nf4", nested=True),
+        FourBitPacker("fp4", nested=True),
+    )
 
-    @classmethod
-    def variants(cls) -> Sequence[str]:
-        """The usual ones; block sizes and storage dtypes can be added to the names of 4-bit variants."""
-        return _VARIANTS
-
-    @classmethod
-    def parse(cls, variant: str) -> Packer:
+    def parse(self, variant: str) -> Packer:
         """Packer of ``int8``, or of ``nf4`` or ``fp4`` with any of ``-dq``, ``-bs32`` to ``-bs4096``, ``-bf16``."""
-        from qformats_bitsandbytes.packers import FourBitPacker, Int8Packer
-
         kind, *parts = variant.lower().split("-")
         if kind == "int8" and not parts:
             return Int8Packer()
@@ -64,12 +49,10 @@ class BitsAndBytesPacker(Packer):
         storage = [part for part in parts if part in STORAGE]
         known = len(nested) + len(sizes) + len(storage) == len(parts)
         if kind not in _KINDS or not known or max(len(nested), len(sizes), len(storage)) > 1:
-            names = [*_VARIANTS, "nf4-bs32 to nf4-bs4096", "nf4-bf16", "nf4-f16", "nf4-f32"]
-            raise UnknownFormatError(f"{cls.family}:{variant}", [f"{cls.family}:{name}" for name in names])
+            raise self.unknown(variant, ["nf4-bs32 to nf4-bs4096", "nf4-bf16", "nf4-f16", "nf4-f32"])
         return FourBitPacker(kind, bool(nested), [*sizes, 64][0], [*storage, "u8"][0])
 
-    @classmethod
-    def detect(cls, quantization_config: Mapping[str, Any]) -> Packer | None:
+    def detect(self, quantization_config: Mapping[str, Any]) -> Packer | None:
         """Packer that most modules of such a folder have; :meth:`locate` tells of each one which it is."""
         config = quantization_config
         four, eight = (config.get(f"load_in_{bits}bit", config.get(f"_load_in_{bits}bit")) for bits in (4, 8))
@@ -79,15 +62,20 @@ class BitsAndBytesPacker(Packer):
         if four and eight:
             raise ConfigError("load_in_4bit and load_in_8bit", True, "one of them to be true")
         if eight:
-            return cls.parse("int8")
+            return self.parse("int8")
         kind = config.get("bnb_4bit_quant_type")
         stored = str(config.get("bnb_4bit_quant_storage")).removeprefix("torch.")
         storage = next((short for short, name in STORAGE.items() if name == stored), "u8")
         nested = config.get("bnb_4bit_use_double_quant") is True
-        return cls.parse(four_bit_variant(kind if kind in _KINDS else "nf4", nested, 64, storage))
+        return self.parse(four_bit_variant(kind if kind in _KINDS else "nf4", nested, 64, storage))
 
-    def config(
-        self, dense_modules: Sequence[str], packed_modules: Sequence[str], dtype: str, **own: object
+    def to_config(
+        self,
+        packer: Packer,
+        *,
+        dense_modules: Sequence[str] = (),
+        packed_modules: Sequence[str] = (),
+        dtype: str = "float32",
     ) -> dict[str, Any]:
         """``quantization_config`` with the keys and in the order of Transformers."""
         for module in packed_modules:
@@ -95,7 +83,7 @@ class BitsAndBytesPacker(Packer):
                 expected = (
                     "plain numbers: Transformers reads heads and embeddings of such folders as they are"
                 )
-                raise ConfigError(f"type of {module}.weight", self.name, expected)
+                raise ConfigError(f"type of {module}.weight", packer.name, expected)
         skipped = [*dense_modules]
         if skipped and "lm_head" not in skipped:
             # A list replaces what Transformers leaves out by itself.
@@ -115,23 +103,22 @@ class BitsAndBytesPacker(Packer):
             "load_in_8bit": False,
             "quant_method": "bitsandbytes",
         }
-        return usual | own
+        if isinstance(packer, FourBitPacker):
+            return usual | {
+                "_load_in_4bit": True,
+                "load_in_4bit": True,
+                "bnb_4bit_quant_type": packer.kind,
+                "bnb_4bit_use_double_quant": packer.nested,
+                "bnb_4bit_quant_storage": STORAGE[packer.storage],
+            }
+        return usual | {"_load_in_8bit": True, "load_in_8bit": True, "bnb_4bit_compute_dtype": "float32"}
 
-    def veto(self, shape: Sequence[int]) -> str | None:
-        """Two dimensions only: Transformers leaves stacked experts of such folders plain."""
-        if len(shape) == 3:
-            return "3 dimensions: Transformers does not load stacked experts from bitsandbytes folders"
-        if len(shape) != 2:
-            return f"{len(shape)} dimensions instead of 2"
-        return None if shape[0] and shape[1] else "no elements"
-
-    @property
-    def suffixes(self) -> frozenset[str]:
+    def suffixes(self, packer: Packer) -> frozenset[str]:
         """Names of all variants."""
         return frozenset((*_PLAIN, *_NESTED, *_INT8, *(KEY + kind for kind in _KINDS)))
 
-    def locate(self, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
-        """Format and shape of the weight of a module; see :meth:`~qformats.Packer.locate`."""
+    def locate(self, packer: Packer, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
+        """Format and shape of the weight of a module; see :meth:`~qformats.Family.locate`."""
         stored = module.stored
         states = [kind for kind in _KINDS if KEY + kind in stored]
         others = sorted(stored.keys() - {"weight"})
@@ -185,7 +172,7 @@ def _locate_int8(module: ModuleFields) -> tuple[Packer, tuple[int, int]]:
             raise ConfigError(
                 f"weight_format of {module.name}", layout[0], "0 (rows)", "other layouts are of old GPUs"
             )
-    return BitsAndBytesPacker.parse("int8"), (shape[0], shape[1])
+    return Int8Packer(), (shape[0], shape[1])
 
 
 def _locate_four_bit(module: ModuleFields, kind: str) -> tuple[Packer, tuple[int, int]]:
@@ -207,7 +194,7 @@ def _locate_four_bit(module: ModuleFields, kind: str) -> tuple[Packer, tuple[int
         raise ConfigError(
             f"weight of {module.name}", f"{storage} of shape {codes}", "packed bytes of shape (n, 1)"
         )
-    packer = BitsAndBytesPacker.parse(four_bit_variant(kind, nested, state.block_size, storage))
+    packer = FourBitPacker(kind, nested, state.block_size, storage)
     problem = packer.veto(state.shape)
     if problem:
         raise ConfigError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qformats import AffineGrid, GridParams, QuantizedTensor, TableGrid
-from qformats.errors import ConfigError, NonFiniteError, NotExactError, ShapeError
+from qformats.errors import ConfigError, NonFiniteError, ShapeError
 from qformats_bitsandbytes import tables
 from qformats_bitsandbytes.nested import (
     NestedParams,
@@ -24,7 +24,7 @@ from qformats_bitsandbytes.nested import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FourBitGrid", "NestedGrid", "RowAbsMaxGrid", "beyond_half", "row_maxima"]
+__all__ = ["FourBitGrid", "NestedGrid", "NestedParams", "RowAbsMaxGrid", "beyond_half", "row_maxima"]
 
 _SMALLEST = 1e-38
 """Blocks smaller than this are multiplied by its inverse, not by infinity."""
@@ -119,6 +119,8 @@ class FourBitGrid(TableGrid):
 class NestedGrid(FourBitGrid):
     """The same with scales that are quantized themselves; codes are chosen before that."""
 
+    independent = False
+
     def project(self, params: GridParams) -> GridParams:
         """What double quantization makes of the scales."""
         scale = params.scale.float()
@@ -138,14 +140,6 @@ class NestedGrid(FourBitGrid):
         super().validate(quantized)
         if reproduce(quantized.scale.float().flatten(), carried_by(quantized)) is None:
             raise ConfigError("scale", "values that double quantization changes", "what it gives back")
-
-    def hold(self, quantized: QuantizedTensor) -> QuantizedTensor:
-        """Give a tensor of the same values, if quantizing its scales changes none of them."""
-        held = super().hold(quantized)
-        nested = reproduce(held.scale.flatten(), carried_by(quantized))
-        if nested is None:
-            raise NotExactError("double quantization would change the scales")
-        return self.quantized(held.codes, NestedParams(held.scale, nested=nested))
 
 
 @dataclass(frozen=True)

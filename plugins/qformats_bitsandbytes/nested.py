@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qformats.errors import ConfigError
-from qformats.grids import GridParams
-from qformats.tensors import QuantizedTensor
+from qformats.numbers import GridParams, QuantizedTensor
 from qformats_bitsandbytes import tables
 from qformats_bitsandbytes.quant_state import NESTED_BLOCK
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qformats import FieldSpec, FormatSpec, KernelSpec, PackedTensor, Packer, QuantizedTensor
-from qformats.dtypes import SIZES, dtype_name, torch_dtype
-from qformats.errors import ConfigError, ShapeError
-from qformats.exact import Answer, foresee
-from qformats_bitsandbytes.family import STORAGE, BitsAndBytesPacker, four_bit_variant
-from qformats_bitsandbytes.grids import FourBitGrid, NestedGrid, RowAbsMaxGrid, beyond_half, row_maxima
+from qformats.errors import ConfigError, NotExactError
+from qformats.interfaces import Answer, foresee
+from qformats.numbers import SIZES, dtype_name, torch_dtype
+from qformats_bitsandbytes.grids import (
+    FourBitGrid,
+    NestedGrid,
+    NestedParams,
+    RowAbsMaxGrid,
+    beyond_half,
+    row_maxima,
+)
 from qformats_bitsandbytes.nested import Nested, NestedTensor, carried_by, double_quantize, reproduce
 from qformats_bitsandbytes.quant_state import KEY, LENGTH, NESTED_BLOCK, QuantState
+from qformats_bitsandbytes.variant import FAMILY, four_bit_variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,32 +35,22 @@ _FP4_PLACES = tuple(_FP4_CODES.index(code) if code != 8 else 7 for code in range
 _SQNR_DB = {"nf4": 20.5, "fp4": 18.0}
 
 
-class _BnBPacker(BitsAndBytesPacker):
+class _BnBPacker(Packer):
     """What both kinds of packers share."""
 
-    def _check(self, packed: PackedTensor) -> None:
-        """Refuse fields of another shape or dtype than a weight of that shape has."""
-        if self.veto(packed.shape):
-            raise ShapeError("weight", tuple(packed.shape), "two dimensions, none of them empty")
-        for name, (shape, dtype) in self.stored(packed.shape).items():
-            field = packed.fields.get(name)
-            if field is None or tuple(field.shape) != shape or field.dtype != torch_dtype(dtype):
-                found = (
-                    "missing"
-                    if field is None
-                    else f"{tuple(field.shape)} of {field.dtype}".replace("torch.", "")
-                )
-                raise ShapeError(
-                    name, found, f"{shape} of {STORAGE.get(dtype, dtype)} for a weight of {packed.shape}"
-                )
+    def veto(self, shape: Sequence[int]) -> str | None:
+        """Two dimensions only: Transformers leaves stacked experts of such folders plain."""
+        if len(shape) == 3:
+            return "3 dimensions: Transformers does not load stacked experts from bitsandbytes folders"
+        if len(shape) != 2:
+            return f"{len(shape)} dimensions instead of 2"
+        return None if shape[0] and shape[1] else "no elements"
 
     def _dense(self, dense: Tensor) -> Tensor:
         """Check a weight to encode; give it contiguous, float64 as float32."""
         import torch
 
-        problem = self.veto(dense.shape)
-        if problem:
-            raise ShapeError("weight", tuple(dense.shape), f"one that {self.name} can hold ({problem})")
+        self.require(dense.shape)
         return (dense.float() if dense.dtype == torch.float64 else dense).contiguous()
 
 
@@ -90,7 +87,7 @@ class FourBitPacker(_BnBPacker):
                 FieldSpec("weight.nested_quant_map", ("256",), "f32", "values of scale codes"),
             )
         self.spec = FormatSpec(
-            "bitsandbytes",
+            FAMILY,
             four_bit_variant(kind, nested, block_size, storage),
             f"{kind.upper()} table, a scale per {block_size}" + (", scales in 8 bits" if nested else ""),
             (
@@ -114,7 +111,7 @@ class FourBitPacker(_BnBPacker):
         if problem or size == 1:
             return problem
         nbytes = -(-math.prod(shape) // 2)
-        return f"{nbytes} packed bytes are no whole number of {self.storage}" if nbytes % size else None
+        return f"{nbytes} packed bytes are not a whole number of {self.storage}" if nbytes % size else None
 
     def row_step(self, shape: Sequence[int]) -> int:
         """Rows after which a block ends; scales that are quantized themselves need the whole tensor."""
@@ -127,7 +124,7 @@ class FourBitPacker(_BnBPacker):
         return FourBitPacker(self.kind, False, self.block_size, self.storage) if self.nested else self
 
     def foresee(self, source: Packer, shape: Sequence[int]) -> tuple[Answer, str]:
-        """Tell whether :meth:`hold` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
+        """Tell whether :meth:`represent` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
         if self.nested and source.name != self.name:
             plain = FourBitPacker(self.kind, False, self.block_size, self.storage)
             return _at_best(plain.foresee(source, shape), "double quantization must give the scales back")
@@ -165,7 +162,7 @@ class FourBitPacker(_BnBPacker):
         state = packed.fields[KEY + self.kind].cpu().numpy().tobytes()
         return QuantState.parse(state, self.kind).dtype
 
-    def take(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
+    def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
         """Check tables and scales, and fill the description up to its length."""
         import torch
 
@@ -182,7 +179,7 @@ class FourBitPacker(_BnBPacker):
             if name in fields and not bool(fields[name].isfinite().all()):
                 bad = int((~fields[name].isfinite()).sum())
                 raise ConfigError(name, f"{bad} values that are NaN or infinite", "finite scales")
-        return PackedTensor(self.name, shape, kept)
+        return PackedTensor(self, shape, kept)
 
     def _assemble(
         self, shape: Sequence[int], dtype: str, codes: Tensor, scale: Tensor, nested: Nested | None
@@ -197,7 +194,17 @@ class FourBitPacker(_BnBPacker):
             fields["weight.nested_quant_map"] = nested.table
         offset = None if nested is None else nested.offset
         fields[KEY + self.kind] = self._state(shape, dtype, offset).to(device)
-        return PackedTensor(self.name, (int(shape[0]), int(shape[1])), fields)
+        return PackedTensor(self, (int(shape[0]), int(shape[1])), fields)
+
+    def represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
+        """Give a tensor of the same values, if quantizing its scales changes none of them."""
+        if not self.nested:
+            return super().represent(quantized)
+        plain = FourBitPacker(self.kind, False, self.block_size, self.storage).represent(quantized)
+        nested = reproduce(plain.scale.flatten(), carried_by(quantized))
+        if nested is None:
+            raise NotExactError("double quantization would change the scales")
+        return self.grid.quantized(plain.codes, NestedParams(plain.scale, nested=nested))
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
         """Bytes of codes and scales; both are taken as they are.
@@ -244,7 +251,7 @@ class FourBitPacker(_BnBPacker):
         """Codes as stored, scales decoded to float32; quantized scales ride along."""
         import torch
 
-        self._check(packed)
+        self.checked(packed)
         rows, columns = int(packed.shape[0]), int(packed.shape[1])
         scale, nested = self._scales(packed)
         codes = self._split(packed.fields["weight"].contiguous().view(torch.uint8).flatten(), rows * columns)
@@ -265,7 +272,7 @@ class FourBitPacker(_BnBPacker):
             return self.unpack(packed).dequantize()
         from qformats_bitsandbytes import kernels
 
-        self._check(packed)
+        self.checked(packed)
         out = torch.empty(packed.shape, dtype=torch.float32)
         codes = packed.fields["weight"].contiguous().view(torch.uint8).flatten()
         scale, _ = self._scales(packed)
@@ -301,21 +308,6 @@ class FourBitPacker(_BnBPacker):
         codes, scale = self._join(quantized.codes), quantized.scale.flatten()
         return self._assemble(weight.shape, dtype_name(weight.dtype), codes, scale, carried_by(quantized))
 
-    def to_config(
-        self, *, dense_modules: Sequence[str] = (), packed_modules: Sequence[str] = (), dtype: str = "float32"
-    ) -> dict[str, Any]:
-        """``quantization_config`` as Transformers writes it."""
-        return self.config(
-            dense_modules,
-            packed_modules,
-            dtype,
-            _load_in_4bit=True,
-            load_in_4bit=True,
-            bnb_4bit_quant_type=self.kind,
-            bnb_4bit_use_double_quant=self.nested,
-            bnb_4bit_quant_storage=STORAGE[self.storage],
-        )
-
 
 def _at_best(answer: tuple[Answer, str], condition: str) -> tuple[Answer, str]:
     """An answer that depends on the data at least."""
@@ -337,7 +329,7 @@ class Int8Packer(_BnBPacker):
     def __init__(self) -> None:
         self.grid = RowAbsMaxGrid(8, 0, scale_dtype="f32", low=1)
         self.spec = FormatSpec(
-            "bitsandbytes",
+            FAMILY,
             "int8",
             "8 bits, a scale per row (LLM.int8)",
             (
@@ -357,7 +349,7 @@ class Int8Packer(_BnBPacker):
         return 1
 
     def foresee(self, source: Packer, shape: Sequence[int]) -> tuple[Answer, str]:
-        """Tell whether :meth:`hold` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
+        """Tell whether :meth:`represent` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
         if source.grid is None or not source.spec.level or self.veto(shape):
             return super().foresee(source, shape)
         answer = foresee(source.grid, self.grid.plain(), (int(shape[0]), int(shape[1])))
@@ -372,17 +364,17 @@ class Int8Packer(_BnBPacker):
 
         return {"weight_format": torch.zeros((), dtype=torch.uint8)}
 
-    def take(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
+    def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
         """Check the scales; old files lack the mark of the layout."""
         bad = int((~fields["SCB"].isfinite()).sum())
         if bad:
             raise ConfigError("SCB", f"{bad} values that are NaN or infinite", "finite scales")
-        return PackedTensor(self.name, shape, {**fields, **self.fixed(shape, "f32")})
+        return PackedTensor(self, shape, {**fields, **self.fixed(shape, "f32")})
 
     def _assemble(self, codes: Tensor, maxima: Tensor) -> PackedTensor:
         shape = (int(codes.shape[0]), int(codes.shape[1]))
         mark = {name: value.to(codes.device) for name, value in self.fixed(shape, "f32").items()}
-        return PackedTensor(self.name, shape, {"weight": codes, "SCB": maxima, **mark})
+        return PackedTensor(self, shape, {"weight": codes, "SCB": maxima, **mark})
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
         """Bytes of codes and row maxima."""
@@ -395,7 +387,7 @@ class Int8Packer(_BnBPacker):
         """Codes counted from 0, and scales: row maxima divided by 127 once."""
         import torch
 
-        self._check(packed)
+        self.checked(packed)
         codes = (packed.fields["weight"].to(torch.int16) + 128).to(torch.uint8)
         scale = (packed.fields["SCB"] / 127.0).unsqueeze(1)
         return QuantizedTensor(codes, scale, (1, int(packed.shape[1])), zero_point=self.grid.center)
@@ -408,7 +400,7 @@ class Int8Packer(_BnBPacker):
             return self.unpack(packed).dequantize()
         from qformats_bitsandbytes import kernels
 
-        self._check(packed)
+        self.checked(packed)
         out = torch.empty(packed.shape, dtype=torch.float32)
         scale = packed.fields["SCB"] / 127.0
         kernels.dequantize_int8(packed.fields["weight"].contiguous().numpy(), scale.numpy(), out.numpy())
@@ -434,12 +426,6 @@ class Int8Packer(_BnBPacker):
         if outcome.overflow:
             raise beyond_half(outcome.overflow, weight)
         return self._assemble(codes, maxima)
-
-    def to_config(
-        self, *, dense_modules: Sequence[str] = (), packed_modules: Sequence[str] = (), dtype: str = "float32"
-    ) -> dict[str, Any]:
-        """``quantization_config`` as Transformers writes it."""
-        return self.config(dense_modules, packed_modules, "float32", _load_in_8bit=True, load_in_8bit=True)
 
 
 def _join(codes: Tensor, spare: int) -> Tensor:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from qformats import Loader, Packer, hookimpl
+from qformats import Family, Loader, hookimpl
+from qformats_gguf.family import GGUF
 from qformats_gguf.loader import GGUFLoader
-from qformats_gguf.packers import GGUFPacker
 
 __all__: list[str] = []
 
 
 @hookimpl
-def qformats_register_packers() -> list[type[Packer]]:
+def qformats_register_families() -> list[type[Family]]:
     """The family ``gguf``."""
-    return [GGUFPacker]
+    return [GGUF]
 
 
 @hookimpl

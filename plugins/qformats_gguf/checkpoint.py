@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qformats import Checkpoint, PackedTensor, StoredTensor
-from qformats.checkpoint import map_file
 from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.work.files import map_file
 from qformats_gguf import tokenizer
 from qformats_gguf.architectures import Architecture
 from qformats_gguf.metadata import Metadata, ValueType
@@ -169,18 +169,17 @@ def _readable(item: Any) -> Any:
 
 def _stored(name: str, entry: Entry, file: Path, data_of: Callable[[Path], Tensor]) -> StoredTensor:
     """A tensor as stored, read by rows from the mapped file."""
-    from qformats_gguf.packers import GGUFPacker
+    from qformats_gguf.packers import UnknownTypePacker, packer_of
 
     rows = entry.shape[0] if entry.shape else 1
-    type_name = entry.type.name if entry.type else f"type-{entry.type_id}"
-    format = f"{GGUFPacker.family}:{type_name}"
+    packer = packer_of(entry.type) if entry.type else UnknownTypePacker(entry.type_id)
 
     def load(start: int, stop: int) -> PackedTensor:
         import torch
 
-        from qformats.dtypes import torch_dtype
+        from qformats.numbers import torch_dtype
 
-        packer, data = GGUFPacker.parse(type_name), data_of(file)
+        data = data_of(file)
         width = entry.nbytes // rows
         part = data[entry.offset + start * width : entry.offset + stop * width]
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
@@ -190,6 +189,6 @@ def _stored(name: str, entry: Entry, file: Path, data_of: Callable[[Path], Tenso
             # An odd alignment is legal in GGUF; torch cannot view such bytes as wider numbers.
             part = part.clone()
         values = part if wanted == torch.uint8 else part.view(wanted)
-        return PackedTensor(format, shape, {field: values.reshape(stored_shape)})
+        return PackedTensor(packer, shape, {field: values.reshape(stored_shape)})
 
-    return StoredTensor(name, entry.shape, format, entry.nbytes, file, load, offset=entry.offset)
+    return StoredTensor(name, entry.shape, packer, entry.nbytes, file, load, offset=entry.offset)

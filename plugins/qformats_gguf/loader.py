@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from qformats import Checkpoint, Loader, PackedTensor, Packer, StoredTensor
 from qformats.errors import CheckpointError
-from qformats.folder import parse_size
-from qformats.interfaces import Assignment, Draft, Layout, OutputFile, Placement
+from qformats.interfaces import Assignment, Draft, Layout, OutputFile, Placement, dense, size
 from qformats_gguf import policy
 from qformats_gguf.options import OPTIONS, ignore_unsupported
 
@@ -106,8 +105,8 @@ class GGUFLoader(Loader):
         ]
         _check_vocabulary(metadata, infos, source)
         index = {info.name: i for i, info in enumerate(infos)}
-        limit = options.get("max-shard-size")
-        groups = split(infos, max_bytes=parse_size("max-shard-size", limit)) if limit else [infos]
+        limited = options.get("max-shard-size")
+        groups = split(infos, max_bytes=size(options, "max-shard-size", "")) if limited else [infos]
         files = []
         for number, group in enumerate(groups):
             part = shard_metadata(metadata, number, len(groups), len(infos))
@@ -156,9 +155,9 @@ def _constant(name: str, values: np.ndarray, source: Checkpoint) -> StoredTensor
         import torch
 
         part = torch.from_numpy(values[start:stop])
-        return PackedTensor("dense:f32", tuple(part.shape), {"weight": part})
+        return PackedTensor(dense("f32"), tuple(part.shape), {"weight": part})
 
-    return StoredTensor(name, values.shape, "dense:f32", values.nbytes, source.files[0], load)
+    return StoredTensor(name, values.shape, dense("f32"), values.nbytes, source.files[0], load)
 
 
 def _check_vocabulary(metadata: Metadata, infos: Sequence[TensorInfo], source: Checkpoint) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qformats.errors import ConfigError
-from qformats.interfaces import Option
+from qformats.interfaces import Option, switch
 
 __all__ = ["OPTIONS", "ignore_unsupported"]
 
 OPTIONS = (
-    Option("arch", "GGUF architecture, where config.json does not tell it"),
-    Option("pre", "pre-tokenizer, where tokenizer.json is not recognised"),
+    Option("arch", "GGUF architecture, where config.json does not tell it", flag=True),
+    Option("pre", "pre-tokenizer, where tokenizer.json is not recognised", flag=True),
     Option("ignore-unsupported", "yes: go on although a feature of the model is not computed there"),
-    Option("max-shard-size", "split the output into files of at most this size, such as 2GB"),
+    Option(
+        "max-shard-size",
+        "split the output into files of at most this size, such as 2GB",
+        flag=True,
+        metavar="SIZE",
+    ),
 )
 
 
@@ -25,7 +29,4 @@ def ignore_unsupported(options: Mapping[str, str]) -> bool:
     ConfigError
         If it is neither yes nor no.
     """
-    value = options.get("ignore-unsupported", "no").lower()
-    if value not in ("yes", "no"):
-        raise ConfigError("ignore-unsupported", value, "yes or no")
-    return value == "yes"
+    return switch(options, "ignore-unsupported", False)

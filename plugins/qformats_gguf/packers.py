@@ -1,4 +1,4 @@
-"""The family ``gguf``: plain numbers, the five legacy block types, and the types that can only be decoded.
+"""Packers of tensor types: plain numbers, the five legacy block types, and the types that can only be decoded.
 
 Packed bytes have one field, ``blocks``: a row of whole blocks for every row of the weight. The byte layouts
 are those of :mod:`qformats_gguf.types`; nibbles of byte ``j`` of a block are elements ``j`` (low) and
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from qformats import (
@@ -21,16 +22,24 @@ from qformats import (
     Packer,
     QuantizedTensor,
 )
-from qformats.errors import ConfigError, ShapeError, UnknownFormatError
+from qformats.errors import ConfigError
 from qformats_gguf.grids import AbsMaxGrid, MinMaxGrid, SignedMaxGrid
-from qformats_gguf.types import GGMLType, by_name
+from qformats_gguf.types import TYPES, GGMLType
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["BlockPacker", "DecodeOnlyPacker", "GGUFPacker", "PlainPacker"]
+__all__ = [
+    "LISTED",
+    "BlockPacker",
+    "DecodeOnlyPacker",
+    "GGUFPacker",
+    "PlainPacker",
+    "UnknownTypePacker",
+    "packer_of",
+]
 
 SOURCE = "llama.cpp:ggml/src/ggml-common.h"
 BLOCK = 32
@@ -71,34 +80,11 @@ _SUMMARIES = {
 
 
 class GGUFPacker(Packer):
-    """Family ``gguf``; :meth:`parse` gives the packer of a type."""
+    """What the packers of all tensor types share."""
 
-    family = "gguf"
-    default_variant = "q8_0"
     container = "gguf"
 
     type: GGMLType
-
-    @classmethod
-    def variants(cls) -> Sequence[str]:
-        """Types that can be written, then those that can only be read."""
-        return ("f32", "f16", "bf16", *_GRIDS, *DECODE_ONLY)
-
-    @classmethod
-    def parse(cls, variant: str) -> Packer:
-        """Packer of one tensor type."""
-        name = variant.lower()
-        if name in _PLAIN:
-            return PlainPacker(by_name(name))
-        if name in _GRIDS:
-            return BlockPacker(by_name(name))
-        try:
-            found = by_name(name)
-        except UnknownFormatError:
-            raise UnknownFormatError(
-                f"{cls.family}:{variant}", [f"{cls.family}:{known}" for known in cls.variants()]
-            ) from None
-        return DecodeOnlyPacker(found)
 
     def veto(self, shape: Sequence[int]) -> str | None:
         """Blocks lie along rows; stacked matrices (experts) are rows too."""
@@ -121,14 +107,7 @@ class GGUFPacker(Packer):
         ShapeError
             If they are not the bytes of a tensor of that shape.
         """
-        if packed.shape[-1] % self.spec.block_size:
-            raise ShapeError("weight", tuple(packed.shape), f"a multiple of {self.spec.block_size} columns")
-        blocks = packed.fields["blocks"]
-        (shape, _), *_ = self.stored(packed.shape).values()
-        if tuple(blocks.shape) != shape or blocks.element_size() != 1:
-            found = f"{tuple(blocks.shape)} of {str(blocks.dtype).removeprefix('torch.')}"
-            raise ShapeError("blocks", found, f"{shape} of uint8 for a weight of {tuple(packed.shape)}")
-        return blocks
+        return self.checked(packed).fields["blocks"]
 
 
 def _spec(kind: GGMLType, summary: str, **more: object) -> FormatSpec:
@@ -235,7 +214,7 @@ class BlockPacker(GGUFPacker):
             nibbles = codes & 15
             parts.append(nibbles[..., :16] | nibbles[..., 16:] << 4)
         blocks = torch.cat(parts, -1).reshape(rows, -1)
-        return PackedTensor(self.name, (rows, columns), {"blocks": blocks})
+        return PackedTensor(self, (rows, columns), {"blocks": blocks})
 
     def unpack(self, packed: PackedTensor) -> QuantizedTensor:
         """Codes and scales, exactly as stored; stacked matrices become rows of one."""
@@ -278,7 +257,7 @@ class BlockPacker(GGUFPacker):
             minimum = _half_bits(quantized.minimum)
         codes = quantized.codes.to(torch.uint8).contiguous().numpy()
         recode.pack(self.type.name, codes, _half_bits(quantized.scale), minimum, blocks.numpy())
-        return PackedTensor(self.name, (rows, columns), {"blocks": blocks})
+        return PackedTensor(self, (rows, columns), {"blocks": blocks})
 
     def _decoded(self, blocks: Tensor, rows: int, columns: int) -> QuantizedTensor:
         """Unpack by the compiled kernel."""
@@ -324,27 +303,54 @@ class BlockPacker(GGUFPacker):
         """
         import torch
 
-        problem = self.veto(dense.shape)
-        if problem:
-            raise ShapeError("weight", tuple(dense.shape), f"one that {self.name} can hold ({problem})")
+        self.require(dense.shape)
         weight = dense.reshape(math.prod(dense.shape[:-1]), dense.shape[-1]).contiguous()
         (shape, _), *_ = self.stored(dense.shape).values()
         if dense.device.type != "cpu" or dense.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             plain = super().encode_reference(weight)
-            return PackedTensor(
-                self.name, tuple(dense.shape), {"blocks": plain.fields["blocks"].reshape(shape)}
-            )
-        from qformats.kernels.dense import as_numpy, require_finite, too_large
+            return PackedTensor(self, tuple(dense.shape), {"blocks": plain.fields["blocks"].reshape(shape)})
+        from qformats.kernels.dense import as_numpy, refuse
         from qformats_gguf import kernels
 
         blocks = torch.empty((weight.shape[0], shape[-1]), dtype=torch.uint8)
         outcome = kernels.quantize(self.type.name, as_numpy(weight), blocks.numpy())
-        if outcome.nonfinite:
-            require_finite(weight)
-        if outcome.overflow:
-            count = weight.numel() // BLOCK
-            raise too_large(f"{outcome.overflow} of {count} blocks need a scale beyond f16", weight)
-        return PackedTensor(self.name, tuple(dense.shape), {"blocks": blocks.reshape(shape)})
+        refuse(outcome, weight, weight.numel() // BLOCK, "f16")
+        return PackedTensor(self, tuple(dense.shape), {"blocks": blocks.reshape(shape)})
+
+
+class UnknownTypePacker(GGUFPacker):
+    """A tensor type that is younger than this program: it can be listed, and nothing else."""
+
+    def __init__(self, type_id: int) -> None:
+        self.spec = FormatSpec(
+            "gguf", f"type-{type_id}", "a type that is not known here", (), canonical=False
+        )
+
+    @property
+    def readable(self) -> bool:
+        """Nobody here knows its blocks."""
+        return False
+
+    def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Refuse: how many bytes a row takes is not known."""
+        raise ConfigError("tensor type", self.spec.variant, "a type that this version knows")
+
+
+@cache
+def packer_of(kind: GGMLType) -> GGUFPacker:
+    """Packer of a tensor type."""
+    if kind.name in _PLAIN:
+        return PlainPacker(kind)
+    return BlockPacker(kind) if kind.name in _GRIDS else DecodeOnlyPacker(kind)
+
+
+LISTED = tuple(
+    packer_of(kind)
+    for name in ("f32", "f16", "bf16", *_GRIDS, *DECODE_ONLY)
+    for kind in TYPES.values()
+    if kind.name == name
+)
+"""Packers of the types that can be written, then of those that can only be read."""
 
 
 def _half_bits(values: Tensor) -> NDArray[np.uint16]:

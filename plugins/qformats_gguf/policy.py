@@ -46,7 +46,7 @@ def keep(name: str, dimensions: int) -> str | None:
 def mix(draft: Draft, packer: Packer) -> tuple[str, str] | None:
     """The layer that computes the output gets a better type than the rest."""
     is_output = draft.role == "output" or (draft.role == "token_embedding" and draft.tied)
-    if not is_output or packer.dense_dtype is not None or packer.name == OUTPUT_TYPE:
+    if not is_output or not packer.quantizes or packer.name == OUTPUT_TYPE:
         return None
     layer = "tied output" if draft.tied else "output"
     return OUTPUT_TYPE, f"{layer} layer, as llama.cpp keeps it better (--pure to switch off)"
@@ -54,4 +54,4 @@ def mix(draft: Draft, packer: Packer) -> tuple[str, str] | None:
 
 def fallback(packer: Packer) -> tuple[str, ...]:
     """Types for rows that do not divide by the block: llama.cpp's tool takes f16 for the 32-blocks."""
-    return ("gguf:f16",) if packer.dense_dtype is None else ()
+    return ("gguf:f16",) if packer.quantizes else ()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qformats import Checkpoint, Packer, StoredTensor
-from qformats.dtypes import SIZES
+from qformats import Checkpoint, PackedTensor, Packer, StoredTensor
 from qformats.errors import CheckpointError, ConfigError
 from qformats.folder import FolderCheckpoint
-from qformats.folder.shards import refuse_pointer
-from qformats.interfaces import ModuleFields
-from qformats.tensors import PackedTensor
+from qformats.interfaces import ModuleFields, dense
+from qformats.work.files import refuse_pointer
+from qformats_glm.family import GLM
 from qformats_glm.generations import Generation, Weight, chatglm2_sizes, generation
 from qformats_glm.native import native_config, to_native
 from qformats_glm.packer import GLMPacker
@@ -28,7 +26,7 @@ _TOKENS = 2048
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
-class _FolderPacker(GLMPacker):
+class _FolderFamily(GLM):
     """Finds the format of each module of a ChatGLM folder, whose files do not tell the width of a code.
 
     Parameters
@@ -40,17 +38,16 @@ class _FolderPacker(GLMPacker):
     """
 
     def __init__(self, own: Generation, bits: int) -> None:
-        super().__init__(bits or 8)
         self._shapes = {weight.name: weight.shape for weight in own.weights}
         self._shapes |= dict.fromkeys(own.ignored, self._shapes[own.token_embedding])
         self._declared = bits
 
-    def locate(self, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
+    def locate(self, packer: Packer, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
         """Width from the shape that the configuration tells, dtype of the scale as stored."""
         shape = self._shapes.get(f"{module.name}.weight", ())
         dims, dtype = module.stored.get("weight", ((), ""))
         if dtype != "i8" or len(shape) != 2 or len(dims) != 2:
-            return super().locate(module)
+            return super().locate(packer, module)
         rows, columns = shape
         for bits in (8, 4):
             if dims == (rows, columns * bits // 8) and columns * bits % 8 == 0:
@@ -62,7 +59,7 @@ class _FolderPacker(GLMPacker):
             raise ConfigError(
                 "weight", f"packed as int{bits}", f"quantization_bit {self._declared} of config.json"
             )
-        return GLMPacker(bits).locate(module)
+        return super().locate(GLMPacker(bits), module)
 
 
 class ChatGLMCheckpoint(Checkpoint):
@@ -131,7 +128,9 @@ class ChatGLMCheckpoint(Checkpoint):
             if vocabulary.is_file():
                 refuse_pointer(vocabulary)
         declares = config.get("quantization_config") is not None
-        folder = FolderCheckpoint(path, None if declares else _FolderPacker(own, bits))
+        folder = FolderCheckpoint(
+            path, None if declares else (_FolderFamily(own, bits), GLMPacker(bits or 8))
+        )
         return cls(path, _checked(folder.tensors, own, folder.files), config, folder)
 
     @property
@@ -224,10 +223,6 @@ def _empty(weight: Weight, bits: int, dtype: str, path: Path) -> StoredTensor:
             raise CheckpointError(
                 path, f"quantization_bit {bits}: {problem}", "even sizes", tensor=weight.name
             )
-        fields = packer.stored(weight.shape)
-        nbytes = sum(math.prod(shape) * SIZES[kind] for shape, kind in fields.values())
-        return StoredTensor(weight.name, weight.shape, packer.name, nbytes, path, load)
-    kind = weight.dtype or dtype
-    return StoredTensor(
-        weight.name, weight.shape, f"dense:{kind}", math.prod(weight.shape) * SIZES[kind], path, load
-    )
+        return StoredTensor(weight.name, weight.shape, packer, packer.nbytes(weight.shape), path, load)
+    plain = dense(weight.dtype or dtype)
+    return StoredTensor(weight.name, weight.shape, plain, plain.nbytes(weight.shape), path, load)

@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qformats import Checkpoint, Loader, Packer, StoredTensor, packer
+from qformats import Checkpoint, Loader, Packer, StoredTensor
 from qformats.errors import ConfigError, UnsupportedModelError
-from qformats.folder import lay_out_folder, parse_size
-from qformats.interfaces import Option
-from qformats.layout import Assignment, Draft, Layout
+from qformats.folder import lay_out_folder
+from qformats.interfaces import Assignment, Draft, Layout, Option, size
 from qformats_glm.checkpoint import ChatGLMCheckpoint, outline
 from qformats_glm.generations import Generation, chatglm2_sizes, generation, is_ours
 from qformats_glm.native import from_native, stored_config
-from qformats_glm.packer import GLMPacker
+from qformats_glm.packer import FAMILY, GLMPacker
 
 __all__ = ["ChatGLMFolder"]
 
@@ -32,9 +31,9 @@ class ChatGLMFolder(Loader):
     options = (Option("max-shard-size", "largest weight file when writing, such as 2GB (default 5GB)"),)
     families = ("glm",)
 
-    def holds(self, packer: Packer) -> bool:
+    def accepts(self, packer: Packer) -> bool:
         """Formats that ChatGLM's code reads: its own two widths, and plain numbers when asked for."""
-        return packer.family == GLMPacker.family or packer.family == "dense"
+        return packer.family == FAMILY or packer.family == "dense"
 
     def detect(self, path: Path) -> bool:
         """Whether config.json names a ChatGLM model."""
@@ -75,7 +74,7 @@ class ChatGLMFolder(Loader):
         linear = {weight.name for weight in own.weights if weight.linear}
         bits = default.bits if isinstance(default, GLMPacker) else 0
         for assignment in assignments:
-            name, packed = assignment.draft.name, assignment.packer.dense_dtype is None
+            name, packed = assignment.draft.name, assignment.packer.quantizes
             if packed != (bool(bits) and name in linear):
                 expected = f"glm:int{bits}" if name in linear and bits else "plain numbers"
                 hint = "ChatGLM's code expects the four linear layers of every block in one format, and nothing else"
@@ -89,7 +88,7 @@ class ChatGLMFolder(Loader):
         else:
             config.pop("quantization_embeddings", None)
         code = source.code_files() if isinstance(source, ChatGLMCheckpoint) else {}
-        limit = parse_size("max-shard-size", options.get("max-shard-size", "5GB"))
+        limit = size(options, "max-shard-size", "5GB")
         layout = lay_out_folder(source, assignments, default, limit, config=config, extra_files=code)
         # Nothing here runs it: the code of the repository does.
         return dataclasses.replace(layout, run_with="")
@@ -112,7 +111,7 @@ def _draft(name: str, tensor: StoredTensor, own: Generation, linear: bool) -> Dr
     tied = role == "token_embedding" and not own.output
     if linear:
         return Draft(name, tensor, role, tied=tied, linear=True)
-    dtype = packer(tensor.format).dense_dtype
+    dtype = tensor.packer.dense_dtype
     why = role.replace("_", " ") if role else "not a linear weight"
     # The frequencies are no weights; nobody reads them, and they stay what they are.
     along = not name.endswith("inv_freq")

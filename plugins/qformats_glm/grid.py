@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qformats import AffineGrid, GridParams
-from qformats.dtypes import torch_dtype
+from qformats.numbers import torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor

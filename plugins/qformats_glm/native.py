@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qformats import StoredTensor
-from qformats.checkpoint import concat_rows
+from qformats import PackedTensor, StoredTensor
 from qformats.errors import CheckpointError, UnsupportedModelError
-from qformats.tensors import PackedTensor
+from qformats.interfaces import concat_rows, dense
 from qformats_glm.generations import ChatGLM2Sizes, chatglm2_sizes
 
 __all__ = ["INV_FREQ", "from_native", "native_config", "stored_config", "to_native"]
@@ -123,9 +122,9 @@ def _inverse_frequencies(sizes: ChatGLM2Sizes, path: Path) -> StoredTensor:
 
         steps = torch.arange(0, 2 * count, 2, dtype=torch.float32) / (sizes.head_dim // 2)
         values = (1.0 / _BASE**steps).to(torch.float16)[start:stop]
-        return PackedTensor("dense:f16", tuple(values.shape), {"weight": values})
+        return PackedTensor(dense("f16"), tuple(values.shape), {"weight": values})
 
-    return StoredTensor(INV_FREQ, (count,), "dense:f16", 2 * count, path, load)
+    return StoredTensor(INV_FREQ, (count,), dense("f16"), 2 * count, path, load)
 
 
 def native_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The family ``glm``: a byte or half a byte a weight, two's complement, and one scale a row.
+"""The packers of ``glm``: a byte or half a byte per weight, two's complement, and one scale per row.
 
 Stored beside a module: ``weight``, int8 ``(N, K * bits / 8)``, and ``weight_scale``, ``(N,)``. Of a byte with two
 codes the high nibble is the even column. Variants:
@@ -19,32 +19,30 @@ writes them only by an overflow, see :func:`overflowed_rows`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from qformats import FieldSpec, FormatSpec, KernelSpec, PackedTensor, Packer, QuantizedTensor
-from qformats.dtypes import dtype_name, torch_dtype
-from qformats.errors import ConfigError, NotExactError, ShapeError
-from qformats.interfaces import ModuleFields, unknown_variant
+from qformats.errors import ConfigError, NotExactError
+from qformats.interfaces import represent
+from qformats.numbers import torch_dtype
 from qformats_glm.grid import RowGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GLMPacker", "overflowed_rows"]
+__all__ = ["FAMILY", "SCALES", "GLMPacker", "overflowed_rows"]
 
-_BITS = {"int8": 8, "int4": 4}
-_SCALES = ("f16", "bf16", "f32")
-_VARIANT = re.compile(r"(int8|int4)(?:-(bf16|f32))?(?:-tp([1-9]\d{0,4}))?")
+FAMILY = "glm"
+SCALES = ("f16", "bf16", "f32")
+"""dtypes of scales; float16 goes without saying in the name of a format."""
 _SQNR_DB = {8: 40.5, 4: 15.5}
 _NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
 SOURCE = "GLM-130B:quantization/layers.py"
 
 
 class GLMPacker(Packer):
-    """Family ``glm``; :meth:`parse` gives the packer of a variant.
+    """Two's complement codes, and one scale per row.
 
     Parameters
     ----------
@@ -55,10 +53,6 @@ class GLMPacker(Packer):
     parts : int
         Scales a row; more than one only for reading.
     """
-
-    family = "glm"
-    default_variant = "int4"
-    container = "huggingface"
 
     grid: RowGrid | None
 
@@ -72,7 +66,7 @@ class GLMPacker(Packer):
             variant, shape, self.grid = f"{variant}-tp{parts}", ("N", str(parts)), None
             summary = f"{bits} bits, {parts} {_NAMES[scale_dtype]} scales a row; read-only"
         self.spec = FormatSpec(
-            self.family,
+            FAMILY,
             variant,
             summary,
             (
@@ -87,22 +81,6 @@ class GLMPacker(Packer):
             if parts > 1
             else KernelSpec(bits, "affine", 0, "f16" if scale_dtype == "f16" else "f32"),
         )
-
-    @classmethod
-    def variants(cls) -> Sequence[str]:
-        """Those that can be written."""
-        return tuple(
-            name + ("" if scale == "f16" else f"-{scale}") for name in ("int8", "int4") for scale in _SCALES
-        )
-
-    @classmethod
-    @lru_cache(maxsize=64)
-    def parse(cls, variant: str) -> GLMPacker:
-        """Packer of one variant."""
-        found = _VARIANT.fullmatch(variant)
-        if found is None or found[3] == "1":
-            raise unknown_variant(cls.family, variant, cls.variants())
-        return cls(_BITS[found[1]], found[2] or "f16", int(found[3] or 1))
 
     def with_parts(self, parts: int) -> GLMPacker:
         """Packer of the same width and dtype of scale with `parts` scales a row."""
@@ -130,23 +108,11 @@ class GLMPacker(Packer):
             raise ConfigError("weight", f"shape {stored['weight'][0]}", f"rows of {self.name} ({problem})")
         return shape
 
-    def locate(self, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
-        """Format and shape of a module's weight: its scales may be of any float dtype, and several a row."""
-        dtype, scale = (module.stored.get(name) for name in ("weight", "weight_scale"))
-        if dtype is None or scale is None or dtype[1] != "i8":
-            return super().locate(module)
-        if scale[1] not in _SCALES:
-            raise ConfigError("weight_scale", f"{scale[1]} of shape {scale[0]}", "scales of f16, bf16 or f32")
-        parts = scale[0][1] if len(scale[0]) == 2 else 1
-        own = GLMPacker(self.bits, scale[1], max(1, parts))
-        fields = {field.name: module.stored[field.name] for field in own.spec.fields}
-        return own, own.weight_shape(fields)
-
-    def take(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
+    def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
         """Packed tensor of fields as they lie in a file; scales are checked."""
         if not bool(fields["weight_scale"].isfinite().all()):
             raise ConfigError("weight_scale", "infinity or NaN", "finite scales")
-        return PackedTensor(self.name, shape, fields)
+        return PackedTensor(self, shape, fields)
 
     def fields(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
         """Check and give the bytes and the scales of a packed tensor.
@@ -156,26 +122,18 @@ class GLMPacker(Packer):
         ShapeError
             If they are not those of a tensor of that shape.
         """
-        problem = self.veto(packed.shape)
-        if problem:
-            raise ShapeError("weight", tuple(packed.shape), f"one that {self.name} can hold ({problem})")
-        for name, (shape, dtype) in self.stored(packed.shape).items():
-            field = packed.fields[name]
-            if tuple(field.shape) != shape or field.dtype != torch_dtype(dtype):
-                found = f"{tuple(field.shape)} of {dtype_name(field.dtype)}"
-                expected = f"{shape} of {dtype} for a weight of {tuple(packed.shape)}"
-                raise ShapeError(name, found, expected)
+        self.checked(packed)
         return packed.fields["weight"], packed.fields["weight_scale"]
 
-    def hold(self, quantized: QuantizedTensor) -> QuantizedTensor:
-        """Give a canonical tensor of the same values; see :meth:`qformats.Packer.hold`."""
+    def represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
+        """Give a canonical tensor of the same values; see :meth:`qformats.Packer.represent`."""
         if self.grid is not None:
-            return super().hold(quantized)
+            return super().represent(quantized)
         problem = self.veto(quantized.shape)
         if problem:
             raise NotExactError(problem)
         block = quantized.shape[1] // self.parts
-        return RowGrid(self.bits, block, scale_dtype=self.scale_dtype).hold(quantized)
+        return represent(quantized, RowGrid(self.bits, block, scale_dtype=self.scale_dtype))
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
         """Bytes of codes and scales; both are taken as they are.
@@ -188,9 +146,7 @@ class GLMPacker(Packer):
         import torch
 
         rows, columns = quantized.shape
-        problem = self.veto(quantized.shape)
-        if problem:
-            raise ShapeError("weight", quantized.shape, f"one that {self.name} can hold ({problem})")
+        self.require(quantized.shape)
         block = (1, columns // self.parts)
         if quantized.block_size != block or quantized.codebook is not None or quantized.minimum is not None:
             raise ConfigError("block_size", quantized.block_size, f"{block}, with levels equally spaced")
@@ -209,7 +165,7 @@ class GLMPacker(Packer):
             packed = (nibbles[..., 0] << 4 | nibbles[..., 1] & 15).view(torch.int8)
         scale = quantized.scale.to(torch_dtype(self.scale_dtype))
         scale = scale.reshape(rows) if self.parts == 1 else scale
-        return PackedTensor(self.name, (rows, columns), {"weight": packed, "weight_scale": scale})
+        return PackedTensor(self, (rows, columns), {"weight": packed, "weight_scale": scale})
 
     def unpack(self, packed: PackedTensor) -> QuantizedTensor:
         """Codes and scales, exactly as stored; bfloat16 scales become float32."""
@@ -264,13 +220,11 @@ class GLMPacker(Packer):
         """
         import torch
 
-        problem = self.veto(dense.shape)
-        if problem:
-            raise ShapeError("weight", tuple(dense.shape), f"one that {self.name} can hold ({problem})")
+        self.require(dense.shape)
         known = (torch.float32, torch.float16, torch.bfloat16)
         if self.grid is None or dense.device.type != "cpu" or dense.dtype not in known:
             return super().encode_reference(dense)
-        from qformats.kernels.dense import as_numpy, require_finite, too_large
+        from qformats.kernels.dense import as_numpy, refuse
         from qformats_glm import kernels
 
         weight = dense.detach().contiguous()
@@ -278,13 +232,9 @@ class GLMPacker(Packer):
         packed = torch.empty((rows, weight.shape[1] * self.bits // 8), dtype=torch.int8)
         scale = torch.empty(rows, dtype=torch_dtype(self.scale_dtype))
         outcome = kernels.quantize(self.bits, as_numpy(weight), packed.numpy(), as_numpy(scale))
-        if outcome.nonfinite:
-            require_finite(weight)
-        if outcome.overflow:
-            found = f"{outcome.overflow} of {rows} rows need a scale beyond {self.scale_dtype}"
-            raise too_large(found, weight)
+        refuse(outcome, weight, rows, self.scale_dtype, "rows")
         shape = (rows, int(weight.shape[1]))
-        return PackedTensor(self.name, shape, {"weight": packed, "weight_scale": scale})
+        return PackedTensor(self, shape, {"weight": packed, "weight_scale": scale})
 
 
 def overflowed_rows(packed: PackedTensor) -> Tensor:
@@ -308,8 +258,7 @@ def overflowed_rows(packed: PackedTensor) -> Tensor:
     ConfigError
         If it is of another family.
     """
-    family, _, variant = packed.format.partition(":")
-    if family != GLMPacker.family:
+    if packed.packer.family != FAMILY:
         raise ConfigError("format", packed.format, "one of the family glm")
-    codes = GLMPacker.parse(variant).unpack(packed).codes
+    codes = packed.unpack().codes
     return (codes == 0).any(1).nonzero().flatten()

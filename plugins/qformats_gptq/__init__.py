@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from qformats import Packer, Quantizer, hookimpl
-from qformats_gptq.packer import GPTQPacker
+from qformats import Family, Quantizer, hookimpl
+from qformats_gptq.family import GPTQFamily
 from qformats_gptq.quantizer import GPTQ
 
 __all__: list[str] = []
 
 
 @hookimpl
-def qformats_register_packers() -> list[type[Packer]]:
+def qformats_register_families() -> list[type[Family]]:
     """The family ``gptq``."""
-    return [GPTQPacker]
+    return [GPTQFamily]
 
 
 @hookimpl

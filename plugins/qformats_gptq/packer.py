@@ -1,33 +1,27 @@
-"""The packer of the family ``gptq``: its variants, its fields, and what folders of it tell."""
+"""The packer of ``gptq``: its fields, and how their bytes are to be read."""
 
 from __future__ import annotations
 
 import copy
-import json
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qformats import FieldSpec, FormatSpec, KernelSpec, PackedTensor, Packer, QuantizedTensor
-from qformats.dtypes import dtype_name, torch_dtype
 from qformats.errors import ConfigError, NotExactError, ShapeError
-from qformats.exact import Answer, foresee
-from qformats.interfaces import ModuleFields, unknown_variant
-from qformats_gptq.config import Declared, declared, written
+from qformats.interfaces import Answer, foresee, represent
+from qformats.numbers import torch_dtype
 from qformats_gptq.grid import GroupGrid
-from qformats_gptq.modules import examine, in_order, normal_order
+from qformats_gptq.modules import in_order, normal_order
 from qformats_gptq.zeros import CONVENTIONS, VERSIONS, constant_words, pack_zeros, unpack_zeros
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GPTQPacker", "Reading"]
+__all__ = ["FAMILY", "GPTQPacker", "Reading"]
 
-_GROUPS = (128, 64, 32, 1024, -1)
-_WIDTHS = (4, 8, 3, 2)
-_VARIANT = re.compile(r"([2348])bit-(-1|[1-9]\d{0,8})g((?:-(?:actorder|sym|asym|f16|bf16|f32))*)")
+FAMILY = "gptq"
 _SAMPLE = 1 << 22
 """Weights that are looked at to tell how asymmetric zero points are stored: enough for a mean of 8-bit codes."""
 _SQNR_DB = {
@@ -86,13 +80,6 @@ class GPTQPacker(Packer):
         ``"f16"``, or ``"bf16"`` and ``"f32"`` as some files have it.
     """
 
-    family = "gptq"
-    default_variant = "4bit-128g"
-    container = "huggingface"
-
-    config_files = ("quantize_config.json", "quant_config.json")
-    """Files beside config.json that hold its ``quantization_config``, where it has none."""
-
     grid: GroupGrid
 
     def __init__(
@@ -113,7 +100,7 @@ class GPTQPacker(Packer):
         summary = f"{bits} bits, {'symmetric' if symmetric else 'a zero point'}, a scale per "
         summary += f"{group_size} columns" if group_size else "row"
         self.spec = FormatSpec(
-            self.family,
+            FAMILY,
             "-".join([f"{bits}bit", f"{group_size or -1}g", *flags]),
             summary + (", columns reordered" if actorder else ""),
             (
@@ -129,36 +116,7 @@ class GPTQPacker(Packer):
             kernel=KernelSpec(bits, "affine", group_size, "f16" if scale_dtype == "f16" else "f32"),
         )
 
-    @classmethod
-    def variants(cls) -> Sequence[str]:
-        """Widths and groups in use; :meth:`parse` takes any group, order and zero points for each of them."""
-        plain = [f"{bits}bit-{group}g" for bits in _WIDTHS for group in _GROUPS]
-        return [*plain, *(cls.default_variant + flags for flags in ("-asym", "-actorder", "-actorder-asym"))]
-
-    @classmethod
-    def parse(cls, variant: str) -> GPTQPacker:
-        """Packer of a name such as ``4bit-128g-actorder-asym``; ``-1g`` stands for the whole row."""
-        found = _VARIANT.fullmatch(variant.lower())
-        flags = found[3].split("-")[1:] if found else []
-        dtypes = [flag for flag in flags if flag in ("f16", "bf16", "f32")]
-        if found is None or len({*flags}) < len(flags) or {"sym", "asym"} <= {*flags} or len(dtypes) > 1:
-            raise unknown_variant(cls.family, variant, cls.variants())
-        group = max(int(found[2]), 0)
-        return cls(int(found[1]), group, "actorder" in flags, "asym" not in flags, [*dtypes, "f16"][0])
-
     # What a folder declares.
-
-    @classmethod
-    def detect(cls, quantization_config: Mapping[str, Any]) -> GPTQPacker | None:
-        """Packer that most modules of such a folder have; :meth:`locate` tells of each one which it is."""
-        found = declared(quantization_config)
-        if found is None:
-            return None
-        packer = cls(found.bits or 4, found.group_size or 0, found.actorder, found.symmetric is not False)
-        packer.reading = Reading(found.version, group_size=found.group_size, symmetric=found.symmetric)
-        zeros = quantization_config.get("zeros")
-        # No program writes such an entry: it is for users who know.
-        return packer if zeros is None else packer.reading_as(found.version, str(zeros))
 
     def reading_as(self, checkpoint_format: str | None = None, zeros: str = "mask") -> GPTQPacker:
         """The same packer for a folder whose zero points are known to be stored in a certain way.
@@ -183,41 +141,12 @@ class GPTQPacker(Packer):
         own.reading = replace(self.reading, version=checkpoint_format, zeros=zeros)
         return own
 
-    def to_config(
-        self,
-        *,
-        dense_modules: Sequence[str] = (),
-        packed_modules: Sequence[str] = (),
-        dtype: str = "float32",
-    ) -> dict[str, Any]:
-        """``quantization_config`` as AutoGPTQ, GPTQModel and Transformers read it."""
-        found = Declared(self.bits, self.group_size, self.symmetric, self.actorder, self.version)
-        return written(found, dense_modules, "lm_head" in packed_modules)
-
-    def extra_files(self, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
-        """More files of a folder with this ``quantization_config``: loaders like AutoGPTQ's look for their own."""
-        text = json.dumps(quantization_config, indent=2, ensure_ascii=False) + "\n"
-        return {self.config_files[0]: text.encode()}
-
     @property
     def version(self) -> str:
         """``checkpoint_format`` in which zero points are stored."""
         return "gptq" if self.symmetric else "gptq_v2"
 
-    def locate(self, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
-        """Format and shape of the weight of a module, by its tensors rather than by what is declared."""
-        reading = self.reading
-        known = reading.version is not None
-        size = reading.group_size if known else self.group_size
-        symmetric = reading.symmetric if known else self.symmetric
-        found = examine(module, self.bits, size, symmetric, reading.version)
-        if found is None:
-            return None
-        own = GPTQPacker(found.bits, found.group_size, not found.ordered, found.symmetric, found.scale_dtype)
-        own.reading = replace(reading, version=found.version or "gptq", labelled=found.version is not None)
-        return own, found.shape
-
-    def take(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
+    def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
         """Check scales and order, add an order where there is none, and store zero points as this packer does."""
         import torch
 
@@ -253,7 +182,7 @@ class GPTQPacker(Packer):
                 )
             zero = unpack_zeros(kept["qzeros"], self.bits, version, self.reading.zeros)
             kept["qzeros"] = pack_zeros(zero, self.bits, self.version)
-        return PackedTensor(self.name, shape, kept)
+        return PackedTensor(self, shape, kept)
 
     def _constant(self, outputs: int, version: str) -> Any:
         return constant_words(self.bits, outputs, (1 << (self.bits - 1)) - VERSIONS[version])
@@ -276,7 +205,7 @@ class GPTQPacker(Packer):
             return f"{len(shape)} dimensions instead of 2"
         for size, what in zip(shape, ("outputs", "columns"), strict=True):
             if size % 32 or not size:
-                return f"{size} {what} are no multiple of 32"
+                return f"{size} {what} are not a multiple of 32"
         return None
 
     def row_step(self, shape: Sequence[int]) -> int:
@@ -286,15 +215,6 @@ class GPTQPacker(Packer):
     def row_packer(self, shape: Sequence[int]) -> Packer | None:
         """The format itself: groups lie within rows."""
         return self
-
-    @property
-    def suffixes(self) -> frozenset[str]:
-        """Names of the fields, and the bias."""
-        return frozenset((*(field.name for field in self.spec.fields), "bias"))
-
-    def separate(self, module: ModuleFields) -> frozenset[str]:
-        """The bias, unless it is all zeros: AutoGPTQ gives one to every module."""
-        return frozenset(["bias"] if "bias" in module.stored and any(module.read("bias")) else [])
 
     def grid_shape(self, shape: Sequence[int]) -> tuple[int, int]:
         """Rows and groups of a row of a weight of this shape."""
@@ -313,7 +233,7 @@ class GPTQPacker(Packer):
     # What stays exact.
 
     def foresee(self, source: Packer, shape: Sequence[int]) -> tuple[Answer, str]:
-        """Tell whether :meth:`hold` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
+        """Tell whether :meth:`represent` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
         if source.grid is None or not source.spec.level or self.veto(shape):
             return super().foresee(source, shape)
         rows, columns, short = int(shape[0]), int(shape[1]), self._short(shape)
@@ -334,8 +254,8 @@ class GPTQPacker(Packer):
                     return answer, reason
         return Answer.ALWAYS, ""
 
-    def hold(self, quantized: QuantizedTensor) -> QuantizedTensor:
-        """Give a canonical tensor of the same values; see :meth:`~qformats.Packer.hold`.
+    def represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
+        """Give a canonical tensor of the same values; see :meth:`~qformats.Packer.represent`.
 
         An order of columns is kept if this variant has one and groups are of its size.
         """
@@ -346,22 +266,22 @@ class GPTQPacker(Packer):
             raise NotExactError(problem)
         g_idx = quantized.g_idx
         if g_idx is None or not self.actorder or quantized.block_size != (1, self.group_size):
-            return self._hold(quantized)
+            return self._represent(quantized)
         order = g_idx.argsort(stable=True)
         if not torch.equal(g_idx[order], self._order(len(order)).to(g_idx.device)):
-            return self._hold(quantized)
-        held = self._hold(replace(quantized, codes=quantized.codes[:, order], g_idx=None))
+            return self._represent(quantized)
+        held = self._represent(replace(quantized, codes=quantized.codes[:, order], g_idx=None))
         return replace(held, codes=held.codes[:, order.argsort()], g_idx=g_idx)
 
-    def _hold(self, quantized: QuantizedTensor) -> QuantizedTensor:
+    def _represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
         """The same in groups of columns in order; a short last group is held by itself."""
         import torch
 
         short, columns = self._short(quantized.shape), quantized.shape[1]
         if not short:
-            return self.grid.hold(quantized)
+            return represent(quantized, self.grid)
         parts = [
-            replace(self.grid, block_size=size).hold(_columns(quantized, first, last))
+            represent(_columns(quantized, first, last), replace(self.grid, block_size=size))
             for size, first, last in ((self.group_size, 0, columns - short), (0, columns - short, columns))
             if first < last
         ]
@@ -379,24 +299,15 @@ class GPTQPacker(Packer):
 
     def _fields(self, packed: PackedTensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Check and give the fields of a packed tensor, in the descriptor's order."""
-        problem = self.veto(packed.shape)
-        if problem:
-            raise ShapeError("weight", tuple(packed.shape), f"one that {self.name} can hold ({problem})")
-        found = []
-        for name, (shape, dtype) in self.stored(packed.shape).items():
-            field = packed.fields.get(name)
-            if field is None or tuple(field.shape) != shape or field.dtype != torch_dtype(dtype):
-                told = "missing" if field is None else f"{tuple(field.shape)} of {dtype_name(field.dtype)}"
-                raise ShapeError(name, told, f"{shape} of {dtype} for a weight of {tuple(packed.shape)}")
-            found.append(field)
-        words, zeros, scales, g_idx = found
+        self.checked(packed)
+        words, zeros, scales, g_idx = (packed.fields[field.name] for field in self.spec.fields)
         return words, zeros, scales, g_idx
 
     def _codes(self, words: Tensor) -> Tensor:
         """Codes of ``qweight``, uint8 ``(N, K)``."""
         import torch
 
-        from qformats.bitpack import unpack_bits
+        from qformats.numbers import unpack_bits
 
         columns, rows = int(words.shape[0]) * 32 // self.bits, int(words.shape[1])
         if words.device.type != "cpu":
@@ -411,7 +322,7 @@ class GPTQPacker(Packer):
         """``qweight`` of codes ``(N, K)``."""
         import torch
 
-        from qformats.bitpack import pack_bits
+        from qformats.numbers import pack_bits
 
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.grid.levels):
             found = f"[{int(codes.min())}, {int(codes.max())}]"
@@ -438,9 +349,7 @@ class GPTQPacker(Packer):
         import torch
 
         shape = quantized.shape
-        problem = self.veto(shape)
-        if problem:
-            raise ShapeError("weight", shape, f"one that {self.name} can hold ({problem})")
+        self.require(shape)
         block = self.grid.block_of(quantized.codes)
         if quantized.block_size != block or quantized.codebook is not None or quantized.minimum is not None:
             raise ConfigError("block_size", quantized.block_size, f"{block}, with levels equally spaced")
@@ -466,7 +375,7 @@ class GPTQPacker(Packer):
             "scales": scale,
             "g_idx": g_idx.to(device),
         }
-        return PackedTensor(self.name, shape, fields)
+        return PackedTensor(self, shape, fields)
 
     def encode_reference(self, dense: Tensor) -> PackedTensor:
         """Round by the reference rule and pack; by compiled kernels on a CPU.
@@ -480,13 +389,11 @@ class GPTQPacker(Packer):
         """
         import torch
 
-        problem = self.veto(dense.shape)
-        if problem:
-            raise ShapeError("weight", tuple(dense.shape), f"one that {self.name} can hold ({problem})")
+        self.require(dense.shape)
         known = (torch.float32, torch.float16, torch.bfloat16)
         if dense.device.type != "cpu" or dense.dtype not in known:
             return super().encode_reference(dense)
-        from qformats.kernels.dense import as_numpy, require_finite, too_large
+        from qformats.kernels.dense import as_numpy, refuse
         from qformats_gptq import kernels
 
         weight = dense.detach().contiguous()
@@ -497,11 +404,7 @@ class GPTQPacker(Packer):
         zero = None if self.symmetric else torch.empty((rows, groups), dtype=torch.uint8)
         outputs = (codes.numpy(), as_numpy(scale), None if zero is None else zero.numpy())
         outcome = kernels.quantize(self.bits, as_numpy(weight), group, *outputs)
-        if outcome.nonfinite:
-            require_finite(weight)
-        if outcome.overflow:
-            found = f"{outcome.overflow} of {rows * groups} blocks need a scale beyond {self.scale_dtype}"
-            raise too_large(found, weight)
+        refuse(outcome, weight, rows * groups, self.scale_dtype)
         middle = 1 << (self.bits - 1)
         block = self.grid.block_of(codes)
         return self.pack(QuantizedTensor(codes, scale, block, zero_point=middle if zero is None else zero))

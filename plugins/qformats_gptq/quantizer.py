@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from qformats import Checkpoint, Packer, QuantizedTensor, Quantizer
 from qformats.calibration import OPTIONS, Layer, Moments, Rounded, Settings, calibrate
-from qformats.calibration.settings import number, switch
 from qformats.errors import ConfigError
-from qformats.interfaces.option import Option
+from qformats.interfaces import Option, number, switch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qformats.exporting.progress import Progress
+    from qformats.work.progress import Progress
     from qformats_gptq.algorithm import Method
 
 __all__ = ["GPTQ"]
@@ -50,19 +49,18 @@ class GPTQ(Quantizer):
         source: Checkpoint,
         formats: Mapping[str, Packer],
         work: Path,
-        options: Mapping[str, str],
         progress: Progress,
     ) -> Checkpoint:
         """Calibrate a model: its blocks' linear layers in their new formats, the rest as it was.
 
         See :meth:`qformats.Quantizer.prepare`; `work` keeps one file a finished block.
         """
-        method = _method(options)
+        method = _method(self.given)
         return calibrate(
             source,
             formats,
             work,
-            Settings.parse(options),
+            Settings.parse(self.given),
             _rounder(method),
             identity={"quantizer": self.name, "method": repr(method)},
             drift=method.correct,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from qformats.bitpack import pack_bits, unpack_bits
 from qformats.errors import ConfigError
+from qformats.numbers import pack_bits, unpack_bits
 
 if TYPE_CHECKING:
     import numpy as np

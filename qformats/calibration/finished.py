@@ -1,4 +1,4 @@
-"""Blocks that are quantized, on disk; and the checkpoint in which they stand for the source's."""
+"""Blocks that are quantized, on disk."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qformats.checkpoint import Checkpoint, StoredTensor
 from qformats.errors import CheckpointError, OutputError
-from qformats.tensors import PackedTensor
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.packer import PackedTensor
+from qformats.interfaces.rows import cut
+from qformats.interfaces.stored import StoredTensor
+from qformats.registry import registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CalibratedCheckpoint", "FinishedBlocks"]
+__all__ = ["FinishedBlocks"]
 
 _BETWEEN = "//"
 """Between the name of a tensor and that of its field."""
@@ -109,68 +111,24 @@ class FinishedBlocks:
         for order, (name, (format, shape)) in enumerate(told.items()):
             fields = [key.partition(_BETWEEN)[2] for key in keys if key.startswith(name + _BETWEEN)]
             stored = _stored(path, name, format, tuple(shape), fields, order)
-            found[name] = replace(stored, origin=source.tensors[name].stored_format)
+            found[name] = replace(stored, origin=source.tensors[name].stored_packer)
         return found
 
 
 def _stored(
     path: Path, name: str, format: str, shape: tuple[int, ...], fields: list[str], order: int
 ) -> StoredTensor:
-    from qformats.api import packer
-
-    own = packer(format)
+    own = registry().packer(format)
 
     def load(start: int, stop: int) -> PackedTensor:
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
             values: dict[str, Tensor] = {f: file.get_tensor(f"{name}{_BETWEEN}{f}") for f in fields}
-        return own.cut(PackedTensor(format, shape, values), start, stop)
+        return cut(PackedTensor(own, shape, values), start, stop)
 
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
         nbytes = sum(file.get_tensor(f"{name}{_BETWEEN}{field}").nbytes for field in fields)
-    return StoredTensor(name, shape, format, nbytes, path, load, offset=order, step=own.row_step(shape))
-
-
-class CalibratedCheckpoint(Checkpoint):
-    """A model of which some tensors are quantized already.
-
-    Parameters
-    ----------
-    source : Checkpoint
-        The model as it was.
-    replaced : mapping of str to StoredTensor
-        Tensors that stand for the source's, by canonical name.
-    """
-
-    def __init__(self, source: Checkpoint, replaced: Mapping[str, StoredTensor]) -> None:
-        self.source = source
-        self.path, self.name, self.container = source.path, source.name, source.container
-        self.tensors = {name: replaced.get(name, tensor) for name, tensor in source.tensors.items()}
-        self.fingerprint = source.fingerprint
-
-    @property
-    def architecture(self) -> str:
-        """As the source has it."""
-        return self.source.architecture
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """As the source has it."""
-        return self.source.config
-
-    def tokenizer_files(self) -> dict[str, bytes]:
-        """As the source has them."""
-        return self.source.tokenizer_files()
-
-    @property
-    def files(self) -> list[Path]:
-        """The source's: what was made of them follows from them."""
-        return self.source.files
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """As the source has it."""
-        return self.source.metadata
+    return StoredTensor(name, shape, own, nbytes, path, load, offset=order, step=own.row_step(shape))

@@ -8,27 +8,28 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import qformats
 from qformats.calibration.activations import Activations, Memory
-from qformats.calibration.finished import CalibratedCheckpoint, FinishedBlocks
-from qformats.calibration.freed import return_freed
+from qformats.calibration.finished import FinishedBlocks
 from qformats.calibration.moments import Moments
 from qformats.calibration.settings import Settings
 from qformats.calibration.skeleton import Skeleton
 from qformats.calibration.stream import Stream, observe
 from qformats.calibration.text import sample_tokens
-from qformats.checkpoint import Checkpoint, StoredTensor, fingerprint
-from qformats.dtypes import torch_dtype
 from qformats.errors import ConfigError, NonFiniteError, OutputError, WeightsError
-from qformats.exporting.progress import Progress
-from qformats.interfaces import Packer
-from qformats.registry import registry
-from qformats.tensors import PackedTensor, QuantizedTensor
+from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
+from qformats.interfaces.packer import PackedTensor, Packer
+from qformats.interfaces.stored import StoredTensor
+from qformats.numbers.dtypes import torch_dtype
+from qformats.numbers.quantized import QuantizedTensor
+from qformats.version import __version__
+from qformats.work.files import fingerprint
+from qformats.work.memory import return_freed
+from qformats.work.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +152,7 @@ class _Run:
         drift: bool,
         progress: Progress,
     ) -> None:
-        from qformats.runtime.device import chosen_device
+        from qformats.work.device import chosen_device
 
         self.source, self.work, self.settings = source, work, settings
         self.round_layers, self.drift, self.progress = round_layers, drift, progress
@@ -197,7 +198,7 @@ class _Run:
         replaced: dict[str, StoredTensor] = {}
         for number in range(len(skeleton.blocks)):
             replaced |= blocks.read(number, self.source)
-        return CalibratedCheckpoint(self.source, replaced)
+        return ReplacedTensors(self.source, replaced)
 
     def _check(self, skeleton: Skeleton) -> None:
         """Refuse what would be left out silently."""
@@ -217,7 +218,7 @@ class _Run:
 
     def _identity(self, more: Mapping[str, str], tokens: Tensor) -> str:
         state = {
-            "version": qformats.__version__,
+            "version": __version__,
             "source": self.source.fingerprint or fingerprint(self.source.files),
             "formats": {name: packer.name for name, packer in self.formats.items()},
             "settings": self.settings.identity,
@@ -409,13 +410,13 @@ class _Block:
         quantized = quantized.to("cpu")
         layer.packer.grid.validate(quantized)
         packed = layer.packer.pack(quantized)
-        stored = registry().packer(self.run.source.tensors[layer.name].stored_format)
+        stored = self.run.source.tensors[layer.name].stored_packer
         fixed = layer.packer.fixed(quantized.shape, stored.dense_dtype or "f32")
-        return PackedTensor(packed.format, packed.shape, {**packed.fields, **fixed})
+        return replace(packed, fields={**packed.fields, **fixed})
 
     def _assign(self, name: str, packed: PackedTensor) -> None:
         """Let the block compute with what is stored."""
-        weight = registry().packer(packed.format).dequantize(packed)
+        weight = packed.dequantize()
         local = name.removeprefix(self.skeleton.name(self.number, "")).removesuffix(".weight")
         self.skeleton.assign(self.module.get_submodule(local), "weight", weight, name)
 

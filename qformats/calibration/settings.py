@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from qformats.errors import ConfigError
-from qformats.interfaces.option import Option
+from qformats.interfaces.option import Option, number, size
 
-__all__ = ["OPTIONS", "Settings", "number", "switch"]
+__all__ = ["OPTIONS", "Settings"]
 
 
 OPTIONS = (
     Option(
-        "calibration", "text file, .jsonl file or data set on the hub to calibrate on (a public-domain text)"
+        "calibration",
+        "text file, .jsonl file or data set on the hub to calibrate on (a public-domain text)",
+        flag=True,
+        metavar="FILE",
     ),
-    Option("samples", "how many pieces of text (128)"),
-    Option("sequence-length", "tokens of a piece (as many as the model takes, 2048 at most)"),
+    Option("samples", "how many pieces of text (128)", flag=True, metavar="N"),
+    Option(
+        "sequence-length",
+        "tokens of a piece (as many as the model takes, 2048 at most)",
+        flag=True,
+        metavar="N",
+    ),
     Option("seed", "which pieces of the text are taken (0)"),
     Option("device", "where to compute: cpu, cuda, cuda:1, ... (a GPU if there is one)"),
     Option(
@@ -30,11 +37,15 @@ OPTIONS = (
         "how much of the hidden states is kept in memory, not on disk, such as 4GB (2GB)",
         decides=False,
     ),
-    Option("log", "file for loss, damping and time of every layer, as JSON lines", decides=False),
+    Option(
+        "log",
+        "file for loss, damping and time of every layer, as JSON lines",
+        decides=False,
+        flag=True,
+        metavar="FILE",
+    ),
 )
 """Options of every quantizer that calibrates."""
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ class Settings:
             seed=int(number(options, "seed", 0, 0, (1 << 63) - 1)),
             device=options.get("device", ""),
             compute_dtype=dtype,
-            activation_memory=_size(options.get("activation-memory", "2GB")),
+            activation_memory=size(options, "activation-memory", "2GB"),
             log=Path(log).expanduser() if log else None,
         )
 
@@ -97,51 +108,3 @@ class Settings:
         """What decides the result."""
         without = [option.name.replace("-", "_") for option in OPTIONS if not option.decides]
         return {f.name: str(getattr(self, f.name)) for f in fields(self) if f.name not in without}
-
-
-def number(
-    options: Mapping[str, str], name: str, default: float, low: float, high: float, *, whole: bool = True
-) -> float:
-    """Value of an option that is a number.
-
-    Raises
-    ------
-    ConfigError
-        If it is none, or out of range.
-    """
-    text = options.get(name)
-    if text is None:
-        return default
-    try:
-        value = int(text) if whole else float(text)
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high:
-        raise ConfigError(name, text, f"a {'whole ' if whole else ''}number from {low:g} to {high:g}")
-    return value
-
-
-def switch(options: Mapping[str, str], name: str, default: bool) -> bool:
-    """Value of an option that is ``yes`` or ``no``.
-
-    Raises
-    ------
-    ConfigError
-        If it is neither.
-    """
-    text = options.get(name)
-    if text is None:
-        return default
-    if text.lower() not in ("yes", "no", "true", "false", "1", "0"):
-        raise ConfigError(name, text, "yes or no")
-    return text.lower() in ("yes", "true", "1")
-
-
-def _size(text: str) -> int:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B?)\s*", text.upper())
-    unit = match[2] if match else "?"
-    if unit and not unit.endswith("B"):
-        unit += "B"
-    if match is None or unit not in _UNITS:
-        raise ConfigError("activation-memory", text, "a size such as 4GB or 500MB")
-    return int(float(match[1]) * _UNITS[unit])

@@ -6,9 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from qformats.api import dequantize
-from qformats.checkpoint import Checkpoint
 from qformats.errors import CheckpointError, UnsupportedModelError, WeightsError
+from qformats.interfaces.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +140,7 @@ class Skeleton:
         if stored.step:
             step = max(1, _SLICE // max(1, stored.numel // stored.rows) // stored.step) * stored.step
         for start in range(0, stored.rows, step):
-            part = dequantize(stored.read(start, min(stored.rows, start + step)))
+            part = stored.read(start, min(stored.rows, start + step)).dequantize()
             if not bool(part.isfinite().all()):
                 raise WeightsError(str(stored.file), name, "holds NaN or infinity", "repair the model")
             values[start : start + step] = part

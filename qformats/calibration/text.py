@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qformats.calibration.settings import Settings
-from qformats.checkpoint import Checkpoint
 from qformats.errors import BackendUnavailableError, CheckpointError, ConfigError
-from qformats.exporting.progress import Progress
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.work.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor

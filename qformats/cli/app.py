@@ -12,12 +12,12 @@ import typer
 from typer.core import TyperGroup
 
 from qformats.cli.compare import compare
+from qformats.cli.declared import WithDeclaredOptions, command, commands
 from qformats.cli.export import export
 from qformats.cli.formats import formats
 from qformats.cli.generate import generate
 from qformats.cli.inspect import inspect
 from qformats.cli.plugins import plugins
-from qformats.cli.reshard import reshard
 
 __all__ = ["app", "run"]
 
@@ -25,6 +25,7 @@ EXIT_USAGE = 2
 EXIT_INPUT = 3
 EXIT_OUTPUT = 4
 EXIT_INTERRUPTED = 130
+_PLUGINS = "Commands of plugins"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -42,6 +43,20 @@ class Program(TyperGroup):
         except KeyboardInterrupt as error:
             raise Interrupted(*error.args) from error
 
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """One of our own commands, or a plugin's."""
+        found = super().get_command(ctx, name)
+        if found is None and name in (known := commands()):
+            return command(known[name])
+        return found
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Name the commands of plugins below our own; what they do, their own help tells: that needs no import here."""
+        known = ", ".join(sorted(commands()))
+        if known and _PLUGINS not in str(self.epilog):
+            self.epilog = f"{_PLUGINS}: {known} (qformats NAME --help).\n\n{self.epilog}"
+        super().format_help(ctx, formatter)
+
 
 app = typer.Typer(
     name="qformats",
@@ -57,13 +72,12 @@ app = typer.Typer(
         "NO_COLOR=1 switches colours off."
     ),
 )
-app.command()(export)
+app.command(cls=WithDeclaredOptions)(export)
 app.command()(generate)
 app.command()(compare)
 app.command()(inspect)
 app.command()(formats)
 app.command()(plugins)
-app.command()(reshard)
 
 
 def _version(asked: bool) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qformats.cli.options import LoaderOptions, Workers
+from qformats.cli.commands import LoaderOptions, Workers, pairs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,7 +90,6 @@ def compare(
     """
     import qformats
     from qformats.cli.console import Bar
-    from qformats.cli.export import pair
     from qformats.comparing.outputs import check_outputs
     from qformats.comparing.writing import write_text
     from qformats.errors import ConfigError
@@ -108,7 +107,7 @@ def compare(
             text=text,
             try_=try_ or (),
             quantizer=quantizer,
-            quantizer_options=dict(pair("quantizer-option", each) for each in quantizer_option or ()),
+            quantizer_options=pairs("quantizer-option", quantizer_option),
             pure=pure,
             window=window,
             windows=windows,
@@ -117,7 +116,7 @@ def compare(
             device=device,
             dtype=dtype,
             workers=workers,
-            options=dict(pair("option", each) for each in option or ()),
+            options=pairs("option", option),
             progress=bar,
         )
     for name, make in ((json, report.to_json), (csv, report.to_csv)):

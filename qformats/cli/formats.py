@@ -36,7 +36,7 @@ def _facts(known: Registry) -> dict[str, Any]:
                 "write": packer.writable,
                 "level": packer.spec.level,
                 "container": packer.container,
-                "default": packer.spec.variant == packer.default_variant,
+                "default": packer.spec.variant == known.family(packer).default_variant,
             }
             for packer in known.formats()
         ],

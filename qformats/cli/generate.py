@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qformats.cli.options import Json, LoaderOptions
+from qformats.cli.commands import Json, LoaderOptions, pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,13 +109,12 @@ def _run(
 
     import qformats
     from qformats.cli.console import Bar, print_json, size
-    from qformats.cli.export import pair
     from qformats.errors import ConfigError
     from qformats.runtime import tokenizer
 
     if dtype not in (None, "f32", "f16", "bf16"):
         raise ConfigError("--dtype", dtype, "f32, f16 or bf16")
-    options = dict(pair("option", text) for text in option or ())
+    options = pairs("option", option)
     source = qformats.open(model, options=options)
     words = tokenizer(source)
     ids = _ids(words, prompt, source.config, chat=chat)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qformats.cli.options import LoaderOptions
+from qformats.cli.commands import LoaderOptions, pairs
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qformats.checkpoint import Checkpoint
     from qformats.exporting.footprint import Footprint
+    from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["inspect"]
 
@@ -52,10 +52,9 @@ def inspect(
     """
     import qformats
     from qformats.cli.console import print_json
-    from qformats.cli.export import pair
     from qformats.errors import ConfigError
 
-    options = dict(pair("option", text) for text in option or ())
+    options = pairs("option", option)
     if plan is not None:
         from qformats.exporting import Recipe
         from qformats.exporting.footprint import footprint

@@ -15,7 +15,7 @@ from qformats.comparing.runner import Runner
 from qformats.comparing.statistics import behaviour_alone, behaviour_change
 from qformats.comparing.text import Tokenizer, Windows
 from qformats.errors import NonFiniteError
-from qformats.exporting.progress import Progress
+from qformats.work.progress import Progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from qformats.checkpoint import Checkpoint
 from qformats.comparing.report import BehaviourResult, ModelResult, SpeedResult, WeightsResult
-from qformats.comparing.weights import place
-from qformats.registry import registry
+from qformats.comparing.weights import position
+from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["Contestant", "distinguish"]
 
@@ -52,9 +51,9 @@ class Contestant:
         blocks: Counter[str] = Counter()
         for name, tensor in self.checkpoint.tensors.items():
             held[tensor.stored_format] += tensor.numel
-            quantized = registry().packer(tensor.stored_format).dense_dtype is None
+            quantized = tensor.stored_packer.quantizes
             # Embeddings and output layers have formats of their own, or none.
-            if quantized and place(name)[0] is not None:
+            if quantized and position(name)[0] is not None:
                 blocks[tensor.stored_format] += tensor.numel
         counts = blocks or held
         format, count = counts.most_common(1)[0] if counts else ("mixed", 0)

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import qformats
-from qformats.calibration.finished import CalibratedCheckpoint
-from qformats.checkpoint import Checkpoint
 from qformats.comparing.contestant import Contestant, distinguish
 from qformats.comparing.logits import LogitsReader
 from qformats.comparing.report import CompareReport
@@ -19,11 +16,13 @@ from qformats.comparing.speed import machine
 from qformats.comparing.text import Tokenizer, Windows, read_text, windows_of
 from qformats.comparing.weights import compare_weights
 from qformats.comparing.writing import check_place
-from qformats.dtypes import COMPUTED, torch_dtype
 from qformats.errors import CheckpointError, ConfigError
 from qformats.exporting import Recipe
-from qformats.exporting.progress import Progress, Silent
-from qformats.exporting.run import threads
+from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
+from qformats.numbers.dtypes import COMPUTED, torch_dtype
+from qformats.version import __version__
+from qformats.work.pool import threads
+from qformats.work.progress import Progress, Silent
 
 if TYPE_CHECKING:
     import torch
@@ -81,12 +80,12 @@ def compare(
     progress: Progress | None = None,
 ) -> CompareReport:
     """Compare models, and formats that are tried on the base, with the base; see :func:`qformats.compare`."""
-    from qformats.runtime.device import chosen_device
+    from qformats.work.device import chosen_device
 
     progress = progress or Silent()
     workers = threads(settings.workers)
     if not models and not tried:
-        raise ConfigError("models", "none besides the base", "one or more, or formats to try (--try)")
+        raise ConfigError("models", 0, "one or more, or formats to try (--try)")
     device, dtype = chosen_device(settings.device), _dtype(settings.dtype)
     windows, tokenizer = _windows(base, settings)
     if settings.logits is not None:
@@ -131,7 +130,7 @@ def compare(
         machine=machine(workers),
         identical=outcome.identical,
         notes=notes,
-        version=qformats.__version__,
+        version=__version__,
     )
 
 
@@ -140,13 +139,13 @@ def _tried(
     base: Checkpoint, recipe: Recipe, options: Mapping[str, str], progress: Progress
 ) -> Iterator[Checkpoint]:
     """The base in another format; it lies in no file under anybody's name."""
-    from qformats.runtime.quantizing import quantized_on_read
+    from qformats.exporting.on_read import quantized_on_read
 
     with quantized_on_read(base, recipe, options, progress) as found:
-        if isinstance(found, CalibratedCheckpoint):
+        if isinstance(found, ReplacedTensors):
             # As if it were on disk in this format: that it is not is told elsewhere.
-            tensors = {name: replace(tensor, origin="") for name, tensor in found.tensors.items()}
-            found = CalibratedCheckpoint(found, tensors)
+            tensors = {name: replace(tensor, origin=None) for name, tensor in found.tensors.items()}
+            found = ReplacedTensors(found, tensors)
         yield found
 
 

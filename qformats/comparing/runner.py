@@ -7,9 +7,8 @@ import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import qformats
-from qformats.checkpoint import Checkpoint
 from qformats.errors import BackendUnavailableError, QFormatsError
+from qformats.interfaces.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -44,11 +43,12 @@ class Runner:
 
     def __init__(self, source: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         from qformats.runtime.context import context_limit
+        from qformats.runtime.load import load_model
 
         self.device, self.name = device, source.name
         self.limit = context_limit(source.config)
         with self.reported():
-            self.model: Any = qformats.load_model(source, device=device, dtype=dtype)
+            self.model: Any = load_model(source, device=device, dtype=dtype)
         self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     @contextlib.contextmanager

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from qformats.checkpoint import Checkpoint, fingerprint
 from qformats.comparing.behaviour import alone, behaviour, predict
 from qformats.comparing.contestant import Contestant
 from qformats.comparing.logits import LogitsReader, LogitsWriter
@@ -21,8 +20,10 @@ from qformats.comparing.speed import Peak, speed
 from qformats.comparing.statistics import behaviour_alone
 from qformats.comparing.text import Tokenizer, Windows
 from qformats.errors import BackendUnavailableError, NonFiniteError, QFormatsError
-from qformats.exporting.progress import Progress
+from qformats.interfaces.checkpoint import Checkpoint
 from qformats.registry import registry
+from qformats.work.files import fingerprint
+from qformats.work.progress import Progress
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qformats.calibration.freed import return_freed
 from qformats.comparing.report import SpeedResult
 from qformats.comparing.runner import Runner
+from qformats.work.memory import return_freed
 
 if TYPE_CHECKING:
     import torch

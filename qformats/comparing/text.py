@@ -8,9 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qformats.checkpoint import Checkpoint
 from qformats.comparing.report import TextUsed
 from qformats.errors import CheckpointError, ConfigError
+from qformats.interfaces.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import numpy as np

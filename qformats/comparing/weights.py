@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from qformats.calibration.freed import return_freed
-from qformats.checkpoint import Checkpoint, StoredTensor
 from qformats.comparing.report import IdenticalTensors, TensorError, WeightsResult
 from qformats.comparing.sums import Sums, compare, total
 from qformats.errors import NonFiniteError, WeightsError
-from qformats.exporting.fill import single_threaded_torch
-from qformats.exporting.progress import Progress
-from qformats.exporting.signals import interruptible
-from qformats.interfaces import Packer
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.packer import PackedTensor
+from qformats.interfaces.stored import StoredTensor
 from qformats.kernels.dense import require_finite
-from qformats.registry import registry
-from qformats.tensors import PackedTensor
+from qformats.work.memory import return_freed
+from qformats.work.pool import bounded
+from qformats.work.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["WeightsOutcome", "compare_weights", "place"]
+__all__ = ["WeightsOutcome", "compare_weights", "position"]
 
 _TASK = 1 << 21
 """Weights that a thread takes at a time: enough to hide what handing them over costs."""
@@ -39,8 +35,6 @@ _IN_FLIGHT = 1 << 23
 """Weights that are worked on together; a tensor that cannot be sliced may have more and is then alone."""
 _FREED = 1 << 26
 """Weights after which freed memory is given back: a C library that keeps it keeps more the larger the model is."""
-_PATIENCE = 0.1
-"""Seconds between two looks at what the user wants."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +81,14 @@ class _Piece:
     nbytes: int
 
 
-def place(name: str) -> tuple[int | None, str]:
+def position(name: str) -> tuple[int | None, str]:
     """Number of the block that a tensor belongs to, and what it is within it.
 
-    >>> place("model.layers.3.self_attn.q_proj.weight")
+    >>> position("model.layers.3.self_attn.q_proj.weight")
     (3, 'self_attn.q_proj')
-    >>> place("model.layers.0.mlp.experts.7.down_proj.weight")
+    >>> position("model.layers.0.mlp.experts.7.down_proj.weight")
     (0, 'mlp.experts.down_proj')
-    >>> place("model.embed_tokens.weight")
+    >>> position("model.embed_tokens.weight")
     (None, 'embed_tokens')
     """
     parts = name.removesuffix(".weight").split(".")
@@ -138,22 +132,25 @@ def compare_weights(
 
     done = 0
     wrong: dict[tuple[int, str], WeightsError] = {}
-    for piece, found in _in_order(work, pieces, threads):
-        for i, told in found.items():
-            if isinstance(told, WeightsError):
-                wrong.setdefault((i, piece.name), told)
-                continue
-            raw, values, sums = told
-            tally = tallies[i, piece.name]
-            tally.bytes_digest.append(raw)
-            tally.values_digest.append(values)
-            if sums is not None:
-                tally.sums.append(sums)
-        progress.advance(piece.nbytes)
-        done += piece.weights
-        if done >= _FREED:
-            done = 0
-            return_freed()
+    with bounded(
+        work, pieces, threads, weight=lambda piece: piece.weights, limit=_IN_FLIGHT, ahead=4, ordered=True
+    ) as compared:
+        for piece, found in compared:
+            for i, told in found.items():
+                if isinstance(told, WeightsError):
+                    wrong.setdefault((i, piece.name), told)
+                    continue
+                raw, values, sums = told
+                tally = tallies[i, piece.name]
+                tally.bytes_digest.append(raw)
+                tally.values_digest.append(values)
+                if sums is not None:
+                    tally.sums.append(sums)
+            progress.advance(piece.nbytes)
+            done += piece.weights
+            if done >= _FREED:
+                done = 0
+                return_freed()
     for i, name in wrong:
         shared[name].remove(i)
     notes = tuple(
@@ -203,7 +200,7 @@ def _shared(models: Sequence[Checkpoint]) -> tuple[dict[str, list[int]], tuple[t
 
 
 def _readable(tensor: StoredTensor) -> bool:
-    return registry().packer(tensor.format).readable and tensor.numel > 0
+    return tensor.packer.readable and tensor.numel > 0
 
 
 def _shape(tensor: StoredTensor) -> str:
@@ -244,50 +241,11 @@ def _pieces(models: Sequence[Checkpoint], shared: Mapping[str, list[int]]) -> It
             yield _Piece(name, start, stop, step, (stop - start) * width, nbytes * (stop - start) // rows)
 
 
-def _in_order(
-    work: Callable[[_Piece], _Found],
-    pieces: Sequence[_Piece],
-    threads: int,
-) -> Iterator[tuple[_Piece, _Found]]:
-    """Results in the order of the pieces, so that sums do not depend on which thread was faster."""
-    queue = deque(pieces)
-    waiting: deque[tuple[_Piece, Future[_Found]]] = deque()
-    weights = 0
-    with (
-        single_threaded_torch(),
-        interruptible() as deliver,
-        ThreadPoolExecutor(threads, "qformats-compare") as pool,
-    ):
-        try:
-            while queue or waiting:
-                deliver()
-                while queue and len(waiting) < 4 * threads:
-                    if waiting and weights + queue[0].weights > _IN_FLIGHT:
-                        break
-                    piece = queue.popleft()
-                    weights += piece.weights
-                    waiting.append((piece, pool.submit(work, piece)))
-                piece, future = waiting[0]
-                try:
-                    found = future.result(_PATIENCE)
-                except TimeoutError:
-                    if future.done():
-                        raise
-                    continue
-                waiting.popleft()
-                weights -= piece.weights
-                yield piece, found
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
 def _compared(
     models: Sequence[Checkpoint], users: Sequence[int], piece: _Piece, digest_values: bool
 ) -> _Found:
     """Compare the models that have these rows."""
     tensors = [models[i].tensors[piece.name] for i in users]
-    packers = [registry().packer(tensor.format) for tensor in tensors]
     encodings = Counter(map(_encoding, tensors))
     raw = [xxhash.xxh3_128() for _ in users]
     meant = [xxhash.xxh3_128() for _ in users]
@@ -297,11 +255,11 @@ def _compared(
         stop = min(piece.stop, start + piece.step)
         base: Tensor | None = None
         for k, tensor in enumerate(tensors):
-            part = tensor.load(start, stop)
+            part = tensor.read(start, stop)
             # Bytes are looked at for their own sake only where they may be those of another model.
             if encodings[_encoding(tensor)] > 1:
                 _digest(raw[k], part)
-            values = _values(part, packers[k])
+            values = _values(part)
             if base is None:
                 base = values
                 continue
@@ -336,9 +294,9 @@ def _what_is_wrong(tensor: StoredTensor, name: str, values: Tensor, start: int) 
     return WeightsError(str(tensor.file), name, "differs from the base by more than float32 holds")
 
 
-def _values(part: PackedTensor, packer: Packer) -> Tensor:
+def _values(part: PackedTensor) -> Tensor:
     """Values of a slice: plain numbers as they are, others as float32."""
-    return next(iter(part.fields.values())) if packer.dense_dtype else packer.dequantize(part)
+    return part.dequantize() if part.packer.quantizes else next(iter(part.fields.values()))
 
 
 def _digest(digest: Any, part: PackedTensor) -> None:
@@ -369,7 +327,7 @@ def _result(
     rows = []
     for name in names:
         stored = model.tensors[name]
-        layer, kind = place(name)
+        layer, kind = position(name)
         rows.append(
             TensorError(
                 name=name,
@@ -379,7 +337,7 @@ def _result(
                 format=stored.stored_format,
                 nbytes=stored.nbytes,
                 bits_per_weight=stored.nbytes * 8 / stored.numel,
-                quantized=registry().packer(stored.stored_format).dense_dtype is None,
+                quantized=stored.stored_packer.quantizes,
                 error=sums_of[index, name].result(),
                 identical=_same_bytes(0, index, name, (base, model), tallies),
             )
@@ -408,12 +366,7 @@ def _same_bytes(
 
 def _encoding(tensor: StoredTensor) -> str:
     """Name of a format; plain numbers of one dtype are the same whatever container calls them."""
-    return _dense_dtype(tensor.format) or tensor.format
-
-
-@functools.cache
-def _dense_dtype(format: str) -> str | None:
-    return registry().packer(format).dense_dtype
+    return tensor.packer.dense_dtype or tensor.format
 
 
 def _identical(

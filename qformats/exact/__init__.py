@@ -1,13 +1,13 @@
 """Whether a quantized tensor can live on another grid, unchanged, and why not.
 
 Decided by arithmetic on codes and parameters, never by the names of formats. :func:`foresee` answers from two grids
-and a shape, :func:`hold` from the data.
+and a shape, :func:`represent` from the data.
 """
 
 from __future__ import annotations
 
 from qformats.errors import NotExactError
 from qformats.exact.foresight import Answer, foresee
-from qformats.exact.holding import hold
+from qformats.exact.representation import represent
 
-__all__ = ["Answer", "NotExactError", "foresee", "hold"]
+__all__ = ["Answer", "NotExactError", "foresee", "represent"]

@@ -7,7 +7,9 @@ from enum import StrEnum
 from functools import lru_cache
 
 from qformats.exact.reasons import FLOAT_NAMES, levels_need
-from qformats.grids import AffineGrid, Grid, TableGrid
+from qformats.numbers.affine import AffineGrid
+from qformats.numbers.grid import Grid
+from qformats.numbers.table import TableGrid
 
 __all__ = ["Answer", "foresee"]
 
@@ -40,13 +42,13 @@ def foresee(
     Returns
     -------
     tuple of Answer and str
-        ``ALWAYS``: :func:`~qformats.exact.hold` takes every tensor of finite values that ``source.validate`` accepts,
-        whoever wrote it. ``NEVER``: it takes none, except where every block of the target has fewer than three
+        ``ALWAYS``: :func:`~qformats.exact.represent` takes every tensor of finite values that ``source.validate``
+        accepts, whoever wrote it. ``NEVER``: it takes none, except where every block of the target has fewer than three
         different levels besides zero, or values below the normal numbers of float32. ``DATA``: it depends; the reason
         says on what.
     """
     rows, columns = shape
-    known = isinstance(target, AffineGrid | TableGrid) and type(target).hold is Grid.hold
+    known = isinstance(target, AffineGrid | TableGrid) and target.independent
     if not known or not isinstance(source, AffineGrid | TableGrid):
         return Answer.DATA, "what its grid can represent is known to its own plugin only"
     assert isinstance(target, AffineGrid | TableGrid)

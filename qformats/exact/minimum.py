@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qformats.grids import AffineGrid
+from qformats.numbers.affine import AffineGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qformats.exact.settle import Blocks
+    from qformats.exact.direct import Blocks
 
 __all__ = ["search_minimum"]
 
@@ -104,7 +104,7 @@ def _neighbours(numbers: Tensor, grid: AffineGrid) -> tuple[Tensor, Tensor]:
     """Storable numbers next below and next above."""
     import torch
 
-    from qformats.dtypes import torch_dtype
+    from qformats.numbers.dtypes import torch_dtype
 
     stored = numbers.to(torch_dtype(grid.scale_dtype))
     ends = torch.full_like(stored, -torch.inf), torch.full_like(stored, torch.inf)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from math import gcd
 
-from qformats.dtypes import torch_dtype
 from qformats.exact.search import distinct_values
 from qformats.exact.source import Run, Source
-from qformats.grids import AffineGrid, TableGrid
+from qformats.numbers.affine import AffineGrid
+from qformats.numbers.dtypes import torch_dtype
+from qformats.numbers.table import TableGrid
 
 __all__ = ["FLOAT_NAMES", "explain", "levels_need"]
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qformats.dtypes import torch_dtype
+from qformats.exact.direct import Blocks
 from qformats.exact.minimum import search_minimum
-from qformats.exact.settle import Blocks
-from qformats.grids import AffineGrid, TableGrid
+from qformats.numbers.affine import AffineGrid
+from qformats.numbers.dtypes import torch_dtype
+from qformats.numbers.table import TableGrid
 
 if TYPE_CHECKING:
     import torch

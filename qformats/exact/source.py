@@ -11,7 +11,7 @@ from functools import cached_property
 from math import gcd
 from typing import TYPE_CHECKING
 
-from qformats.tensors import QuantizedTensor
+from qformats.numbers.quantized import QuantizedTensor
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from qformats.errors import InexactExportError
 from qformats.exact import Answer
-from qformats.exporting.fill import Slice, bounded, single_threaded_torch, slices_of, source_bytes
+from qformats.exporting.fill import Slice, in_slices, slices_of, source_bytes
 from qformats.exporting.plan import Plan
-from qformats.exporting.progress import Progress
-from qformats.exporting.signals import interruptible
-from qformats.exporting.transcode import holds
-from qformats.registry import registry
+from qformats.exporting.transcode import why_not
+from qformats.work.progress import Progress
 
 __all__ = ["check_exact", "require_exact"]
 
@@ -33,16 +30,11 @@ def check_exact(plan: Plan, workers: int, progress: Progress) -> dict[int, str]:
             # One slice that cannot is enough.
             return ""
         tensor = plan.tensors[piece.tensor]
-        part = tensor.assignment.draft.source.read(piece.start, piece.stop)
-        return holds(part, registry().packer(part.format), tensor.packer)
+        return why_not(tensor.source.read(piece.start, piece.stop), tensor.packer)
 
     progress.start("checking", sum(source_bytes(plan, piece) for piece in pieces))
-    with (
-        single_threaded_torch(),
-        interruptible() as deliver,
-        ThreadPoolExecutor(workers, "qformats-check") as pool,
-    ):
-        for piece, reason in bounded(pool, work, plan, pieces, 2 * workers, deliver):
+    with in_slices(plan, work, pieces, workers) as looked_at:
+        for piece, reason in looked_at:
             found[piece.tensor] = found[piece.tensor] or reason
             progress.advance(source_bytes(plan, piece))
     return found

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,14 +16,13 @@ import xxhash
 from qformats.errors import ConfigError, NonFiniteError, OutputError, WeightsError
 from qformats.exporting.journal import Journal, Span, Written
 from qformats.exporting.plan import Action, Plan, TensorPlan
-from qformats.exporting.progress import Progress
-from qformats.exporting.signals import interruptible
 from qformats.exporting.transcode import Measure, compared, requantize, transcode
-from qformats.interfaces import Quantizer
+from qformats.interfaces.layout import Placement
+from qformats.interfaces.packer import PackedTensor
+from qformats.interfaces.quantizer import Quantizer
 from qformats.kernels.dense import require_finite
-from qformats.layout import Placement
-from qformats.registry import registry
-from qformats.tensors import PackedTensor
+from qformats.work.pool import bounded
+from qformats.work.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,10 +31,9 @@ if TYPE_CHECKING:
 __all__ = [
     "OutputFiles",
     "Slice",
-    "bounded",
     "encode",
     "fill",
-    "single_threaded_torch",
+    "in_slices",
     "slices_of",
     "source_bytes",
 ]
@@ -48,8 +43,6 @@ Result = TypeVar("Result")
 SLICE_WEIGHTS = 1 << 22
 """Weights a slice: small enough for the second-level caches of a few workers, large enough to hide overheads."""
 
-_PATIENCE = 0.1
-"""Seconds between two looks at what the user wants."""
 _BUG = "The packer contradicts its own descriptor: tell its authors"
 
 
@@ -68,14 +61,14 @@ def slices_of(plan: Plan) -> list[Slice]:
     order = sorted(
         range(len(plan.tensors)),
         key=lambda i: (
-            str(plan.tensors[i].assignment.draft.source.file),
-            plan.tensors[i].assignment.draft.source.offset,
+            str(plan.tensors[i].source.file),
+            plan.tensors[i].source.offset,
         ),
     )
     slices: list[Slice] = []
     for index in order:
         tensor = plan.tensors[index]
-        source = tensor.assignment.draft.source
+        source = tensor.source
         step = source.rows
         together = math.lcm(source.step, tensor.packer.row_step(source.shape))
         if tensor.before is not None:
@@ -169,7 +162,7 @@ class OutputFiles:
     def places(self, piece: Slice) -> list[tuple[int, int, int, str]]:
         """File, offset, number of bytes and field of everything that a slice consists of."""
         tensor = self.plan.tensors[piece.tensor]
-        shape, rows = tensor.assignment.draft.source.shape, tensor.assignment.draft.source.rows
+        shape, rows = tensor.source.shape, tensor.source.rows
         found = []
         for file, placement in self.where.get(piece.tensor, []):
             first, last = 0, placement.nbytes
@@ -186,9 +179,9 @@ class OutputFiles:
     def recovered(self, piece: Slice, spans: Sequence[Span]) -> bool:
         """Whether spans that a journal tells are this slice's, and the files hold what their checksums say."""
         told = [(span.file, span.offset, span.nbytes) for span in spans]
-        return told == [place[:3] for place in self.places(piece)] and self.holds(spans)
+        return told == [place[:3] for place in self.places(piece)] and self.match(spans)
 
-    def holds(self, spans: Sequence[Span]) -> bool:
+    def match(self, spans: Sequence[Span]) -> bool:
         """Whether the files hold what the checksums say."""
         return all(self.digest(span.file, span.offset, span.nbytes) == span.digest for span in spans)
 
@@ -231,90 +224,44 @@ def fill(
     OutputError
         If the disk is full or fails.
     """
-    quantizer = registry().quantizer(plan.recipe.quantizer)
     pending = [piece for piece in slices if piece.index not in journal.done]
     progress.start("writing", sum(source_bytes(plan, piece) for piece in pending))
-    stopped = threading.Event()
-
-    def work(piece: Slice) -> Written:
-        return Written([]) if stopped.is_set() else _convert(plan, piece, files, quantizer)
-
-    with (
-        single_threaded_torch(),
-        interruptible() as deliver,
-        ThreadPoolExecutor(workers, "qformats-fill") as pool,
-    ):
-        try:
-            for piece, written in bounded(pool, work, plan, pending, 2 * workers, deliver):
-                journal.add(piece.index, written)
-                progress.advance(source_bytes(plan, piece))
-        except BaseException:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+    with in_slices(plan, lambda piece: _convert(plan, piece, files), pending, workers) as written:
+        for piece, each in written:
+            journal.add(piece.index, each)
+            progress.advance(source_bytes(plan, piece))
 
 
-@contextlib.contextmanager
-def single_threaded_torch() -> Iterator[None]:
-    """One thread a slice is the parallelism; torch's own threads would only get in its way."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def bounded(
-    pool: ThreadPoolExecutor,
-    work: Callable[[Slice], Result],
-    plan: Plan,
-    pieces: Sequence[Slice],
-    limit: int,
-    deliver: Callable[[], None],
-) -> Iterator[tuple[Slice, Result]]:
-    """Results as they come, with at most `limit` slices in flight, or as many weights as that many slices have.
-
-    A tensor that cannot be sliced may be larger than all of that: it is converted alone. Between its steps, several
-    times a second, signals are delivered (see :func:`~qformats.exporting.signals.interruptible`).
-    """
-    waiting: dict[Future[Result], Slice] = {}
-    queue = deque(pieces)
-    weights = 0
-    while queue or waiting:
-        deliver()
-        while queue and len(waiting) < limit:
-            more = _weights(plan, queue[0])
-            if waiting and weights + more > limit * SLICE_WEIGHTS:
-                break
-            piece = queue.popleft()
-            waiting[pool.submit(work, piece)] = piece
-            weights += more
-        done, _ = wait(waiting, _PATIENCE, FIRST_COMPLETED)
-        for future in done:
-            piece = waiting.pop(future)
-            weights -= _weights(plan, piece)
-            yield piece, future.result()
+def in_slices(
+    plan: Plan, work: Callable[[Slice], Result], slices: Sequence[Slice], workers: int
+) -> AbstractContextManager[Iterator[tuple[Slice, Result]]]:
+    """Work on slices of a plan, in any order; see :func:`qformats.work.pool.bounded`."""
+    return bounded(
+        work,
+        slices,
+        workers,
+        weight=lambda piece: weights_of(plan, piece),
+        limit=2 * workers * SLICE_WEIGHTS,
+    )
 
 
-def _weights(plan: Plan, piece: Slice) -> int:
-    source = plan.tensors[piece.tensor].assignment.draft.source
+def weights_of(plan: Plan, piece: Slice) -> int:
+    """Weights of a slice."""
+    source = plan.tensors[piece.tensor].source
     return source.numel // max(1, source.rows) * (piece.stop - piece.start)
 
 
 def source_bytes(plan: Plan, piece: Slice) -> int:
     """Stored bytes that a slice is read from."""
-    source = plan.tensors[piece.tensor].assignment.draft.source
+    source = plan.tensors[piece.tensor].source
     return source.nbytes * (piece.stop - piece.start) // max(1, source.rows)
 
 
-def _convert(plan: Plan, piece: Slice, files: OutputFiles, quantizer: Quantizer) -> Written:
+def _convert(plan: Plan, piece: Slice, files: OutputFiles) -> Written:
     tensor = plan.tensors[piece.tensor]
-    source = tensor.assignment.draft.source
+    source = tensor.source
     part = source.read(piece.start, piece.stop)
-    packed, measure = encode(tensor, part, quantizer, piece.start)
+    packed, measure = encode(tensor, part, plan.quantizer, piece.start)
     # What was packed for the slice alone gets the fields of the whole tensor; what is copied has its own.
     fields = packed.fields if packed is part else {**packed.fields, **tensor.fixed}
     spans = []
@@ -358,10 +305,10 @@ def encode(
     WeightsError
         If a weight cannot be written, naming its tensor.
     """
-    source_packer, packer = registry().packer(part.format), tensor.packer
-    source = tensor.assignment.draft.source
+    packer = tensor.packer
+    source = tensor.source
     dense: Tensor | None = None
-    if part.format == packer.name and packer.dense_dtype is None:
+    if part.format == packer.name and packer.quantizes:
         # Copied, or packed already: by a quantizer that prepared the model, or to rearrange its rows.
         return part, _measure_of(tensor, part, start)
     try:
@@ -369,15 +316,15 @@ def encode(
             case Action.COPY:
                 (dense,) = part.fields.values()
                 require_finite(dense)
-                return PackedTensor(packer.name, part.shape, {packer.spec.fields[0].name: dense}), None
+                return PackedTensor(packer, part.shape, {packer.spec.fields[0].name: dense}), None
             case Action.TRANSCODE:
-                return transcode(part, source_packer, packer, quantizer)
+                return transcode(part, packer, quantizer)
             case Action.REQUANTIZE:
-                return requantize(part, source_packer, packer, quantizer, tensor.reason)
-        if source_packer.dense_dtype is not None:
-            (dense,) = part.fields.values()
+                return requantize(part, packer, quantizer, tensor.reason)
+        if part.packer.quantizes:
+            dense = part.dequantize()
         else:
-            dense = source_packer.dequantize(part)
+            (dense,) = part.fields.values()
         if tensor.action is Action.QUANTIZE:
             return quantizer.encode(dense, packer), None
         return packer.encode_reference(dense), None

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qformats.checkpoint import Checkpoint
-from qformats.dtypes import SIZES
 from qformats.errors import ConfigError
 from qformats.exporting.recipe import Recipe
-from qformats.layout import Assignment
+from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["Footprint", "footprint"]
 
@@ -103,13 +100,12 @@ def footprint(
     Raises
     ------
     ConfigError
-        If `context` or `chunk` is no number of tokens, or the configuration lacks what the cache depends on.
+        If `context` or `chunk` is not a number of tokens, or the configuration lacks what the cache depends on.
     """
     loader = recipe.loader(source)
-    known = {option.name for option in loader.options}
-    drafts = loader.draft(source, {name: value for name, value in options.items() if name in known})
+    drafts = loader.draft(source, loader.own_options(options))
     assignments = recipe.assign(drafts, loader, source)
-    tensors = tuple((a.draft.name, a.packer.name, _nbytes(a)) for a in assignments)
+    tensors = tuple((a.draft.name, a.packer.name, a.packer.nbytes(a.draft.source.shape)) for a in assignments)
     config = source.config
     if context is None:
         context = _number(
@@ -118,7 +114,7 @@ def footprint(
     for name, value in (("context", context), ("chunk", chunk)):
         if value < 1:
             raise ConfigError(name, value, "1 token or more")
-    matrices = [a.draft.source.numel for a in assignments if a.packer.dense_dtype is None]
+    matrices = [a.draft.source.numel for a in assignments if a.packer.quantizes]
     hidden = _number(config, "hidden_size", "n_embd")
     inner = _number(config, "intermediate_size", "n_inner", "inner_hidden_size", default=4 * hidden)
     vocabulary = _number(config, "vocab_size", default=0)
@@ -135,11 +131,6 @@ def footprint(
         decoded=max(matrices, default=0) * _WIDTH,
         activations=tokens * (4 * hidden + 2 * inner) * _WIDTH + 4 * vocabulary,
     )
-
-
-def _nbytes(assignment: Assignment) -> int:
-    fields = assignment.packer.stored(assignment.draft.source.shape)
-    return sum(math.prod(shape) * SIZES[dtype] for shape, dtype in fields.values())
 
 
 def _cache(config: Mapping[str, Any], hidden: int) -> int:

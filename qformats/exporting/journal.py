@@ -18,7 +18,7 @@ from pathlib import Path
 from qformats.errors import OutputError
 from qformats.exporting.transcode import Measure
 
-__all__ = ["Journal", "Span", "Written", "settle", "sync_folder", "unwritable"]
+__all__ = ["Journal", "Span", "Written", "finish_or_undo", "sync_folder", "unwritable"]
 
 SUFFIX = ".qformats-partial"
 LOG = "journal.jsonl"
@@ -85,7 +85,7 @@ class Journal:
         try:
             self._make_parents()
             self._lock()
-            self._settle()
+            self._finish_or_undo()
             if identity is None:
                 return
             if not self._recover(identity):
@@ -137,7 +137,7 @@ class Journal:
                     return
             os.close(log)
 
-    def _settle(self) -> None:
+    def _finish_or_undo(self) -> None:
         """Finish or undo what was killed while it was put in place."""
         lines = self._read().splitlines()
         with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
@@ -317,7 +317,7 @@ class Journal:
                 return
 
 
-def settle(target: Path, name: str = "") -> None:
+def finish_or_undo(target: Path, name: str = "") -> None:
     """Finish or undo what was killed while it was put in place; what can be resumed stays.
 
     Raises

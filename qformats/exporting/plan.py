@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import qformats
-from qformats.checkpoint import Checkpoint, Fingerprint, StoredTensor, fingerprint
-from qformats.dtypes import FLOATS
-from qformats.errors import CheckpointError, ConfigError, OutputError
+from qformats.errors import CheckpointError, OutputError
 from qformats.exact import Answer
 from qformats.exporting.recipe import Recipe
-from qformats.interfaces import Loader, Packer, Quantizer
-from qformats.layout import Assignment, Layout
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.layout import Assignment, Layout
+from qformats.interfaces.loader import Loader
+from qformats.interfaces.packer import Packer
+from qformats.interfaces.quantizer import Quantizer
+from qformats.interfaces.stored import StoredTensor
+from qformats.numbers.dtypes import FLOATS
 from qformats.registry import registry
+from qformats.version import __version__
+from qformats.work.files import Fingerprint, fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,6 +91,11 @@ class TensorPlan:
         return self.assignment.draft.name
 
     @property
+    def source(self) -> StoredTensor:
+        """Where its rows come from, already permuted or transposed as the output needs it."""
+        return self.assignment.draft.source
+
+    @property
     def packer(self) -> Packer:
         """Format in the output."""
         return self.assignment.packer
@@ -94,14 +103,13 @@ class TensorPlan:
     @cached_property
     def fixed(self) -> dict[str, Tensor]:
         """Fields that are known before any weight is read."""
-        source = self.assignment.draft.source
-        dtype = registry().packer(source.stored_format).dense_dtype or "f32"
-        return self.packer.fixed(source.shape, dtype) if len(source.shape) == 2 else {}
+        dtype = self.source.stored_packer.dense_dtype or "f32"
+        return self.packer.fixed(self.source.shape, dtype) if len(self.source.shape) == 2 else {}
 
     @property
     def source_format(self) -> str:
         """Format in the source."""
-        return self.assignment.draft.source.stored_format
+        return self.source.stored_format
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,10 @@ class Plan:
         Writes the output.
     options : mapping of str to str
         Of the loaders: how the source is read and the output is written.
+    quantizer : Quantizer
+        Chooses codes; it knows its options.
+    extra_identity : mapping of str to str
+        What else decides the bytes of the output.
     """
 
     source: Checkpoint
@@ -136,6 +148,8 @@ class Plan:
     fingerprint: Fingerprint
     loader: Loader
     options: Mapping[str, str]
+    quantizer: Quantizer
+    extra_identity: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def partial_name(self) -> str:
@@ -173,14 +187,13 @@ class Plan:
 
         digest = xxhash.xxh3_128()
         state = {
-            "version": qformats.__version__,
+            "version": __version__,
             "software": _versions(self._plugins()),
             "quantizer": [self.recipe.quantizer, *self.recipe.quantizer_options],
             "container": self.loader.name,
-            "options": sorted(self.options.items()),
+            "options": sorted({**self.options, **self.extra_identity}.items()),
             "tensors": [
-                [t.name, t.assignment.draft.source.shape, t.source_format, t.packer.name, t.action]
-                for t in self.tensors
+                [t.name, t.source.shape, t.source_format, t.packer.name, t.action] for t in self.tensors
             ],
             "files": [
                 [f.name, f.size, [[p.tensor, p.field, p.offset, p.nbytes] for p in f.placements]]
@@ -228,8 +241,28 @@ def _versions(distributions: Iterable[str]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping[str, str]) -> Plan:
+def make_plan(
+    source: Checkpoint,
+    target: Path,
+    recipe: Recipe,
+    options: Mapping[str, str],
+    *,
+    extra_identity: Mapping[str, str] | None = None,
+) -> Plan:
     """Decide an export from headers alone.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        The model.
+    target : Path
+        File or folder to make.
+    recipe : Recipe
+        What the user asked for.
+    options : mapping of str to str
+        Of the loaders.
+    extra_identity : mapping of str to str, optional
+        What else decides the bytes of the output, such as what was added to the source's weights.
 
     Raises
     ------
@@ -240,14 +273,13 @@ def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping
     CheckpointError
         If it has no tensors, or integers where weights belong.
     OutputError
-        If the target is no name for a file or folder.
+        If the target is not a name for a file or folder.
     """
     target = _named(target)
     default = registry().packer(recipe.format)
-    _check_options(registry().quantizer(recipe.quantizer), recipe)
+    quantizer = registry().quantizer(recipe.quantizer, dict(recipe.quantizer_options))
     loader = recipe.loader(source)
-    known = {option.name for option in loader.options}
-    own = {name: value for name, value in options.items() if name in known}
+    own = loader.own_options(options)
     drafts = loader.draft(source, own)
     if not drafts:
         raise CheckpointError(source.path, "holds no tensors (a vocabulary only?)", "a model with weights")
@@ -261,16 +293,9 @@ def make_plan(source: Checkpoint, target: Path, recipe: Recipe, options: Mapping
         TensorPlan(assignment, action, size, *exactness(assignment, action))
         for assignment, action, size in zip(assignments, map(_action, assignments), sizes, strict=True)
     )
-    opened = getattr(source, "fingerprint", None) or fingerprint(source.files)
-    return Plan(source, target, recipe, tensors, layout, opened, loader, options)
-
-
-def _check_options(quantizer: Quantizer, recipe: Recipe) -> None:
-    known = [option.name for option in quantizer.options]
-    for name, _ in recipe.quantizer_options:
-        if name not in known:
-            expected = "one of " + ", ".join(known) if known else "none: this quantizer has no options"
-            raise ConfigError(f"option of the quantizer {quantizer.name}", name, expected)
+    opened = source.fingerprint or fingerprint(source.files)
+    extra = dict(extra_identity or {})
+    return Plan(source, target, recipe, tensors, layout, opened, loader, options, quantizer, extra)
 
 
 def _named(target: Path) -> Path:
@@ -278,14 +303,14 @@ def _named(target: Path) -> Path:
     if target.name in ("", ".."):
         target = target.resolve()
     if not target.name:
-        raise OutputError(target, "is no name for a file or folder", "Choose another one with --output")
+        raise OutputError(target, "is not a name for a file or folder", "Choose another one with --output")
     return target
 
 
 def _action(assignment: Assignment) -> Action:
     """What becomes of a tensor; a loader may have decoded it, or a quantizer packed it, since it was on disk."""
     tensor, packer = assignment.draft.source, assignment.packer
-    stored, now = registry().packer(tensor.stored_format), registry().packer(tensor.format)
+    stored, now = tensor.stored_packer, tensor.packer
     same = now.name == packer.name or (now.dense_dtype and now.dense_dtype == packer.dense_dtype)
     if same and tensor.stored_format == tensor.format:
         return Action.COPY
@@ -305,10 +330,10 @@ def _transcodable(assignment: Assignment) -> tuple[Answer, str]:
     source, packer = assignment.draft.source, assignment.packer
     if source.format == packer.name:
         return Answer.ALWAYS, ""
-    if registry().packer(source.format).dense_dtype is not None:
+    if not source.packer.quantizes:
         # A loader had to decode it, to give its rows another order.
         return Answer.NEVER, f"rows that this container reorders share the blocks of {source.stored_format}"
-    return packer.foresee(registry().packer(source.format), source.shape)
+    return packer.foresee(source.packer, source.shape)
 
 
 def exactness(assignment: Assignment, action: Action) -> tuple[Answer, str]:
@@ -321,7 +346,7 @@ def exactness(assignment: Assignment, action: Action) -> tuple[Answer, str]:
             return Answer.NEVER, "plain numbers are rounded to the format's levels"
         case Action.TRANSCODE | Action.REQUANTIZE:
             return _transcodable(assignment)
-    source = registry().packer(assignment.draft.source.format).dense_dtype or "f32"
+    source = assignment.draft.source.packer.dense_dtype or "f32"
     if dtype in WIDER.get(source, ()):
         return Answer.ALWAYS, ""
     return Answer.DATA, f"{dtype} may not hold every value"

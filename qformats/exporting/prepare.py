@@ -16,12 +16,13 @@ from qformats.exact import Answer
 from qformats.exporting.fill import slices_of, source_bytes
 from qformats.exporting.journal import unwritable
 from qformats.exporting.plan import Action, Plan, TensorPlan, make_plan
-from qformats.exporting.progress import Progress
 from qformats.exporting.recipe import Recipe
 from qformats.exporting.transcode import transcode
-from qformats.interfaces import Packer, Quantizer
+from qformats.interfaces.packer import PackedTensor, Packer
+from qformats.interfaces.quantizer import Quantizer
+from qformats.numbers.quantized import QuantizedTensor
 from qformats.registry import registry
-from qformats.tensors import PackedTensor, QuantizedTensor
+from qformats.work.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,24 +104,26 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
         Is told how far the work is.
     """
     recipe = plan.recipe
-    quantizer = registry().quantizer(recipe.quantizer)
     rounded = [_rounded(plan, index, progress) for index in range(len(plan.tensors))]
-    wanted = {tensor.assignment.draft.source.name: tensor for tensor in rounded if tensor is not None}
+    wanted = {tensor.source.name: tensor for tensor in rounded if tensor is not None}
     formats = {name: tensor.packer for name, tensor in wanted.items()}
-    prepared = quantizer.prepare(plan.source, formats, workspace, dict(recipe.quantizer_options), progress)
+    prepared = plan.quantizer.prepare(plan.source, formats, workspace, progress)
     prepared.fingerprint = plan.fingerprint
     # Reports tell what the model was, not what it became on the way.
     prepared.tensors = {
         name: replace(tensor, nbytes=plan.source.tensors[name].nbytes)
         for name, tensor in prepared.tensors.items()
     }
-    left = make_plan(prepared, plan.target, _deciding(recipe), plan.options)
-    return replace(left, tensors=tuple(_as_rounded(tensor, wanted) for tensor in left.tensors))
+    left = make_plan(
+        prepared, plan.target, _deciding(recipe), plan.options, extra_identity=plan.extra_identity
+    )
+    tensors = tuple(_as_rounded(tensor, wanted) for tensor in left.tensors)
+    return replace(left, tensors=tensors, quantizer=plan.quantizer)
 
 
 def _deciding(recipe: Recipe) -> Recipe:
     """A recipe without the quantizer's options that leave the result what it is: they may change between two runs."""
-    aside = {o.name for o in registry().quantizer(recipe.quantizer).options if not o.decides}
+    aside = {option.name for option in registry().quantizer(recipe.quantizer).options if not option.decides}
     kept = tuple(option for option in recipe.quantizer_options if option[0] not in aside)
     return replace(recipe, quantizer_options=kept)
 
@@ -143,13 +146,13 @@ def _mostly_rounded(plan: Plan, index: int, progress: Progress) -> str:
     Where most are rounded, it is better to choose all codes with the whole model at hand.
     """
     tensor = plan.tensors[index]
-    source = tensor.assignment.draft.source
+    source = tensor.source
     counting, reason = _Counting(), ""
     progress.start(f"looking at {tensor.name}", source.nbytes)
     for piece in slices_of(replace(plan, tensors=(tensor,))):
         part = source.read(piece.start, piece.stop)
         try:
-            _, measure = transcode(part, registry().packer(part.format), tensor.packer, counting)
+            _, measure = transcode(part, tensor.packer, counting)
         except NonFiniteError as error:
             raise WeightsError(str(source.file), source.name, error.found, error.hint) from error
         reason = reason or measure.reason
@@ -177,9 +180,9 @@ class _Counting(Quantizer):
 
 def _as_rounded(tensor: TensorPlan, wanted: dict[str, TensorPlan]) -> TensorPlan:
     """A tensor that was quantized before, as what the quantizer made of it: its format is the new one by now."""
-    before = wanted.get(tensor.assignment.draft.source.name)
+    before = wanted.get(tensor.source.name)
     if before is None or before.action is Action.QUANTIZE:
         return tensor
-    packed = tensor.assignment.draft.source.format == tensor.packer.name
+    packed = tensor.source.format == tensor.packer.name
     old = before.assignment.draft.source if packed else None
     return replace(tensor, action=Action.REQUANTIZE, exact=Answer.NEVER, reason=before.reason, before=old)

@@ -6,10 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qformats.checkpoint import Checkpoint, StoredTensor
-from qformats.dtypes import FLOATS
 from qformats.errors import ConfigError, ShapeError
-from qformats.interfaces import Assignment, Draft, Loader, Packer
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.layout import Assignment, Draft
+from qformats.interfaces.loader import Loader
+from qformats.interfaces.packer import Packer
+from qformats.interfaces.stored import StoredTensor
+from qformats.numbers.dtypes import FLOATS
 from qformats.registry import registry
 
 __all__ = ["Recipe"]
@@ -61,8 +64,8 @@ class Recipe:
             own = registry().loader(source.container)
             return own if packer.family in own.families else registry().loader(packer.container)
         chosen = registry().loader(self.container)
-        if not chosen.holds(packer):
-            names = [loader.name for loader in registry().loaders() if loader.holds(packer)]
+        if not chosen.accepts(packer):
+            names = [loader.name for loader in registry().loaders() if loader.accepts(packer)]
             found = f"{chosen.name}, which does not hold {packer.name}"
             raise ConfigError("container", found, "one of " + ", ".join(names))
         return chosen
@@ -91,7 +94,7 @@ class Recipe:
             if variant is not None
         }
         used: set[str] = set()
-        if default.dense_dtype is None and any(_is_packed(t) for t in source.tensors.values()):
+        if default.quantizes and any(_is_packed(t) for t in source.tensors.values()):
             drafts = [_staying_plain(draft, loader) for draft in drafts]
         chosen = [self._choose(draft, default, rules, roles, loader, used) for draft in drafts]
         for _, pattern, _ in rules:
@@ -158,8 +161,8 @@ class Recipe:
     def _typed(self, variant: str, loader: Loader) -> Packer:
         """Packer of a variant of the recipe's family, or of a full name."""
         packer = self._writable(variant if ":" in variant else f"{self.format.partition(':')[0]}:{variant}")
-        if packer.dense_dtype is None and not loader.holds(packer):
-            names = [p.name for p in registry().formats() if loader.holds(p) and p.writable]
+        if packer.quantizes and not loader.accepts(packer):
+            names = [p.name for p in registry().formats() if loader.accepts(p) and p.writable]
             raise ConfigError(
                 "type", packer.name, f"one that the container {loader.name} holds: " + ", ".join(names)
             )
@@ -181,12 +184,12 @@ class Recipe:
 
 
 def _is_packed(tensor: StoredTensor) -> bool:
-    return registry().packer(tensor.stored_format).dense_dtype is None
+    return tensor.stored_packer.quantizes
 
 
 def _staying_plain(draft: Draft, loader: Loader) -> Draft:
     """A draft that keeps its plain numbers: where a model is quantized, whoever did it left them out on purpose."""
-    plain = registry().packer(draft.source.stored_format).dense_dtype
+    plain = draft.source.stored_packer.dense_dtype
     if draft.keep is not None or plain not in FLOATS:
         return draft
     own = [p.name for p in registry().formats() if p.container == loader.name and p.dense_dtype == plain]
@@ -195,7 +198,7 @@ def _staying_plain(draft: Draft, loader: Loader) -> Draft:
 
 def _decodable(assignment: Assignment) -> Assignment:
     """Refuse to convert what can only be copied."""
-    source = registry().packer(assignment.draft.source.stored_format)
+    source = assignment.draft.source.stored_packer
     if not source.readable and source.name != assignment.packer.name:
         name = assignment.draft.name
         raise ConfigError(f"format of {name}", source.name, "one that can be decoded, to be converted")
@@ -205,7 +208,7 @@ def _decodable(assignment: Assignment) -> Assignment:
 def _oriented(assignment: Assignment) -> Assignment:
     """Transpose a matrix that the container stores so while it is plain numbers."""
     draft = assignment.draft
-    if not draft.dense_transposed or assignment.packer.dense_dtype is None:
+    if not draft.dense_transposed or assignment.packer.quantizes:
         return assignment
     return replace(assignment, draft=replace(draft, source=draft.source.transposed()))
 

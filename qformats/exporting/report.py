@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import qformats
 from qformats.exporting.plan import Action, Plan, TensorPlan
 from qformats.exporting.transcode import Measure
+from qformats.registry import registry
+from qformats.version import __version__
 
-__all__ = ["ExportReport", "TensorReport", "record", "report_of", "settled"]
+__all__ = ["ExportReport", "TensorReport", "answered", "record", "report_of"]
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def report_of(
     measures : mapping of int to Measure, optional
         What became of the values of transcoded and requantized tensors, by index; only once they are written.
     """
-    default = qformats.packer(plan.recipe.format)
+    default = registry().packer(plan.recipe.format)
     tensors = tuple(_tensor(t, (measures or {}).get(i)) for i, t in enumerate(plan.tensors))
     return ExportReport(
         source=str(plan.source.path),
@@ -153,7 +154,7 @@ def report_of(
         format=default.name,
         quantizer=plan.recipe.quantizer,
         architecture=plan.source.architecture,
-        parameters=sum(t.assignment.draft.source.numel for t in plan.tensors),
+        parameters=sum(t.source.numel for t in plan.tensors),
         source_nbytes=sum(t.source_nbytes for t in tensors),
         nbytes=sum(t.nbytes for t in tensors),
         file_nbytes=plan.layout.nbytes,
@@ -165,7 +166,7 @@ def report_of(
     )
 
 
-def settled(report: ExportReport, reasons: Mapping[int, str]) -> ExportReport:
+def answered(report: ExportReport, reasons: Mapping[int, str]) -> ExportReport:
     """Report of a plan after the data has told which tensors can keep every value.
 
     Parameters
@@ -227,4 +228,4 @@ def record(report: ExportReport) -> dict[str, Any]:
     for volatile in ("seconds", "resumed", "target", "run_with"):
         del kept[volatile]
     kept["source"] = Path(report.source).resolve().name
-    return {"qformats": qformats.__version__, **kept}
+    return {"qformats": __version__, **kept}

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from qformats.checkpoint import Checkpoint
-from qformats.errors import CheckpointError, ConfigError
+from qformats.errors import CheckpointError
 from qformats.exporting.check import require_exact as refuse_inexact
 from qformats.exporting.fill import OutputFiles, Slice, fill, slices_of
-from qformats.exporting.journal import Journal, settle
+from qformats.exporting.journal import Journal, finish_or_undo
 from qformats.exporting.plan import Plan, make_plan
 from qformats.exporting.prepare import Workspace, prepare
-from qformats.exporting.progress import Progress, Silent
 from qformats.exporting.recipe import Recipe
 from qformats.exporting.report import ExportReport, report_of
 from qformats.exporting.seal import check_target, seal
-from qformats.exporting.signals import uninterrupted
 from qformats.exporting.transcode import Measure, total
-from qformats.registry import registry
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.work.pool import threads
+from qformats.work.progress import Progress, Silent
+from qformats.work.signals import uninterrupted
 
-__all__ = ["execute", "run", "threads"]
+__all__ = ["execute", "run"]
 
 
 def run(
@@ -79,12 +78,12 @@ def execute(
     began = time.perf_counter()
     with uninterrupted(late=True):
         # Before the target is looked at: half of it may be elsewhere.
-        settle(plan.target, plan.partial_name)
+        finish_or_undo(plan.target, plan.partial_name)
     check_target(plan, force)
     _check_source(plan)
     if require_exact:
         refuse_inexact(plan, workers, progress)
-    if not registry().quantizer(plan.recipe.quantizer).prepares:
+    if not plan.quantizer.prepares:
         return _write(plan, began, force, workers, keep_partial, progress)
     workspace = Workspace(plan)
     try:
@@ -135,14 +134,6 @@ def _write(
                 journal.close() if keep_partial else journal.discard()
         raise
     return replace(report, seconds=time.perf_counter() - began)
-
-
-def threads(workers: int | None) -> int:
-    """Threads to use; all cores by default."""
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    if workers < 1:
-        raise ConfigError("workers", workers, "1 or more")
-    return workers
 
 
 def _measures(slices: Sequence[Slice], journal: Journal) -> dict[int, Measure]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,8 +14,9 @@ from qformats.exporting.fill import OutputFiles
 from qformats.exporting.journal import Journal, Span, sync_folder
 from qformats.exporting.plan import Plan
 from qformats.exporting.report import ExportReport, record
-from qformats.exporting.signals import interruptible, uninterrupted
 from qformats.registry import registry
+from qformats.work.pool import bounded
+from qformats.work.signals import uninterrupted
 
 __all__ = ["check_target", "seal"]
 
@@ -37,6 +38,8 @@ _OF_MODELS = (
 """What lies in folders of models; a folder with anything else in it is never replaced as a whole."""
 _OF_TRAINING = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "training_args.bin", "trainer_state.json")
 """A folder with one of these is a training run's, to be continued: no other program can make it again."""
+_READ_AHEAD = 1 << 30
+"""Bytes of the output that are read again at a time."""
 _FOLDERS = (".cache", "additional_chat_templates")
 """Folders inside a model's."""
 
@@ -122,9 +125,7 @@ def _recorded(record: Path) -> set[str]:
         return set()
 
 
-def verify(
-    files: OutputFiles, spans: Sequence[Span], workers: int, deliver: Callable[[], None] = lambda: None
-) -> None:
+def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
     """Compare the files with the checksums taken while filling.
 
     Raises
@@ -132,9 +133,10 @@ def verify(
     OutputError
         If the disk gives back something else than was written.
     """
-    with ThreadPoolExecutor(workers, "qformats-verify") as pool:
-        for span, good in zip(spans, pool.map(lambda span: files.holds([span]), spans), strict=True):
-            deliver()
+    with bounded(
+        lambda span: files.match([span]), spans, workers, weight=lambda span: span.nbytes, limit=_READ_AHEAD
+    ) as checked:
+        for span, good in checked:
             if not good:
                 file = files.plan.layout.files[span.file].name
                 found = (
@@ -154,10 +156,10 @@ def seal(
         If the output is damaged or cannot be put in place.
     """
     spans = [span for written in journal.done.values() for span in written.spans]
-    with interruptible() as deliver, ThreadPoolExecutor(1, "qformats-sync") as background:
+    with ThreadPoolExecutor(1, "qformats-sync") as background:
         # The disk works while the processor compares.
         synced = background.submit(files.sync)
-        verify(files, spans, workers, deliver)
+        verify(files, spans, workers)
         synced.result()
     files.close()
     text = json.dumps(record(report), indent=1, ensure_ascii=False) + "\n"

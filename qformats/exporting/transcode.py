@@ -6,16 +6,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
-from qformats.dtypes import torch_dtype
 from qformats.errors import ConfigError, NonFiniteError, NotExactError
-from qformats.interfaces import Packer, Quantizer
-from qformats.registry import registry
-from qformats.tensors import PackedTensor, QuantizedTensor
+from qformats.interfaces.packer import PackedTensor, Packer
+from qformats.interfaces.quantizer import Quantizer
+from qformats.interfaces.rows import cut, join
+from qformats.numbers.dtypes import torch_dtype
+from qformats.numbers.quantized import QuantizedTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Measure", "compared", "holds", "requantize", "total", "transcode"]
+__all__ = ["Measure", "compared", "requantize", "total", "transcode", "why_not"]
 
 _CHUNK = 1 << 20
 """Weights that are compared at a time."""
@@ -68,9 +69,7 @@ def total(measures: Iterable[Measure]) -> Measure:
     return Measure(weights, exact, squared_error, squared, max_error, reason)
 
 
-def transcode(
-    part: PackedTensor, source: Packer, packer: Packer, quantizer: Quantizer
-) -> tuple[PackedTensor, Measure]:
+def transcode(part: PackedTensor, packer: Packer, quantizer: Quantizer) -> tuple[PackedTensor, Measure]:
     """Keep every value of a slice if the other format has it; where it has not, keep the codes, or round.
 
     Rows that fit are kept beside rows that do not, as far as halving the slice tells them apart. Codes stay what they
@@ -79,47 +78,47 @@ def transcode(
     Parameters
     ----------
     part : PackedTensor
-        The slice, in the format of `source`.
-    source, packer : Packer
-        Formats before and after.
+        The slice.
+    packer : Packer
+        Format after.
     quantizer : Quantizer
         Rounds what cannot be kept.
     """
-    by_rows = source.row_step(part.shape) == 1 and packer.row_step(part.shape) == 1
-    pieces = list(_pieces(part, source, packer, quantizer, _HOPE if by_rows else 0))
+    by_rows = part.packer.row_step(part.shape) == 1 and packer.row_step(part.shape) == 1
+    pieces = list(_pieces(part, packer, quantizer, _HOPE if by_rows else 0))
     if len(pieces) == 1:
         return pieces[0]
-    return packer.join([packed for packed, _ in pieces]), total(measure for _, measure in pieces)
+    return join([packed for packed, _ in pieces]), total(measure for _, measure in pieces)
 
 
 def _pieces(
-    part: PackedTensor, source: Packer, packer: Packer, quantizer: Quantizer, hope: int
+    part: PackedTensor, packer: Packer, quantizer: Quantizer, hope: int
 ) -> Iterator[tuple[PackedTensor, Measure]]:
     """Rows from first to last, in pieces of which each is kept or rounded as a whole.
 
     A piece that does not fit is halved as long as one of the last `hope` halvings has found a half that does.
     """
     weights, rows = _weights(part.shape), part.shape[0]
-    quantized = source.unpack(part)
+    quantized = part.unpack()
     try:
-        yield packer.pack(packer.hold(quantized)), Measure(weights, weights)
+        yield packer.pack(packer.represent(quantized)), Measure(weights, weights)
     except NotExactError as error:
         reason = error.reason
     else:
         return
     if hope and rows > 1:
-        halves = [source.cut(part, 0, rows // 2), source.cut(part, rows // 2, rows)]
-        fits = [_fits(half, source, packer) for half in halves]
+        halves = [cut(part, 0, rows // 2), cut(part, rows // 2, rows)]
+        fits = [_fits(half, packer) for half in halves]
         if any(fits) or hope > 1:
             for half in halves:
-                yield from _pieces(half, source, packer, quantizer, _HOPE if any(fits) else hope - 1)
+                yield from _pieces(half, packer, quantizer, _HOPE if any(fits) else hope - 1)
             return
-    yield _rounded(part, quantized, source, packer, quantizer, reason)
+    yield _rounded(part, quantized, packer, quantizer, reason)
 
 
-def _fits(part: PackedTensor, source: Packer, packer: Packer) -> bool:
+def _fits(part: PackedTensor, packer: Packer) -> bool:
     try:
-        packer.hold(source.unpack(part))
+        packer.represent(part.unpack())
     except NotExactError:
         return False
     return True
@@ -128,7 +127,6 @@ def _fits(part: PackedTensor, source: Packer, packer: Packer) -> bool:
 def _rounded(
     part: PackedTensor,
     quantized: QuantizedTensor,
-    source: Packer,
     packer: Packer,
     quantizer: Quantizer,
     reason: str,
@@ -137,14 +135,14 @@ def _rounded(
     near = _with_storable_scales(quantized, packer)
     if near is not None:
         try:
-            packed = packer.pack(packer.hold(near))
+            packed = packer.pack(packer.represent(near))
         except NotExactError:
             pass
         else:
-            errors = _compare(quantized.dequantize(), packer.dequantize(packed))
+            errors = _compare(quantized.dequantize(), packed.dequantize())
             reason = f"{reason} (scales are rounded, codes are kept)"
             return packed, Measure(_weights(part.shape), 0, *errors, reason)
-    return requantize(part, source, packer, quantizer, reason)
+    return requantize(part, packer, quantizer, reason)
 
 
 def _with_storable_scales(quantized: QuantizedTensor, packer: Packer) -> QuantizedTensor | None:
@@ -162,29 +160,29 @@ def _with_storable_scales(quantized: QuantizedTensor, packer: Packer) -> Quantiz
 
 
 def requantize(
-    part: PackedTensor, source: Packer, packer: Packer, quantizer: Quantizer, reason: str
+    part: PackedTensor, packer: Packer, quantizer: Quantizer, reason: str
 ) -> tuple[PackedTensor, Measure]:
     """Round a slice once more, and measure by how much its values change."""
-    before = source.dequantize(part)
+    before = part.dequantize()
     packed = quantizer.encode(before, packer)
-    squared_error, squared, max_error = _compare(before, packer.dequantize(packed))
+    squared_error, squared, max_error = _compare(before, packed.dequantize())
     return packed, Measure(_weights(part.shape), 0, squared_error, squared, max_error, reason)
 
 
 def compared(before: PackedTensor, after: PackedTensor, reason: str) -> Measure:
     """By how much the values of a slice differ from those that it had in another format."""
-    old, new = (registry().packer(part.format).dequantize(part) for part in (before, after))
+    old, new = before.dequantize(), after.dequantize()
     return Measure(_weights(after.shape), 0, *_compare(old, new), reason)
 
 
-def holds(part: PackedTensor, source: Packer, packer: Packer) -> str:
+def why_not(part: PackedTensor, packer: Packer) -> str:
     """Why a slice cannot be kept in another format; empty if it can."""
     try:
-        if packer.dense_dtype is None:
-            packer.hold(source.unpack(part))
+        if packer.quantizes:
+            packer.represent(part.unpack())
             return ""
         # Plain numbers are compared as they are: of float64 a float32 is no witness.
-        before = next(iter(part.fields.values())) if source.dense_dtype else source.dequantize(part)
+        before = part.dequantize() if part.packer.quantizes else next(iter(part.fields.values()))
         after = next(iter(packer.encode_reference(before).fields.values()))
     except NotExactError as error:
         return error.reason

@@ -13,16 +13,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qformats.api import packer
-from qformats.checkpoint import Checkpoint
-from qformats.dtypes import FLOATS
 from qformats.errors import ConfigError
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.model import FolderCheckpoint
+from qformats.folder.shards import unpickling_error
 from qformats.folder.write import lay_out_folder
-from qformats.interfaces import Assignment, Draft, Layout, Loader, Option, Packer
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.layout import Assignment, Draft, Layout
+from qformats.interfaces.loader import Loader
+from qformats.interfaces.option import Option, size
+from qformats.interfaces.packer import Packer
+from qformats.numbers.dtypes import FLOATS
 
-__all__ = ["FolderCheckpoint", "HuggingFaceFolder", "lay_out_folder", "parse_size"]
+__all__ = ["FolderCheckpoint", "HuggingFaceFolder", "lay_out_folder", "unpickling_error"]
 
 
 class HuggingFaceFolder(Loader):
@@ -32,7 +35,12 @@ class HuggingFaceFolder(Loader):
     summary = "folder with config.json and safetensors (or .bin) weights"
     generic = True
     options = (
-        Option("max-shard-size", "largest weight file when writing, such as 2GB (default 5GB)"),
+        Option(
+            "max-shard-size",
+            "largest weight file when writing, such as 2GB (default 5GB)",
+            flag=True,
+            metavar="SIZE",
+        ),
         Option("plain-dtype", "f32, f16 or bf16 for what is not quantized (default: what most of it has)"),
         Option(
             "quantization-config", "JSON object: what a folder to read should have declared, entry by entry"
@@ -63,7 +71,7 @@ class HuggingFaceFolder(Loader):
             role = _role(name)
             keep, why = None, ""
             if len(tensor.shape) != 2 or _NOT_LINEAR.search(name) or not name.endswith(".weight"):
-                dtype = packer(tensor.format).dense_dtype or "f32"
+                dtype = tensor.packer.dense_dtype or "f32"
                 # Readers compute in one dtype, and mixing them in a folder makes some of them fail.
                 keep = f"dense:{plain if dtype in FLOATS else dtype}"
                 why = role.replace("_", " ") if role else "not a linear weight"
@@ -93,7 +101,7 @@ class HuggingFaceFolder(Loader):
     ) -> Layout:
         """Shards of safetensors, their index, config.json and tokenizer files."""
         _warn_of_mixture(assignments, default)
-        limit = parse_size("max-shard-size", options.get("max-shard-size", "5GB"))
+        limit = size(options, "max-shard-size", "5GB")
         return lay_out_folder(source, assignments, default, limit)
 
 
@@ -117,7 +125,7 @@ def _plain_dtype(source: Checkpoint, wanted: str | None) -> str:
     weights = dict.fromkeys(_PLAIN, 0)
     for name, tensor in source.tensors.items():
         if len(tensor.shape) != 2 or _NOT_LINEAR.search(name):
-            dtype = packer(tensor.format).dense_dtype or "f32"
+            dtype = tensor.packer.dense_dtype or "f32"
             weights[dtype if dtype in weights else "f32"] += tensor.numel
     # Of two with as many, the wider one.
     return max(weights, key=lambda dtype: weights[dtype])
@@ -133,7 +141,7 @@ _NOT_LINEAR = re.compile(rf"(?:^|\.)(?:{_TABLES}|lm_head|score|router|gate|share
 
 def _warn_of_mixture(assignments: Sequence[Assignment], default: Packer) -> None:
     found = {a.packer.dense_dtype for a in assignments if a.packer.dense_dtype in FLOATS}
-    if default.dense_dtype is None and len(found) > 1:
+    if default.quantizes and len(found) > 1:
         warnings.warn(
             f"what is not quantized has several dtypes ({', '.join(sorted(map(str, found)))}), which Transformers may "
             "refuse to compute with: -O plain-dtype=f16 makes them one",
@@ -148,25 +156,3 @@ def _role(name: str) -> str | None:
     if name.rsplit(".", 2)[-2:] in (["embed_tokens", "weight"], ["wte", "weight"]):
         return "token_embedding"
     return None
-
-
-def parse_size(option: str, text: str) -> int:
-    """Bytes of a size such as ``500MB`` or ``2G`` (powers of 1000).
-
-    Raises
-    ------
-    ConfigError
-        If the text is no size.
-    """
-    number = text.strip().upper().removesuffix("B")
-    factor = 1
-    for letter, power in (("K", 1), ("M", 2), ("G", 3), ("T", 4)):
-        if number.endswith(letter):
-            number, factor = number[:-1], 1000**power
-    try:
-        size = int(float(number) * factor)
-    except (ValueError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise ConfigError(option, text, "a size such as 500MB or 2GB")
-    return size

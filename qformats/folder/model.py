@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qformats.checkpoint import Checkpoint, StoredTensor
-from qformats.dtypes import SIZES
 from qformats.errors import CheckpointError, ConfigError, UnknownFormatError
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.shards import BinShard, SafetensorsShard, Shard, find_shards
-from qformats.interfaces import ModuleFields, Packer
-from qformats.tensors import PackedTensor
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.dense import dense
+from qformats.interfaces.family import Family, ModuleFields
+from qformats.interfaces.packer import PackedTensor, Packer
+from qformats.interfaces.rows import cut
+from qformats.interfaces.stored import StoredTensor
+from qformats.numbers.dtypes import SIZES
+from qformats.registry import registry
 
 __all__ = ["FolderCheckpoint", "read_json"]
 
@@ -54,13 +57,13 @@ class _Module:
 
 
 class FolderCheckpoint(Checkpoint):
-    """A Hugging Face folder; see :class:`~qformats.checkpoint.Checkpoint`.
+    """A Hugging Face folder; see :class:`~qformats.interfaces.checkpoint.Checkpoint`.
 
     Parameters
     ----------
     path : Path
         The folder.
-    packer : Packer, optional
+    quantized : (Family, Packer), optional
         Quantized format of the folder, where config.json has no ``quantization_config`` that tells it.
     declared : mapping, optional
         Entries that the ``quantization_config`` lacks, or has wrong.
@@ -74,11 +77,14 @@ class FolderCheckpoint(Checkpoint):
     container = "huggingface"
 
     def __init__(
-        self, path: Path, packer: Packer | None = None, declared: Mapping[str, Any] | None = None
+        self,
+        path: Path,
+        quantized: tuple[Family, Packer] | None = None,
+        declared: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self._config = read_json(path / "config.json")
-        self._declared, self._corrected = packer, declared or {}
+        self._quantized, self._corrected = quantized, declared or {}
         self._beside: Path | None = None
         files, index = find_shards(path)
         self._shards: list[Shard] = [
@@ -136,8 +142,8 @@ class FolderCheckpoint(Checkpoint):
         if tied and any(name.endswith(("embed_tokens.weight", "wte.weight")) for name in entries):
             for name in [name for name in entries if name.startswith("lm_head.")]:
                 del entries[name]
-        packer = self._declared or self._packer()
-        packed = self._packed_modules(entries, packer) if packer else {}
+        quantized = self._quantized or self._declared()
+        packed = self._packed_modules(entries, *quantized) if quantized else {}
         tensors: dict[str, StoredTensor] = {}
         for order, (name, entry) in enumerate(entries.items()):
             module = packed.get(name)
@@ -148,10 +154,12 @@ class FolderCheckpoint(Checkpoint):
                 tensors[tensor.name] = tensor
         return tensors
 
-    def _packed_modules(self, entries: dict[str, Entry], packer: Packer) -> dict[str, _Module]:
+    def _packed_modules(
+        self, entries: dict[str, Entry], family: Family, packer: Packer
+    ) -> dict[str, _Module]:
         """Module of every stored tensor that belongs to a packed weight, by the tensor's name."""
         grouped: dict[str, dict[str, Entry]] = {}
-        endings = sorted(packer.suffixes, key=len, reverse=True)
+        endings = sorted(family.suffixes(packer), key=len, reverse=True)
         for name, entry in entries.items():
             field = next((ending for ending in endings if name.endswith(f".{ending}")), None)
             if field is not None:
@@ -166,21 +174,19 @@ class FolderCheckpoint(Checkpoint):
             stored = {field: (shape, dtype) for field, (shape, dtype, _) in parts.items()}
             try:
                 fields = ModuleFields(name, stored, read)
-                located = packer.locate(fields)
+                located = family.locate(packer, fields)
             except ConfigError as error:
                 raise CheckpointError(file, str(error), tensor=f"{name}.weight") from error
             if located is not None:
                 own, shape = located
-                apart = own.separate(fields)
+                apart = family.separate(own, fields)
                 parts = {field: entry for field, entry in parts.items() if field not in apart}
                 module = _Module(name, own, shape, {f: parts[f][2] for f in parts}, file)
                 found |= dict.fromkeys((f"{name}.{field}" for field in parts), module)
         return found
 
-    def _packer(self) -> Packer | None:
-        """Packer of a quantized folder, found by what its config.json declares."""
-        from qformats.registry import registry
-
+    def _declared(self) -> tuple[Family, Packer] | None:
+        """Format of a quantized folder, found by what its config.json declares."""
         file, declared = self.path / "config.json", self._config.get("quantization_config")
         for family in registry().families() if declared is None else ():
             for name in family.config_files:
@@ -194,18 +200,19 @@ class FolderCheckpoint(Checkpoint):
         declared = {**(declared or {}), **self._corrected}
         if declared.get("quant_method") == "qformats":
             try:
-                return registry().packer(str(declared.get("format")))
+                packer = registry().packer(str(declared.get("format")))
+                return registry().family(packer), packer
             except UnknownFormatError as error:
                 raise CheckpointError(self.path / "config.json", f"quantization_config: {error}") from error
         families = registry().families()
         for family in families:
             try:
-                packer = family.detect(declared)
+                detected = family.detect(declared)
             except (ConfigError, UnknownFormatError) as error:
                 raise CheckpointError(file, f"quantization_config: {error}") from error
-            if packer is not None:
-                return packer
-        readable = sorted({f.family for f in families if f.detect.__func__ is not Packer.detect.__func__})  # type: ignore[attr-defined]
+            if detected is not None:
+                return family, detected
+        readable = sorted({family.name for family in families if family.reads_folders})
         raise CheckpointError(
             file,
             f"quantization method {declared.get('quant_method')!r}",
@@ -220,14 +227,14 @@ class FolderCheckpoint(Checkpoint):
         count = 1
         for dim in shape:
             count *= dim
-        format = f"dense:{dtype}"
+        packer = dense(dtype)
 
         def load(start: int, stop: int) -> PackedTensor:
             values = shard.tensor(name)
             part = values[start:stop] if shape else values
-            return PackedTensor(format, tuple(part.shape), {"weight": part})
+            return PackedTensor(packer, tuple(part.shape), {"weight": part})
 
-        stored = StoredTensor(name, shape, format, count * SIZES[dtype], shard.path, load, offset=order)
+        stored = StoredTensor(name, shape, packer, count * SIZES[dtype], shard.path, load, offset=order)
         if len(shape) == 2 and is_conv1d(self.architecture, name):
             return stored.transposed()
         return stored
@@ -238,14 +245,13 @@ class FolderCheckpoint(Checkpoint):
         def load(start: int, stop: int) -> PackedTensor:
             fields = {field: shard.tensor(f"{module.name}.{field}") for field, shard in module.shards.items()}
             try:
-                whole = packer.take(fields, shape)
+                whole = packer.from_stored(fields, shape)
             except ConfigError as error:
                 raise CheckpointError(module.file, str(error), tensor=name) from error
-            return packer.cut(whole, start, stop)
+            return cut(whole, start, stop)
 
-        nbytes = sum(math.prod(dims) * SIZES[dtype] for dims, dtype in packer.stored(shape).values())
-        step = packer.row_step(shape)
-        return StoredTensor(name, shape, packer.name, nbytes, module.file, load, offset=order, step=step)
+        nbytes, step = packer.nbytes(shape), packer.row_step(shape)
+        return StoredTensor(name, shape, packer, nbytes, module.file, load, offset=order, step=step)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qformats.checkpoint import Checkpoint, StoredTensor
-from qformats.dtypes import SIZES
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.folder.conv1d import is_conv1d
-from qformats.tensors import PackedTensor
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.dense import dense
+from qformats.interfaces.packer import PackedTensor
+from qformats.interfaces.stored import StoredTensor
+from qformats.numbers.dtypes import SIZES
 
 __all__ = ["Outline", "outline"]
 
@@ -60,7 +62,7 @@ class Outline(Checkpoint):
             raise CheckpointError(self.path, "has no weights", "a whole model", tensor=name)
 
         nbytes = math.prod(shape) * SIZES[dtype]
-        return StoredTensor(name, shape, f"dense:{dtype}", nbytes, self.path, load)
+        return StoredTensor(name, shape, dense(dtype), nbytes, self.path, load)
 
     @property
     def architecture(self) -> str:

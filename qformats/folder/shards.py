@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qformats.dtypes import SAFETENSORS, dtype_name
 from qformats.errors import CheckpointError, ConfigError
+from qformats.numbers.dtypes import SAFETENSORS, dtype_name
+from qformats.work.files import refuse_pointer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BinShard", "SafetensorsShard", "Shard", "find_shards", "refuse_pointer", "unpickling_error"]
+__all__ = ["BinShard", "SafetensorsShard", "Shard", "find_shards", "unpickling_error"]
 
-_POINTER = b"version https://git-lfs"
 _PICKLE_START = 1 << 20
 """Bytes of a pickle that are searched for what it calls."""
 _OF_TENSORS = ("torch", "collections", "numpy", "_codecs")
@@ -175,22 +175,6 @@ class BinShard(Shard):
 
         values = self.tensor(name).contiguous().reshape(-1).view(torch.uint8)
         return bytes(values.numpy().tobytes())
-
-
-def refuse_pointer(path: Path) -> None:
-    """Refuse a file that Git LFS has not fetched: a few lines of text which name the data.
-
-    Raises
-    ------
-    CheckpointError
-        If it is one.
-    OSError
-        If the file cannot be read.
-    """
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            hint = "run `git lfs pull` in the folder, or download the file itself"
-            raise CheckpointError(path, "a Git-LFS pointer, which only names the data", "the file", hint=hint)
 
 
 def unpickling_error(path: Path, error: Exception, expected: str, instead: str) -> CheckpointError:

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qformats.checkpoint import Checkpoint
-from qformats.dtypes import SAFETENSORS, SIZES
 from qformats.errors import ConfigError, ShapeError
-from qformats.interfaces import Assignment, Layout, OutputFile, Packer, Placement
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.layout import Assignment, Layout, OutputFile, Placement
+from qformats.interfaces.packer import Packer
+from qformats.numbers.dtypes import SAFETENSORS, SIZES
+from qformats.registry import registry
 
 __all__ = ["lay_out_folder"]
 
@@ -75,7 +77,7 @@ def lay_out_folder(
     """
     for assignment in assignments:
         packer = assignment.packer
-        if packer.dense_dtype is None and packer.name != default.name:
+        if packer.quantizes and packer.name != default.name:
             raise ConfigError(
                 f"type of {assignment.draft.name}",
                 packer.name,
@@ -97,8 +99,8 @@ def lay_out_folder(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         files.append(_json_file("model.safetensors.index.json", index))
     tokenizer = source.tokenizer_files()
-    declared = written.get("quantization_config")
-    more = default.extra_files(declared) if default.dense_dtype is None and declared else {}
+    declared, family = written.get("quantization_config"), registry().family(default)
+    more = family.extra_files(default, declared) if default.quantizes and declared else {}
     for name, content in {**tokenizer, **more, **(extra_files or {})}.items():
         files.append(OutputFile(name, len(content), content))
     runs = default.dense_dtype is not None and tokenizer
@@ -114,7 +116,7 @@ def _fields(index: int, assignment: Assignment) -> list[_Field]:
         ]
     module = draft.name.removesuffix(".weight")
     stored = packer.stored(draft.source.shape)
-    if type(packer).locate is Packer.locate:
+    if not registry().family(packer).locates:
         # Nothing but the shapes of the fields will tell the shape of the weight.
         told = packer.weight_shape(stored)
         if told != tuple(draft.source.shape):
@@ -169,16 +171,21 @@ def _config(source: Checkpoint, assignments: Sequence[Assignment], default: Pack
     if any(weights.values()):
         # The dtype of most weights; of two with as many, the wider one.
         config["dtype"] = names[max(weights, key=lambda name: weights[name])]
-    if default.dense_dtype is None:
+    if default.quantizes:
         modules: dict[bool, list[str]] = {True: [], False: []}
         for assignment in assignments:
-            packed = assignment.packer.dense_dtype is None
+            packed = assignment.packer.quantizes
             if packed or assignment.draft.linear:
                 modules[packed].append(assignment.draft.name.removesuffix(".weight"))
-        config["quantization_config"] = default.to_config(
-            dense_modules=modules[False],
-            packed_modules=modules[True],
-            dtype=str(config.get("dtype", "float32")),
+        config["quantization_config"] = (
+            registry()
+            .family(default)
+            .to_config(
+                default,
+                dense_modules=modules[False],
+                packed_modules=modules[True],
+                dtype=str(config.get("dtype", "float32")),
+            )
         )
     return config
 

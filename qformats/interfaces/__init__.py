@@ -1,4 +1,4 @@
-"""The three joints that plugins fill: :class:`Quantizer`, :class:`Packer`, :class:`Loader`.
+"""The joints that plugins fill: :class:`Family` and :class:`Packer`, :class:`Quantizer`, :class:`Loader`.
 
 Their docstrings are the reference. Hooks hand over *classes* (see :mod:`qformats.hookspecs`); nothing runs at
 registration, and a plugin module imports torch only inside the methods that compute.
@@ -6,23 +6,44 @@ registration, and a plugin module imports torch only inside the methods that com
 
 from __future__ import annotations
 
+from qformats.exact import Answer, foresee, represent
+from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
+from qformats.interfaces.dense import DensePacker, dense
+from qformats.interfaces.family import Family, ModuleFields
+from qformats.interfaces.layout import Assignment, Draft, Layout, OutputFile, Placement
 from qformats.interfaces.loader import Loader
-from qformats.interfaces.option import Option
-from qformats.interfaces.packer import DensePacker, ModuleFields, Packer, unknown_variant
+from qformats.interfaces.option import Option, number, size, switch
+from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.quantizer import Quantizer
-from qformats.layout import Assignment, Draft, Layout, OutputFile, Placement
+from qformats.interfaces.spec import FieldSpec, FormatSpec, KernelSpec
+from qformats.interfaces.stored import StoredTensor, concat_rows
 
 __all__ = [
+    "Answer",
     "Assignment",
+    "Checkpoint",
     "DensePacker",
     "Draft",
+    "Family",
+    "FieldSpec",
+    "FormatSpec",
+    "KernelSpec",
     "Layout",
     "Loader",
     "ModuleFields",
     "Option",
     "OutputFile",
+    "PackedTensor",
     "Packer",
     "Placement",
     "Quantizer",
-    "unknown_variant",
+    "ReplacedTensors",
+    "StoredTensor",
+    "concat_rows",
+    "dense",
+    "foresee",
+    "number",
+    "represent",
+    "size",
+    "switch",
 ]

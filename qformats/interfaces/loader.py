@@ -7,23 +7,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qformats.checkpoint import Checkpoint
 from qformats.errors import ConfigError
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.layout import Assignment, Draft, Layout
 from qformats.interfaces.option import Option
 from qformats.interfaces.packer import Packer
-from qformats.layout import Assignment, Draft, Layout
+from qformats.work.guard import Guarded
 
 __all__ = ["Loader"]
 
 
-class Loader(ABC):
+class Loader(Guarded, ABC):
     """One container: which files hold a model's tensors, under which names; reads and writes.
 
-    Subclasses set :attr:`name` and :attr:`summary`. Reading yields a :class:`~qformats.checkpoint.Checkpoint` with
-    canonical names (those that Transformers' model class uses on disk). Writing happens in three pure steps, all from
+    Subclasses set :attr:`name` and :attr:`summary`. Reading yields a :class:`~qformats.Checkpoint` with canonical
+    names (those that Transformers' model class uses on disk). Writing happens in three pure steps, all from
     headers: :meth:`draft` the output's tensors, let the framework choose a format for each (asking :meth:`mix` and
     :meth:`fallback`), :meth:`lay_out` the files. The framework fills and seals them.
     """
+
+    guarded = ("accepts", "detect", "open", "outline", "draft", "mix", "fallback", "lay_out", "finish")
 
     name: ClassVar[str]
     summary: ClassVar[str] = ""
@@ -35,9 +38,14 @@ class Loader(ABC):
     families: ClassVar[tuple[str, ...]] = ()
     """Families whose exports stay in this container when the source lies in it."""
 
-    def holds(self, packer: Packer) -> bool:
+    def accepts(self, packer: Packer) -> bool:
         """Whether tensors of this format can be written into this container."""
         return packer.container == self.name or packer.family in self.families
+
+    def own_options(self, options: Mapping[str, str]) -> dict[str, str]:
+        """Those of the given options that this loader knows."""
+        known = {option.name for option in self.options}
+        return {name: value for name, value in options.items() if name in known}
 
     @abstractmethod
     def detect(self, path: Path) -> bool:

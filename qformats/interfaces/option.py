@@ -1,10 +1,14 @@
-"""An option of a loader or a quantizer."""
+"""An option of a loader or a quantizer, and the values that users write."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Option"]
+from qformats.errors import ConfigError
+
+__all__ = ["Option", "number", "size", "switch"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,76 @@ class Option:
         How users write it, and what it does.
     decides : bool
         Whether it decides the result. Interrupted work is found again although others have changed.
+    flag : bool
+        Whether ``qformats export`` has it as ``--NAME VALUE`` too, for options that many will want.
+    metavar : str
+        What stands for the value in that help.
     """
 
     name: str
     help: str
     decides: bool = True
+    flag: bool = False
+    metavar: str = "TEXT"
+
+
+def number(
+    options: Mapping[str, str], name: str, default: float, low: float, high: float, *, whole: bool = True
+) -> float:
+    """Value of an option that is a number.
+
+    Raises
+    ------
+    ConfigError
+        If it is none, or out of range.
+    """
+    text = options.get(name)
+    if text is None:
+        return default
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise ConfigError(name, text, f"a {'whole ' if whole else ''}number from {low:g} to {high:g}")
+    return value
+
+
+def switch(options: Mapping[str, str], name: str, default: bool) -> bool:
+    """Value of an option that is ``yes`` or ``no``.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither.
+    """
+    text = options.get(name)
+    if text is None:
+        return default
+    if text.lower() not in ("yes", "no", "true", "false", "1", "0"):
+        raise ConfigError(name, text, "yes or no")
+    return text.lower() in ("yes", "true", "1")
+
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*")
+
+
+def size(options: Mapping[str, str], name: str, default: str) -> int:
+    """Value of an option that is a number of bytes, such as ``500MB``, ``2G`` (powers of 1000) or ``4GiB``.
+
+    >>> size({"max-shard-size": "2GB"}, "max-shard-size", "5GB"), size({}, "memory", "4KiB")
+    (2000000000, 4096)
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+    """
+    text = options.get(name, default)
+    match = _SIZE.fullmatch(text.upper())
+    found = 0
+    if match is not None and (match[2] or not match[3]):
+        found = int(float(match[1]) * (1024 if match[3] else 1000) ** (" KMGT".index(match[2] or " ")))
+    if found <= 0:
+        raise ConfigError(name, text, "a size such as 500MB or 2GB")
+    return found

@@ -5,40 +5,59 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
-from qformats.checkpoint import Checkpoint
+from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.option import Option
-from qformats.interfaces.packer import Packer
-from qformats.tensors import PackedTensor, QuantizedTensor
+from qformats.interfaces.packer import PackedTensor, Packer
+from qformats.numbers.quantized import QuantizedTensor
+from qformats.work.guard import Guarded
+from qformats.work.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qformats.exporting.progress import Progress
-
 __all__ = ["Quantizer"]
 
 
-class Quantizer(ABC):
+class Quantizer(Guarded, ABC):
     """Chooses the grid point of each weight; works with any grid.
 
     Subclasses set :attr:`name` and implement :meth:`quantize`.
+
+    Examples
+    --------
+    A quantizer that shrinks the range of every block by a share that users may set:
+
+    >>> from qformats import Quantizer
+    >>> from qformats.interfaces import Option, number
+    >>> class Shrink(Quantizer):
+    ...     name = "shrink"
+    ...     options = (Option("share", "how much of the range is cut off (0.1)"),)
+    ...
+    ...     def quantize(self, weight, packer, importance=None):
+    ...         share = number(self.given, "share", 0.1, 0.0, 0.9, whole=False)
+    ...         params = packer.grid.fit(weight.float() * (1 - share))
+    ...         return packer.grid.quantized(packer.grid.encode(weight.float(), params), params)
     """
+
+    guarded = ("prepare", "quantize", "encode")
 
     name: ClassVar[str]
     summary: ClassVar[str] = ""
     options: ClassVar[tuple[Option, ...]] = ()
-    """What users may set for :meth:`prepare`."""
+    """What users may set; what they did set is in :attr:`given`."""
     prepares: ClassVar[bool] = False
-    """Whether it works on whole models before single tensors are written."""
+    """Whether it works on whole models before single tensors are written; then it does nothing without one."""
+    given: Mapping[str, str] = MappingProxyType({})
+    """Of :attr:`options`, those that the user set; the registry fills it in."""
 
     def prepare(
         self,
         source: Checkpoint,
         formats: Mapping[str, Packer],
         work: Path,
-        options: Mapping[str, str],
         progress: Progress,
     ) -> Checkpoint:
         """Quantize weights with the whole model at hand, as calibration does.
@@ -52,16 +71,14 @@ class Quantizer(ABC):
         work : Path
             Folder for what is finished. A killed run finds it again, if nothing that decides the result has changed;
             after an export it is removed.
-        options : mapping of str to str
-            Of :attr:`options`, those that were given.
         progress : Progress
             Is told how far the work is.
 
         Returns
         -------
         Checkpoint
-            `source` with these tensors packed: their `format` is the one asked for, their `origin` what they were. What
-            is not packed goes through :meth:`quantize`.
+            `source` with these tensors packed: their `packer` is the one asked for, their `origin` what they were.
+            What is not packed goes through :meth:`quantize`. :class:`~qformats.interfaces.ReplacedTensors` is one.
         """
         return source
 

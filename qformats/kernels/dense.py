@@ -1,17 +1,20 @@
-"""Casts between plain float formats that notice what the target cannot hold."""
+"""Plain floats: casts that notice what the target cannot hold, and what a kernel could not quantize."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qformats.dtypes import dtype_name, torch_dtype
 from qformats.errors import NonFiniteError
+from qformats.numbers.dtypes import dtype_name, torch_dtype
+from qformats.numbers.finite import too_large
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["as_numpy", "cast", "require_finite", "too_large"]
+    from qformats.kernels.cpu import Outcome
+
+__all__ = ["as_numpy", "cast", "refuse", "require_finite", "too_large"]
 
 _KERNEL = ("f32", "f16", "bf16")
 
@@ -58,22 +61,31 @@ def require_finite(tensor: Tensor) -> None:
         raise _report(tensor, count, hint)
 
 
-def too_large(found: str, weight: Tensor) -> NonFiniteError:
-    """Error for finite weights that a format cannot hold, with the largest one and where it is.
+def refuse(outcome: Outcome, weight: Tensor, blocks: int, dtype: str, what: str = "blocks") -> None:
+    """Refuse what a kernel has found in a weight that it quantized.
 
     Parameters
     ----------
-    found : str
-        What does not fit, such as ``"3 of 80 blocks need a scale beyond f16"``.
+    outcome : Outcome
+        What the kernel counted.
     weight : Tensor
-        The weights, any shape.
+        What it read.
+    blocks : int
+        How many blocks the weight has.
+    dtype : str
+        What scales are stored in.
+    what : str
+        What shares a scale: ``"blocks"``, ``"rows"``.
+
+    Raises
+    ------
+    NonFiniteError
+        If a weight is NaN or infinite, or so large that a scale is beyond `dtype`.
     """
-    flat = weight.flatten()
-    index = int(flat.abs().argmax())
-    return NonFiniteError(
-        f"{found}, the largest weight is {float(flat[index]):g} at index {index}",
-        "keep this tensor in bf16 or f32 (--tensor-type 'NAME=bf16')",
-    )
+    if outcome.nonfinite:
+        require_finite(weight)
+    if outcome.overflow:
+        raise too_large(f"{outcome.overflow} of {blocks} {what} need a scale beyond {dtype}", weight)
 
 
 def _to_odd(values: Tensor) -> Tensor:

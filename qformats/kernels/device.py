@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from qformats.errors import ConfigError
 from qformats.kernels.codebook import ENTRIES, canonical_codes, canonical_levels, make_codebook
-from qformats.tensors import QuantizedTensor
+from qformats.numbers.quantized import QuantizedTensor
 
 if TYPE_CHECKING:
     from torch import Tensor

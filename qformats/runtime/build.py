@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qformats.checkpoint import Checkpoint
 from qformats.errors import UnsupportedModelError
+from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["bare_model"]
 

@@ -9,13 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from qformats.dtypes import torch_dtype
 from qformats.errors import QFormatsError, ShapeError
-from qformats.interfaces import Packer
+from qformats.interfaces.packer import PackedTensor, Packer
+from qformats.interfaces.rows import cut
 from qformats.kernels.device import DeviceForm, DeviceWeight, arrange, restore, uncovered
+from qformats.numbers.dtypes import torch_dtype
+from qformats.numbers.quantized import QuantizedTensor
 from qformats.registry import registry
 from qformats.runtime.codes import Codes
-from qformats.tensors import PackedTensor, QuantizedTensor
 
 __all__ = ["PackedLayer"]
 
@@ -167,7 +168,7 @@ class PackedLayer(nn.Module):
             fields = {name: home._tensor(at).detach() for name, at in home._names.items()}
         else:
             fields = home._repacked()
-        return PackedTensor(home.packer.name, home.shape, fields)
+        return PackedTensor(home.packer, home.shape, fields)
 
     def set_packed(self, packed: PackedTensor) -> None:
         """Take another weight of the same shape, of the same format or another one.
@@ -180,7 +181,7 @@ class PackedLayer(nn.Module):
         if tuple(packed.shape) != self.shape:
             raise ShapeError("weight", tuple(packed.shape), str(self.shape))
         self._tied = ()
-        self.packer = registry().packer(packed.format)
+        self.packer = packed.packer
         self._hold(packed.fields)
 
     def arranged(self) -> DeviceWeight:
@@ -220,7 +221,7 @@ class PackedLayer(nn.Module):
         else:
             # Packers run their compiled code on the CPU.
             fields = {name: field.cpu() for name, field in packed.fields.items()}
-            packed = PackedTensor(packed.format, packed.shape, fields)
+            packed = replace(packed, fields=fields)
             quantized = self.packer.unpack(packed)
             reason = uncovered(quantized, self._bits) or ""
         if quantized is None or reason:
@@ -273,7 +274,7 @@ class PackedLayer(nn.Module):
             from qformats.kernels import ops
 
             return ops.dequantize(home.arranged(), dtype)
-        values: Tensor = _decoded(home.packer, home.packed(), dtype)
+        values: Tensor = _decoded(home.packed(), dtype)
         return values
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -365,16 +366,16 @@ def _same_bytes(one: Tensor, other: Tensor) -> bool:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator] # compiled code of packers
-def _decoded(packer: Packer, packed: PackedTensor, dtype: torch.dtype) -> Tensor:
+def _decoded(packed: PackedTensor, dtype: torch.dtype) -> Tensor:
     """Values of a packed tensor, in pieces of rows, so that there is never more than a piece of float32."""
     rows, columns = packed.shape
-    step = packer.row_step(packed.shape)
+    step = packed.packer.row_step(packed.shape)
     size = max(step, _PIECE // max(1, columns) // step * step) if step else rows
     if dtype == torch.float32 or size >= rows:
-        return packer.dequantize(packed).to(dtype)
+        return packed.dequantize().to(dtype)
     device = next(iter(packed.fields.values())).device
     values = torch.empty((rows, columns), dtype=dtype, device=device)
     for start in range(0, rows, size):
         stop = min(rows, start + size)
-        values[start:stop] = packer.dequantize(packer.cut(packed, start, stop))
+        values[start:stop] = cut(packed, start, stop).dequantize()
     return values

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from qformats.interfaces import Packer
+from qformats.interfaces.packer import PackedTensor, Packer
+from qformats.interfaces.rows import pick
 from qformats.runtime.layer import PackedLayer
-from qformats.tensors import PackedTensor
 
 __all__ = ["PackedLayer", "QuantEmbedding", "QuantLinear"]
 
@@ -56,7 +56,7 @@ class QuantLinear(PackedLayer, nn.Linear):  # type: ignore[override] # `weight` 
     def from_packed(cls, packed: PackedTensor, bias: Tensor | None = None) -> QuantLinear:
         """A layer of this weight, which it holds without copying it."""
         rows, columns = packed.shape
-        layer = cls(columns, rows, packer=packed.format, bias=False, device="meta")
+        layer = cls(columns, rows, packer=packed.packer, bias=False, device="meta")
         layer.set_packed(packed)
         if bias is not None:
             layer.bias = nn.Parameter(bias, requires_grad=False)
@@ -132,7 +132,7 @@ class QuantEmbedding(PackedLayer, nn.Embedding):  # type: ignore[override] # `we
     def from_packed(cls, packed: PackedTensor, dtype: torch.dtype | None = None) -> QuantEmbedding:
         """An embedding with this table, which it holds without copying it."""
         rows, columns = packed.shape
-        layer = cls(rows, columns, packer=packed.format, device="meta")
+        layer = cls(rows, columns, packer=packed.packer, device="meta")
         layer.set_packed(packed)
         layer.register_buffer("result", torch.zeros((), dtype=dtype), persistent=False)
         return layer
@@ -144,12 +144,12 @@ class QuantEmbedding(PackedLayer, nn.Embedding):  # type: ignore[override] # `we
             from qformats.kernels import ops
 
             return ops.embedding(input, home.arranged(), dtype)
-        packer, packed = home.packer, home.packed()
-        if packer.row_step(home.shape) != 1:
+        packed = home.packed()
+        if packed.packer.row_step(home.shape) != 1:
             return functional.embedding(input, home.dequantize(dtype))
         ids, places = input.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         if len(ids) and not 0 <= int(ids[0]) <= int(ids[-1]) < home.shape[0]:
             message = f"ids run from {int(ids[0])} to {int(ids[-1])}, and the table has {home.shape[0]} rows"
             raise IndexError(message)
-        rows = packer.dequantize(packer.pick(packed, ids)) if len(ids) else torch.empty(0, home.shape[1])
+        rows = pick(packed, ids).dequantize() if len(ids) else torch.empty(0, home.shape[1])
         return rows.to(input.device, dtype)[places]

@@ -7,29 +7,29 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from qformats.api import open as open_checkpoint
-from qformats.api import packer as packer_of
-from qformats.checkpoint import Checkpoint, StoredTensor
-from qformats.dtypes import COMPUTED, dtype_name, torch_dtype
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.exporting import Recipe
-from qformats.exporting.progress import Progress, Silent
-from qformats.interfaces import Packer
+from qformats.exporting.on_read import quantized_on_read
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.packer import PackedTensor
+from qformats.interfaces.stored import StoredTensor
+from qformats.numbers.dtypes import COMPUTED, dtype_name, torch_dtype
 from qformats.runtime.build import bare_model
-from qformats.runtime.device import chosen_device
 from qformats.runtime.experts import QuantExperts, refuse_strange_experts
 from qformats.runtime.linear import PackedLayer, QuantEmbedding, QuantLinear
 from qformats.runtime.names import Place, places, tied_names
-from qformats.runtime.quantizing import quantized_on_read
 from qformats.runtime.report import LoadedWeight, report_of
 from qformats.runtime.resizing import refuse_resizing
-from qformats.tensors import PackedTensor
+from qformats.sources import open_model
+from qformats.work.device import chosen_device
+from qformats.work.progress import Progress, Silent
 
 __all__ = ["load_model"]
 
@@ -49,7 +49,7 @@ def load_model(
     progress: Progress | None = None,
 ) -> Any:
     """Load a model to run it; see :func:`qformats.load_model`."""
-    source = model if isinstance(model, Checkpoint) else open_checkpoint(model, options=options)
+    source = model if isinstance(model, Checkpoint) else open_model(model, options or {})
     progress = progress or Silent()
     place = chosen_device(device)
     computed = _dtype(dtype, source, place)
@@ -179,10 +179,9 @@ class _Filling:
         if reason is None:
             self._replace(owner, self._layer(module, packed))
             return
-        own = packer_of(packed.format)
         note = f"kept as plain numbers, because {reason}"
         self.decoded[place.name] = LoadedWeight(owner, packed.format, 0, note)
-        self._put_values(module, last, place, own.dequantize(packed))
+        self._put_values(module, last, place, packed.dequantize())
 
     def _check_shape(self, tensor: StoredTensor, place: Place, module: Any, last: str) -> None:
         held = module._parameters.get(last)
@@ -202,7 +201,7 @@ class _Filling:
         if self.device.type == "cpu":
             # Of its own memory, so that the file may change or go.
             fields = {name: field.clone() for name, field in packed.fields.items()}
-            packed = PackedTensor(packed.format, packed.shape, fields)
+            packed = replace(packed, fields=fields)
         layer = self._of_kind(module, packed)
         if self.device.type == "cuda":
             layer.arrange(self.device)
@@ -302,11 +301,7 @@ def _refuse_saving(*args: Any, **kwargs: Any) -> None:
 
 
 def _quantized(tensor: StoredTensor) -> bool:
-    return _packer(tensor).dense_dtype is None
-
-
-def _packer(tensor: StoredTensor) -> Packer:
-    return packer_of(tensor.format)
+    return tensor.packer.quantizes
 
 
 def _transposed(module: Any, last: str) -> bool:

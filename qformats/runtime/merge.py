@@ -11,17 +11,22 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qformats.checkpoint import Checkpoint, StoredTensor
 from qformats.errors import ConfigError, ShapeError
+from qformats.exporting import Recipe, make_plan
+from qformats.exporting.run import execute
+from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
+from qformats.interfaces.dense import dense
+from qformats.interfaces.packer import PackedTensor
+from qformats.interfaces.stored import StoredTensor
 from qformats.registry import registry
 from qformats.runtime.adapters import Update, updates_of
-from qformats.tensors import PackedTensor
+from qformats.sources import open_model
 
 if TYPE_CHECKING:
-    from qformats.exporting import ExportReport, Recipe
-    from qformats.exporting.progress import Progress
+    from qformats.exporting import ExportReport
+    from qformats.work.progress import Progress
 
-__all__ = ["MergeReport", "MergedCheckpoint", "MergedTensor", "merge_adapter"]
+__all__ = ["MergeReport", "MergedTensor", "merge_adapter"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class MergeReport:
     @property
     def requantized(self) -> tuple[MergedTensor, ...]:
         """Those that were rounded to the levels of a quantized format."""
-        return tuple(t for t in self.tensors if registry().packer(t.format).dense_dtype is None)
+        return tuple(tensor for tensor in self.tensors if registry().packer(tensor.format).quantizes)
 
     def __str__(self) -> str:
         """How much of the adapter arrived."""
@@ -135,21 +140,19 @@ def merge_adapter(
     progress: Progress | None = None,
 ) -> MergeReport:
     """Write the base model with the active LoRA adapters added; see :func:`qformats.merge_adapter`."""
-    import qformats
-    from qformats.exporting import make_plan
-    from qformats.exporting.run import execute
-
     options = dict(options or {})
     base = _source(model, source, options)
     updates = updates_of(model)
-    merged = MergedCheckpoint(base, updates)
+    merged = ReplacedTensors(
+        base, {name: _added(base.tensors[name], update) for name, update in updates.items()}
+    )
     recipe = _recipe(merged, updates, *_formats(base, updates, format), options)
     # What an interrupted merge left is gone on with only if the adapter is the same.
-    identity = {**options, "adapter": _digest(updates)}
-    plan = make_plan(merged, Path(target).expanduser(), recipe, identity)
+    identity = {"adapter": _digest(updates)}
+    plan = make_plan(merged, Path(target).expanduser(), recipe, options, extra_identity=identity)
     export = execute(plan, force=force, workers=workers, progress=progress)
     at = plan.target if plan.layout.folder else plan.target.parent / export.files[0][0]
-    written = qformats.open(at, options=options)
+    written = open_model(at, options)
     stored = {t.source_name: t.format for t in export.tensors}
     tensors = tuple(
         _measured(base.tensors[name], merged.tensors[name], written.tensors[name], stored[name], update)
@@ -161,75 +164,28 @@ def merge_adapter(
     return report
 
 
-class MergedCheckpoint(Checkpoint):
-    """A checkpoint with updates added to some of its weights, which become plain float32.
-
-    Parameters
-    ----------
-    base : Checkpoint
-        The model.
-    updates : mapping of str to Update
-        By canonical name.
-    """
-
-    def __init__(self, base: Checkpoint, updates: Mapping[str, Update]) -> None:
-        self._base = base
-        self.path, self.name, self.container = base.path, base.name, base.container
-        self.fingerprint = base.fingerprint
-        self.tensors = {
-            name: _added(tensor, updates[name]) if name in updates else tensor
-            for name, tensor in base.tensors.items()
-        }
-
-    @property
-    def architecture(self) -> str:
-        """The base model's."""
-        return self._base.architecture
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The base model's."""
-        return self._base.config
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """The base model's."""
-        return self._base.metadata
-
-    @property
-    def files(self) -> list[Path]:
-        """The base model's."""
-        return self._base.files
-
-    def tokenizer_files(self) -> dict[str, bytes]:
-        """The base model's."""
-        return self._base.tokenizer_files()
-
-
 def _added(tensor: StoredTensor, update: Update) -> StoredTensor:
     """The sum of a stored weight and an update, as a stored tensor of plain numbers."""
-    packer = registry().packer(tensor.format)
+    plain = dense("f32")
 
     def load(start: int, stop: int) -> PackedTensor:
-        part = packer.dequantize(tensor.load(start, stop)).float() + update.rows(start, stop)
-        return PackedTensor("dense:f32", tuple(part.shape), {"weight": part})
+        part = tensor.read(start, stop).dequantize().float() + update.rows(start, stop)
+        return PackedTensor(plain, tuple(part.shape), {"weight": part})
 
-    return replace(tensor, format="dense:f32", nbytes=4 * tensor.numel, load=load, origin="")
+    return replace(tensor, packer=plain, nbytes=4 * tensor.numel, load=load, origin=None)
 
 
 def _source(
     model: Any, source: str | PathLike[str] | Checkpoint | None, options: Mapping[str, str]
 ) -> Checkpoint:
     """Open what the base model was loaded from."""
-    import qformats
-
     if source is None:
         get_base = getattr(model, "get_base_model", None)
         source = getattr(get_base() if get_base else model, "qformats_source", None)
     if source is None:
         expected = "the path of the base model, since the model does not know what it was loaded from"
         raise ConfigError("source", None, expected)
-    return source if isinstance(source, Checkpoint) else qformats.open(source, options=options)
+    return source if isinstance(source, Checkpoint) else open_model(source, options)
 
 
 def _ran(model: Any, base: Checkpoint, updates: Mapping[str, Update]) -> tuple[str, ...]:
@@ -239,7 +195,7 @@ def _ran(model: Any, base: Checkpoint, updates: Mapping[str, Update]) -> tuple[s
     found = []
     for name in updates:
         layer = model.get_base_model().get_submodule(name.removesuffix(".weight")).get_base_layer()
-        stored = registry().packer(base.tensors[name].format).name
+        stored = base.tensors[name].format
         if isinstance(layer, PackedLayer) and layer.packer.name != stored:
             found.append(layer.packer.name)
     return tuple(dict.fromkeys(found))
@@ -261,7 +217,7 @@ def _formats(
             found = f"one on {name}, which the output layer shares"
             expected = "none there: merging would change the output layer too"
             raise ConfigError(f"{base.path}: adapter", found, expected)
-    stored = {name: registry().packer(tensor.stored_format) for name, tensor in base.tensors.items()}
+    stored = {name: tensor.stored_packer for name, tensor in base.tensors.items()}
     if format is not None:
         default = registry().packer(format)
         if default.dense_dtype is not None:
@@ -278,7 +234,7 @@ def _formats(
     rules = [
         (_only(name), packer.name if packer.writable else chosen)
         for name, packer in stored.items()
-        if packer.dense_dtype is None and (name in updates or (packer.writable and packer.name != chosen))
+        if packer.quantizes and (name in updates or (packer.writable and packer.name != chosen))
     ]
     return chosen, tuple(rules)
 
@@ -297,14 +253,11 @@ def _recipe(
     ConfigError
         If both would: nothing tells the format of a tensor made of a changed one and others.
     """
-    from qformats.exporting import Recipe
-
     packer = registry().packer(default)
-    own = [merged.container] if registry().loader(merged.container).holds(packer) else []
+    own = [merged.container] if registry().loader(merged.container).accepts(packer) else []
     for container in dict.fromkeys((*own, packer.container)):
         loader = registry().loader(container)
-        known = {option.name for option in loader.options}
-        drafts = loader.draft(merged, {name: value for name, value in options.items() if name in known})
+        drafts = loader.draft(merged, loader.own_options(options))
         joined = updates.keys() - {draft.source.name for draft in drafts}
         if not joined:
             return Recipe(default, tensor_types=rules, container=container)
@@ -334,9 +287,9 @@ def _measured(
 ) -> MergedTensor:
     """Compare a tensor as it was written with the sum that it stands for."""
     values = sum_.read().fields["weight"]
-    error = float((registry().packer(written.format).dequantize(written.read()) - values).norm())
+    error = float((written.dequantize() - values).norm())
     added = float(update.rows(0, update.shape[0]).norm())
-    old = float(registry().packer(before.format).dequantize(before.read()).norm())
+    old = float(before.dequantize().norm())
 
     def ratio(part: float, whole: float) -> float:
         return part / whole if whole else 0.0

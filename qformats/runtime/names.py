@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qformats.checkpoint import Checkpoint
 from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["Place", "places"]
 

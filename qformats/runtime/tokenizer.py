@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from qformats.checkpoint import Checkpoint
 from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["tokenizer"]
 

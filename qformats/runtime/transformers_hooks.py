@@ -21,10 +21,10 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
-from qformats.checkpoint import Checkpoint
 from qformats.errors import CheckpointError, ConfigError
 from qformats.exporting import Recipe
-from qformats.interfaces import Packer
+from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.packer import Packer
 from qformats.registry import PluginWarning, registry
 from qformats.runtime.linear import PackedLayer, QuantLinear
 from qformats.runtime.resizing import refuse_resizing
@@ -131,14 +131,13 @@ class QformatsQuantizer(HfQuantizer):
         assert self._source is not None
         if self.pre_quantized:
             for name, tensor in self._source.tensors.items():
-                packer = registry().packer(tensor.format)
-                if packer.dense_dtype is None:
-                    yield name, packer, (tensor.shape[0], tensor.shape[1])
+                if tensor.packer.quantizes:
+                    yield name, tensor.packer, (tensor.shape[0], tensor.shape[1])
             return
         loader = registry().loader(_FOLDER)
         recipe = Recipe(self._chosen().name, container=_FOLDER)
         for assignment in recipe.assign(loader.draft(self._source, {}), loader, self._source):
-            if assignment.packer.dense_dtype is None:
+            if assignment.packer.quantizes:
                 shape = assignment.draft.source.shape
                 yield assignment.draft.name, assignment.packer, (shape[0], shape[1])
 
@@ -253,7 +252,9 @@ class _Quantize(ConversionOps):
 def _loadable(packer: Packer) -> bool:
     """Whether Transformers can quantize into a format: its folders declare our method, its codes are a ``weight``."""
     names = [field.name for field in packer.spec.fields]
-    own = packer.grid is not None and packer.to_config().get("quant_method") == METHOD
+    own = (
+        packer.grid is not None and registry().family(packer).to_config(packer).get("quant_method") == METHOD
+    )
     return own and "weight" in names and not any("." in name for name in names)
 
 
@@ -272,10 +273,11 @@ def register() -> None:
     methods = [METHOD]
     for family in registry().families():
         try:
-            methods.append(str(family.parse(family.default_variant).to_config().get("quant_method", METHOD)))
+            declared = family.to_config(family.parse(family.default_variant))
+            methods.append(str(declared.get("quant_method", METHOD)))
         except Exception as error:
             # One plugin that cannot tell must not take the others down.
-            message = f"folders of the family {family.family} cannot be loaded by Transformers: {error}"
+            message = f"folders of the family {family.name} cannot be loaded by Transformers: {error}"
             warnings.warn(message, PluginWarning, stacklevel=2)
     for method in dict.fromkeys(methods):
         if method not in taken and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:

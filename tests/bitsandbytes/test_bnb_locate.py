@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import qformats
-from qformats.dtypes import dtype_name
 from qformats.errors import ConfigError
 from qformats.interfaces import ModuleFields
+from qformats.numbers.dtypes import dtype_name
 from qformats_bitsandbytes.quant_state import KEY
 
 NF4, FP4 = KEY + "nf4", KEY + "fp4"

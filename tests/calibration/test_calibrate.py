@@ -15,7 +15,7 @@ from qformats.calibration import Settings, calibrate
 from qformats.calibration.skeleton import Skeleton
 from qformats.calibration.stream import Stream, observe
 from qformats.errors import CheckpointError, ConfigError, NonFiniteError, WeightsError
-from qformats.exporting.progress import Silent
+from qformats.work.progress import Silent
 from qformats_gptq.quantizer import GPTQ
 
 LINEAR = ("proj", "c_attn", "c_fc", "c_proj")

@@ -8,8 +8,8 @@ from oracles import hf
 
 import qformats
 from qformats.exporting import Recipe, make_plan
-from qformats.exporting.progress import Silent
 from qformats.exporting.run import execute
+from qformats.work.progress import Silent
 from qformats_gptq.quantizer import GPTQ
 
 # llama.cpp rounds activations to 8 bits wherever weights are quantized.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qformats.calibration.freed import return_freed
+from qformats.work.memory import return_freed
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "measure_memory.py"
 SIZE = ["--hidden", "384", "--intermediate", "1536", "--layers", "12", "--vocabulary", "2048"]

@@ -11,7 +11,7 @@ from qformats.calibration.activations import Activations, Kept, Memory
 from qformats.calibration.settings import number, switch
 from qformats.calibration.text import calibration_text, sample_tokens
 from qformats.errors import BackendUnavailableError, CheckpointError, ConfigError, OutputError
-from qformats.exporting.progress import Silent
+from qformats.work.progress import Silent
 
 
 class Heard(Silent):

@@ -19,7 +19,7 @@ from qformats.errors import (
     NonFiniteError,
     QFormatsError,
 )
-from qformats.exporting.progress import Silent
+from qformats.work.progress import Silent
 
 TEXT = {"text": "demo", "window": 64, "windows": 2}
 

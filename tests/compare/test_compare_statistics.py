@@ -11,7 +11,7 @@ from qformats.comparing.report import TextUsed
 from qformats.comparing.statistics import behaviour_alone, behaviour_change
 from qformats.comparing.text import Windows
 from qformats.errors import NonFiniteError
-from qformats.exporting.progress import Silent
+from qformats.work.progress import Silent
 
 VOCABULARY, LENGTH, COUNT = 50, 16, 9
 SCORED = LENGTH - 1 - LENGTH // 2

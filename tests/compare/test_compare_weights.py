@@ -13,7 +13,7 @@ from qformats.comparing import weights
 from qformats.comparing.sums import Sums, compare, total
 from qformats.comparing.weights import compare_weights, place
 from qformats.errors import WeightsError
-from qformats.exporting.progress import Silent
+from qformats.work.progress import Silent
 
 
 def expected(base, other):

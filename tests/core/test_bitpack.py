@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qformats.bitpack import WIDTHS, pack_bits, packed_bytes, unpack_bits
 from qformats.errors import ConfigError, ShapeError
+from qformats.numbers.bitpack import WIDTHS, pack_bits, packed_bytes, unpack_bits
 
 
 def _big_integer(codes, bits):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qformats.dense import Dense
 
 import qformats
 from qformats import dtypes
-from qformats.dense import Dense
 from qformats.errors import ConfigError, NonFiniteError, UnknownFormatError
 from qformats.kernels.dense import cast, require_finite
 

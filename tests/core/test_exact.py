@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qformats.numbers.grids import AffineGrid, Grid, TableGrid
 
 from qformats import QuantizedTensor
 from qformats.errors import NotExactError
 from qformats.exact import Answer, foresee, hold
-from qformats.grids import AffineGrid, Grid, TableGrid
 
 FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 UNEVEN = (-1.0, -0.69619, -0.52507, -0.28444, -0.09105, 0.0, 0.1609, 0.33792, 0.56262, 1.0)

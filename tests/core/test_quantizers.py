@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from qformats.numbers.grids import AffineGrid
+from qformats.tensors import PackedTensor, QuantizedTensor
 
 import qformats
+from qformats.builtin.rtn import RoundToNearest
 from qformats.errors import ConfigError, NonFiniteError, UnknownFormatError
-from qformats.grids import AffineGrid
 from qformats.interfaces import Packer, Quantizer
-from qformats.quantizers import RoundToNearest
-from qformats.spec import FieldSpec, FormatSpec
-from qformats.tensors import PackedTensor, QuantizedTensor
+from qformats.interfaces.spec import FieldSpec, FormatSpec
 
 
 class Plain(Packer):

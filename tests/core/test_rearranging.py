@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import qformats
-from qformats.checkpoint import StoredTensor, concat_rows
 from qformats.errors import ShapeError
+from qformats.interfaces.checkpoint import StoredTensor, concat_rows
 
 FORMATS = [
     "dense:bf16",

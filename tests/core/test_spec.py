@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qformats.dtypes import SIZES
 from qformats.errors import ConfigError
-from qformats.spec import FieldSpec, FormatSpec, evaluate, solve
+from qformats.interfaces.spec import FieldSpec, FormatSpec, evaluate, solve
+from qformats.numbers.dtypes import SIZES
 
 ROUND_UP = [
     "K",

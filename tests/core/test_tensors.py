@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qformats.tensors import PackedTensor, QuantizedTensor, expand_blocks
 
 from qformats.errors import ConfigError, ShapeError
-from qformats.tensors import PackedTensor, QuantizedTensor, expand_blocks
 
 
 def _block_of(row, column, columns, block_size, g_idx):

@@ -7,11 +7,11 @@ import os
 import threading
 
 import pytest
+from qformats.tensors import PackedTensor
 
 import qformats
 from qformats.errors import ConfigError
 from qformats.exporting import Recipe, fill, make_plan
-from qformats.tensors import PackedTensor
 
 engine = importlib.import_module("qformats.exporting.run")
 

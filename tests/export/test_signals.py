@@ -8,7 +8,7 @@ import pytest
 import qformats
 from qformats.exporting import Recipe, fill, make_plan
 from qformats.exporting.run import execute
-from qformats.exporting.signals import interruptible
+from qformats.work.signals import interruptible
 
 
 def test_signals_wait_until_they_are_asked_for():

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from models import moe, tiny
+from qformats.tensors import PackedTensor
 from safetensors.torch import load_file, save_file
 
 import qformats
-from qformats.checkpoint import StoredTensor
 from qformats.errors import ConfigError
-from qformats.tensors import PackedTensor
+from qformats.interfaces.checkpoint import StoredTensor
 
 
 def test_integers_are_no_format_for_weights(tmp_path: Path) -> None:

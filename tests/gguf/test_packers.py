@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from oracles import ggml
+from qformats.tensors import PackedTensor
 
 import qformats
 from qformats.errors import ConfigError, NonFiniteError, ShapeError, UnknownFormatError
 from qformats.registry import registry
-from qformats.tensors import PackedTensor
 from qformats_gguf import packers
 from qformats_gguf.packers import BLOCK, DECODE_ONLY
 from qformats_gguf.types import by_name

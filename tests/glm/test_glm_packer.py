@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from qformats.tensors import PackedTensor
 
 import qformats
 from qformats.errors import ConfigError, NonFiniteError, NotExactError, ShapeError, UnknownFormatError
 from qformats.interfaces import ModuleFields
-from qformats.tensors import PackedTensor
 from qformats_glm import kernels
 from qformats_glm.packer import GLMPacker, overflowed_rows
 from qformats_glm.ranks.columns import cut_columns, join_columns

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qformats.dtypes import torch_dtype
 from qformats.errors import CheckpointError, ConfigError
+from qformats.numbers.dtypes import torch_dtype
 from qformats_glm.ranks.archive import RankFile
 from qformats_glm.ranks.torchfile import Record, lay_out
 

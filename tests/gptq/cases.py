@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import qformats
-from qformats.dtypes import dtype_name
 from qformats.interfaces import ModuleFields
+from qformats.numbers.dtypes import dtype_name
 from qformats_gptq.packer import GPTQPacker
 
 __all__ = ["BITS", "located", "name", "weights"]

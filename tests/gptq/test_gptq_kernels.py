@@ -6,8 +6,8 @@ import torch
 from gptq.cases import BITS, name
 
 import qformats
-from qformats.bitpack import pack_bits
 from qformats.errors import ConfigError, NonFiniteError, ShapeError
+from qformats.numbers.bitpack import pack_bits
 from qformats_gptq import kernels
 
 

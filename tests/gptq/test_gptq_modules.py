@@ -7,9 +7,9 @@ import torch
 from gptq.cases import BITS, located, name, weights
 
 import qformats
-from qformats.dtypes import dtype_name
 from qformats.errors import ConfigError
 from qformats.interfaces import ModuleFields
+from qformats.numbers.dtypes import dtype_name
 from qformats_gptq.packer import GPTQPacker
 from qformats_gptq.zeros import constant_words, pack_zeros, unpack_zeros
 

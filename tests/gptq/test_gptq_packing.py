@@ -7,8 +7,8 @@ import torch
 from gptq.cases import BITS, located, name, weights
 
 import qformats
-from qformats.dtypes import dtype_name
 from qformats.errors import ConfigError, ShapeError
+from qformats.numbers.dtypes import dtype_name
 
 
 def their_layer(auto_gptq, quantized, bits, group, old):

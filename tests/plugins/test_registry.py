@@ -77,7 +77,7 @@ def _works(registry):
     assert {p.name for p in registry.plugins if p.error is None} >= BUILT_IN
     assert registry.packer("gguf:q4_0").__class__.__module__ == "qformats_gguf.packers"
     assert registry.packer("dense:f16").spec.name == "dense:f16"
-    assert registry.quantizer("rtn").__class__.__module__ == "qformats.quantizers"
+    assert registry.quantizer("rtn").__class__.__module__ == "qformats.builtin.rtn"
     assert registry.loader("huggingface").__class__.__module__ == "qformats.folder"
 
 

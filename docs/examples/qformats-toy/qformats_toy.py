@@ -23,8 +23,8 @@ from qformats import (
     QuantizedTensor,
     hookimpl,
 )
-from qformats.bitpack import pack_bits, unpack_bits
 from qformats.errors import ConfigError, UnknownFormatError
+from qformats.numbers.bitpack import pack_bits, unpack_bits
 
 BITS = 6
 

@@ -131,8 +131,8 @@ class TensorRule:
     alias_of : str, optional
         Module whose weight this one shares where its condition does not hold; such a copy is dropped.
     shape : tuple of str
-        Symbolic dimensions of the weight in configuration keys, see :func:`qformats.spec.evaluate`; a bias has the
-        first one.
+        Symbolic dimensions of the weight in configuration keys, see :func:`qformats.interfaces.evaluate`; a bias
+        has the first one.
     """
 
     canonical: str

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qformats import Checkpoint, Loader, Packer, StoredTensor
 from qformats.errors import ConfigError
-from qformats.interfaces import Assignment, Draft, Layout, Option, OutputFile, Placement
+from qformats.interfaces import Assignment, Draft, Layout, Option, OutputFile, Placement, concat_rows
 
 if TYPE_CHECKING:
     from qformats_glm.ranks.rules import Sharding
@@ -38,9 +38,9 @@ class RankFolder(Loader):
         Option("bits", "4 or 8: width of quantized weights, where the shapes do not tell it"),
     )
 
-    def holds(self, packer: Packer) -> bool:
+    def accepts(self, packer: Packer) -> bool:
         """Packed weights with one scale a row, and plain numbers."""
-        return super().holds(packer) or packer.dense_dtype in ("f16", "bf16", "f32")
+        return super().accepts(packer) or packer.dense_dtype in ("f16", "bf16", "f32")
 
     def detect(self, path: Path) -> bool:
         """Whether there are files of ranks here, or in folders beside ``latest``."""
@@ -149,16 +149,12 @@ def _ranks(source: Checkpoint, options: Mapping[str, str]) -> int:
 
 
 def _cut_rows(tensor: StoredTensor, ranges: Sequence[tuple[int, int]]) -> StoredTensor:
-    from qformats.checkpoint import concat_rows
-
     parts = [tensor.slice_rows(start, stop) for start, stop in ranges]
     return parts[0] if len(parts) == 1 else concat_rows(tensor.name, parts)
 
 
 def _kept(tensor: StoredTensor) -> str:
-    from qformats import packer
-
-    return f"dense:{packer(tensor.format).dense_dtype or 'f16'}"
+    return f"dense:{tensor.packer.dense_dtype or 'f16'}"
 
 
 def _file(name: str, assignments: Sequence[Assignment], own: Sequence[int], cut: int) -> OutputFile:

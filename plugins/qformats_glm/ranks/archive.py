@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from qformats.checkpoint import map_file
-from qformats.dtypes import SIZES, dtype_name, torch_dtype
 from qformats.errors import CheckpointError, ConfigError
-from qformats.folder.shards import refuse_pointer, unpickling_error
+from qformats.folder import unpickling_error
+from qformats.numbers import SIZES, dtype_name, torch_dtype
+from qformats.work.files import map_file, refuse_pointer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from qformats import Checkpoint, PackedTensor, StoredTensor
-from qformats.checkpoint import concat_rows
 from qformats.errors import CheckpointError, ConfigError, ShapeError
+from qformats.interfaces import concat_rows, dense
 from qformats_glm.packer import GLMPacker
 from qformats_glm.ranks.archive import RankFile
-from qformats_glm.ranks.columns import join_columns, quantized
+from qformats_glm.ranks.columns import join_columns
 from qformats_glm.ranks.rules import Kind, Sharding, merged_rows, positive
 
 __all__ = ["MODEL_CONFIG", "RankCheckpoint", "find_ranks", "is_rank", "rank_file"]
@@ -214,13 +214,13 @@ class RankCheckpoint(Checkpoint):
         if entry.dtype == "i8":
             found = f"packed codes without {name}_scale"
             raise CheckpointError(rank.path, found, "a scale for every row", tensor=name)
-        format = f"dense:{entry.dtype}"
+        packer = dense(entry.dtype)
 
         def load(start: int, stop: int) -> PackedTensor:
             values = rank.read(name, start, stop)
-            return PackedTensor(format, tuple(values.shape), {"weight": values})
+            return PackedTensor(packer, tuple(values.shape), {"weight": values})
 
-        return StoredTensor(name, entry.shape, format, entry.nbytes, rank.path, load, offset=entry.offset)
+        return StoredTensor(name, entry.shape, packer, entry.nbytes, rank.path, load, offset=entry.offset)
 
     def _packed(self, name: str, rank: RankFile) -> StoredTensor:
         entry, scale = rank.entries[name], rank.entries[f"{name}_scale"]
@@ -240,15 +240,15 @@ class RankCheckpoint(Checkpoint):
         def load(start: int, stop: int) -> PackedTensor:
             fields = {
                 field: rank.read(f"{name.removesuffix('weight')}{field}", start, stop)
-                for field in own.suffixes
+                for field in ("weight", "weight_scale")
             }
             try:
-                return own.take(fields, (stop - start, shape[1]))
+                return own.from_stored(fields, (stop - start, shape[1]))
             except ConfigError as error:
                 raise CheckpointError(rank.path, str(error), tensor=name) from error
 
         nbytes = entry.nbytes + scale.nbytes
-        return StoredTensor(name, shape, own.name, nbytes, rank.path, load, offset=entry.offset)
+        return StoredTensor(name, shape, own, nbytes, rank.path, load, offset=entry.offset)
 
     def _columns(self, name: str) -> int | None:
         """Columns that the whole weight must have; ``None`` if nothing tells."""
@@ -280,7 +280,7 @@ class RankCheckpoint(Checkpoint):
     def _check_width(self, tensor: StoredTensor, file: Path) -> None:
         if (
             len(tensor.shape) != 2
-            or quantized(tensor.format)
+            or tensor.packer.quantizes
             or self.sharding.kind(tensor.name) is Kind.REPLICATED
         ):
             return

@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING
 
 from qformats import PackedTensor, StoredTensor
 from qformats.errors import ShapeError
+from qformats.interfaces import dense
 from qformats_glm.packer import GLMPacker
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["cut_columns", "join_columns", "quantized"]
-
-
-def quantized(format: str) -> GLMPacker | None:
-    """Packer of a format of the family ``glm``; ``None`` for plain numbers and other families."""
-    family, _, variant = format.partition(":")
-    return GLMPacker.parse(variant) if family == GLMPacker.family else None
+__all__ = ["cut_columns", "join_columns"]
 
 
 def join_columns(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
@@ -40,9 +35,9 @@ def join_columns(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
 
     first = parts[0]
     shape = (first.shape[0], first.shape[1] * len(parts))
-    own = quantized(first.format)
+    own = first.packer if isinstance(first.packer, GLMPacker) else None
     same = own is None or all(torch.equal(_scale(part), _scale(first)) for part in parts[1:])
-    format = first.format if own is None or same else own.with_parts(len(parts)).name
+    packer = first.packer if own is None or same else own.with_parts(len(parts))
 
     def load(start: int, stop: int) -> PackedTensor:
         pieces = [part.read(start, stop) for part in parts]
@@ -52,12 +47,12 @@ def join_columns(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
         if own is not None:
             scales = [piece.fields["weight_scale"] for piece in pieces]
             fields["weight_scale"] = scales[0] if same else torch.stack(scales, 1)
-        return PackedTensor(format, (stop - start, shape[1]), fields)
+        return PackedTensor(packer, (stop - start, shape[1]), fields)
 
     nbytes = sum(part.nbytes for part in parts)
     if own is not None and same:
         nbytes = own.spec.nbytes(*shape)
-    return replace(first, name=name, shape=shape, format=format, nbytes=nbytes, load=load)
+    return replace(first, name=name, shape=shape, packer=packer, nbytes=nbytes, load=load)
 
 
 def _scale(part: StoredTensor) -> Tensor:
@@ -88,8 +83,8 @@ def cut_columns(tensor: StoredTensor, rank: int, ranks: int) -> StoredTensor:
     if columns % ranks:
         raise ShapeError(tensor.name, tensor.shape, f"a number of columns that divides by {ranks} ranks")
     width = columns // ranks
-    own = quantized(tensor.format)
-    if own is None:
+    own = tensor.packer
+    if not isinstance(own, GLMPacker):
         return _cut_plain(tensor, rank, width)
     # Blocks so narrow that the edges of old and new parts are edges of blocks.
     edges = math.lcm(own.parts, ranks) if own.parts > 1 else ranks
@@ -107,33 +102,30 @@ def cut_columns(tensor: StoredTensor, rank: int, ranks: int) -> StoredTensor:
         if own.parts > 1:
             scale = scale[:, order] if held > 1 else scale[:, order[0]]
         fields = {"weight": part.fields["weight"][:, first:last], "weight_scale": scale}
-        return PackedTensor(new.name, (stop - start, width), fields)
+        return PackedTensor(new, (stop - start, width), fields)
 
     nbytes = new.spec.nbytes(rows, width)
-    return replace(tensor, shape=(rows, width), format=new.name, nbytes=nbytes, load=load)
+    return replace(tensor, shape=(rows, width), packer=new, nbytes=nbytes, load=load)
 
 
 def _cut_plain(tensor: StoredTensor, rank: int, width: int) -> StoredTensor:
-    from qformats import packer
-
-    own = packer(tensor.format)
-    plain = own.dense_dtype is not None
-    format = f"dense:{own.dense_dtype or 'f32'}"
+    plain = not tensor.packer.quantizes
+    packer = dense(tensor.packer.dense_dtype or "f32")
 
     def load(start: int, stop: int) -> PackedTensor:
         if plain:
             (values,) = tensor.read(start, stop).fields.values()
         else:
-            values = own.dequantize(tensor.read())[start:stop]
+            values = tensor.dequantize()[start:stop]
         part = values[:, rank * width : (rank + 1) * width]
-        return PackedTensor(format, tuple(part.shape), {"weight": part})
+        return PackedTensor(packer, tuple(part.shape), {"weight": part})
 
     return replace(
         tensor,
         shape=(tensor.shape[0], width),
-        format=format,
+        packer=packer,
         nbytes=tensor.nbytes * width // max(1, tensor.shape[1]),
         load=load,
         step=tensor.step if plain else 0,
-        origin=tensor.origin if plain else tensor.stored_format,
+        origin=tensor.origin if plain else tensor.stored_packer,
     )

@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qformats.dtypes import SIZES
 from qformats.errors import ConfigError
+from qformats.numbers import SIZES
 
 __all__ = ["Archive", "Record", "lay_out"]
 

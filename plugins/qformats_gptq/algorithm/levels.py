@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qformats import Grid, GridParams
-from qformats.tensors import expand_blocks
+from qformats.numbers import expand_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from qformats.dense import Dense
+from qformats.builtin.dense import Dense
+from qformats.builtin.rtn import RoundToNearest
 from qformats.folder import HuggingFaceFolder
 from qformats.hookspecs import hookimpl
-from qformats.interfaces import Loader, Packer, Quantizer
-from qformats.quantizers import RoundToNearest
+from qformats.interfaces.family import Family
+from qformats.interfaces.loader import Loader
+from qformats.interfaces.quantizer import Quantizer
 
 __all__: list[str] = []
 
@@ -18,7 +20,7 @@ def qformats_register_quantizers() -> list[type[Quantizer]]:
 
 
 @hookimpl
-def qformats_register_packers() -> list[type[Packer]]:
+def qformats_register_families() -> list[type[Family]]:
     """Plain numbers."""
     return [Dense]
 

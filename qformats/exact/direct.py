@@ -1,6 +1,6 @@
 """Blocks that fit as they are: the same step (or its opposite), with other numbers for the same levels.
 
-All of it is work on parameters and on the range of a block's codes; values are never computed. What is not settled
+All of it is work on parameters and on the range of a block's codes; values are never computed. What is not decided
 here is left to :mod:`qformats.exact.search`.
 """
 
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qformats.exact.source import LARGEST_LEVEL, Run
-from qformats.grids import AffineGrid, TableGrid
+from qformats.numbers.affine import AffineGrid
+from qformats.numbers.table import TableGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Blocks", "settle"]
+__all__ = ["Blocks", "decide"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Blocks:
     Attributes
     ----------
     ok : Tensor
-        bool, ``(n,)``: which blocks were settled; the rest holds anything.
+        bool, ``(n,)``: which blocks were decided; the rest holds anything.
     codes : Tensor
         uint8, ``(n, b)``.
     scale : Tensor
@@ -40,7 +41,7 @@ class Blocks:
     offset: Tensor
 
 
-def settle(run: Run, grid: AffineGrid | TableGrid, *, look: bool) -> Blocks | None:
+def decide(run: Run, grid: AffineGrid | TableGrid, *, look: bool) -> Blocks | None:
     """Give the blocks of `run` new numbers where their levels and scales are on the grid.
 
     Parameters
@@ -51,7 +52,7 @@ def settle(run: Run, grid: AffineGrid | TableGrid, *, look: bool) -> Blocks | No
         The target.
     look : bool
         Whether to look at the codes. Without, the range of all codes stands for that of each block, and no code is
-        read unless every block can be settled so.
+        read unless every block can be decided so.
 
     Returns
     -------

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qformats.errors import ConfigError
-from qformats.interfaces import Packer, Quantizer
-from qformats.tensors import PackedTensor, QuantizedTensor
+from qformats.interfaces.packer import PackedTensor, Packer
+from qformats.interfaces.quantizer import Quantizer
+from qformats.numbers.quantized import QuantizedTensor
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,10 +1,9 @@
-"""The two forms a quantized weight takes: what its numbers are, and which bytes hold them."""
+"""The canonical form of a quantized weight: what its numbers are, free of any byte layout."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from qformats.errors import ConfigError, ShapeError
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["PackedTensor", "QuantizedTensor", "expand_blocks"]
+__all__ = ["QuantizedTensor", "expand_blocks"]
 
 
 def expand_blocks(
@@ -197,45 +196,3 @@ class QuantizedTensor:
             if hasattr(value, "to"):
                 object.__setattr__(moved, part, value.to(device))
         return moved
-
-    def pack(self, format: str) -> PackedTensor:
-        """Bytes of this tensor in `format`, ``family:variant``; see :func:`qformats.pack`."""
-        from qformats.api import pack
-
-        return pack(self, format)
-
-
-@dataclass(frozen=True, eq=False)
-class PackedTensor:
-    """Which bytes hold a weight in one format.
-
-    Attributes
-    ----------
-    format : str
-        ``family:variant``.
-    shape : tuple of int
-        Shape of the weight: ``(N, K)``, or any shape for dense formats.
-    fields : mapping of str to Tensor
-        Stored tensors by local name, shapes and dtypes as the format's descriptor says.
-    """
-
-    format: str
-    shape: tuple[int, ...]
-    fields: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        """Stored bytes, all fields together."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.fields.values())
-
-    def unpack(self) -> QuantizedTensor:
-        """Canonical form; see :func:`qformats.unpack`."""
-        from qformats.api import unpack
-
-        return unpack(self)
-
-    def dequantize(self) -> Tensor:
-        """Value of every element, float32; see :func:`qformats.dequantize`."""
-        from qformats.api import dequantize
-
-        return dequantize(self)

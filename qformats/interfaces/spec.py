@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from qformats.dtypes import SIZES
 from qformats.errors import ConfigError
+from qformats.numbers.dtypes import SIZES
 
 __all__ = ["FieldSpec", "FormatSpec", "KernelSpec", "evaluate", "solve"]
 
@@ -111,7 +111,7 @@ class FieldSpec:
     shape : tuple of str
         Symbolic dimensions in ``N`` (out_features, rows) and ``K`` (in_features, columns).
     dtype : str
-        Short name of :mod:`qformats.dtypes`.
+        Short name of :mod:`qformats.numbers.dtypes`.
     unit : str
         What one element means: ``"packed codes"``, ``"weight units a step"``.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qformats.cli.options import (
+from qformats.cli.commands import (
     CheckExact,
     DryRun,
     Force,
@@ -16,13 +16,14 @@ from qformats.cli.options import (
     LoaderOptions,
     RequireExact,
     Workers,
+    export_as_told,
+    pairs,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qformats.checkpoint import Checkpoint
-    from qformats.interfaces import Loader
+    from qformats import Checkpoint
 
 __all__ = ["reshard"]
 
@@ -54,25 +55,25 @@ def reshard(
     what cannot be is quantized once more, and the report says which tensors those are.
     """
     import qformats
-    from qformats.cli.export import carry_out, pair
     from qformats.errors import ConfigError
-    from qformats.exporting import Recipe, make_plan
-    from qformats.registry import registry
+    from qformats_glm.ranks import RankFolder
 
-    options = dict(pair("option", text) for text in option or ())
+    options = pairs("option", option)
     source = qformats.open(model, options=options)
-    loader = registry().loader(source.container)
-    if _OPTION not in {each.name for each in loader.options}:
-        able = [each.name for each in registry().loaders() if _OPTION in {o.name for o in each.options}]
-        allowed = "a container that is divided over ranks: " + ", ".join(able)
+    if source.container != RankFolder.name:
+        allowed = f"a container that is divided over ranks: {RankFolder.name}"
         raise ConfigError(f"{source.path}: container", source.container, allowed)
     options[_OPTION] = str(tensor_parallel)
     rules: tuple[tuple[str, str], ...] = ()
     if format is None:
-        format, rules = _formats(source, loader, options)
-    recipe = Recipe(format, tensor_types=rules, container=source.container)
-    carry_out(
-        make_plan(source, output.expanduser(), recipe, options),
+        format, rules = _formats(source, options)
+    export_as_told(
+        source,
+        output,
+        format=format,
+        tensor_types=rules,
+        container=source.container,
+        options=options,
         force=force,
         dry_run=dry_run,
         check_exact=check_exact,
@@ -83,20 +84,19 @@ def reshard(
     )
 
 
-def _formats(
-    source: Checkpoint, loader: Loader, options: Mapping[str, str]
-) -> tuple[str, tuple[tuple[str, str], ...]]:
+def _formats(source: Checkpoint, options: Mapping[str, str]) -> tuple[str, tuple[tuple[str, str], ...]]:
     """The format of most weights, and rules for the tensors that are in another one."""
     import re
     from collections import Counter
 
     from qformats.errors import ConfigError
-    from qformats.registry import registry
+    from qformats_glm.ranks import RankFolder
 
+    loader = RankFolder()
     weights: Counter[str] = Counter()
     where: dict[str, str] = {}
-    for draft in loader.draft(source, options):
-        packer = registry().packer(draft.source.stored_format)
+    for draft in loader.draft(source, loader.own_options(options)):
+        packer = draft.source.stored_packer
         if draft.keep is None and packer.writable:
             weights[packer.name] += draft.source.numel
             where[draft.source.name] = packer.name

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qformats.checkpoint import StoredTensor
+from qformats.interfaces.stored import StoredTensor
 
 if TYPE_CHECKING:
-    from qformats.interfaces import Packer
+    from qformats.interfaces.packer import Packer
 
 __all__ = ["Assignment", "Draft", "Layout", "OutputFile", "Placement"]
 

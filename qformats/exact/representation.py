@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qformats.dtypes import torch_dtype
-from qformats.errors import NotExactError
+from qformats.errors import ConfigError, NotExactError
+from qformats.exact.direct import Blocks, decide
 from qformats.exact.reasons import explain
 from qformats.exact.search import cost, search
-from qformats.exact.settle import Blocks, settle
 from qformats.exact.source import Run, Source
-from qformats.grids import AffineGrid, Grid, TableGrid
-from qformats.tensors import QuantizedTensor
+from qformats.numbers.affine import AffineGrid
+from qformats.numbers.dtypes import torch_dtype
+from qformats.numbers.grid import Grid
+from qformats.numbers.quantized import QuantizedTensor
+from qformats.numbers.table import TableGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["hold"]
+__all__ = ["represent"]
 
 _FIRST, _MOST = 1 << 13, 1 << 21
 """Elements looked at first, and at most at a time; each step takes eight times as many as the one before."""
@@ -41,7 +43,7 @@ class _Output:
         self.offset[first : first + count] = blocks.offset
 
 
-def hold(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
+def represent(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
     """Give a tensor of the same float32 values (-0 is +0) on `grid`.
 
     Decided on codes and parameters alone. Where the same scale serves, codes get other numbers at most; codes and
@@ -58,7 +60,7 @@ def hold(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
     quantized : QuantizedTensor
         Any canonical tensor; blocks of any size, reordered columns, flat blocks. Not modified.
     grid : Grid
-        An :class:`~qformats.grids.AffineGrid` or :class:`~qformats.grids.TableGrid`.
+        An :class:`~qformats.numbers.grids.AffineGrid` or :class:`~qformats.numbers.grids.TableGrid`.
 
     Returns
     -------
@@ -72,6 +74,17 @@ def hold(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
     """
     if not isinstance(grid, AffineGrid | TableGrid):
         raise NotExactError("what its grid can represent is known to its own plugin only")
+    found = _representation(quantized, grid)
+    if not grid.independent:
+        try:
+            grid.validate(found)
+        except ConfigError as error:
+            raise NotExactError(str(error).rstrip(".")) from error
+    return found
+
+
+def _representation(quantized: QuantizedTensor, grid: AffineGrid | TableGrid) -> QuantizedTensor:
+    """The tensor on the grid, its blocks one by one."""
     rows, columns = quantized.shape
     block = grid.block_size or columns
     if not block or (columns % block and not grid.flat):
@@ -94,11 +107,11 @@ def hold(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
     start, step = 0, max(1, _FIRST // block) * block
     while start < even:
         stop = min(start + step, even)
-        output.put(_settled(source.run(start, stop, block), source, grid, start), start // block, start)
+        output.put(_decided(source.run(start, stop, block), source, grid, start), start // block, start)
         start, step = stop, min(8 * step, max(1, _MOST // block) * block)
     if even < source.total:
         output.put(
-            _settled(source.run(even, source.total, source.total - even), source, grid, even), count - 1, even
+            _decided(source.run(even, source.total, source.total - even), source, grid, even), count - 1, even
         )
     return _result(quantized, grid, output)
 
@@ -109,7 +122,7 @@ def _at_once(source: Source, grid: AffineGrid | TableGrid) -> Blocks | None:
     within = source.length and source.length % source.block == 0
     length = source.length if within else source.block
     run = source.run(0, source.total, length)
-    blocks = settle(run, grid, look=False)
+    blocks = decide(run, grid, look=False)
     if blocks is None:
         return None
     _refuse_infinite(run)
@@ -128,9 +141,9 @@ def _refuse_infinite(run: Run) -> None:
         raise NotExactError(f"{number} value{'s are' if number > 1 else ' is'} infinite or NaN")
 
 
-def _settled(run: Run, source: Source, grid: AffineGrid | TableGrid, start: int) -> Blocks:
+def _decided(run: Run, source: Source, grid: AffineGrid | TableGrid, start: int) -> Blocks:
     """Every block of a run on the grid; raises at the first that does not fit."""
-    blocks = settle(run, grid, look=True)
+    blocks = decide(run, grid, look=True)
     assert blocks is not None
     _refuse_infinite(run)
     left = (~blocks.ok).nonzero().flatten()

@@ -5,26 +5,22 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from qformats.calibration.finished import CalibratedCheckpoint
-from qformats.checkpoint import Checkpoint, StoredTensor
-from qformats.dtypes import torch_dtype
 from qformats.exporting import Recipe
 from qformats.exporting.fill import SLICE_WEIGHTS, encode
 from qformats.exporting.plan import Plan, TensorPlan, make_plan
 from qformats.exporting.prepare import prepare
-from qformats.exporting.progress import Progress
 from qformats.exporting.run import execute
-from qformats.interfaces import Packer, Quantizer
-from qformats.registry import registry
+from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
+from qformats.interfaces.packer import PackedTensor
+from qformats.interfaces.quantizer import Quantizer
+from qformats.interfaces.rows import stack
+from qformats.interfaces.stored import StoredTensor
 from qformats.sources import open_model
-from qformats.tensors import PackedTensor
+from qformats.work.progress import Progress
 
 __all__ = ["quantized_on_read"]
 
@@ -67,27 +63,26 @@ def quantized_on_read(
             execute(plan, progress=progress)
             yield open_model(target, options)
             return
-        quantizer = registry().quantizer(recipe.quantizer)
-        if quantizer.prepares:
+        if plan.quantizer.prepares:
             work = Path(folder, "prepared")
             work.mkdir()
             plan = prepare(plan, work, progress)
         converted = {}
         for tensor in plan.tensors:
             # The container may want the rows in another order, in which they are quantized alike. Nothing is measured.
-            own = plan.source.tensors.get(tensor.assignment.draft.source.name)
+            own = plan.source.tensors.get(tensor.source.name)
             if own is None:
                 # What the container stores of the configuration.
                 continue
             draft = replace(tensor.assignment.draft, source=own)
             tensor = replace(tensor, assignment=replace(tensor.assignment, draft=draft), before=None)
-            converted[own.name] = _converted(tensor, own, quantizer)
-        yield CalibratedCheckpoint(plan.source, converted)
+            converted[own.name] = _converted(tensor, own, plan.quantizer)
+        yield ReplacedTensors(plan.source, converted)
 
 
 def _own_names(plan: Plan) -> bool:
     """Whether the output consists of the tensors of the source, under whatever names; each with rows to itself."""
-    names = {tensor.assignment.draft.source.name for tensor in plan.tensors}
+    names = {tensor.source.name for tensor in plan.tensors}
     return names >= plan.source.tensors.keys()
 
 
@@ -101,8 +96,7 @@ def _converted(tensor: TensorPlan, own: StoredTensor, quantizer: Quantizer) -> S
         done = [_piece(tensor, own, quantizer, *rows) for rows in pieces]
         if len(done) == 1:
             return done[0]
-        shape = (stop - start, *own.shape[1:])
-        return _joined(packer, shape, [(first - start, last - start) for first, last in pieces], done)
+        return stack((stop - start, *own.shape[1:]), done)
 
     # The slices of an export: where rows that fit are kept beside rows that do not, they decide which.
     size = max(1, own.rows)
@@ -110,11 +104,11 @@ def _converted(tensor: TensorPlan, own: StoredTensor, quantizer: Quantizer) -> S
         size = max(together, SLICE_WEIGHTS // max(1, own.numel // max(1, own.rows)) // together * together)
     return replace(
         own,
-        format=packer.name,
+        packer=packer,
         nbytes=tensor.nbytes,
         load=load,
         step=together,
-        origin=own.stored_format,
+        origin=own.stored_packer,
     )
 
 
@@ -125,22 +119,3 @@ def _piece(
     packed, _ = encode(tensor, part, quantizer, start)
     # What was packed for the slice alone gets the fields of the whole tensor; what is copied has its own.
     return packed if packed is part else replace(packed, fields={**packed.fields, **tensor.fixed})
-
-
-def _joined(
-    packer: Packer, shape: tuple[int, ...], rows: Sequence[tuple[int, int]], parts: Sequence[PackedTensor]
-) -> PackedTensor:
-    """Packed ranges of rows below each other."""
-    whole = packer.fixed(shape, "f32")
-    fields: dict[str, Tensor] = {}
-    for name, (dims, dtype) in packer.stored(shape).items():
-        if name in whole:
-            fields[name] = parts[0].fields[name]
-            continue
-        values = torch.empty(dims, dtype=torch_dtype(dtype))
-        into = values.reshape(-1).view(torch.uint8)
-        for (start, stop), part in zip(rows, parts, strict=True):
-            first, last = packer.span(name, shape, start, stop)
-            into[first:last] = part.fields[name].contiguous().reshape(-1).view(torch.uint8)
-        fields[name] = values
-    return PackedTensor(packer.name, shape, fields)

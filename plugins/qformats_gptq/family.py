@@ -1,0 +1,97 @@
+"""The family ``gptq``: names of its variants, and what folders of AutoGPTQ and GPTQModel declare."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from qformats import Family, Packer
+from qformats.interfaces import ModuleFields
+from qformats_gptq.config import Declared, declared, written
+from qformats_gptq.modules import examine
+from qformats_gptq.packer import FAMILY, GPTQPacker, Reading
+
+__all__ = ["GPTQFamily"]
+
+_VARIANT = re.compile(r"([2348])bit-(-1|[1-9]\d{0,8})g((?:-(?:actorder|sym|asym|f16|bf16|f32))*)")
+_USUAL = 128
+"""Columns of a group in the default variant."""
+
+
+class GPTQFamily(Family):
+    """Widths and groups in use; :meth:`parse` takes any group, order and zero points for each of them."""
+
+    name = FAMILY
+    packers = (
+        *(GPTQPacker(bits, group) for bits in (4, 8, 3, 2) for group in (_USUAL, 64, 32, 1024, 0)),
+        GPTQPacker(4, _USUAL, symmetric=False),
+        GPTQPacker(4, _USUAL, actorder=True),
+        GPTQPacker(4, _USUAL, actorder=True, symmetric=False),
+    )
+    config_files = ("quantize_config.json", "quant_config.json")
+
+    def parse(self, variant: str) -> GPTQPacker:
+        """Packer of a name such as ``4bit-128g-actorder-asym``; ``-1g`` stands for the whole row."""
+        found = _VARIANT.fullmatch(variant.lower())
+        flags = found[3].split("-")[1:] if found else []
+        dtypes = [flag for flag in flags if flag in ("f16", "bf16", "f32")]
+        if found is None or len({*flags}) < len(flags) or {"sym", "asym"} <= {*flags} or len(dtypes) > 1:
+            raise self.unknown(variant)
+        group = max(int(found[2]), 0)
+        return GPTQPacker(int(found[1]), group, "actorder" in flags, "asym" not in flags, [*dtypes, "f16"][0])
+
+    def detect(self, quantization_config: Mapping[str, Any]) -> GPTQPacker | None:
+        """Packer that most modules of such a folder have; :meth:`locate` tells of each one which it is."""
+        found = declared(quantization_config)
+        if found is None:
+            return None
+        packer = GPTQPacker(
+            found.bits or 4, found.group_size or 0, found.actorder, found.symmetric is not False
+        )
+        packer.reading = Reading(found.version, group_size=found.group_size, symmetric=found.symmetric)
+        zeros = quantization_config.get("zeros")
+        # No program writes such an entry: it is for users who know.
+        return packer if zeros is None else packer.reading_as(found.version, str(zeros))
+
+    def to_config(
+        self,
+        packer: Packer,
+        *,
+        dense_modules: Sequence[str] = (),
+        packed_modules: Sequence[str] = (),
+        dtype: str = "float32",
+    ) -> dict[str, Any]:
+        """``quantization_config`` as AutoGPTQ, GPTQModel and Transformers read it."""
+        assert isinstance(packer, GPTQPacker)
+        found = Declared(packer.bits, packer.group_size, packer.symmetric, packer.actorder, packer.version)
+        return written(found, dense_modules, "lm_head" in packed_modules)
+
+    def extra_files(self, packer: Packer, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
+        """More files of a folder with this ``quantization_config``: loaders like AutoGPTQ's look for their own."""
+        text = json.dumps(quantization_config, indent=2, ensure_ascii=False) + "\n"
+        return {self.config_files[0]: text.encode()}
+
+    def suffixes(self, packer: Packer) -> frozenset[str]:
+        """Names of the fields, and the bias."""
+        return frozenset((*(field.name for field in packer.spec.fields), "bias"))
+
+    def locate(self, packer: Packer, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
+        """Format and shape of the weight of a module, by its tensors rather than by what is declared."""
+        assert isinstance(packer, GPTQPacker)
+        reading = packer.reading
+        known = reading.version is not None
+        size = reading.group_size if known else packer.group_size
+        symmetric = reading.symmetric if known else packer.symmetric
+        found = examine(module, packer.bits, size, symmetric, reading.version)
+        if found is None:
+            return None
+        own = GPTQPacker(found.bits, found.group_size, not found.ordered, found.symmetric, found.scale_dtype)
+        own.reading = replace(reading, version=found.version or "gptq", labelled=found.version is not None)
+        return own, found.shape
+
+    def separate(self, packer: Packer, module: ModuleFields) -> frozenset[str]:
+        """The bias, unless it is all zeros: AutoGPTQ gives one to every module."""
+        return frozenset(["bias"] if "bias" in module.stored and any(module.read("bias")) else [])

@@ -1,0 +1,22 @@
+"""The family ``dense``: plain numbers."""
+
+from __future__ import annotations
+
+from qformats.interfaces.dense import DensePacker, dense
+from qformats.interfaces.family import Family
+from qformats.numbers.dtypes import SIZES
+
+__all__ = ["Dense"]
+
+
+class Dense(Family):
+    """Weights as they are. The other dtypes (integers, f64) can be read and copied."""
+
+    name = "dense"
+    packers = (dense("f32"), dense("f16"), dense("bf16"))
+
+    def parse(self, variant: str) -> DensePacker:
+        """Packer of one dtype."""
+        if variant not in SIZES:
+            raise self.unknown(variant)
+        return dense(variant)

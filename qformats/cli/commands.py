@@ -1,0 +1,152 @@
+"""What commands are made of, those of plugins too: shared options, and an export carried out as they say.
+
+A plugin names its commands in the entry-point group ``qformats.commands``; each is a function as typer takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from qformats.interfaces import Checkpoint
+
+__all__ = [
+    "CheckExact",
+    "DryRun",
+    "Force",
+    "Json",
+    "KeepPartial",
+    "LoaderOptions",
+    "RequireExact",
+    "Workers",
+    "export_as_told",
+    "pair",
+    "pairs",
+]
+
+LoaderOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-O", metavar="NAME=VALUE", help="Any other option of a loader."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing target.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with exact sizes; write nothing.")]
+CheckExact = Annotated[
+    bool, typer.Option("--check-exact", help="Read the model once and tell which tensors stay unchanged.")
+]
+RequireExact = Annotated[
+    bool, typer.Option("--require-exact", help="Fail before writing if a value would change.")
+]
+KeepPartial = Annotated[
+    bool, typer.Option("--keep-partial", help="When interrupted, keep what is written, to go on later.")
+]
+Workers = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Threads; all cores by default.")]
+Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
+
+
+def pairs(what: str, texts: Iterable[str] | None) -> dict[str, str]:
+    """Names and values of a repeatable option ``--what NAME=VALUE``."""
+    return dict(pair(what, text) for text in texts or ())
+
+
+def pair(what: str, text: str) -> tuple[str, str]:
+    """Split an option's ``NAME=VALUE`` or ``REGEX=TYPE``."""
+    from qformats.errors import ConfigError
+
+    name, equals, value = text.rpartition("=") if what == "tensor-type" else text.partition("=")
+    if not equals or not name or not value:
+        raise ConfigError(f"--{what}", text, "REGEX=TYPE" if what == "tensor-type" else "NAME=VALUE")
+    return name, value
+
+
+def export_as_told(
+    source: Checkpoint,
+    output: Path | None,
+    *,
+    format: str,
+    quantizer: str = "rtn",
+    quantizer_options: Mapping[str, str] | None = None,
+    tensor_types: Iterable[tuple[str, str]] = (),
+    output_type: str | None = None,
+    token_embedding_type: str | None = None,
+    pure: bool = False,
+    container: str | None = None,
+    options: Mapping[str, str] | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    check_exact: bool = False,
+    require_exact: bool = False,
+    keep_partial: bool = False,
+    workers: int | None = None,
+    json: bool = False,
+) -> None:
+    """Export a model, or show the plan of an export, and print what became of it.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        The model.
+    output : Path or None
+        File or folder to make; by default it is named after the model and the format.
+    format, quantizer, quantizer_options, tensor_types, output_type, token_embedding_type, pure, container, options
+        See :func:`qformats.export`.
+    force, dry_run, check_exact, require_exact, keep_partial, workers, json
+        The shared options of this module.
+    """
+    from qformats.cli.console import Bar, print_json
+    from qformats.cli.summary import print_plan, print_summary
+    from qformats.exporting import Recipe, make_plan
+    from qformats.exporting.check import check_exact as check
+    from qformats.exporting.check import require_exact as refuse_inexact
+    from qformats.exporting.report import answered, report_of
+    from qformats.exporting.run import execute
+    from qformats.registry import registry
+    from qformats.work.pool import threads
+
+    packer = registry().packer(format)
+    recipe = Recipe(
+        packer.name,
+        quantizer=quantizer,
+        tensor_types=tuple(tensor_types),
+        output_type=output_type,
+        token_embedding_type=token_embedding_type,
+        pure=pure,
+        container=container,
+        quantizer_options=tuple((quantizer_options or {}).items()),
+    )
+    suffix = recipe.loader(source).suffix
+    target = output.expanduser() if output else Path(f"{source.name}-{packer.spec.variant}{suffix}")
+    plan = make_plan(source, target, recipe, options or {})
+    planned = dry_run or check_exact
+    if planned:
+        report = report_of(plan)
+        with Bar() as bar:
+            reasons = check(plan, threads(workers), bar) if check_exact else None
+            if reasons is not None:
+                report = answered(report, reasons)
+            if require_exact:
+                refuse_inexact(plan, threads(workers), bar, reasons)
+    else:
+        try:
+            with Bar() as bar:
+                report = execute(
+                    plan,
+                    force=force,
+                    workers=workers,
+                    keep_partial=keep_partial,
+                    require_exact=require_exact,
+                    progress=bar,
+                )
+        except KeyboardInterrupt:
+            if not keep_partial:
+                raise
+            raise KeyboardInterrupt("what is written is kept; the same command goes on from there") from None
+    if json:
+        print_json(report.to_dict())
+    elif planned:
+        print_plan(report)
+    else:
+        print_summary(report)

@@ -1,0 +1,146 @@
+"""What an export prints: its plan, or what became of the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qformats.exporting import ExportReport
+
+__all__ = ["print_plan", "print_summary"]
+
+_SHOWN_REASONS = 3
+"""Reasons for rounding that a summary lists."""
+
+
+def print_plan(report: ExportReport) -> None:
+    """Print every tensor and file that an export would write."""
+    from qformats.cli.console import console, plain, size, table
+
+    out = console()
+    # Whether values change is a question where the source is quantized; plain numbers always are rounded.
+    quantized = any(tensor.action in ("transcoded", "requantized") for tensor in report.tensors)
+    exact = ["unchanged"] if quantized else []
+    rows = table("tensor", "shape", "from", "to", "bytes", *exact, right=("bytes", "shape"))
+    for tensor in report.tensors:
+        shape = "x".join(map(str, tensor.shape)) or "scalar"
+        before, after = _variant(tensor.source_format), _variant(tensor.format)
+        told = [tensor.exact] if quantized else []
+        rows.add_row(plain(tensor.name), shape, before, after, f"{tensor.nbytes:,}", *told)
+    out.print(rows)
+    out.print()
+    actions = Counter(tensor.action for tensor in report.tensors)
+    done = ", ".join(f"{count} {action}" for action, count in actions.most_common())
+    out.print(f"{len(report.tensors)} tensors: {done}")
+    _print_notes(out, report, every=True)
+    out.print()
+    files = table("file", "bytes", right=("bytes",))
+    for name, nbytes in report.files:
+        files.add_row(plain(name), f"{nbytes:,}")
+    out.print(files)
+    out.print(
+        f"\nNothing was written. {plain(report.target)} would take {report.file_nbytes:,} bytes "
+        f"({size(report.file_nbytes)}), {report.bits_per_weight:.2f} bits a weight."
+    )
+
+
+def print_summary(report: ExportReport) -> None:
+    """Print what an export has written, what it cost, and how to run it."""
+    from qformats.cli.console import console, plain, size, table
+
+    out = console()
+    types = ", ".join(f"{count} {_variant(name)}" for name, count in report.types.items())
+    before = report.source_nbytes * 8 / max(1, report.parameters)
+    rows = table("", "")
+    rows.add_row("tensors", f"{len(report.tensors)}: {types}")
+    rows.add_row("weights", f"{report.parameters:,} ({plain(report.architecture)})")
+    rows.add_row("bytes in", f"{report.source_nbytes:,} ({size(report.source_nbytes)})")
+    files = f" in {len(report.files)} files" if len(report.files) > 1 else ""
+    rows.add_row("bytes out", f"{report.file_nbytes:,} ({size(report.file_nbytes)}){files}")
+    rows.add_row("bits a weight", f"{before:.2f} -> {report.bits_per_weight:.2f}")
+    rows.add_row("time", f"{report.seconds:.1f} s")
+    out.print(f"[bold]{plain(report.target)}[/bold]  {report.format}, quantizer {plain(report.quantizer)}")
+    out.print(rows)
+    _print_notes(out, report, every=False)
+    rounded = Counter(_variant(t.format) for t in report.tensors if t.rounded)
+    for kind, count in rounded.items():
+        out.print(f"{_tensors(count)} {'was' if count == 1 else 'were'} cast to {kind} from a wider dtype")
+    if report.run_with:
+        # No wrapping: a command is copied as a whole.
+        out.print(f"Run it:  [bold]{plain(report.run_with)}[/bold]", soft_wrap=True)
+    elif _needs_us(Path(report.target)):
+        out.print(
+            "Load it with qformats.from_pretrained, or with Transformers after: "
+            "import qformats; qformats.register_with_transformers()",
+            soft_wrap=True,
+        )
+
+
+def _needs_us(target: Path) -> bool:
+    """Whether Transformers knows the quantization method of a folder only from here."""
+    import json
+
+    config = target / "config.json"
+    if not config.is_file():
+        return False
+    declared = json.loads(config.read_bytes()).get("quantization_config") or {}
+    return bool(declared.get("quant_method") == "qformats")
+
+
+def _print_notes(out: Console, report: ExportReport, every: bool) -> None:
+    """Why tensors got another type than the one asked for, the usual reasons only with `every`."""
+    from qformats.cli.console import plain
+
+    noted: dict[tuple[str, str], list[str]] = {}
+    for tensor in report.tensors:
+        if tensor.note and (every or not tensor.kept):
+            noted.setdefault((_variant(tensor.format), tensor.note), []).append(tensor.name)
+    for (kind, note), names in noted.items():
+        shown = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...)"
+        out.print(f"{plain(shown)}: {kind}, {plain(note)}")
+    _print_exactness(out, report, every)
+
+
+def _print_exactness(out: Console, report: ExportReport, every: bool) -> None:
+    """Which quantized tensors keep every value, and what the others lose."""
+    from qformats.cli.console import plain
+    from qformats.errors import alike
+
+    moved = [t for t in report.tensors if t.action in ("transcoded", "requantized")]
+    kept = [t for t in moved if t.exact in ("always", "yes")]
+    if kept:
+        out.print(f"{_tensors(len(kept), 'quantized ')} {'keep' if every else 'kept'} every value")
+    unknown = [t for t in moved if t.exact == "needs the data"]
+    if unknown:
+        out.print(
+            f"{len(unknown)} quantized tensors: whether they can keep every value needs the data (--check-exact)"
+        )
+    lost = {t.name: t for t in moved if t.exact in ("never", "no")}
+    groups = alike({name: t.reason for name, t in lost.items()})
+    for names in groups[: None if every else _SHOWN_REASONS]:
+        shown = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...)"
+        errors = [error for name in names if (error := lost[name].relative_error) is not None]
+        cost = f"; relative error {_span(errors)}" if errors else ""
+        since = "since" if len(names) == 1 else "the first since"
+        out.print(f"{plain(shown)}: rounded once more, {since} {plain(lost[names[0]].reason)}{cost}")
+    if len(groups) > _SHOWN_REASONS and not every:
+        out.print(f"... and for {len(groups) - _SHOWN_REASONS} other reasons (all of them in qformats.json)")
+    if lost:
+        out.print("An unquantized source gives a better result for tensors that are rounded once more")
+
+
+def _tensors(count: int, kind: str = "") -> str:
+    return f"{count} {kind}tensor{'' if count == 1 else 's'}"
+
+
+def _span(errors: list[float]) -> str:
+    low, high = min(errors), max(errors)
+    return f"{low:.2%}" if f"{low:.2%}" == f"{high:.2%}" else f"{low:.2%} to {high:.2%}"
+
+
+def _variant(format: str) -> str:
+    return format.partition(":")[2]

@@ -1,0 +1,132 @@
+"""A model on disk: its configuration, its tokenizer, and tensors that are read when asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qformats.interfaces.stored import StoredTensor
+from qformats.work.files import Fingerprint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Checkpoint", "ReplacedTensors"]
+
+
+class Checkpoint(ABC):
+    """A model on disk. Opened by a loader from headers alone; weights stay on disk until read.
+
+    Attributes
+    ----------
+    path : Path
+        What was opened.
+    name : str
+        What to call the model.
+    container : str
+        Name of the loader that opened it.
+    fingerprint : Fingerprint or None
+        Of `files` when it was opened by :func:`qformats.open`.
+    tensors : mapping of str to StoredTensor
+        By canonical name, in file order.
+    """
+
+    path: Path
+    name: str = "model"
+    container: str
+    fingerprint: Fingerprint | None = None
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    @abstractmethod
+    def architecture(self) -> str:
+        """Name of the architecture, as the container has it (``llama``)."""
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Configuration as Transformers' ``config.json`` has it."""
+
+    @abstractmethod
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Tokenizer as the files of a Hugging Face folder, by file name; empty if there is none."""
+
+    @property
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """Every file that the model was read from; their sizes and times identify the source of an export."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the container says about the model, for people to read."""
+        return self.config
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights in all tensors."""
+        return sum(tensor.numel for tensor in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean stored bits a weight."""
+        return self.nbytes * 8 / max(1, self.parameters)
+
+    def read(self, name: str) -> Tensor:
+        """Values of one tensor.
+
+        Returns
+        -------
+        Tensor
+            float32, the tensor's shape.
+        """
+        return self.tensors[name].dequantize()
+
+
+class ReplacedTensors(Checkpoint):
+    """A model of which some tensors are others than in its files: quantized already, or with something added.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        The model as it is.
+    replaced : mapping of str to StoredTensor
+        Tensors that stand for the source's, by canonical name.
+    """
+
+    def __init__(self, source: Checkpoint, replaced: Mapping[str, StoredTensor]) -> None:
+        self.source = source
+        self.path, self.name, self.container = source.path, source.name, source.container
+        self.tensors = {name: replaced.get(name, tensor) for name, tensor in source.tensors.items()}
+        self.fingerprint = source.fingerprint
+
+    @property
+    def architecture(self) -> str:
+        """As the source has it."""
+        return self.source.architecture
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """As the source has it."""
+        return self.source.config
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """As the source has them."""
+        return self.source.tokenizer_files()
+
+    @property
+    def files(self) -> list[Path]:
+        """The source's: what was made of them follows from them."""
+        return self.source.files
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """As the source has it."""
+        return self.source.metadata

@@ -1,0 +1,92 @@
+"""Plain numbers as a format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from qformats.interfaces.packer import PackedTensor, Packer
+from qformats.interfaces.spec import FieldSpec, FormatSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DensePacker", "dense"]
+
+_SUMMARIES = {
+    "f32": "plain float32; exact for every format here",
+    "f16": "plain float16; one rounding, at most 65504",
+    "bf16": "plain bfloat16; one rounding",
+}
+
+
+class DensePacker(Packer):
+    """Base of formats that store plain numbers of one dtype.
+
+    Parameters
+    ----------
+    spec : FormatSpec
+        Descriptor with a single field.
+    dtype : str
+        Short name of the dtype.
+    """
+
+    def __init__(self, spec: FormatSpec, dtype: str) -> None:
+        self.spec = spec
+        self.dense_dtype = dtype
+
+    def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of the one stored field: the tensor itself."""
+        assert self.dense_dtype is not None
+        return {self.spec.fields[0].name: (tuple(shape), self.dense_dtype)}
+
+    def row_step(self, shape: Sequence[int]) -> int:
+        """Every row is by itself."""
+        return 1
+
+    def dequantize(self, packed: PackedTensor) -> Tensor:
+        """Values as float32."""
+        import torch
+
+        (values,) = packed.fields.values()
+        return values.to(torch.float32)
+
+    def encode_reference(self, dense: Tensor) -> PackedTensor:
+        """Cast with one rounding to nearest even.
+
+        Raises
+        ------
+        NonFiniteError
+            If a value is NaN or infinite, or too large for the dtype.
+        """
+        from qformats.kernels.dense import cast
+
+        assert self.dense_dtype is not None
+        values = cast(dense, self.dense_dtype)
+        return PackedTensor(self, tuple(dense.shape), {self.spec.fields[0].name: values})
+
+
+@cache
+def dense(dtype: str) -> DensePacker:
+    """Packer of ``dense:f32``, ``dense:f16``, ``dense:bf16``, or of a dtype that can be read and copied.
+
+    Parameters
+    ----------
+    dtype : str
+        Short name of :mod:`qformats.numbers.dtypes`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such dtype.
+    """
+    spec = FormatSpec(
+        family="dense",
+        variant=dtype,
+        summary=_SUMMARIES.get(dtype, f"plain {dtype}; read and copied"),
+        fields=(FieldSpec("weight", ("N", "K"), dtype, "weight units"),),
+        canonical=False,
+        source="IEEE 754; safetensors:README.md",
+    )
+    return DensePacker(spec, dtype)

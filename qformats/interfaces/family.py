@@ -1,0 +1,182 @@
+"""Families: which formats belong together, what they are called, and whose folder this is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from qformats.errors import ConfigError, UnknownFormatError
+from qformats.interfaces.packer import Packer
+from qformats.numbers.dtypes import FLOATS
+from qformats.work.guard import Guarded
+
+__all__ = ["Family", "ModuleFields"]
+
+
+@dataclass(frozen=True)
+class ModuleFields:
+    """What one module of a folder stores.
+
+    Attributes
+    ----------
+    name : str
+        Name of the module.
+    stored : mapping of str to (tuple of int, str)
+        Shape and dtype of its tensors whose names its format may use, by the name beside the module.
+    read : callable
+        Raw bytes of one of them; for small ones, such as a description in JSON.
+    """
+
+    name: str
+    stored: Mapping[str, tuple[tuple[int, ...], str]]
+    read: Callable[[str], bytes]
+
+
+class Family(Guarded):
+    """Formats that belong together: what their variants are called, and what folders of them declare.
+
+    A subclass sets :attr:`name` and lists :attr:`packers`; that is all for a family whose variants can be counted.
+    One that accepts more names than it lists overrides :meth:`variants` and :meth:`parse`. One whose folders have a
+    ``quant_method`` of their own overrides :meth:`detect` and :meth:`to_config`; without them its folders declare
+    ``{"quant_method": "qformats", "format": "family:variant"}``.
+
+    Examples
+    --------
+    >>> from qformats import Family, FieldSpec, FormatSpec, Packer
+    >>> class Bits(Packer):
+    ...     def __init__(self, bits):
+    ...         fields = (FieldSpec("codes", ("N", f"K * {bits} / 8"), "u8"),)
+    ...         self.spec = FormatSpec("example", f"int{bits}", f"{bits} bits", fields, bits=bits)
+    >>> class Example(Family):
+    ...     name = "example"
+    ...     packers = (Bits(4), Bits(8))
+    >>> Example().variants(), Example().default_variant, Example().parse("int8").name
+    (('int4', 'int8'), 'int4', 'example:int8')
+    """
+
+    guarded = ("variants", "parse", "detect", "to_config", "extra_files", "suffixes", "locate", "separate")
+
+    name: ClassVar[str]
+    """First half of the formats' names."""
+    packers: ClassVar[Sequence[Packer]] = ()
+    """A packer of each variant; the first one is the default."""
+    config_files: ClassVar[tuple[str, ...]] = ()
+    """Files of a folder that hold its ``quantization_config`` where config.json has none."""
+
+    @property
+    def default_variant(self) -> str:
+        """Variant meant by the family's bare name."""
+        return self.variants()[0]
+
+    def variants(self) -> Sequence[str]:
+        """Variants to list; :meth:`parse` may accept more."""
+        return tuple(packer.spec.variant for packer in self.packers)
+
+    def parse(self, variant: str) -> Packer:
+        """Packer of one variant.
+
+        Raises
+        ------
+        UnknownFormatError
+            If the family has no such variant.
+        """
+        for packer in self.packers:
+            if packer.spec.variant == variant:
+                return packer
+        raise self.unknown(variant)
+
+    def unknown(self, variant: str, more: Sequence[str] = ()) -> UnknownFormatError:
+        """Error for :meth:`parse`; `more` are patterns of names that are not listed."""
+        return UnknownFormatError(
+            f"{self.name}:{variant}", [f"{self.name}:{known}" for known in (*self.variants(), *more)]
+        )
+
+    # Hugging Face folders: what config.json declares, and which tensors of a module belong to its weight.
+
+    @property
+    def reads_folders(self) -> bool:
+        """Whether it knows a ``quant_method`` of its own."""
+        return type(self).detect is not Family.detect
+
+    @property
+    def locates(self) -> bool:
+        """Whether it finds the shape of a weight by more than the shapes of its fields."""
+        return type(self).locate is not Family.locate
+
+    def detect(self, quantization_config: Mapping[str, Any]) -> Packer | None:
+        """Packer of a folder whose config.json holds this ``quantization_config``; ``None`` if it is not ours."""
+        return None
+
+    def to_config(
+        self,
+        packer: Packer,
+        *,
+        dense_modules: Sequence[str] = (),
+        packed_modules: Sequence[str] = (),
+        dtype: str = "float32",
+    ) -> dict[str, Any]:
+        """``quantization_config`` of a folder written in one of this family's formats.
+
+        Parameters
+        ----------
+        packer : Packer
+            The format.
+        dense_modules : sequence of str
+            Linear modules that are left as plain numbers, such as ``"lm_head"``.
+        packed_modules : sequence of str
+            Modules that are stored in this format.
+        dtype : str
+            dtype of the model's plain numbers, as config.json spells it.
+
+        Raises
+        ------
+        ConfigError
+            If readers of such folders could not load one of these modules.
+        """
+        return {"quant_method": "qformats", "format": packer.name}
+
+    def extra_files(self, packer: Packer, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
+        """More files of a folder with this ``quantization_config``, by name."""
+        return {}
+
+    def suffixes(self, packer: Packer) -> frozenset[str]:
+        """Every name beside a module under which its weight may be stored, in a folder that declares `packer`."""
+        return frozenset(field.name for field in packer.spec.fields)
+
+    def locate(self, packer: Packer, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
+        """Format and shape ``(N, K)`` of the weight that a module of a folder stores.
+
+        It is asked for each module that has one of :meth:`suffixes`.
+
+        Parameters
+        ----------
+        packer : Packer
+            What the folder declares.
+        module : ModuleFields
+            What is stored beside the module.
+
+        Returns
+        -------
+        tuple or None
+            ``None`` for a module of plain numbers.
+
+        Raises
+        ------
+        ConfigError
+            If the fields are incomplete or contradict each other.
+        """
+        fields = {field.name: field for field in packer.spec.fields}
+        missing = sorted(fields.keys() - module.stored.keys())
+        if not missing:
+            return packer, packer.weight_shape(module.stored)
+        for name, (_, dtype) in module.stored.items():
+            # A module that was not quantized has a float `weight` of its own; integers alone mean nothing.
+            if name in fields and dtype == fields[name].dtype and dtype not in FLOATS:
+                present = sorted(fields.keys() & module.stored.keys())
+                raise ConfigError(f"fields of {packer.name}", present, " and ".join(fields))
+        return None
+
+    def separate(self, packer: Packer, module: ModuleFields) -> frozenset[str]:
+        """Names among :meth:`suffixes` of tensors that are no part of this module's weight, such as its bias."""
+        return frozenset()

@@ -1,0 +1,30 @@
+"""What the numbers of a format are: element types, bit packing, grids, and the canonical tensor.
+
+Importing it brings no torch.
+"""
+
+from __future__ import annotations
+
+from qformats.numbers.affine import AffineGrid
+from qformats.numbers.bitpack import pack_bits, packed_bytes, unpack_bits
+from qformats.numbers.dtypes import COMPUTED, FLOATS, SIZES, dtype_name, torch_dtype
+from qformats.numbers.grid import Grid, GridParams
+from qformats.numbers.quantized import QuantizedTensor, expand_blocks
+from qformats.numbers.table import TableGrid
+
+__all__ = [
+    "COMPUTED",
+    "FLOATS",
+    "SIZES",
+    "AffineGrid",
+    "Grid",
+    "GridParams",
+    "QuantizedTensor",
+    "TableGrid",
+    "dtype_name",
+    "expand_blocks",
+    "pack_bits",
+    "packed_bytes",
+    "torch_dtype",
+    "unpack_bits",
+]

@@ -1,0 +1,216 @@
+"""Grids: which numbers a block of a format can represent, and how parameters and codes are chosen.
+
+:class:`~qformats.numbers.AffineGrid` and :class:`~qformats.numbers.TableGrid` give every method from data alone. A
+format whose upstream writer has a rule of its own (a signed maximum, a double rounding) overrides
+:meth:`Grid.reference` and inherits the rest.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from qformats.errors import ConfigError, ShapeError
+from qformats.numbers.dtypes import torch_dtype
+from qformats.numbers.finite import too_large
+from qformats.numbers.quantized import QuantizedTensor
+from qformats.work.guard import Guarded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["SHRINK", "Grid", "GridParams"]
+
+SHRINK = 40
+"""Candidate ranges that an importance-weighted fit tries, from the whole range down to half of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class GridParams:
+    """Parameters of every block of a weight.
+
+    Attributes
+    ----------
+    scale : Tensor
+        Weight units a step, one value a block, ``(rows of blocks, columns of blocks)``.
+    zero_point : Tensor, optional
+        Integer code that stands for zero, shape of `scale`.
+    minimum : Tensor, optional
+        Weight units, shape of `scale`.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None = None
+    minimum: Tensor | None = None
+
+
+class Grid(Guarded, ABC):
+    """What a block of a format can represent.
+
+    Weights are float32 ``(N, K)``, those given to :meth:`reference` and :meth:`quantize` of any float dtype; codes are
+    uint8 ``(N, K)`` in ``[0, levels)``. No method modifies its arguments.
+    """
+
+    guarded = (
+        "fit",
+        "encode",
+        "quantized",
+        "decode",
+        "project",
+        "reference",
+        "quantize",
+        "validate",
+        "storable",
+    )
+    independent: ClassVar[bool] = True
+    """Whether the parameters of a block leave those of others free; not so where scales are quantized together."""
+
+    levels: int
+    block_size: int
+    """Columns of a block; 0 for the whole row."""
+    flat: bool = False
+    """Whether blocks run over the flattened tensor, where a row is no whole number of them; the last may be short."""
+    scale_dtype: str
+    reordered: bool = False
+    """Whether columns may lie in other blocks than their neighbours (``g_idx``)."""
+
+    def _check(self) -> None:
+        if self.block_size < 0:
+            raise ConfigError("block_size", self.block_size, "columns of a block, or 0 for the whole row")
+        if self.scale_dtype not in ("f32", "f16", "bf16"):
+            raise ConfigError("scale_dtype", self.scale_dtype, "f32, f16 or bf16")
+
+    def columns(self, weight: Tensor) -> int:
+        """Columns of a block of this weight."""
+        return self.block_size or int(weight.shape[1])
+
+    def block_of(self, weight: Tensor) -> tuple[int, int]:
+        """``(rows, columns)`` of a block of this weight, as :class:`~qformats.QuantizedTensor` has it."""
+        columns = self.columns(weight)
+        return (0, columns) if self.flat and weight.shape[1] % columns else (1, columns)
+
+    def blocks(self, weight: Tensor) -> Tensor:
+        """View `weight` as ``(N, blocks a row, columns of a block)``.
+
+        Raises
+        ------
+        ShapeError
+            If a row is no whole number of blocks.
+        """
+        shape = tuple(weight.shape)
+        if len(shape) != 2 or not shape[1] or shape[1] % self.columns(weight):
+            multiple = f", a multiple of {self.block_size}" if self.block_size else ""
+            raise ShapeError("weight", shape, f"two dimensions with columns{multiple}")
+        columns = self.columns(weight)
+        return weight.view(shape[0], shape[1] // columns, columns)
+
+    def storable(self, values: Tensor) -> Tensor:
+        """Nearest numbers that the stored scale can hold, as float32."""
+        import torch
+
+        return values.to(torch_dtype(self.scale_dtype)).to(torch.float32)
+
+    @abstractmethod
+    def fit(self, weight: Tensor, importance: Tensor | None = None) -> GridParams:
+        """Storable parameters for a weight.
+
+        Parameters
+        ----------
+        weight : Tensor
+            float32, ``(N, K)``.
+        importance : Tensor, optional
+            float32, ``(K,)`` or ``(N, K)``, non-negative: the weight of each element's squared error.
+        """
+
+    @abstractmethod
+    def encode(self, weight: Tensor, params: GridParams) -> Tensor:
+        """Codes of the nearest representable values, uint8 ``(N, K)``."""
+
+    @abstractmethod
+    def quantized(self, codes: Tensor, params: GridParams) -> QuantizedTensor:
+        """Canonical tensor of these codes and parameters."""
+
+    def decode(self, codes: Tensor, params: GridParams) -> Tensor:
+        """Values of codes, float32 ``(N, K)``."""
+        return self.quantized(codes, params).dequantize()
+
+    def project(self, params: GridParams) -> GridParams:
+        """Nearest storable parameters to ones that a quantizer found by itself."""
+        return replace(params, scale=self.storable(params.scale))
+
+    def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
+        """Codes and parameters that the format's own upstream writer would choose.
+
+        Parameters
+        ----------
+        weight : Tensor
+            float32, float16 or bfloat16, ``(N, K)``: some writers round in the dtype of the source.
+        """
+        weight = weight.float()
+        params = self.fit(weight)
+        return self.encode(weight, params), params
+
+    def quantize(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
+        """Round a weight by the reference rule; with `importance`, by the weighted fit.
+
+        Parameters
+        ----------
+        weight : Tensor
+            float32, float16 or bfloat16, ``(N, K)``.
+        importance : Tensor, optional
+            See :meth:`fit`.
+
+        Raises
+        ------
+        NonFiniteError
+            If a weight is so large that a parameter of its block is beyond the stored dtype.
+        """
+        if importance is None:
+            codes, params = self.reference(weight)
+        else:
+            weight = weight.float()
+            params = self.fit(weight, importance)
+            codes = self.encode(weight, params)
+        fits = params.scale.isfinite()
+        if params.minimum is not None:
+            fits = fits & params.minimum.isfinite()
+        if not bool(fits.all()):
+            found = f"{int((~fits).sum())} of {fits.numel()} blocks need a scale beyond {self.scale_dtype}"
+            raise too_large(found, weight)
+        return self.quantized(codes, params)
+
+    def validate(self, quantized: QuantizedTensor) -> None:
+        """Refuse codes or parameters that lie off the grid.
+
+        Raises
+        ------
+        ConfigError
+            Naming what is off the grid.
+        ShapeError
+            If the last block of a row is short.
+        """
+        codes = quantized.codes
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.levels):
+            found = f"[{int(codes.min())}, {int(codes.max())}]"
+            raise ConfigError("codes", found, f"[0, {self.levels - 1}]")
+        expected = self.block_of(codes)
+        if quantized.block_size != expected or quantized.g_idx is not None:
+            found = f"{quantized.block_size}" + (
+                " with reordered columns" if quantized.g_idx is not None else ""
+            )
+            raise ConfigError("block_size", found, f"{expected}, columns in order")
+        if expected[0]:
+            self.blocks(codes)
+        for name in ("scale", "minimum"):
+            value = getattr(quantized, name)
+            if value is None:
+                continue
+            expected_values = f"finite {self.scale_dtype} values"
+            if not bool(value.isfinite().all()):
+                raise ConfigError(name, "infinity or NaN", expected_values)
+            changed = self.storable(value.float()) != value
+            if bool(changed.any()):
+                example = float(value[changed][0])
+                found = f"{int(changed.sum())} values that rounding would change, such as {example!r}"
+                raise ConfigError(name, found, expected_values)

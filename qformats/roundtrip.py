@@ -1,0 +1,178 @@
+"""One tensor there and back: quantize, pack, unpack, dequantize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from qformats.errors import ConfigError
+from qformats.interfaces import PackedTensor, Packer
+from qformats.numbers import QuantizedTensor
+from qformats.registry import registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["dequantize", "pack", "packer", "quantize", "unpack"]
+
+
+def packer(format: str) -> Packer:
+    """Packer of a format.
+
+    Parameters
+    ----------
+    format : str
+        ``family:variant``, or a family for its default variant.
+
+    Raises
+    ------
+    UnknownFormatError
+        If nothing installed answers to the name.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> spec = qformats.packer("gguf:q4_0").spec
+    >>> spec.summary, spec.block_size, spec.nbytes(4096, 4096)
+    ('4 bits, a signed scale per 32', 32, 9437184)
+    """
+    return registry().packer(format)
+
+
+def quantize(
+    tensor: Tensor,
+    format: str,
+    *,
+    quantizer: str = "rtn",
+    quantizer_options: Mapping[str, str] | None = None,
+) -> QuantizedTensor:
+    """Choose codes and parameters for a weight.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        float32, float16 or bfloat16, ``(N, K)`` = (out_features, in_features); a parameter is detached. Formats whose
+        upstream rounds in the dtype of the source do so. float64 is rounded to float32 first. Not modified.
+    format : str
+        ``family:variant`` whose grid is used.
+    quantizer : str
+        How codes are chosen; ``"rtn"`` is the format's own reference rule.
+    quantizer_options : mapping of str to str, optional
+        Options of the quantizer.
+
+    Returns
+    -------
+    QuantizedTensor
+        On the device of `tensor`.
+
+    Raises
+    ------
+    ShapeError
+        If the format cannot hold this shape.
+    NonFiniteError
+        If a weight is NaN or infinite.
+    ConfigError
+        If the format cannot be written, or stores plain numbers, or the tensor holds no floats; if the quantizer works
+        on whole models only.
+
+    Examples
+    --------
+    >>> import torch, qformats
+    >>> quantized = qformats.quantize(torch.eye(32), "gguf:q8_0")
+    >>> quantized.codes.shape, quantized.scale.dtype, quantized.zero_point
+    (torch.Size([32, 32]), torch.float16, 128)
+    """
+    import torch
+
+    from qformats.kernels.dense import require_finite
+
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        found = getattr(tensor, "dtype", type(tensor).__name__)
+        raise ConfigError("weight", str(found), "a torch tensor of floats")
+    tensor = tensor.detach()
+    chosen = _quantizing(format)
+    chosen.require(tensor.shape)
+    how = registry().quantizer(quantizer, quantizer_options)
+    if how.prepares:
+        able = [name for name in registry().quantizer_names() if not registry().quantizer(name).prepares]
+        hint = "It chooses codes by what a model computes: use qformats.export or qformats.load_model"
+        found = f"{quantizer}, which needs a whole model"
+        raise ConfigError("quantizer of a tensor", found, " or ".join(able), hint)
+    require_finite(tensor)
+    weight = tensor.float() if tensor.dtype == torch.float64 else tensor
+    return how.quantize(weight, chosen)
+
+
+def _quantizing(format: str) -> Packer:
+    chosen = packer(format)
+    if chosen.grid is None:
+        writable = [p.name for p in registry().formats() if p.grid is not None]
+        raise ConfigError("format", chosen.name, "a format that quantizes: " + ", ".join(writable))
+    return chosen
+
+
+def pack(quantized: QuantizedTensor, format: str) -> PackedTensor:
+    """Bytes of a canonical tensor in one format.
+
+    Raises
+    ------
+    ConfigError
+        If its codes or parameters do not lie on the format's grid, saying which do not.
+
+    Examples
+    --------
+    >>> import torch, qformats
+    >>> packed = qformats.pack(qformats.quantize(torch.eye(32), "gguf:q8_0"), "gguf:q8_0")
+    >>> {name: tuple(field.shape) for name, field in packed.fields.items()}
+    {'blocks': (32, 34)}
+    """
+    if not isinstance(quantized, QuantizedTensor):
+        raise ConfigError(
+            "tensor to pack", type(quantized).__name__, "a QuantizedTensor, as quantize gives it"
+        )
+    chosen = _quantizing(format)
+    assert chosen.grid is not None
+    chosen.grid.validate(quantized)
+    return chosen.pack(quantized)
+
+
+def unpack(packed: PackedTensor) -> QuantizedTensor:
+    """Canonical form of packed bytes, without any rounding.
+
+    Raises
+    ------
+    ConfigError
+        If the format has no canonical form (support level 0).
+
+    Examples
+    --------
+    >>> import torch, qformats
+    >>> packed = qformats.pack(qformats.quantize(torch.eye(32), "gguf:q8_0"), "gguf:q8_0")
+    >>> qformats.unpack(packed).codes[0, :3].tolist()
+    [255, 128, 128]
+    """
+    return _packed(packed).unpack()
+
+
+def dequantize(packed: PackedTensor) -> Tensor:
+    """Value of every element.
+
+    Returns
+    -------
+    Tensor
+        float32, the shape of the weight.
+
+    Examples
+    --------
+    >>> import torch, qformats
+    >>> packed = qformats.pack(qformats.quantize(torch.eye(32), "gguf:q8_0"), "gguf:q8_0")
+    >>> qformats.dequantize(packed)[0, :2].tolist()
+    [0.9999160766601562, 0.0]
+    """
+    return _packed(packed).dequantize()
+
+
+def _packed(packed: PackedTensor) -> PackedTensor:
+    if not isinstance(packed, PackedTensor):
+        raise ConfigError("tensor to unpack", type(packed).__name__, "a PackedTensor, as pack gives it")
+    return packed

@@ -1,0 +1,1 @@
+"""What any long job needs: threads, progress, signals, memory, files, a device."""

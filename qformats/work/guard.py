@@ -1,0 +1,65 @@
+"""Whose fault it is: an exception inside a plugin's method reaches the user as one sentence that names the plugin."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from qformats.errors import PluginError, QFormatsError
+
+__all__ = ["Guarded", "blamed"]
+
+_NOT_ITS_FAULT = (QFormatsError, MemoryError, OSError)
+"""Exceptions that speak for themselves, whoever raises them; Ctrl-C and the like are not exceptions of this kind."""
+
+
+def blamed(error: Exception, owner: str, what: str) -> PluginError | None:
+    """What to raise instead of an exception that a plugin let out; ``None`` if it speaks for itself.
+
+    Parameters
+    ----------
+    error : Exception
+        What came.
+    owner : str
+        Module of the plugin's code.
+    what : str
+        What was called, such as ``"ToyPacker.pack"``.
+    """
+    # Running out of a device's memory is reported where devices are known.
+    if isinstance(error, _NOT_ITS_FAULT) or type(error).__name__ == "OutOfMemoryError":
+        return None
+    return PluginError(owner.partition(".")[0], what, error)
+
+
+class Guarded:
+    """Base of the classes that plugins fill in.
+
+    Methods in :attr:`guarded` that a subclass overrides are wrapped when it is defined: what they raise becomes a
+    :class:`~qformats.errors.PluginError`, with the exception as its cause.
+    """
+
+    guarded: ClassVar[tuple[str, ...]] = ()
+    """Methods that plugins override."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        for name in cls.guarded:
+            method = cls.__dict__.get(name)
+            if callable(method):
+                setattr(cls, name, _guarded(method))
+
+
+def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            instead = blamed(error, method.__module__, method.__qualname__)
+            if instead is None:
+                raise
+            instead.about(format=getattr(self, "name", ""))
+            raise instead from error
+
+    return call
