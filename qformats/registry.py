@@ -8,8 +8,8 @@ accidents, not against hostile code in the same process.
 
 from __future__ import annotations
 
+import difflib
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -96,8 +96,6 @@ class Registry:
                 record.error = error.reason
             except NameTakenError as error:
                 record.error = str(error)
-            if record.error:
-                warnings.warn(f"{record.owner}: {record.error}", PluginWarning, stacklevel=2)
 
     def _load(self, manager: pluggy.PluginManager, point: EntryPoint, record: PluginRecord) -> None:
         for other in self.plugins:
@@ -118,7 +116,7 @@ class Registry:
             if manager.is_registered(plugin):
                 manager.unregister(plugin)
             if isinstance(error, pluggy.PluginValidationError):
-                raise PluginLoadError(record.name, _one_line(error)) from error
+                raise PluginLoadError(record.name, _suggested(manager, plugin, _one_line(error))) from error
             raise
 
     def _collect(self, manager: pluggy.PluginManager, plugin: object, record: PluginRecord) -> None:
@@ -283,6 +281,16 @@ def _record(point: EntryPoint) -> PluginRecord:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+
+def _suggested(manager: pluggy.PluginManager, plugin: object, reason: str) -> str:
+    """The reason why pluggy refused a plugin, with the right name of a hook that it misspelt."""
+    known = [name for name in vars(hookspecs) if name.startswith("qformats_")]
+    for name in dir(plugin):
+        if manager.parse_hookimpl_opts(plugin, name) is not None and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            return f"{reason}; " + (f"did you mean {near[0]}?" if near else f"hooks are {', '.join(known)}")
+    return reason
 
 
 def _guarded(record: PluginRecord, what: str, call: Callable[[], T]) -> T:

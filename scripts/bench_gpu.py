@@ -20,11 +20,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from qformats.tensors import QuantizedTensor
 from torch import Tensor
 
 from qformats.kernels import launch, ops
 from qformats.kernels.device import DeviceWeight, arrange
+from qformats.numbers.quantized import QuantizedTensor
 
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008), (28672, 8192)]
 # fmt: off

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import qformats
 from qformats.comparing import Settings, compare
-from qformats.comparing.weights import place
+from qformats.comparing.weights import position
 from qformats.exporting import Recipe
 from qformats.exporting.footprint import footprint
 from qformats.sources import outline_model
@@ -115,7 +115,7 @@ def sizes() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(LLAMA_2_13B))
         source = outline_model(folder, {})
-        linear = [t for t in source.tensors.values() if len(t.shape) == 2 and place(t.name)[0] is not None]
+        linear = [t for t in source.tensors.values() if len(t.shape) == 2 and position(t.name)[0] is not None]
         weights = sum(tensor.numel for tensor in linear)
         for format in formats:
             found = footprint(source, recipe(format), {})

@@ -268,11 +268,10 @@ class FourBitPacker(_BnBPacker):
         """Values as float32, by the compiled kernel on a CPU."""
         import torch
 
-        if packed.fields["weight"].device.type != "cpu":
+        if self.checked(packed).fields["weight"].device.type != "cpu":
             return self.unpack(packed).dequantize()
         from qformats_bitsandbytes import kernels
 
-        self.checked(packed)
         out = torch.empty(packed.shape, dtype=torch.float32)
         codes = packed.fields["weight"].contiguous().view(torch.uint8).flatten()
         scale, _ = self._scales(packed)
@@ -396,11 +395,10 @@ class Int8Packer(_BnBPacker):
         """Values as float32, by the compiled kernel on a CPU."""
         import torch
 
-        if packed.fields["weight"].device.type != "cpu":
+        if self.checked(packed).fields["weight"].device.type != "cpu":
             return self.unpack(packed).dequantize()
         from qformats_bitsandbytes import kernels
 
-        self.checked(packed)
         out = torch.empty(packed.shape, dtype=torch.float32)
         scale = packed.fields["SCB"] / 127.0
         kernels.dequantize_int8(packed.fields["weight"].contiguous().numpy(), scale.numpy(), out.numpy())

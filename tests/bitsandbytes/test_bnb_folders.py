@@ -138,7 +138,7 @@ def test_folders_that_transformers_loads(variant, llama, tmp_path, quiet):
         weight = model.get_parameter(name)
         assert torch.equal(quiet.decode(weight.data, weight.quant_state), opened.read(name)), name
     if "bs128" not in variant:
-        # Its code for AVX-512 cannot run rows that are no whole number of blocks.
+        # Its code for AVX-512 cannot run rows that are not a whole number of blocks.
         assert bool(_logits(model).isfinite().all())
 
 

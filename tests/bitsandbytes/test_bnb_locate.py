@@ -7,8 +7,9 @@ import torch
 
 import qformats
 from qformats.errors import ConfigError
-from qformats.interfaces import ModuleFields
+from qformats.interfaces.family import ModuleFields
 from qformats.numbers.dtypes import dtype_name
+from qformats_bitsandbytes.family import BitsAndBytes
 from qformats_bitsandbytes.quant_state import KEY
 
 NF4, FP4 = KEY + "nf4", KEY + "fp4"
@@ -24,7 +25,8 @@ def _locate(fields, declared="nf4"):
         return fields[name].contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
     stored = {name: (tuple(field.shape), dtype_name(field.dtype)) for name, field in fields.items()}
-    return qformats.packer(f"bitsandbytes:{declared}").locate(ModuleFields("m", stored, read))
+    packer = qformats.packer(f"bitsandbytes:{declared}")
+    return BitsAndBytes().locate(packer, ModuleFields("m", stored, read))
 
 
 def _state(fields, key=NF4, **changes):
@@ -49,7 +51,7 @@ def test_each_module_tells_its_own_format(variant, declared):
     fields = _fields(variant, (6, 256))
     packer, shape = _locate(fields, declared)
     assert (packer.name, shape) == (f"bitsandbytes:{variant}", (6, 256))
-    taken = packer.take(fields, shape)
+    taken = packer.from_stored(fields, shape)
     for name, field in fields.items():
         assert bytes(taken.fields[name].flatten().view(torch.uint8)) == bytes(
             field.flatten().view(torch.uint8)
@@ -74,14 +76,14 @@ def test_descriptions_of_other_writers():
     ):
         changed = {**fields, NF4: _text(text)}
         packer, shape = _locate(changed)
-        assert bytes(packer.take(changed, shape).fields[NF4].numpy()) == canonical
+        assert bytes(packer.from_stored(changed, shape).fields[NF4].numpy()) == canonical
 
 
 def test_int8_without_the_mark_of_its_layout():
     fields = _fields("int8")
     del fields["weight_format"]
     packer, shape = _locate(fields)
-    assert packer.take(fields, shape).fields["weight_format"].shape == ()
+    assert packer.from_stored(fields, shape).fields["weight_format"].shape == ()
 
 
 HOSTILE = {
@@ -219,14 +221,14 @@ def test_scales_that_are_not_finite(variant, name, bad):
     fields[name][0] = bad
     packer, shape = _locate(fields)
     with pytest.raises(ConfigError, match=rf"{name}.*1 values that are NaN or infinite"):
-        packer.take(fields, shape)
+        packer.from_stored(fields, shape)
 
 
 def test_a_table_that_readers_would_not_use():
     fields = _fields()
     packer, shape = _locate(fields)
     with pytest.raises(ConfigError, match=r"quant_map.*table of nf4"):
-        packer.take({**fields, "weight.quant_map": fields["weight.quant_map"] * 2}, shape)
+        packer.from_stored({**fields, "weight.quant_map": fields["weight.quant_map"] * 2}, shape)
 
 
 def test_the_table_of_scales_is_the_file_s_own():
@@ -234,9 +236,9 @@ def test_the_table_of_scales_is_the_file_s_own():
     fields = _fields("nf4-dq", (64, 64))
     fields["weight.nested_quant_map"] = torch.nextafter(fields["weight.nested_quant_map"], torch.ones(256))
     packer, shape = _locate(fields)
-    packed = packer.take(fields, shape)
+    packed = packer.from_stored(fields, shape)
     assert not torch.equal(
-        packed.dequantize(), packer.dequantize(packer.take(_fields("nf4-dq", (64, 64)), shape))
+        packed.dequantize(), packer.dequantize(packer.from_stored(_fields("nf4-dq", (64, 64)), shape))
     )
     again = packer.pack(packer.unpack(packed))
     assert torch.equal(again.fields["weight.nested_quant_map"], fields["weight.nested_quant_map"])

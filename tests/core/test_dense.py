@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qformats.dense import Dense
 
 import qformats
-from qformats import dtypes
+from qformats.builtin.dense import Dense
 from qformats.errors import ConfigError, NonFiniteError, UnknownFormatError
 from qformats.kernels.dense import cast, require_finite
+from qformats.numbers import dtypes
 
 FLOATS = ("f64", "f32", "f16", "bf16")
 
@@ -171,7 +171,7 @@ def test_the_family_dense(name):
 
 def test_the_default_of_dense_and_its_other_dtypes():
     assert qformats.packer("dense").name == "dense:f32"
-    assert set(Dense.variants()) == {"f32", "f16", "bf16"}
+    assert set(Dense().variants()) == {"f32", "f16", "bf16"}
     assert qformats.packer("dense:i64").dense_dtype == "i64"
     with pytest.raises(UnknownFormatError, match=r"dense:f8.*Did you mean 'dense:f"):
         qformats.packer("dense:f8")

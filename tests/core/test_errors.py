@@ -41,6 +41,7 @@ EXAMPLES = [
     (errors.UnknownFormatError, ("fast", ["slow"], {}, "quantizer"), {}),
     (errors.NameTakenError, ("format", "abc:x", "plugin 'a' of pkg 1", "plugin 'b' of pkg 2"), {}),
     (errors.PluginLoadError, ("abc", "ImportError: no module"), {}),
+    (errors.PluginError, ("abc", "Packer.pack", KeyError("odd")), {}),
     (errors.ShapeError, ("weight", (3, 5), "columns a multiple of 4", "Pad it"), {}),
     (errors.ConfigError, ("bits", 7, "4 or 8", "Choose one"), {}),
     (

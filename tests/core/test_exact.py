@@ -10,11 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qformats.numbers.grids import AffineGrid, Grid, TableGrid
 
 from qformats import QuantizedTensor
-from qformats.errors import NotExactError
-from qformats.exact import Answer, foresee, hold
+from qformats.errors import ConfigError, NotExactError
+from qformats.exact import Answer, foresee, represent
+from qformats.numbers.affine import AffineGrid
+from qformats.numbers.grid import Grid
+from qformats.numbers.table import TableGrid
 
 FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 UNEVEN = (-1.0, -0.69619, -0.52507, -0.28444, -0.09105, 0.0, 0.1609, 0.33792, 0.56262, 1.0)
@@ -200,7 +202,7 @@ def _check(source, grid):
     """Hold and check it; None if refused."""
     before = source.dequantize()
     try:
-        held = hold(source, grid)
+        held = represent(source, grid)
     except NotExactError as error:
         reason = error.reason
         held = None
@@ -408,7 +410,7 @@ def test_always(pair):
 
 def test_codes_that_stay_are_not_copied():
     source = _full(ROW4, (64, 4096))
-    held = hold(source, FOUR)
+    held = represent(source, FOUR)
     assert held.codes.data_ptr() == source.codes.data_ptr()
     assert torch.equal(held.scale, source.scale.expand(-1, 128))
 
@@ -418,7 +420,7 @@ def test_mirrored_levels_take_a_negative_scale():
     source = QuantizedTensor(codes, torch.tensor([[0.5]]), (1, 32), zero_point=7)
     held = _check(source, FOUR)
     assert float(held.scale) == -0.5
-    assert hold(_full(ROW4), FOUR).scale.sign().equal(_full(ROW4).scale.sign().expand(-1, 4))
+    assert represent(_full(ROW4), FOUR).scale.sign().equal(_full(ROW4).scale.sign().expand(-1, 4))
 
 
 def test_doubled_and_halved_scales():
@@ -437,7 +439,7 @@ def test_codes_below_low_are_used():
     source = QuantizedTensor(
         torch.tensor([[0, 15, 8, 3]], dtype=torch.uint8), torch.tensor([[0.25]]), (1, 4), 8
     )
-    assert hold(source, replace(ROW4, low=1)).codes.tolist() == [[0, 15, 8, 3]]
+    assert represent(source, replace(ROW4, low=1)).codes.tolist() == [[0, 15, 8, 3]]
 
 
 def test_columns_in_another_order():
@@ -466,7 +468,7 @@ def test_shards_of_a_row():
 
 def _reason(source, grid):
     with pytest.raises(NotExactError) as caught:
-        hold(source, grid)
+        represent(source, grid)
     return caught.value.reason
 
 
@@ -520,7 +522,9 @@ def test_overflow_is_not_a_value():
 
 
 def test_empty_and_zero():
-    none = hold(QuantizedTensor(torch.empty((0, 64), dtype=torch.uint8), torch.empty((0, 1)), (1, 64)), FOUR)
+    none = represent(
+        QuantizedTensor(torch.empty((0, 64), dtype=torch.uint8), torch.empty((0, 1)), (1, 64)), FOUR
+    )
     assert none.shape == (0, 64)
     assert none.scale.shape == (0, 2)
     codes = torch.full((2, 64), 77, dtype=torch.uint8)
@@ -549,17 +553,24 @@ def test_grid_of_a_plugin():
     assert foresee(FOUR, Lattice(), (4, 32))[0] is Answer.DATA
     assert "its own plugin" in _reason(_full(FOUR), Lattice())
 
-    class Special(AffineGrid):
-        def hold(self, quantized):
-            raise NotExactError("never")
+    class Together(AffineGrid):
+        independent = False
 
-    assert foresee(FOUR, Special(8, 32), (4, 32))[0] is Answer.DATA
+        def validate(self, quantized):
+            super().validate(quantized)
+            if len(quantized.scale.unique()) > 1:
+                raise ConfigError("scale", "several", "the same everywhere")
+
+    assert foresee(FOUR, Together(8, 32), (4, 32))[0] is Answer.DATA
+    assert _reason(_full(FOUR), Together(8, 32)) == "scale: found 'several'; expected the same everywhere"
+    same = replace(_full(FOUR), scale=torch.ones_like(_full(FOUR).scale))
+    assert torch.equal(represent(same, Together(8, 32)).dequantize(), same.dequantize())
 
 
 def test_nothing_is_modified():
     source = _full(replace(ROW4, scale_dtype="f32"))
     before = [part.clone() for part in (source.codes, source.scale)]
-    hold(source, AffineGrid(5, 32, scale_dtype="f32", zero=20))
+    represent(source, AffineGrid(5, 32, scale_dtype="f32", zero=20))
     for old, new in zip(before, (source.codes, source.scale), strict=True):
         assert torch.equal(old, new)
 

@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from qformats.numbers.grids import AffineGrid, GridParams, TableGrid
 
 from qformats.errors import ConfigError, NonFiniteError, ShapeError
+from qformats.numbers.affine import AffineGrid
+from qformats.numbers.grid import GridParams
+from qformats.numbers.table import TableGrid
 
 TABLE = (-1.0, -0.7, -0.5, -0.4, -0.28, -0.18, -0.09, 0.0, 0.08, 0.16, 0.25, 0.34, 0.44, 0.56, 0.72, 1.0)
 

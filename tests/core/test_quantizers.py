@@ -5,36 +5,28 @@ import math
 import numpy as np
 import pytest
 import torch
-from qformats.numbers.grids import AffineGrid
-from qformats.tensors import PackedTensor, QuantizedTensor
 
 import qformats
 from qformats.builtin.rtn import RoundToNearest
 from qformats.errors import ConfigError, NonFiniteError, UnknownFormatError
-from qformats.interfaces import Packer, Quantizer
+from qformats.interfaces.packer import PackedTensor, Packer
+from qformats.interfaces.quantizer import Quantizer
 from qformats.interfaces.spec import FieldSpec, FormatSpec
+from qformats.numbers.affine import AffineGrid
+from qformats.numbers.quantized import QuantizedTensor
 
 
 class Plain(Packer):
     """Codes as bytes: the smallest packer there is."""
 
-    family, default_variant, container = "plain", "x", "huggingface"
     spec = FormatSpec(
         "plain", "x", "", (FieldSpec("codes", ("N", "K"), "u8"), FieldSpec("scale", ("N", "K / 16"), "f16"))
     )
     grid = AffineGrid(4, 16)
 
-    @classmethod
-    def variants(cls):
-        return ["x"]
-
-    @classmethod
-    def parse(cls, variant):
-        return cls()
-
     def pack(self, quantized):
         return PackedTensor(
-            self.name, quantized.shape, {"codes": quantized.codes, "scale": quantized.scale.half()}
+            self, quantized.shape, {"codes": quantized.codes, "scale": quantized.scale.half()}
         )
 
     def unpack(self, packed):

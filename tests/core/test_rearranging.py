@@ -9,7 +9,8 @@ import torch
 
 import qformats
 from qformats.errors import ShapeError
-from qformats.interfaces.checkpoint import StoredTensor, concat_rows
+from qformats.interfaces.rows import cut
+from qformats.interfaces.stored import StoredTensor, concat_rows
 
 FORMATS = [
     "dense:bf16",
@@ -35,10 +36,10 @@ def stored(
     tensor = StoredTensor(
         "w",
         (rows, columns),
-        format,
+        packer,
         packed.nbytes,
         Path("file"),
-        lambda start, stop: packer.cut(packed, start, stop),
+        lambda start, stop: cut(packed, start, stop),
         step=packer.row_step((rows, columns)),
     )
     return tensor, packer.dequantize(packed)

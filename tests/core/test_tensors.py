@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qformats.tensors import PackedTensor, QuantizedTensor, expand_blocks
 
 from qformats.errors import ConfigError, ShapeError
+from qformats.interfaces.packer import PackedTensor, Packer
+from qformats.numbers.quantized import QuantizedTensor, expand_blocks
 
 
 def _block_of(row, column, columns, block_size, g_idx):
@@ -190,4 +191,4 @@ def test_codes_that_are_no_integers_are_refused():
 
 def test_bytes_of_a_packed_tensor():
     fields = {"a": torch.zeros(3, 5, dtype=torch.int32), "b": torch.zeros(7, dtype=torch.float16)}
-    assert PackedTensor("family:variant", (3, 5), fields).nbytes == 60 + 14
+    assert PackedTensor(Packer(), (3, 5), fields).nbytes == 60 + 14

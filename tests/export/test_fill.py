@@ -7,11 +7,11 @@ import os
 import threading
 
 import pytest
-from qformats.tensors import PackedTensor
 
 import qformats
 from qformats.errors import ConfigError
 from qformats.exporting import Recipe, fill, make_plan
+from qformats.interfaces.packer import PackedTensor
 
 engine = importlib.import_module("qformats.exporting.run")
 
@@ -41,7 +41,7 @@ def test_packer_that_gives_other_bytes(plan, tmp_path, monkeypatch, wrong, size)
             "long": {name: torch.cat([data, data[:1]])},
             "renamed": {"other": data},
         }[wrong]
-        return PackedTensor(packed.format, packed.shape, fields)
+        return PackedTensor(packed.packer, packed.shape, fields)
 
     monkeypatch.setattr(packer, "encode_reference", encode_reference)
     monkeypatch.setattr(fill, "SLICE_WEIGHTS", size)

@@ -12,7 +12,9 @@ import torch
 
 import qformats
 from qformats.errors import ConfigError
-from qformats.interfaces import Option, Packer, Quantizer
+from qformats.interfaces.option import Option
+from qformats.interfaces.packer import Packer
+from qformats.interfaces.quantizer import Quantizer
 from qformats.registry import registry
 
 
@@ -40,7 +42,7 @@ class Doubling(Quantizer):
 
             def load(start: int, stop: int):
                 fields = torch.load(work / f"{name}.pt")
-                return packer.cut(qformats.PackedTensor(packer.name, old.shape, fields), start, stop)
+                return packer.cut(qformats.PackedTensor(packer, old.shape, fields), start, stop)
 
             step = packer.row_step(old.shape)
             return replace(old, format=packer.name, origin=old.stored_format, load=load, step=step)

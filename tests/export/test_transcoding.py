@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import qformats
 from qformats.errors import InexactExportError
+from qformats.interfaces.rows import cut
 from qformats.registry import registry
 
 DENSE = ("model.embed_tokens.weight", "lm_head.weight")
@@ -157,7 +158,7 @@ def test_mixed_rows_keep_what_they_can(made, tmp_path):
     packed = qformats.packer("gguf:q8_0").encode_reference(weight)
     # One scale a row fits only in the first slice, where the rows are made so.
     same = qformats.packer("glm:int8").encode_reference(weight[:rows])
-    first = qformats.pack(qformats.packer("gguf:q8_0").hold(qformats.unpack(same)), "gguf:q8_0")
+    first = qformats.pack(qformats.packer("gguf:q8_0").represent(qformats.unpack(same)), "gguf:q8_0")
     packed.fields["blocks"][:rows] = first.fields["blocks"]
     source = _one_tensor(tmp_path, packed)
     report = qformats.export(source, tmp_path / "out", format="glm:int8")
@@ -181,7 +182,7 @@ def _one_tensor(folder: Path, packed: qformats.PackedTensor) -> qformats.Checkpo
                 packed.format,
                 packed.nbytes,
                 folder / "file",
-                lambda start, stop: qformats.packer(packed.format).cut(packed, start, stop),
+                lambda start, stop: cut(packed, start, stop),
             )
             self.tensors = {stored.name: stored}
 
@@ -288,7 +289,7 @@ def test_one_row_that_does_not_fit_costs_its_neighbours_little(tmp_path):
     codes[300, 5] = 127
     scale = torch.rand(1024, generator=generator).add(0.5).half()
     fields = {"weight": codes, "weight_scale": scale}
-    source = _one_tensor(tmp_path, qformats.PackedTensor("glm:int8", (1024, 1024), fields))
+    source = _one_tensor(tmp_path, qformats.PackedTensor(qformats.packer("glm:int8"), (1024, 1024), fields))
     report = qformats.export(source, tmp_path / "out", format="glm:int4")
     (tensor,) = (t for t in report.tensors if t.format == "glm:int4")
     assert 1 - 2 / 1024 <= tensor.exact_share < 1

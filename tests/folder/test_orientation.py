@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from models import moe, tiny
-from qformats.tensors import PackedTensor
 from safetensors.torch import load_file, save_file
 
 import qformats
 from qformats.errors import ConfigError
-from qformats.interfaces.checkpoint import StoredTensor
+from qformats.interfaces.packer import PackedTensor
+from qformats.interfaces.stored import StoredTensor
 
 
 def test_integers_are_no_format_for_weights(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_the_dtype_of_the_config_is_that_of_most_weights(tmp_path: Path) -> None
 def test_rows_of_a_format_without_row_slices_are_packed_again_without_rounding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    packed = qformats.quantize(torch.randn(8, 64), "gguf:q8_0").pack("gguf:q8_0")
+    packed = qformats.pack(qformats.quantize(torch.randn(8, 64), "gguf:q8_0"), "gguf:q8_0")
     whole = qformats.packer("gguf:q8_0").dequantize(packed)
     monkeypatch.setattr(type(qformats.packer("gguf:q8_0")), "row_step", lambda self, shape: 0)
 
@@ -60,7 +60,7 @@ def test_rows_of_a_format_without_row_slices_are_packed_again_without_rounding(
         assert (start, stop) == (0, 8)
         return packed
 
-    stored = StoredTensor("w", (8, 64), "gguf:q8_0", packed.nbytes, Path("f"), load)
+    stored = StoredTensor("w", (8, 64), packed.packer, packed.nbytes, Path("f"), load)
     order = np.array([5, 1, 7])
     taken = stored.take_rows(order)
     assert (taken.shape, taken.format, taken.step) == ((3, 64), "gguf:q8_0", 0)
@@ -68,11 +68,11 @@ def test_rows_of_a_format_without_row_slices_are_packed_again_without_rounding(
 
 
 def test_rows_of_a_format_whose_blocks_straddle_rows_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = qformats.quantize(torch.randn(8, 64), "gguf:q8_0").pack("gguf:q8_0")
+    packed = qformats.pack(qformats.quantize(torch.randn(8, 64), "gguf:q8_0"), "gguf:q8_0")
     whole = qformats.packer("gguf:q8_0").dequantize(packed)
     monkeypatch.setattr(type(qformats.packer("gguf:q8_0")), "row_step", lambda self, shape: 0)
     monkeypatch.setattr(type(qformats.packer("gguf:q8_0")), "row_packer", lambda self, shape: None)
-    stored = StoredTensor("w", (8, 64), "gguf:q8_0", packed.nbytes, Path("f"), lambda start, stop: packed)
+    stored = StoredTensor("w", (8, 64), packed.packer, packed.nbytes, Path("f"), lambda start, stop: packed)
     taken = stored.take_rows(np.array([5, 1, 7]))
     assert (taken.format, taken.stored_format, taken.step) == ("dense:f32", "gguf:q8_0", 0)
     assert torch.equal(taken.read(1, 3).dequantize(), whole[[1, 7]])

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from oracles import ggml
-from qformats.tensors import PackedTensor
 
 import qformats
 from qformats.errors import ConfigError, NonFiniteError, ShapeError, UnknownFormatError
+from qformats.interfaces.packer import PackedTensor
 from qformats.registry import registry
-from qformats_gguf import packers
+from qformats_gguf.family import GGUF
 from qformats_gguf.packers import BLOCK, DECODE_ONLY
 from qformats_gguf.types import by_name
 
@@ -128,7 +128,9 @@ def _random_blocks(name, count, finite):
 @pytest.mark.parametrize("name", LEGACY)
 def test_any_bytes_survive_unpack_and_pack(name):
     blocks = _random_blocks(name, 4000, finite=True)
-    packed = PackedTensor(f"gguf:{name}", (1000, 4 * BLOCK), {"blocks": blocks.reshape(1000, -1)})
+    packed = PackedTensor(
+        qformats.packer(f"gguf:{name}"), (1000, 4 * BLOCK), {"blocks": blocks.reshape(1000, -1)}
+    )
     again = qformats.pack(qformats.unpack(packed), f"gguf:{name}")
     assert again.shape == packed.shape
     assert torch.equal(again.fields["blocks"], packed.fields["blocks"])
@@ -145,7 +147,7 @@ def _same_bits(got, expected):
 @pytest.mark.parametrize("name", LEGACY)
 def test_any_bytes_decode_like_gguf(name):
     blocks = _random_blocks(name, 6000, finite=False).reshape(1500, -1)
-    packed = PackedTensor(f"gguf:{name}", (1500, 4 * BLOCK), {"blocks": blocks})
+    packed = PackedTensor(qformats.packer(f"gguf:{name}"), (1500, 4 * BLOCK), {"blocks": blocks})
     with np.errstate(all="ignore"):
         expected = gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[name.upper()])
     _same_bits(packed.dequantize(), expected)
@@ -158,7 +160,9 @@ def test_any_bytes_decode_like_gguf(name):
 def test_read_only_types_decode_like_c(name):
     kind = by_name(name)
     blocks = _rng().integers(0, 256, (40, 3 * kind.block_bytes), dtype=np.uint8)
-    packed = PackedTensor(f"gguf:{name}", (40, 3 * kind.block_size), {"blocks": torch.from_numpy(blocks)})
+    packed = PackedTensor(
+        qformats.packer(f"gguf:{name}"), (40, 3 * kind.block_size), {"blocks": torch.from_numpy(blocks)}
+    )
     expected = ggml.dequantize(name, blocks).reshape(packed.shape)
     got = packed.dequantize()
     assert got.dtype == torch.float32
@@ -189,7 +193,7 @@ def test_the_read_only_types_are_what_gguf_can_decode():
 def test_types_that_nobody_decodes_are_refused_by_name(name):
     kind = by_name(name)
     blocks = torch.zeros(1, kind.block_bytes, dtype=torch.uint8)
-    packed = PackedTensor(f"gguf:{name}", (1, kind.block_size), {"blocks": blocks})
+    packed = PackedTensor(qformats.packer(f"gguf:{name}"), (1, kind.block_size), {"blocks": blocks})
     with pytest.raises(ConfigError, match=f"gguf:{name}.*gguf-py can decode"):
         packed.dequantize()
     with pytest.raises(UnknownFormatError, match=r"gguf:q4_7'. Did you mean 'gguf:q4_"):
@@ -221,7 +225,7 @@ def test_float64_and_views_give_the_same_bytes(name):
     packed = packer.encode_reference(weight[0])
     doubled = torch.stack([packed.fields["blocks"], packed.fields["blocks"] ^ 255], -1)[..., 0]
     assert not doubled.is_contiguous()
-    strided_bytes = PackedTensor(packed.format, packed.shape, {"blocks": doubled})
+    strided_bytes = PackedTensor(packed.packer, packed.shape, {"blocks": doubled})
     assert torch.equal(strided_bytes.dequantize(), packed.dequantize())
 
 
@@ -246,7 +250,7 @@ def test_bytes_of_another_shape_are_refused(name):
         ((4, 2 * kind.block_size - 1), blocks),
         ((4, 2 * kind.block_size), blocks.to(torch.int32)),
     ):
-        packed = PackedTensor(f"gguf:{name}", shape, {"blocks": field})
+        packed = PackedTensor(qformats.packer(f"gguf:{name}"), shape, {"blocks": field})
         with pytest.raises(ShapeError):
             packed.dequantize()
         if name in LEGACY:
@@ -371,6 +375,6 @@ def test_plain_types_hold_any_shape(name):
 
 
 def test_every_variant_answers_under_its_name():
-    for variant in packers.GGUFPacker.variants():
-        assert packers.GGUFPacker.parse(variant).spec.variant == variant
-        assert packers.GGUFPacker.parse(variant.upper()).spec.variant == variant
+    for variant in GGUF().variants():
+        assert GGUF().parse(variant).spec.variant == variant
+        assert GGUF().parse(variant.upper()).spec.variant == variant

@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from qformats.tensors import PackedTensor
 
 import qformats
 from qformats.errors import ConfigError, NonFiniteError, NotExactError, ShapeError, UnknownFormatError
-from qformats.interfaces import ModuleFields
+from qformats.interfaces.family import ModuleFields
+from qformats.interfaces.packer import PackedTensor
+from qformats.interfaces.rows import cut
 from qformats_glm import kernels
-from qformats_glm.packer import GLMPacker, overflowed_rows
+from qformats_glm.family import GLM
+from qformats_glm.packer import overflowed_rows
 from qformats_glm.ranks.columns import cut_columns, join_columns
 
 VARIANTS = ("int8", "int8-bf16", "int8-f32", "int4", "int4-bf16", "int4-f32")
@@ -32,12 +34,11 @@ def _equal(left, right):
 
 def _stored(packed):
     """A packed tensor as one of a checkpoint."""
-    packer = qformats.packer(packed.format)
 
     def load(start, stop):
-        return packer.cut(packed, start, stop)
+        return cut(packed, start, stop)
 
-    return qformats.StoredTensor("x", packed.shape, packed.format, packed.nbytes, Path("x"), load)
+    return qformats.StoredTensor("x", packed.shape, packed.packer, packed.nbytes, Path("x"), load)
 
 
 def _cut(packed, rank, ranks):
@@ -49,12 +50,12 @@ def _join(parts):
 
 
 def test_variants_and_their_names():
-    assert tuple(GLMPacker.variants()) == VARIANTS
+    assert tuple(GLM().variants()) == VARIANTS
     assert qformats.packer("glm").name == "glm:int4"
     for name in (*VARIANTS, "int4-tp2", "int8-bf16-tp16"):
-        assert GLMPacker.parse(name).name == f"glm:{name}"
-    assert not GLMPacker.parse("int4-tp2").writable
-    assert GLMPacker.parse("int4").writable
+        assert GLM().parse(name).name == f"glm:{name}"
+    assert not GLM().parse("int4-tp2").writable
+    assert GLM().parse("int4").writable
 
 
 @pytest.mark.parametrize(
@@ -62,32 +63,34 @@ def test_variants_and_their_names():
 )
 def test_unknown_variants(name):
     with pytest.raises(UnknownFormatError):
-        GLMPacker.parse(name)
+        GLM().parse(name)
 
 
 def test_bytes_of_a_row_by_hand():
     codes = torch.tensor([[0, 15, 8, 9, 7, 1]], dtype=torch.uint8)  # -8 7 0 1 -1 -7
     quantized = qformats.QuantizedTensor(codes, torch.tensor([[0.5]]), (1, 6), zero_point=8)
-    packed = GLMPacker.parse("int4").pack(quantized)
+    packed = GLM().parse("int4").pack(quantized)
     assert packed.fields["weight"].view(torch.uint8).tolist() == [[0x87, 0x01, 0xF9]]
     assert packed.dequantize().tolist() == [[-4.0, 3.5, 0.0, 0.5, -0.5, -3.5]]
-    assert GLMPacker.parse("int4").spec.nbytes(1, 6) == packed.nbytes == 5
+    assert GLM().parse("int4").spec.nbytes(1, 6) == packed.nbytes == 5
     codes = torch.tensor([[0, 255, 128, 1]], dtype=torch.uint8)
-    packed = GLMPacker.parse("int8").pack(
-        qformats.QuantizedTensor(codes, torch.tensor([[2.0]]), (1, 4), zero_point=128)
+    packed = (
+        GLM()
+        .parse("int8")
+        .pack(qformats.QuantizedTensor(codes, torch.tensor([[2.0]]), (1, 4), zero_point=128))
     )
     assert packed.fields["weight"].tolist() == [[-128, 127, 0, -127]]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_byte_unpacks_and_packs_back(name):
-    packer = GLMPacker.parse(name)
+    packer = GLM().parse(name)
     every = torch.arange(256, dtype=torch.uint8).view(torch.int8).repeat(3, 1)
     scale = torch.tensor([0.25, -1.5, 0.0]).to(
         {"f16": torch.float16, "f32": torch.float32}.get(packer.scale_dtype, torch.bfloat16)
     )
     shape = (3, 256 * 8 // packer.bits)
-    packed = PackedTensor(packer.name, shape, {"weight": every, "weight_scale": scale})
+    packed = PackedTensor(packer, shape, {"weight": every, "weight_scale": scale})
     _equal(packer.pack(packer.unpack(packed)), packed)
     signed = every.numpy().astype(np.int16)
     if packer.bits == 4:
@@ -101,7 +104,7 @@ def test_every_byte_unpacks_and_packs_back(name):
 
 @pytest.mark.parametrize("out", [np.float16, np.uint16])
 def test_kernel_decodes_to_halves(out):
-    packer = GLMPacker.parse("int4")
+    packer = GLM().parse("int4")
     packed = packer.encode_reference(_weight(5, 70))
     target = np.empty((5, 70), out)
     scales = packed.fields["weight_scale"].float().numpy()
@@ -129,16 +132,16 @@ def test_kernels_check_their_arguments():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_slices_of_rows_are_rows_of_the_whole(name):
-    packer, weight = GLMPacker.parse(name), _weight()
+    packer, weight = GLM().parse(name), _weight()
     whole = packer.encode_reference(weight)
     assert packer.row_step(whole.shape) == 1
     for start, stop in ((0, 1), (3, 7), (11, 12), (0, 12)):
-        _equal(packer.cut(whole, start, stop), packer.encode_reference(weight[start:stop]))
+        _equal(cut(whole, start, stop), packer.encode_reference(weight[start:stop]))
 
 
 @pytest.mark.parametrize("name", ["int4", "int8-bf16"])
 def test_columns_are_cut_and_joined_on_the_bytes(name):
-    packer, weight = GLMPacker.parse(name), _weight()
+    packer, weight = GLM().parse(name), _weight()
     whole = packer.encode_reference(weight)
     values = whole.dequantize()
     parts = [_cut(whole, rank, 4) for rank in range(4)]
@@ -150,12 +153,12 @@ def test_columns_are_cut_and_joined_on_the_bytes(name):
 
 @pytest.mark.parametrize("name", ["int4", "int8-f32"])
 def test_parts_with_scales_of_their_own_stay_exact(name):
-    packer, weight = GLMPacker.parse(name), _weight()
+    packer, weight = GLM().parse(name), _weight()
     weight[:, 3] *= 20
     parts = [packer.encode_reference(weight[:, start : start + 8]) for start in range(0, 32, 8)]
     merged = _join(parts)
     assert merged.format == f"glm:{name}-tp4"
-    own = GLMPacker.parse(f"{name}-tp4")
+    own = GLM().parse(f"{name}-tp4")
     assert own.stored((12, 32))["weight_scale"] == ((12, 4), packer.scale_dtype)
     expected = torch.cat([part.dequantize() for part in parts], 1)
     assert torch.equal(merged.dequantize(), expected)
@@ -163,22 +166,22 @@ def test_parts_with_scales_of_their_own_stay_exact(name):
     assert quantized.block_size == (1, 8)
     assert torch.equal(quantized.dequantize(), expected)
     _equal(own.pack(quantized), merged)
-    _equal(own.pack(own.hold(quantized)), merged)
-    _equal(own.cut(merged, 2, 5), _join([packer.cut(part, 2, 5) for part in parts]))
+    _equal(own.pack(own.represent(quantized)), merged)
+    _equal(cut(merged, 2, 5), _join([cut(part, 2, 5) for part in parts]))
     for number, part in enumerate(parts):
         _equal(_cut(merged, number, 4), part)
     # Wider and narrower than the parts that were joined.
     for ranks in (2, 8):
-        cut = torch.cat([_cut(merged, rank, ranks).dequantize() for rank in range(ranks)], 1)
-        assert torch.equal(cut, expected)
+        whole = torch.cat([_cut(merged, rank, ranks).dequantize() for rank in range(ranks)], 1)
+        assert torch.equal(whole, expected)
     with pytest.raises(NotExactError):
-        packer.hold(quantized)
+        packer.represent(quantized)
     with pytest.raises(ConfigError):
         own.encode_reference(weight)
 
 
 def test_what_cannot_be_cut():
-    whole = GLMPacker.parse("int4").encode_reference(_weight())
+    whole = GLM().parse("int4").encode_reference(_weight())
     with pytest.raises(ShapeError, match="divides by 3 ranks"):
         _cut(whole, 0, 3)
     with pytest.raises(ShapeError, match=r"divide by 32 ranks \(1 columns are an odd number"):
@@ -186,12 +189,12 @@ def test_what_cannot_be_cut():
 
 
 def test_rows_that_upstream_overflowed_are_found():
-    packer = GLMPacker.parse("int8")
+    packer = GLM().parse("int8")
     packed = packer.encode_reference(_weight())
     assert overflowed_rows(packed).tolist() == []
     packed.fields["weight"][[2, 9], [31, 0]] = -128
     assert overflowed_rows(packed).tolist() == [2, 9]
-    packed = GLMPacker.parse("int4").encode_reference(_weight())
+    packed = GLM().parse("int4").encode_reference(_weight())
     packed.fields["weight"][4, 1] = 0x18  # 1, -8
     assert overflowed_rows(packed).tolist() == [4]
     with pytest.raises(ConfigError, match="family glm"):
@@ -210,14 +213,14 @@ def test_rows_that_upstream_overflowed_are_found():
     ],
 )
 def test_shapes_that_do_not_fit(name, shape, reason):
-    packer = GLMPacker.parse(name)
+    packer = GLM().parse(name)
     assert reason in packer.veto(shape)
     with pytest.raises(ShapeError, match=reason):
         packer.encode_reference(torch.zeros(shape))
 
 
 def test_no_rows_at_all():
-    packed = GLMPacker.parse("int4").encode_reference(torch.zeros(0, 6))
+    packed = GLM().parse("int4").encode_reference(torch.zeros(0, 6))
     assert packed.nbytes == 0
     assert tuple(packed.dequantize().shape) == (0, 6)
 
@@ -230,26 +233,26 @@ def test_weights_that_are_not_finite(bad, dtype):
         broken = weight.clone()
         broken[place] = bad
         with pytest.raises(NonFiniteError, match="1 of 384 values"):
-            GLMPacker.parse("int4").encode_reference(broken)
+            GLM().parse("int4").encode_reference(broken)
 
 
 def test_scales_beyond_float16():
     weight = torch.ones(3, 8)
     weight[1, 2] = 127 * 65530.0
     with pytest.raises(NonFiniteError, match=r"1 of 3 rows need a scale beyond f16.*at index 10"):
-        GLMPacker.parse("int8").encode_reference(weight)
-    packed = GLMPacker.parse("int8-f32").encode_reference(weight)
+        GLM().parse("int8").encode_reference(weight)
+    packed = GLM().parse("int8-f32").encode_reference(weight)
     assert packed.dequantize()[1, 2] == 127 * 65530.0
 
 
 def test_inputs_stay_as_they_are_and_may_be_strided():
     weight = _weight(32, 12).t()
     before = weight.clone()
-    packed = GLMPacker.parse("int4").encode_reference(weight)
+    packed = GLM().parse("int4").encode_reference(weight)
     assert torch.equal(weight, before)
-    _equal(packed, GLMPacker.parse("int4").encode_reference(before.contiguous()))
+    _equal(packed, GLM().parse("int4").encode_reference(before.contiguous()))
     strided = PackedTensor(
-        packed.format,
+        packed.packer,
         (12, 16),
         {"weight": packed.fields["weight"][:, :8], "weight_scale": packed.fields["weight_scale"]},
     )
@@ -258,7 +261,7 @@ def test_inputs_stay_as_they_are_and_may_be_strided():
 
 
 def test_pack_refuses_what_is_not_of_this_format():
-    packer, codes = GLMPacker.parse("int4"), torch.full((2, 8), 8, dtype=torch.uint8)
+    packer, codes = GLM().parse("int4"), torch.full((2, 8), 8, dtype=torch.uint8)
     with pytest.raises(ConfigError, match="zero_point"):
         packer.pack(qformats.QuantizedTensor(codes, torch.ones(2, 1), (1, 8), zero_point=0))
     with pytest.raises(ConfigError, match="block_size"):
@@ -266,7 +269,7 @@ def test_pack_refuses_what_is_not_of_this_format():
 
 
 def test_fields_of_another_shape():
-    packer = GLMPacker.parse("int4")
+    packer = GLM().parse("int4")
     packed = packer.encode_reference(_weight())
     for name, field in (
         ("weight", packed.fields["weight"][:, :3]),
@@ -274,7 +277,7 @@ def test_fields_of_another_shape():
         ("weight_scale", packed.fields["weight_scale"][:5]),
         ("weight_scale", packed.fields["weight_scale"].float()),
     ):
-        broken = PackedTensor(packed.format, packed.shape, {**packed.fields, name: field})
+        broken = PackedTensor(packed.packer, packed.shape, {**packed.fields, name: field})
         with pytest.raises(ShapeError, match=name):
             broken.dequantize()
 
@@ -283,7 +286,7 @@ def _locate(name, **stored):
     def read(field):
         raise AssertionError(f"nothing of {field} has to be read")
 
-    return GLMPacker.parse(name).locate(ModuleFields("layer", stored, read))
+    return GLM().locate(GLM().parse(name), ModuleFields("layer", stored, read))
 
 
 def test_modules_of_a_folder():
@@ -312,19 +315,19 @@ def test_modules_of_a_folder():
 
 
 def test_scales_in_a_file_are_finite():
-    packer = GLMPacker.parse("int4")
+    packer = GLM().parse("int4")
     packed = packer.encode_reference(_weight())
     packed.fields["weight_scale"][3] = float("nan")
     with pytest.raises(ConfigError, match="infinity or NaN"):
-        packer.take(packed.fields, (12, 32))
+        packer.from_stored(packed.fields, (12, 32))
 
 
 def test_exact_neighbours():
     """A row's scale is any block's scale: 4 bits live in q4_0, 8 bits in q8_0."""
     for name, other in (("int4", "gguf:q4_0"), ("int8", "gguf:q8_0")):
-        packed = GLMPacker.parse(name).encode_reference(_weight(8, 64))
+        packed = GLM().parse(name).encode_reference(_weight(8, 64))
         target = qformats.packer(other)
-        moved = target.pack(target.hold(packed.unpack()))
+        moved = target.pack(target.represent(packed.unpack()))
         assert torch.equal(moved.dequantize(), packed.dequantize())
-        back = GLMPacker.parse(name)
-        _equal(back.pack(back.hold(moved.unpack())), packed)
+        back = GLM().parse(name)
+        _equal(back.pack(back.represent(moved.unpack())), packed)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qformats_glm.packer import GLMPacker
+from qformats_glm.family import GLM
 
 TOP = {4: 7, 8: 127}
 SCALES = {"f16": "", "bf16": "-bf16", "f32": "-f32"}
@@ -56,7 +56,7 @@ def _bytes(codes, bits):
 
 
 def _check(weight, bits, dtype, scale_dtype):
-    packer = GLMPacker.parse(f"int{bits}{SCALES[scale_dtype]}")
+    packer = GLM().parse(f"int{bits}{SCALES[scale_dtype]}")
     tensor = torch.from_numpy(weight).to(DTYPES[dtype])
     assert np.array_equal(tensor.float().numpy(), weight), "the case must be representable in its dtype"
     codes, scale = _expected(weight, bits, dtype, scale_dtype)
@@ -143,8 +143,10 @@ def test_bytes_are_upstreams_wherever_upstream_does_not_overflow(dtype, bits, wr
         assert right[scale >= np.float32(2.0**-14)].all()
     elif bits == 4:
         assert right[scale >= np.float32(2.0**-126)].all()
-    packed = GLMPacker.parse(f"int{bits}{SCALES[dtype]}").encode_reference(
-        torch.from_numpy(rows[right]).to(DTYPES[dtype])
+    packed = (
+        GLM()
+        .parse(f"int{bits}{SCALES[dtype]}")
+        .encode_reference(torch.from_numpy(rows[right]).to(DTYPES[dtype]))
     )
     assert np.array_equal(packed.fields["weight"].numpy(), _upstream(rows[right], bits, dtype))
 
@@ -163,6 +165,6 @@ def test_the_rule_is_that_of_torch_for_upstreams_code(bits):
         weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(1)).to(DTYPES[dtype])
         scale = (weight.abs().max(dim=-1)[0] / top).to(DTYPES[scale_dtype])
         codes = torch.round(weight / scale[:, None]).clamp(-top, top).to(torch.int8)
-        packed = GLMPacker.parse(f"int{bits}{SCALES[scale_dtype]}").encode_reference(weight)
+        packed = GLM().parse(f"int{bits}{SCALES[scale_dtype]}").encode_reference(weight)
         assert torch.equal(packed.fields["weight_scale"], scale)
         assert np.array_equal(packed.fields["weight"].numpy(), _bytes(codes.numpy(), bits))

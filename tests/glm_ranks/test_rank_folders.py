@@ -203,7 +203,9 @@ def test_sizes_that_do_not_divide_each_other(tmp_path):
     fields = {"weight": torch.from_numpy(codes), "weight_scale": torch.from_numpy(scales)}
 
     def load(start, stop):
-        return PackedTensor("glm:int4-tp2", (stop - start, 24), {k: v[start:stop] for k, v in fields.items()})
+        return PackedTensor(
+            qformats.packer("glm:int4-tp2"), (stop - start, 24), {k: v[start:stop] for k, v in fields.items()}
+        )
 
     whole = StoredTensor("x.weight", (5, 24), "glm:int4-tp2", codes.nbytes + scales.nbytes, tmp_path, load)
     expected = oracle.nibbles(codes) * np.repeat(scales.astype(np.float32), 12, 1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 import qformats
-from qformats.interfaces import ModuleFields
+from qformats.interfaces.family import ModuleFields
 from qformats.numbers.dtypes import dtype_name
-from qformats_gptq.packer import GPTQPacker
+from qformats_gptq.family import GPTQFamily
 
 __all__ = ["BITS", "located", "name", "weights"]
 
@@ -43,8 +43,9 @@ def located(fields, config, module="m"):
         return fields[field].contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
     stored = {field: (tuple(value.shape), dtype_name(value.dtype)) for field, value in fields.items()}
-    found = GPTQPacker.detect({"quant_method": "gptq", **config}).locate(ModuleFields(module, stored, read))
+    declared = GPTQFamily().detect({"quant_method": "gptq", **config})
+    found = GPTQFamily().locate(declared, ModuleFields(module, stored, read))
     if found is None:
         return None
     packer, shape = found
-    return packer.name, shape, packer.take(fields, shape)
+    return packer.name, shape, packer.from_stored(fields, shape)

@@ -18,7 +18,7 @@ from qformats.exporting.footprint import footprint
 from qformats.exporting.recipe import Recipe
 from qformats.folder import FolderCheckpoint
 from qformats.folder.outline import outline
-from qformats_gptq.packer import GPTQPacker
+from qformats_gptq.family import GPTQFamily
 from qformats_gptq.zeros import pack_zeros, unpack_zeros
 
 IDS = [1, 5, 9, 33, 7, 2, 60, 12]
@@ -57,7 +57,7 @@ def test_written_and_opened_again(variant, llama, tmp_path):
     source = load_file(llama / "model.safetensors")
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     packer = qformats.packer(f"gptq:{variant}")
-    assert GPTQPacker.detect(config).name == packer.name
+    assert GPTQFamily().detect(config).name == packer.name
     assert config["quant_method"] == config["method"] == "gptq"
     assert config["checkpoint_format"] == config["format"] == packer.version
     assert config["bits"] == packer.bits
@@ -100,13 +100,16 @@ def test_modules_that_stay_plain_are_listed(llama, tmp_path):
     assert not re.match(pattern[2:], DOWN.replace("1", "0"))
     assert qformats.open(tmp_path / "out").tensors[f"{DOWN}.weight"].format == "dense:f16"
     assert config["lm_head"] is False
-    assert qformats.packer("gptq").to_config(packed_modules=["model.x", "lm_head"])["lm_head"] is True
+    assert (
+        GPTQFamily().to_config(qformats.packer("gptq"), packed_modules=["model.x", "lm_head"])["lm_head"]
+        is True
+    )
 
 
 def test_the_second_file_says_the_same(llama, tmp_path):
     qformats.export(llama, tmp_path / "out", format="gptq:4bit-32g")
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    extra = qformats.packer("gptq:4bit-32g").extra_files(config)
+    extra = GPTQFamily().extra_files(qformats.packer("gptq:4bit-32g"), config)
     assert list(extra) == ["quantize_config.json"]
     assert json.loads(extra["quantize_config.json"]) == config
 
@@ -191,7 +194,7 @@ def test_a_folder_that_declares_nothing(llama, tmp_path):
     config = json.loads(path.read_text())
     del config["quantization_config"]
     path.write_text(json.dumps(config))
-    model = FolderCheckpoint(tmp_path / "out", qformats.packer("gptq:3bit-32g"))
+    model = FolderCheckpoint(tmp_path / "out", (GPTQFamily(), qformats.packer("gptq:3bit-32g")))
     assert all(torch.equal(model.read(name), value) for name, value in expected.items())
 
 

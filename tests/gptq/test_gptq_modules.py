@@ -8,9 +8,9 @@ from gptq.cases import BITS, located, name, weights
 
 import qformats
 from qformats.errors import ConfigError
-from qformats.interfaces import ModuleFields
+from qformats.interfaces.family import ModuleFields
 from qformats.numbers.dtypes import dtype_name
-from qformats_gptq.packer import GPTQPacker
+from qformats_gptq.family import GPTQFamily
 from qformats_gptq.zeros import constant_words, pack_zeros, unpack_zeros
 
 CONFIG = {"bits": 4, "group_size": 32, "sym": True, "desc_act": False, "checkpoint_format": "gptq"}
@@ -132,7 +132,9 @@ def test_asymmetric_zero_points_stored_the_other_way(bits):
             with pytest.warns(UserWarning, match=f"'{label}' says; it is believed"):
                 located(dict(stored), {**config, "checkpoint_format": label})
     own = qformats.packer(packed.format)
-    assert torch.equal(own.reading_as("gptq").take(first, packed.shape).dequantize(), packed.dequantize())
+    assert torch.equal(
+        own.reading_as("gptq").from_stored(first, packed.shape).dequantize(), packed.dequantize()
+    )
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -142,10 +144,10 @@ def test_a_folder_without_any_declaration(bits):
     packed, first = around_zero(bits, 64, (512, 1024))
     for stored in (packed.fields, first):
         described = {f: (tuple(v.shape), dtype_name(v.dtype)) for f, v in stored.items() if f != "g_idx"}
-        own, shape = qformats.packer(packed.format).locate(
-            ModuleFields("m", described, lambda f, stored=stored: stored[f].numpy().tobytes())
+        own, shape = GPTQFamily().locate(
+            packed.packer, ModuleFields("m", described, lambda f, stored=stored: stored[f].numpy().tobytes())
         )
-        taken = own.take(without(stored, "g_idx"), shape)
+        taken = own.from_stored(without(stored, "g_idx"), shape)
         assert all(torch.equal(taken.fields[field], value) for field, value in packed.fields.items())
 
 
@@ -180,7 +182,7 @@ def test_zero_points_of_zero_in_version_1():
         pack_zeros(zero, 4, "gptq")
     for wrong in ({"checkpoint_format": "v1"}, {"zeros": "word1"}):
         with pytest.raises(ConfigError):
-            GPTQPacker.parse("4bit-32g-asym").reading_as(**wrong)
+            GPTQFamily().parse("4bit-32g-asym").reading_as(**wrong)
 
 
 def test_other_methods_are_not_ours():
@@ -190,9 +192,9 @@ def test_other_methods_are_not_ours():
         {"w_bit": 4, "q_group_size": 128, "zero_point": True, "version": "GEMM"},
         {},
     ):
-        assert GPTQPacker.detect(config) is None
+        assert GPTQFamily().detect(config) is None
     old = {"bits": 4, "group_size": 128, "damp_percent": 0.01, "desc_act": True, "true_sequential": True}
-    assert GPTQPacker.detect(old).name == "gptq:4bit-128g-actorder"
+    assert GPTQFamily().detect(old).name == "gptq:4bit-128g-actorder"
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,7 @@ def test_other_methods_are_not_ours():
 )
 def test_configurations_that_are_not_possible(change, message):
     with pytest.raises(ConfigError, match=message):
-        GPTQPacker.detect({"quant_method": "gptq", **CONFIG, **change})
+        GPTQFamily().detect({"quant_method": "gptq", **CONFIG, **change})
 
 
 def _bad(fields):

@@ -9,6 +9,7 @@ from gptq.cases import BITS, located, name, weights
 import qformats
 from qformats.errors import ConfigError, ShapeError
 from qformats.numbers.dtypes import dtype_name
+from qformats_gptq.family import GPTQFamily
 
 
 def their_layer(auto_gptq, quantized, bits, group, old):
@@ -86,7 +87,7 @@ def test_pack_and_unpack_are_inverse(bits, group, symmetric, permuted):
     assert torch.equal(torch.as_tensor(back.zero_point), torch.as_tensor(quantized.zero_point))
     assert torch.equal(packed.dequantize(), quantized.dequantize())
     assert (back.g_idx is not None) == permuted
-    again = packer.pack(packer.hold(back))
+    again = packer.pack(packer.represent(back))
     assert all(torch.equal(again.fields[field], value) for field, value in packed.fields.items())
 
 
@@ -165,7 +166,7 @@ def test_extreme_weights():
     weight[4] = -1.0
     for variant in ("4bit-32g", "4bit-32g-asym", "8bit--1g", "2bit-64g-asym", "3bit-32g"):
         quantized = qformats.quantize(weight, f"gptq:{variant}")
-        packed = quantized.pack(f"gptq:{variant}")
+        packed = qformats.pack(quantized, f"gptq:{variant}")
         assert torch.equal(packed.dequantize(), quantized.dequantize())
         assert bool((quantized.dequantize()[0] == 0).all())
         error = (quantized.dequantize() - weight).abs()
@@ -188,8 +189,8 @@ def test_what_cannot_be_packed():
         packer.pack(weights(4, 64))
     with pytest.raises(ConfigError, match="Use -actorder"):
         packer.pack(weights(4, 32, permuted=True))
-    with pytest.raises(ShapeError, match="40 columns are no multiple of 32"):
-        qformats.quantize(torch.zeros(32, 40), "gptq:4bit-32g").pack("gptq:4bit-32g")
+    with pytest.raises(ShapeError, match="40 columns are not a multiple of 32"):
+        qformats.pack(qformats.quantize(torch.zeros(32, 40), "gptq:4bit-32g"), "gptq:4bit-32g")
     with pytest.raises(ShapeError, match="33 outputs"):
         packer.encode_reference(torch.randn(33, 64))
     with pytest.raises(qformats.errors.UnknownFormatError):
@@ -224,6 +225,6 @@ def test_weighted_columns(symmetric, columns):
 
 
 def test_names_that_are_listed():
-    variants = qformats.packer("gptq").variants()
+    variants = GPTQFamily().variants()
     assert len(variants) == 23
     assert all(qformats.packer(f"gptq:{variant}").spec.variant == variant for variant in variants)

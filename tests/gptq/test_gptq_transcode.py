@@ -17,7 +17,7 @@ def moved(quantized, source, target):
     """Pack in one format, hold and pack in the other; values before and after."""
     packed = qformats.pack(quantized, source)
     other = qformats.packer(target)
-    after = other.pack(other.hold(qformats.unpack(packed)))
+    after = other.pack(other.represent(qformats.unpack(packed)))
     return packed.dequantize(), qformats.dequantize(after)
 
 
@@ -62,7 +62,7 @@ def test_rows_to_glm_and_back(bits):
     packed = qformats.packer(f"glm:int{bits}").encode_reference(weight)
     for variant in (name(bits, 0), name(bits, 128), name(8, 32), name(bits, 0, symmetric=False)):
         packer = qformats.packer(variant)
-        held = packer.pack(packer.hold(packed.unpack()))
+        held = packer.pack(packer.represent(packed.unpack()))
         assert torch.equal(bits_of(held.dequantize()), bits_of(packed.dequantize())), variant
         assert packer.foresee(qformats.packer(f"glm:int{bits}"), (64, 192))[0] is Answer.ALWAYS, variant
 
@@ -84,13 +84,13 @@ def test_from_gguf(source, target, columns):
     weight = torch.randn(64, columns, generator=torch.Generator().manual_seed(5))
     packed = qformats.packer(source).encode_reference(weight)
     packer = qformats.packer(f"gptq:{target}")
-    held = packer.pack(packer.hold(packed.unpack()))
+    held = packer.pack(packer.represent(packed.unpack()))
     assert torch.equal(bits_of(held.dequantize()), bits_of(packed.dequantize()))
     assert packer.foresee(qformats.packer(source), (64, columns))[0] is Answer.ALWAYS
     if source == "gguf:q4_0":
         assert bool((held.unpack().scale < 0).any())
     back = qformats.packer(source)
-    again = back.pack(back.hold(held.unpack()))
+    again = back.pack(back.represent(held.unpack()))
     assert all(torch.equal(again.fields[field], value) for field, value in packed.fields.items())
 
 
@@ -101,13 +101,13 @@ def test_what_is_not_exact_is_said():
             continue
         packed = qformats.packer(source).encode_reference(weight)
         with pytest.raises(NotExactError):
-            qformats.packer("gptq:4bit-32g").hold(packed.unpack())
+            qformats.packer("gptq:4bit-32g").represent(packed.unpack())
         assert foreseen(source, "gptq:4bit-32g", (64, 192)) is not Answer.ALWAYS
     assert foreseen("bitsandbytes:nf4", "gptq:4bit-32g", (64, 192)) is Answer.NEVER
     with pytest.raises(NotExactError, match="levels"):
         moved(weights(8, 32, symmetric=False, least=0), name(8, 32, symmetric=False), "gguf:q8_0")
     with pytest.raises(NotExactError, match="40 columns"):
-        qformats.packer("gptq:4bit-32g").hold(
+        qformats.packer("gptq:4bit-32g").represent(
             qformats.packer("bitsandbytes:int8").encode_reference(torch.randn(32, 40)).unpack()
         )
 
@@ -177,7 +177,7 @@ def test_groups_with_a_short_one_at_the_end(source, target, answer):
     # Flat blocks that end with the rows, and others that do not.
     flat = qformats.packer("bitsandbytes:nf4-bs32").encode_reference(torch.randn(32, 192)).unpack()
     with pytest.raises(NotExactError):
-        qformats.packer("gptq:4bit-128g").hold(flat)
+        qformats.packer("gptq:4bit-128g").represent(flat)
     flat = qformats.packer("bitsandbytes:nf4-bs128").encode_reference(torch.randn(32, 192)).unpack()
     with pytest.raises(NotExactError, match="blocks run over the ends of rows"):
-        qformats.packer("gptq:4bit-128g").hold(flat)
+        qformats.packer("gptq:4bit-128g").represent(flat)

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 from kernels.weights import BY_HAND, FORMATS, by_hand, of_format
-from qformats.tensors import QuantizedTensor
 
 from qformats.errors import ConfigError
 from qformats.kernels.codebook import make_codebook
 from qformats.kernels.device import arrange, padded_columns, restore, uncovered
+from qformats.numbers.quantized import QuantizedTensor
 
 
 def assert_same(found: QuantizedTensor, expected: QuantizedTensor) -> None:

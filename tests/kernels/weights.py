@@ -1,9 +1,9 @@
 """Weights for the tests of the shared kernels: of formats, and made by hand for what no format has."""
 
 import torch
-from qformats.tensors import QuantizedTensor
 
 import qformats
+from qformats.numbers.quantized import QuantizedTensor
 
 FORMATS = (
     "gguf:q4_0",

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from qformats.errors import UnknownFormatError
-from qformats.registry import SWITCH, PluginWarning, Registry
+from qformats.registry import SWITCH, Registry
 
 EXTERNAL = Path(__file__).parents[1] / "external"
 BUILT_IN = {"framework", "bitsandbytes", "glm", "gguf", "gptq"}
@@ -23,9 +23,12 @@ BUILT_IN = {"framework", "bitsandbytes", "glm", "gguf", "gptq"}
 BROKEN = {
     "qformats_broken": ["ModuleNotFoundError", "a_module_that_nobody_has"],
     "qformats_exits": ["SystemExit", "this plugin needs a licence"],
-    "qformats_misspelt": ["unknown hook 'qformats_register_packer'"],
-    "qformats_junk": ["qformats_register_packers returned 'junk'", "a list of subclasses of Packer"],
-    "qformats_nameless": ["class Nameless has no family", "set family = '...'"],
+    "qformats_misspelt": [
+        "unknown hook 'qformats_register_family'",
+        "did you mean qformats_register_families?",
+    ],
+    "qformats_junk": ["qformats_register_families returned 'junk'", "a list of subclasses of Family"],
+    "qformats_nameless": ["class Nameless has no name", "set name = '...'"],
     "qformats_impostor": [
         "plugin name 'gguf' is taken by plugin 'gguf' of qformats ",
         "plugin 'gguf' of qformats-impostor 1.0 claims it too",
@@ -59,15 +62,15 @@ def _only_what_a_test_adds(monkeypatch):
 
 @pytest.fixture
 def discover(monkeypatch):
-    """Build a registry as it would be with these trees installed; give it and its warnings."""
+    """Build a registry as it would be with these trees installed; give it and what was refused."""
 
     def build(*trees):
         for tree in trees:
             monkeypatch.syspath_prepend(str(EXTERNAL / tree if isinstance(tree, str) else tree))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
             found = Registry()
-        return found, [str(w.message) for w in caught if issubclass(w.category, PluginWarning)]
+        return found, [f"{record.owner}: {record.error}" for record in found.plugins if record.error]
 
     return build
 
@@ -203,24 +206,24 @@ def _tree(folder, name, code, points=None):
 
 HEAD = """
 import sys
-from qformats import FormatSpec, Loader, Packer, Quantizer, hookimpl
-from qformats.errors import UnknownFormatError
+from qformats import Family, FormatSpec, Loader, Packer, Quantizer, hookimpl
 
 
 class P(Packer):
-    family, default_variant, container, known = "extra", "x", "huggingface", ("x",)
+    def __init__(self, name):
+        self.spec = FormatSpec(*name.split(":"), "", ())
 
-    @classmethod
-    def variants(cls):
-        return cls.known
 
-    @classmethod
-    def parse(cls, variant):
-        if variant not in cls.known:
-            raise UnknownFormatError(variant, cls.known)
-        packer = cls()
-        packer.spec = FormatSpec(cls.family, variant, "", ())
-        return packer
+class F(Family):
+    name, known, default_variant = "extra", ("x",), "x"
+
+    def variants(self):
+        return self.known
+
+    def parse(self, variant):
+        if variant not in self.known:
+            raise self.unknown(variant)
+        return P(f"{self.name}:{variant}")
 
 
 class Q(Quantizer):
@@ -251,8 +254,8 @@ def qformats_register_loaders():
 
 
 @hookimpl
-def qformats_register_packers():
-    return [P]
+def qformats_register_families():
+    return [F]
 """
 
 SUBTLE = {
@@ -260,7 +263,7 @@ SUBTLE = {
     "syntax": ("def f(:\n", "SyntaxError: invalid syntax"),
     "message of two lines": ("raise ImportError('one\\n two')\n", "ImportError: one two"),
     "hook with another signature": (
-        "from qformats import hookimpl\n@hookimpl\ndef qformats_register_packers(config):\n    return []\n",
+        "from qformats import hookimpl\n@hookimpl\ndef qformats_register_families(config):\n    return []\n",
         "config",
     ),
     "hook that raises": (
@@ -295,29 +298,33 @@ SUBTLE = {
     ),
     "loader without a name": (HEAD + "\ndel L.name\n", "class L has no name: set name = '...'"),
     "quantizer whose name is no text": (HEAD + "\nQ.name = 5\n", "class Q has no name"),
-    "packer without a container": (HEAD + "\ndel P.container\n", "class P has no container"),
-    "packer without a default": (HEAD + "\ndel P.default_variant\n", "class P has no default_variant"),
-    "variants in one text": (
-        HEAD + "\nP.known = 'x'\n",
-        "P.variants() returned 'x', expected a sequence of names",
+    "family without a name": (HEAD + "\ndel F.name\n", "class F has no name"),
+    "packer without a container": (
+        HEAD + "\nP.container = ''\n",
+        "the packer of extra:x has no container: set container = '...'",
     ),
-    "variants that are no text": (HEAD + "\nP.known = (4,)\n", "P.variants() returned (4,)"),
-    "variants that raise": (HEAD + "\nP.variants = lambda: {}['k']\n", "P.variants() raised KeyError"),
+    "family without variants": (HEAD + "\nF.known = ()\n", "F.variants() returned (), expected a sequence"),
+    "variants in one text": (
+        HEAD + "\nF.known = 'x'\n",
+        "F.variants() returned 'x', expected a sequence of names",
+    ),
+    "variants that are no text": (HEAD + "\nF.known = (4,)\n", "F.variants() returned (4,)"),
+    "variants that raise": (HEAD + "\nF.variants = lambda self: {}['k']\n", "F.variants() raised KeyError"),
     "default that is unknown": (
-        HEAD + "\nP.default_variant = 'y'\n",
-        "P.parse('y') raised UnknownFormatError",
+        HEAD + "\nF.default_variant = 'y'\n",
+        "F.parse('y') raised UnknownFormatError",
     ),
     "parse that raises": (
-        HEAD + "\nP.parse = lambda variant: {}['k']\n",
-        "P.parse('x') raised KeyError: 'k'",
+        HEAD + "\nF.parse = lambda self, variant: {}['k']\n",
+        "F.parse('x') raised KeyError: 'k'",
     ),
-    "parse that gives nothing": (HEAD + "\nP.parse = lambda variant: None\n", "P.parse('x') gave None"),
+    "parse that gives nothing": (HEAD + "\nF.parse = lambda self, variant: None\n", "F.parse('x') gave None"),
     "spec under another name": (
-        HEAD.replace('FormatSpec(cls.family, variant, "", ())', 'FormatSpec(cls.family, "z", "", ())'),
-        "P.parse('x') gave extra:z, expected a packer of extra:x",
+        HEAD.replace('P(f"{self.name}:{variant}")', 'P(f"{self.name}:z")'),
+        "F.parse('x') gave extra:z, expected a packer of extra:x",
     ),
-    "family with a colon": (HEAD + "\nP.family = 'a:b'\n", "P.family is 'a:b'"),
-    "the same variant twice": (HEAD + "\nP.known = ('x', 'x')\n", "format name 'extra:x' is taken"),
+    "family with a colon": (HEAD + "\nF.name = 'a:b'\n", "F.name is 'a:b'"),
+    "the same variant twice": (HEAD + "\nF.known = ('x', 'x')\n", "format name 'extra:x' is taken"),
     "the same class twice": (HEAD.replace("return [Q]", "return [Q, Q]"), "quantizer name 'extra' is taken"),
 }
 
@@ -368,7 +375,7 @@ def test_a_module_registered_twice_is_refused_once(discover, tmp_path, request):
 
 def test_a_family_can_be_shared_by_plugins(discover, tmp_path, request):
     """A variant belongs to who lists it, even where the family's first plugin would accept the name."""
-    code = HEAD + "\nP.family, P.known, P.default_variant = 'gguf', ('q2_0',), 'q2_0'\n"
+    code = HEAD + "\nF.name, F.known, F.default_variant = 'gguf', ('q2_0',), 'q2_0'\n"
     registry, found = discover(_tree(tmp_path / "site", "sharing", code))
     request.addfinalizer(lambda: sys.modules.pop("sharing", None))
     assert found == []
@@ -401,22 +408,26 @@ def test_the_command_line_shows_what_failed():
     assert records["qformats_good"]["error"] is None
     assert records["qformats_exits"]["error"] == "SystemExit: this plugin needs a licence"
     assert "gguf:q4_0" in records["gguf"]["formats"]
-    lines = done.stderr.splitlines()
-    assert [line.startswith("qformats: warning: plugin '") for line in lines] == [True, True]
-    assert "qformats-exits 1.0: SystemExit: this plugin needs a licence" in lines[0]
-    assert "'gguf:q4_0' is taken by" in lines[1]
+    assert "'gguf:q4_0' is taken by" in records["qformats_takes_format"]["error"]
+    assert done.stderr == ""
+    shown = _qformats("plugins", trees=trees)
+    assert [line.split()[0] for line in shown.stdout.splitlines() if " failed " in line] == trees[:2]
 
 
 def test_the_command_line_names_failures_beside_unknown_formats():
     done = _qformats("export", "demo", "--format", "brokn", "--dry-run", trees=["qformats_broken"])
     assert done.returncode == 2
     assert done.stdout == ""
-    warning, error = done.stderr.splitlines()
-    assert warning.startswith(
-        "qformats: warning: plugin 'qformats_broken' of qformats-broken 1.0: ModuleNotFoundError"
-    )
+    (error,) = done.stderr.splitlines()
     assert error.startswith("qformats: no format 'brokn'; installed: ")
     assert "failed to load: qformats_broken qformats-broken 1.0 (ModuleNotFoundError" in error
+
+
+def test_a_broken_plugin_is_not_told_with_every_command():
+    trees = ["qformats_broken", "qformats_exits", "qformats_takes_format"]
+    for command in (["inspect", "demo"], ["export", "demo", "--format", "gguf", "--dry-run"]):
+        done = _qformats(*command, trees=trees)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_command_line_can_leave_third_parties_out():

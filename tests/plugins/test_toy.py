@@ -82,7 +82,7 @@ def _by_hand(tensors, module, columns):
 def test_round_trip_on_tensors(shape):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 0.1
     quantized = qformats.quantize(weight, "toy")
-    packed = quantized.pack("toy:int6")
+    packed = qformats.pack(quantized, "toy:int6")
     assert packed.fields["weight"].dtype == torch.uint8
     assert packed.fields["weight_scale"].dtype == torch.float16
     assert (

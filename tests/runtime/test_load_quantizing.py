@@ -8,8 +8,8 @@ from models import glm, moe
 from oracles import hf
 
 import qformats
-from qformats.calibration import finished
 from qformats.errors import ConfigError, UnsupportedModelError
+from qformats.interfaces import ReplacedTensors
 from qformats.runtime import PackedLayer, quantizing
 
 IDS = [5, 17, 90, 3, 3, 44, 61, 8, 0, 95]
@@ -110,7 +110,7 @@ def test_a_checkpoint_that_is_open_can_be_given(exported):
     source = qformats.open(exported.model("llama"))
     model = qformats.load_model(source, device="cpu", format="glm:int8")
     assert {weight.format for weight in model.qformats_report.weights} == {"glm:int8"}
-    wrapped = finished.CalibratedCheckpoint(source, {})
+    wrapped = ReplacedTensors(source, {})
     assert not qformats.load_model(wrapped, device="cpu").qformats_report.weights
 
 

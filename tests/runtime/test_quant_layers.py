@@ -273,7 +273,9 @@ def test_a_tied_head_has_no_weight_of_its_own(state):
 
 def test_a_format_without_canonical_form_runs_and_says_so():
     blocks = ggml.quantize("IQ3_S", random(8, 512).numpy())
-    packed = qformats.PackedTensor("gguf:iq3_s", (8, 512), {"blocks": torch.from_numpy(blocks)})
+    packed = qformats.PackedTensor(
+        qformats.packer("gguf:iq3_s"), (8, 512), {"blocks": torch.from_numpy(blocks)}
+    )
     layer, x = QuantLinear.from_packed(packed), random(2, 512)
     values = torch.from_numpy(ggml.dequantize("IQ3_S", blocks))
     torch.testing.assert_close(layer(x), x @ values.T)

@@ -2,6 +2,7 @@
 
 from qformats import (
     AffineGrid,
+    Family,
     FieldSpec,
     FormatSpec,
     Loader,
@@ -11,34 +12,30 @@ from qformats import (
     Quantizer,
     hookimpl,
 )
-from qformats.errors import UnknownFormatError
 
 
-class GoodPacker(Packer):
-    family = "good"
-    default_variant = "byte"
-    container = "huggingface"
-
-    @classmethod
-    def variants(cls):
-        return ["byte"]
-
-    @classmethod
-    def parse(cls, variant):
-        if variant != "byte":
-            raise UnknownFormatError(f"good:{variant}", ["good:byte"])
-        packer = cls()
-        fields = (FieldSpec("weight", ("N", "K"), "u8"), FieldSpec("scale", ("N", "K / 16"), "f16"))
-        packer.spec = FormatSpec("good", "byte", "one byte a code", fields, bits=8, block_size=16)
-        packer.grid = AffineGrid(8, 16)
-        return packer
+class Bytes(Packer):
+    spec = FormatSpec(
+        "good",
+        "byte",
+        "one byte per code",
+        (FieldSpec("weight", ("N", "K"), "u8"), FieldSpec("scale", ("N", "K / 16"), "f16")),
+        bits=8,
+        block_size=16,
+    )
+    grid = AffineGrid(8, 16)
 
     def pack(self, quantized):
         fields = {"weight": quantized.codes, "scale": quantized.scale.half()}
-        return PackedTensor(self.name, quantized.shape, fields)
+        return PackedTensor(self, quantized.shape, fields)
 
     def unpack(self, packed):
         return QuantizedTensor(packed.fields["weight"], packed.fields["scale"], (1, 16), zero_point=128)
+
+
+class Good(Family):
+    name = "good"
+    packers = (Bytes(),)
 
 
 class Towards(Quantizer):
@@ -60,8 +57,8 @@ class NeverLoader(Loader):
 
 
 @hookimpl
-def qformats_register_packers():
-    return [GoodPacker]
+def qformats_register_families():
+    return [Good]
 
 
 @hookimpl

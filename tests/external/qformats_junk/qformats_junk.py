@@ -4,5 +4,5 @@ from qformats import hookimpl
 
 
 @hookimpl
-def qformats_register_packers():
+def qformats_register_families():
     return "junk"

@@ -4,5 +4,5 @@ from qformats import hookimpl
 
 
 @hookimpl
-def qformats_register_packer():
+def qformats_register_family():
     return []

@@ -1,21 +1,16 @@
-"""A plugin whose packer has no family."""
+"""A plugin whose family has no name."""
 
-from qformats import Packer, hookimpl
+from qformats import Family, FormatSpec, Packer, hookimpl
 
 
-class Nameless(Packer):
-    default_variant = "x"
-    container = "huggingface"
+class Only(Packer):
+    spec = FormatSpec("nameless", "x", "", ())
 
-    @classmethod
-    def variants(cls):
-        return ["x"]
 
-    @classmethod
-    def parse(cls, variant):
-        return cls()
+class Nameless(Family):
+    packers = (Only(),)
 
 
 @hookimpl
-def qformats_register_packers():
+def qformats_register_families():
     return [Nameless]
