@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from qformats.errors import ConfigError
 from qformats.interfaces.checkpoint import Checkpoint
-from qformats.interfaces.layout import Assignment, Draft, Layout
+from qformats.interfaces.layout import Assignment, Draft, Layout, OutputFile
 from qformats.interfaces.option import Option
 from qformats.interfaces.packer import Packer
 from qformats.work.guard import Guarded
@@ -106,3 +106,28 @@ class Loader(Guarded, ABC):
     ) -> Layout:
         """Every file of the output, with exact sizes and offsets."""
         raise ConfigError("container", self.name, "a container that can be written")
+
+    @property
+    def finishes(self) -> bool:
+        """Whether :meth:`finish` has anything to say."""
+        return type(self).finish is not Loader.finish
+
+    def finish(self, file: OutputFile, content: memoryview) -> Sequence[tuple[int, bytes]]:
+        """What only the written weights can tell of a file: checksums, or a directory at its end.
+
+        Called once for each file when everything else in it is written, before it is checked and put in place.
+
+        Parameters
+        ----------
+        file : OutputFile
+            As :meth:`lay_out` has planned it; its size does not change.
+        content : memoryview
+            The whole file, mapped and read-only.
+
+        Returns
+        -------
+        sequence of (int, bytes)
+            Offset and content of ranges to write. They may lie in the header and in the plan's parts, and nowhere in a
+            placement.
+        """
+        return ()
