@@ -146,17 +146,17 @@ class PluginError(QFormatsError, RuntimeError):
 
     def __init__(self, plugin: str, what: str, error: Exception) -> None:
         self.plugin, self.what, self.error = plugin, what, error
-        self.format = self.tensor = ""
+        self.subject = self.tensor = ""
         super().__init__()
 
-    def about(self, *, format: str = "", tensor: str = "") -> None:
-        """Add which format and which tensor it was, unless that is known by now."""
-        self.format, self.tensor = self.format or format, self.tensor or tensor
+    def about(self, *, subject: str = "", tensor: str = "") -> None:
+        """Add what it was at work on (``"format toy:int6"``) and for which tensor, unless that is known by now."""
+        self.subject, self.tensor = self.subject or subject, self.tensor or tensor
 
     def __str__(self) -> str:
         told = " ".join(str(self.error).split())
         raised = f"{type(self.error).__name__}{': ' if told else ''}{told}"
-        where = [f"format {self.format}"] if self.format else []
+        where = [self.subject] if self.subject else []
         where += [f"tensor {self.tensor!r}"] if self.tensor else []
         within = f" ({', '.join(where)})" if where else ""
         hint = "Tell the plugin's authors; qformats --debug shows the traceback"

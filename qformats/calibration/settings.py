@@ -99,7 +99,7 @@ class Settings:
             seed=int(number(options, "seed", 0, 0, (1 << 63) - 1)),
             device=options.get("device", ""),
             compute_dtype=dtype,
-            activation_memory=size(options, "activation-memory", "2GB"),
+            activation_memory=size(options, "activation-memory", "2GB", low=0),
             log=Path(log).expanduser() if log else None,
         )
 

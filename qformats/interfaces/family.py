@@ -57,6 +57,7 @@ class Family(Guarded):
 
     guarded = ("variants", "parse", "detect", "to_config", "extra_files", "suffixes", "locate", "separate")
 
+    role = "family"
     name: ClassVar[str]
     """First half of the formats' names."""
     packers: ClassVar[Sequence[Packer]] = ()

@@ -27,6 +27,7 @@ class Loader(Guarded, ABC):
     """
 
     guarded = ("accepts", "detect", "open", "outline", "draft", "mix", "fallback", "lay_out", "finish")
+    role = "container"
 
     name: ClassVar[str]
     summary: ClassVar[str] = ""
