@@ -86,7 +86,7 @@ class Moments:
             self._upper[stop:, start:stop] = self._upper[start:stop, stop:].t()
         return self._upper
 
-    def take(self) -> Tensor:
+    def release(self) -> Tensor:
         """Give :attr:`second` away, so that its memory is free once the receiver is done with it."""
         second = self.second
         self._upper = second.new_empty((0, 0))

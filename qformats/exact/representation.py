@@ -136,7 +136,7 @@ def _at_once(source: Source, grid: AffineGrid | TableGrid) -> Blocks | None:
 def _refuse_infinite(run: Run) -> None:
     infinite = run.infinite()
     if bool(infinite.any()):
-        values = run.take(infinite.nonzero().flatten()).values()
+        values = run.select(infinite.nonzero().flatten()).values()
         number = int((~values.isfinite()).sum())
         raise NotExactError(f"{number} value{'s are' if number > 1 else ' is'} infinite or NaN")
 
@@ -153,10 +153,10 @@ def _decided(run: Run, source: Source, grid: AffineGrid | TableGrid, start: int)
     done, batch = 0, 8
     while done < len(left):
         chosen = left[done : done + batch]
-        part = run.take(chosen)
+        part = run.select(chosen)
         found = search(part.values(), grid)
         if not bool(found.ok.all()):
-            raise NotExactError(explain(part.take((~found.ok).nonzero().flatten()[:1]), source, grid))
+            raise NotExactError(explain(part.select((~found.ok).nonzero().flatten()[:1]), source, grid))
         codes[chosen], scale[chosen], offset[chosen] = found.codes, found.scale, found.offset
         done += batch
         batch = min(4 * batch, max(1, _MEMORY // cost(grid, run.codes.shape[1])))
