@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -298,3 +299,23 @@ def test_the_search_for_formats_finds_them():
         "x = 1  # gguf",
     ):
         assert not any(f in text for text, _ in _words(ast.parse(code)) for f in FORMATS), code
+
+
+OPTIONAL = {"triton": "comes with CUDA's torch", "peft": "extra", "datasets": "asked for by name"}
+"""Third parties that are imported where they are used, with a sentence if they are missing."""
+
+
+def test_whatever_is_imported_is_declared():
+    declared = {
+        re.split(r"[^\w.-]", line, maxsplit=1)[0].replace("-", "_")
+        for line in PROJECT["project"]["dependencies"]
+    }
+    standard = {*sys.stdlib_module_names, "qformats", *PLUGINS}
+    found = {
+        name.split(".")[0]
+        for path in MODULES.values()
+        for name, _ in _imports(path)
+        if name.split(".")[0] not in standard
+    }
+    assert found - declared - OPTIONAL.keys() == set()
+    assert declared - found == set()
