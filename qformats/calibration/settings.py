@@ -68,6 +68,13 @@ class Settings:
         Bytes of hidden states that are kept in memory.
     log : Path or None
         File for a line of JSON a layer.
+
+    Examples
+    --------
+    >>> from qformats.calibration import Settings
+    >>> settings = Settings.parse({"samples": "16", "activation-memory": "1GB"})
+    >>> settings.samples, settings.activation_memory
+    (16, 1000000000)
     """
 
     calibration: str = ""

@@ -71,6 +71,23 @@ def represent(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
     ------
     NotExactError
         With the reason in one clause. The first block that does not fit ends the work.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats import AffineGrid
+    >>> from qformats.errors import NotExactError
+    >>> from qformats.interfaces import represent
+    >>> four, eight = AffineGrid(4, block_size=32), AffineGrid(8, block_size=32)
+    >>> weight = torch.linspace(-1, 1, 32).view(1, 32)
+    >>> moved = represent(four.quantize(weight), eight)
+    >>> bool((moved.dequantize() == four.quantize(weight).dequantize()).all()), moved.zero_point
+    (True, 128)
+    >>> try:
+    ...     represent(eight.quantize(weight), four)
+    ... except NotExactError as error:
+    ...     print(error)
+    levels -127 to 127 need 255 codes and there are 16.
     """
     if not isinstance(grid, AffineGrid | TableGrid):
         raise NotExactError("what its grid can represent is known to its own plugin only")

@@ -24,6 +24,28 @@ class Loader(Guarded, ABC):
     names (those that Transformers' model class uses on disk). Writing happens in three pure steps, all from
     headers: :meth:`draft` the output's tensors, let the framework choose a format for each (asking :meth:`mix` and
     :meth:`fallback`), :meth:`lay_out` the files. The framework fills and seals them.
+
+    Examples
+    --------
+    A container that can be read; docs/examples/qformats-npz also writes.
+
+    >>> import qformats, tempfile
+    >>> from pathlib import Path
+    >>> from qformats import Loader
+    >>> class Shouting(Loader):
+    ...     name = "shouting"
+    ...     summary = "the demo model behind a file of capital letters"
+    ...
+    ...     def detect(self, path):
+    ...         return path.is_file() and path.read_bytes()[:9].isupper()
+    ...
+    ...     def open(self, path, options):
+    ...         return qformats.open("demo")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "model")
+    ...     written = path.write_text("THE MODEL")
+    ...     Shouting().detect(path), len(Shouting().open(path, {}).tensors)
+    (True, 39)
     """
 
     guarded = ("accepts", "detect", "open", "outline", "draft", "mix", "fallback", "lay_out", "finish")

@@ -25,6 +25,12 @@ class Option:
         Whether ``qformats export`` has it as ``--NAME VALUE`` too, for options that many will want.
     metavar : str
         What stands for the value in that help.
+
+    Examples
+    --------
+    >>> from qformats.interfaces import Option
+    >>> Option("samples", "how many pieces of text (128)", flag=True, metavar="N").name
+    'samples'
     """
 
     name: str
@@ -43,6 +49,12 @@ def number(
     ------
     ConfigError
         If it is none, or out of range.
+
+    Examples
+    --------
+    >>> from qformats.interfaces import number
+    >>> number({"samples": "64"}, "samples", 128, 1, 1000), number({}, "samples", 128, 1, 1000)
+    (64, 128)
     """
     text = options.get(name)
     if text is None:
@@ -63,6 +75,12 @@ def switch(options: Mapping[str, str], name: str, default: bool) -> bool:
     ------
     ConfigError
         If it is neither.
+
+    Examples
+    --------
+    >>> from qformats.interfaces import switch
+    >>> switch({"act-order": "no"}, "act-order", True), switch({}, "act-order", True)
+    (False, True)
     """
     text = options.get(name)
     if text is None:
