@@ -191,7 +191,7 @@ def test_second_process_reads_the_cache(tmp_path):
     program = (
         "import numpy as np; from qformats.kernels import cpu;"
         "a = np.ones(9, np.float32); cpu.cast(a, a.astype(np.float16));"
-        "s = cpu._stream_kernel(0, 1).stats; print(sum(s.cache_hits.values()), sum(s.cache_misses.values()))"
+        "s = cpu._cast.stats; print(sum(s.cache_hits.values()), sum(s.cache_misses.values()))"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     runs = [
