@@ -89,16 +89,18 @@ def _put_rounded(block: Any, place: Any, value: Any) -> Any:
 
 
 @cpu.jit(inline="code")
-def put_codes(codes: Any, words: Any, block: Any, codes_at: Any, bits: Any) -> None:
-    """Write 32 codes of 4 or 5 bits; `words` are the same bytes as 4 words."""
-    nibbles = block[codes_at:]
+def put_nibbles(codes: Any, target: Any) -> None:
+    """Write the lower 4 bits of 32 codes."""
     for j in range(cpu.block_length(codes) >> 1):
-        nibbles[j] = uint8(uint8(codes[j] & uint8(15)) | uint8(codes[j + 16] << uint8(4)))
-    if bits == 5:
-        for j in range(4):
-            # The product moves bit 0 of byte i to bit 56 + i.
-            ones = uint64(uint64(words[j] >> uint64(4)) & uint64(0x0101010101010101))
-            block[codes_at - 4 + j] = uint8(uint64(ones * uint64(0x0102040810204080)) >> uint64(56))
+        target[j] = uint8(uint8(codes[j] & uint8(15)) | uint8(codes[j + 16] << uint8(4)))
+
+
+@cpu.jit(inline="code")
+def fifth_bits(word: Any) -> Any:
+    """Gather bit 4 of the 8 bytes of a word."""
+    ones = uint64(uint64(word >> uint64(4)) & uint64(0x0101010101010101))
+    # The product moves bit 0 of byte i to bit 56 + i.
+    return uint8(uint64(ones * uint64(0x0102040810204080)) >> uint64(56))
 
 
 @cpu.jit(inline="source")
@@ -143,7 +145,10 @@ def _quantize_signed(source: Any, out: Any, bits: Any, codes_at: Any) -> Any:
         for j in range(cpu.block_length(x)):
             code = int32(float32(float32(cpu.widen(x[j]) * inverse) + offset))
             codes[j] = uint8(min(code, last))
-        put_codes(codes, words, block, codes_at, bits)
+        put_nibbles(codes, block[codes_at:])
+        if bits == 5:
+            for j in range(4):
+                block[codes_at - 4 + j] = fifth_bits(words[j])
     return -1 if worst >= int32(cpu.F32_INF) else overflow
 
 
@@ -178,7 +183,10 @@ def _quantize_minimum(source: Any, out: Any, bits: Any, codes_at: Any) -> Any:
         for j in range(cpu.block_length(x)):
             code = int32(float32(float32(float32(cpu.widen(x[j]) - low) * inverse) + float32(0.5)))
             codes[j] = uint8(code)
-        put_codes(codes, words, block, codes_at, bits)
+        put_nibbles(codes, block[codes_at:])
+        if bits == 5:
+            for j in range(4):
+                block[codes_at - 4 + j] = fifth_bits(words[j])
     return -1 if worst >= int32(cpu.F32_INF) else overflow
 
 

@@ -14,30 +14,48 @@ from numpy.typing import NDArray
 from qformats.errors import ShapeError
 from qformats.kernels import cpu
 from qformats_gguf import kernels
-from qformats_gguf.kernels import BLOCK, LAYOUTS, fifth, fifths, get_half, put_codes, put_half
+from qformats_gguf.kernels import BLOCK, LAYOUTS, fifth, fifth_bits, fifths, get_half, put_half, put_nibbles
 
 __all__ = ["pack", "unpack"]
 
 
+_CHUNK = 128
+"""Blocks whose fifth bits are gathered together."""
+
+
 @cpu.jit(kernels.__file__)
 def _pack(
-    codes: Any, scale: Any, minimum: Any, out: Any, bits: Any, codes_at: Any, has_minimum: Any
+    codes: Any,
+    words: Any,
+    scale: Any,
+    minimum: Any,
+    out: Any,
+    bits: Any,
+    codes_at: Any,
+    has_minimum: Any,
 ) -> None:
-    copy = np.empty(codes.shape[1], np.uint8)
-    words = copy.view(np.uint64)
-    for number in range(out.shape[0]):
-        values, block = codes[number], out[number]
-        put_half(block, 0, scale[number])
-        if has_minimum:
-            put_half(block, 2, minimum[number])
-        if bits == 8:
-            stored = block[codes_at:]
-            for j in range(cpu.block_length(values)):
-                stored[j] = uint8(values[j] ^ uint8(0x80))
-        else:
-            for j in range(cpu.block_length(values)):
-                copy[j] = values[j]
-            put_codes(copy, words, block, codes_at, bits)
+    """Make blocks; `words` are `codes`, 8 at a time."""
+    tops = np.empty(4 * _CHUNK, np.uint8)
+    for start in range(0, out.shape[0], _CHUNK):
+        if bits == 5:
+            part = words[4 * start : 4 * (start + _CHUNK)]
+            for j in range(part.size):
+                tops[j] = fifth_bits(part[j])
+        rows, blocks = codes[start : start + _CHUNK], out[start : start + _CHUNK]
+        for number in range(rows.shape[0]):
+            values, block = rows[number], blocks[number]
+            put_half(block, 0, scale[start + number])
+            if has_minimum:
+                put_half(block, 2, minimum[start + number])
+            if bits == 8:
+                stored = block[codes_at:]
+                for j in range(cpu.block_length(values)):
+                    stored[j] = uint8(values[j] ^ uint8(0x80))
+            else:
+                put_nibbles(values, block[codes_at:])
+                if bits == 5:
+                    for j in range(4):
+                        block[codes_at - 4 + j] = tops[4 * number + j]
 
 
 @cpu.jit(kernels.__file__)
@@ -85,7 +103,7 @@ def _run(
     values, packed = codes.reshape(-1, BLOCK), blocks.reshape(-1, kind.size)
     layout = (kind.bits, kind.codes_at, kind.minimum)
     if packing:
-        _pack(*(cpu.for_reading(array) for array in (values, *halves)), packed, *layout)
+        _pack(*(cpu.for_reading(array) for array in (values, codes.reshape(-1).view(np.uint64), *halves)), packed, *layout)
     else:
         _unpack(cpu.for_reading(packed), values, *halves, *layout)
 

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numba import njit, types
 from numba.extending import overload
-from numpy import float32, int16, int32, uint16, uint32
+from numpy import float32, int16, int32, uint8, uint16, uint32
 from numpy.typing import NDArray
 
 from qformats.errors import ConfigError, ShapeError
@@ -47,10 +47,12 @@ __all__ = [
     "for_writing",
     "is_infinite",
     "jit",
+    "join_nibbles",
     "magnitude_bits",
     "nearest",
     "round_to",
     "source_stamp",
+    "split_nibbles",
     "widen",
     "write",
 ]
@@ -345,6 +347,41 @@ def _count(bits: Any, magnitude: Any, infinity: Any) -> Any:
             count = uint32(count + uint32((part[i] & magnitude) >= infinity))
         total += count
     return total
+
+
+@jit()
+def _join(pairs: Any, packed: Any, flip: Any) -> None:
+    for i in range(packed.size):
+        packed[i] = uint8(uint16(uint16(pairs[i] << uint16(4)) | uint16(pairs[i] >> uint16(8))) ^ flip)
+
+
+@jit()
+def _split(packed: Any, pairs: Any, flip: Any) -> None:
+    for i in range(packed.size):
+        wide = uint16(packed[i] ^ flip)
+        pairs[i] = uint16(uint16(wide >> uint16(4)) | uint16(uint16(wide & uint16(15)) << uint16(8)))
+
+
+def join_nibbles(codes: NDArray[Any], packed: NDArray[Any], flip: int = 0) -> None:
+    """Put two neighbouring codes of 4 bits into each byte, the first one in its high half.
+
+    Parameters
+    ----------
+    codes : ndarray
+        uint8, C-contiguous, 0 to 15, twice as many as there are bytes.
+    packed : ndarray
+        uint8 or int8, C-contiguous; overwritten.
+    flip : int
+        Bits of a code to turn over, such as 8 to make unsigned codes signed.
+    """
+    pairs = for_reading(codes.reshape(-1).view(np.uint8).view("<u2"))
+    _join(pairs, packed.reshape(-1).view(np.uint8), np.uint16(flip * 17))
+
+
+def split_nibbles(packed: NDArray[Any], codes: NDArray[Any], flip: int = 0) -> None:
+    """Give every code its own byte, the inverse of :func:`join_nibbles`."""
+    pairs = codes.reshape(-1).view(np.uint8).view("<u2")
+    _split(for_reading(packed.reshape(-1).view(np.uint8)), pairs, np.uint8(flip * 17))
 
 
 def _check_contiguous(array: NDArray[Any], what: str) -> None:
