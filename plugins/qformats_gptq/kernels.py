@@ -33,125 +33,118 @@ _OCTETS = 8
 """Numbers of 8 codes each in a row of a tile: what it reads and writes are whole cache lines."""
 
 
+def _steps(bits: int) -> NDArray[np.uint64]:
+    """Masks and shifts of three steps that push 8 codes together, by halving: ``(3, 3)``."""
+    steps = []
+    for width, kept in ((8, bits), (16, 2 * bits), (32, 4 * bits)):
+        low = sum(((1 << kept) - 1) << at for at in range(0, 64, 2 * width))
+        steps.append((low, low << kept, width - kept))
+    return np.array(steps, np.uint64)
+
+
 @cpu.jit(inline="code")
-def _every(width: Any, kept: Any) -> Any:
-    """64 bits of which the lowest `kept` of every `width` are set."""
-    mask, low = uint64(0), uint64(uint64(uint64(1) << uint64(kept)) - uint64(1))
-    for at in range(0, 64, width):
-        mask = uint64(mask | uint64(low << uint64(at)))
-    return mask
-
-
-@cpu.jit(inline="source")
-def _join(line: Any, bits: Any) -> None:
-    """Push the codes of each number together."""
+def _join(codes: Any, steps: Any) -> Any:
+    """Push 8 codes together."""
     for step in range(3):
-        width = 8 << step
-        kept = bits << step
-        low, shift = _every(2 * width, kept), uint64(width - kept)
-        high = uint64(low << uint64(kept))
-        for r in range(cpu.block_length(line)):
-            line[r] = uint64(uint64(line[r] & low) | uint64(uint64(line[r] >> shift) & high))
+        shifted = uint64(uint64(codes >> steps[step, 2]) & steps[step, 1])
+        codes = uint64(uint64(codes & steps[step, 0]) | shifted)
+    return codes
+
+
+@cpu.jit(inline="code")
+def _split(packed: Any, steps: Any) -> Any:
+    """Pull 8 codes apart; higher bits are dropped."""
+    for number in range(3):
+        step = 2 - number
+        # The place of what was pushed: the mask moved back.
+        shifted = uint64(uint64(packed & steps[step, 1]) << steps[step, 2])
+        packed = uint64(uint64(packed & steps[step, 0]) | shifted)
+    return packed
 
 
 @cpu.jit(inline="source")
-def _split(line: Any, bits: Any) -> None:
-    """Pull the codes of each number apart, 8 bits each."""
-    for step in range(2, -1, -1):
-        width = 8 << step
-        kept = bits << step
-        low, shift = _every(2 * width, kept), uint64(width - kept)
-        high = uint64(low << uint64(width))
-        for r in range(cpu.block_length(line)):
-            line[r] = uint64(uint64(line[r] & low) | uint64(uint64(line[r] << shift) & high))
-
-
-@cpu.jit(inline="source")
-def _read_words(words: Any, first: Any, octet: Any, bits: Any, line: Any) -> None:
-    """Read the bits of 8 codes of 32 rows."""
+def _read_words(words: Any, first: Any, octet: Any, bits: Any, steps: Any, line: Any) -> None:
+    """Read 8 codes of 32 rows."""
     start = 8 * bits * octet
     at, shift = start >> 5, uint64(start & 31)
-    lower = words[at, first : first + 32]
-    if (start & 31) + 8 * bits <= 32:
-        for r in range(cpu.block_length(line)):
-            line[r] = uint64(uint64(lower[r]) >> shift)
-    else:
-        upper = words[at + 1, first : first + 32]
-        for r in range(cpu.block_length(line)):
-            line[r] = uint64(uint64(uint64(lower[r]) | uint64(uint64(upper[r]) << uint64(32))) >> shift)
+    above = at + 1 if (start & 31) + 8 * bits > 32 else at
+    lower, upper = words[at, first : first + 32], words[above, first : first + 32]
+    for r in range(cpu.block_length(line)):
+        both = uint64(uint64(lower[r]) | uint64(uint64(upper[r]) << uint64(32)))
+        line[r] = _split(uint64(both >> shift), steps)
 
 
 @cpu.jit(inline="source")
-def _write_words(words: Any, first: Any, octet: Any, bits: Any, line: Any) -> None:
-    """Write the bits of 8 codes of 32 rows; octets come in ascending order."""
-    start = 8 * bits * octet
-    at, shift = start >> 5, uint64(start & 31)
-    lower = words[at, first : first + 32]
-    if start & 31 == 0:
-        for r in range(cpu.block_length(line)):
-            lower[r] = uint32(line[r])
+def _turn(source: Any, target: Any) -> None:
+    """Transpose a tile, or its beginning."""
+    if source.shape[0] == 8:
+        for r in range(source.shape[1]):
+            for number in range(8):
+                target[r, number] = source[number, r]
+    elif source.shape[1] == 8:
+        for r in range(source.shape[0]):
+            for number in range(8):
+                target[number, r] = source[r, number]
     else:
-        for r in range(cpu.block_length(line)):
-            lower[r] = uint32(lower[r] | uint32(uint64(line[r] << shift)))
-    if (start & 31) + 8 * bits > 32:
-        upper = words[at + 1, first : first + 32]
-        for r in range(cpu.block_length(line)):
-            upper[r] = uint32(uint64(uint64(line[r] << shift) >> uint64(32)))
+        for r in range(source.shape[1]):
+            for number in range(source.shape[0]):
+                target[r, number] = source[number, r]
 
 
 @cpu.jit()
-def _pack(octets: Any, words: Any, bits: Any) -> None:
-    rows, count = octets.shape
+def _pack(octets: Any, words: Any, bits: Any, steps: Any) -> None:
+    size = 8 * bits
     tile = np.empty((_OCTETS, _STEP), np.uint64)
-    for first in range(0, rows, _STEP):
-        for start in range(0, count, _OCTETS):
+    for first in range(0, octets.shape[0], _STEP):
+        for start in range(0, octets.shape[1], _OCTETS):
             part = octets[first : first + _STEP, start : start + _OCTETS]
-            for r in range(part.shape[0]):
-                for number in range(part.shape[1]):
-                    tile[number, r] = part[r, number]
+            _turn(part, tile)
             for number in range(part.shape[1]):
-                _join(tile[number], bits)
-                _write_words(words, first, start + number, bits, tile[number])
+                line = tile[number]
+                for r in range(cpu.block_length(line)):
+                    line[r] = _join(line[r], steps)
+            for word in range(part.shape[1] * bits >> 2):
+                # A word has bits of two octets at most; of one that has none, the shift leaves none.
+                number = 32 * word // size
+                left = uint64(32 * word - number * size)
+                right = uint64(min(size - 32 * word + number * size, 63))
+                lower, upper = tile[number], tile[min(number + 1, part.shape[1] - 1)]
+                found = words[(start * size >> 5) + word, first : first + _STEP]
+                for r in range(cpu.block_length(lower)):
+                    found[r] = uint32(uint64(lower[r] >> left) | uint64(upper[r] << right))
+
+
+@cpu.jit(inline="source")
+def _unpack_rows(words: Any, first: Any, octets: Any, bits: Any, steps: Any, tile: Any) -> None:
+    """Unpack 32 rows."""
+    for start in range(0, octets.shape[1], _OCTETS):
+        part = octets[:, start : start + _OCTETS]
+        for number in range(part.shape[1]):
+            _read_words(words, first, start + number, bits, steps, tile[number])
+        _turn(tile[: part.shape[1]], part)
 
 
 @cpu.jit()
-def _unpack(words: Any, octets: Any, bits: Any) -> None:
-    rows, count = octets.shape
+def _unpack(words: Any, octets: Any, bits: Any, steps: Any) -> None:
     tile = np.empty((_OCTETS, _STEP), np.uint64)
-    for first in range(0, rows, _STEP):
-        for start in range(0, count, _OCTETS):
-            part = octets[first : first + _STEP, start : start + _OCTETS]
-            for number in range(part.shape[1]):
-                _read_words(words, first, start + number, bits, tile[number])
-                _split(tile[number], bits)
-            for r in range(part.shape[0]):
-                for number in range(part.shape[1]):
-                    part[r, number] = tile[number, r]
+    for first in range(0, octets.shape[0], _STEP):
+        _unpack_rows(words, first, octets[first : first + _STEP], bits, steps, tile)
 
 
 @cpu.jit()
-def _dequantize(words: Any, scale: Any, zero: Any, out: Any, bits: Any, group: Any) -> None:
-    rows, columns = out.shape
+def _dequantize(words: Any, scale: Any, zero: Any, out: Any, bits: Any, steps: Any, group: Any) -> None:
     tile = np.empty((_OCTETS, _STEP), np.uint64)
-    turned = np.empty((_STEP, _OCTETS), np.uint64)
-    codes = turned.view(np.uint8)
-    for first in range(0, rows, _STEP):
-        for start in range(0, columns, 8 * _OCTETS):
-            count = min(8 * _OCTETS, columns - start)
-            for number in range(count >> 3):
-                _read_words(words, first, (start >> 3) + number, bits, tile[number])
-                _split(tile[number], bits)
-            for r in range(_STEP):
-                for number in range(_OCTETS):
-                    turned[r, number] = tile[number, r]
-            for r in range(_STEP):
-                for step in range(0, count, _STEP):
-                    place = (start + step) // group
-                    factor, offset = scale[first + r, place], zero[first + r, place]
-                    found = codes[r, step : step + _STEP]
-                    values = out[first + r, start + step : start + step + _STEP]
-                    for j in range(cpu.block_length(found)):
-                        values[j] = float32(float32(float32(int32(found[j])) - offset) * factor)
+    octets = np.empty((_STEP, out.shape[1] >> 3), np.uint64)
+    codes = octets.view(np.uint8)
+    for first in range(0, out.shape[0], _STEP):
+        _unpack_rows(words, first, octets, bits, steps, tile)
+        for r in range(_STEP):
+            for place in range(scale.shape[1]):
+                factor, offset = scale[first + r, place], zero[first + r, place]
+                found = codes[r, place * group : (place + 1) * group]
+                values = out[first + r, place * group : (place + 1) * group]
+                for j in range(found.size):
+                    values[j] = float32(float32(float32(int32(found[j])) - offset) * factor)
 
 
 @cpu.jit()
@@ -233,7 +226,7 @@ def pack(bits: int, codes: NDArray[np.uint8], words: NDArray[np.int32]) -> None:
         If the arguments do not fit together.
     """
     _check(bits, words, codes, "codes", "uint8")
-    _pack(cpu.for_reading(codes.view("<u8")), words.view(np.uint32), bits)
+    _pack(cpu.for_reading(codes.view("<u8")), words.view(np.uint32), bits, _steps(bits))
 
 
 def unpack(bits: int, words: NDArray[np.int32], codes: NDArray[np.uint8]) -> None:
@@ -245,7 +238,7 @@ def unpack(bits: int, words: NDArray[np.int32], codes: NDArray[np.uint8]) -> Non
         If the arguments do not fit together.
     """
     _check(bits, words, codes, "codes", "uint8")
-    _unpack(cpu.for_reading(words.view(np.uint32)), codes.view("<u8"), bits)
+    _unpack(cpu.for_reading(words.view(np.uint32)), codes.view("<u8"), bits, _steps(bits))
 
 
 def dequantize(
@@ -284,7 +277,7 @@ def dequantize(
         shape = (out.shape[0], groups)
         if values.shape != shape or values.dtype != np.float32 or not values.flags.c_contiguous:
             raise ShapeError(name, f"{values.shape} of {values.dtype}", f"{shape} of float32, C-contiguous")
-    _dequantize(*map(cpu.for_reading, (words.view(np.uint32), scale, zero)), out, bits, group)
+    _dequantize(*map(cpu.for_reading, (words.view(np.uint32), scale, zero)), out, bits, _steps(bits), group)
 
 
 def quantize(
