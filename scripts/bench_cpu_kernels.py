@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Time every processor kernel beside the same kernel of another revision, by default the last one in vector IR.
+"""Time every processor kernel, a plain loop, beside the same kernel in hand-written vector IR, which once was here.
 
-One thread. The two revisions run in two processes, which take turns, call by call; the best time of each counts. All
-speeds are GB/s of float32, i.e. 4 bytes per weight, whatever the kernel reads or writes, into memory that is there
-already. Outputs are compared byte by byte (by their hashes). Caches of compiled code are empty at the start, and the
-seconds of the first call on a few rows are what compiling costs.
+One thread. The IR is that of the last revision that had it, taken from git. The two revisions run in two processes,
+which take turns, call by call; the best time of each counts. All speeds are GB/s of float32, i.e. 4 bytes per weight,
+whatever the kernel reads or writes, into memory that is there already. Results are compared byte by byte (by their
+hashes). Caches of compiled code are empty at the start: what the first call on a few rows takes is compiling, and
+nothing where a kernel before it has compiled the same code.
 """
 
 import argparse
@@ -35,7 +36,7 @@ MODULES = {
     "bnb": "qformats_bitsandbytes.kernels",
 }
 """Where this revision has its kernels."""
-OTHER_MODULES = dict(MODULES)
+IR_MODULES = dict(MODULES)
 """Where the other revision has them."""
 DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 
@@ -102,7 +103,11 @@ def cases(modules, rows, columns):
         if packing:
             return run, [blocks]
         run()
-        others = [np.empty_like(codes), np.empty_like(scale), np.empty_like(scale) if layout.minimum else None]
+        others = [
+            np.empty_like(codes),
+            np.empty_like(scale),
+            np.empty_like(scale) if layout.minimum else None,
+        ]
         return lambda: recode.unpack(kind, blocks, *others), [part for part in others if part is not None]
 
     for kind in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0"):
@@ -254,31 +259,33 @@ class Worker:
         self.names = self.answer()
 
     def answer(self):
+        """Read what the worker says."""
         line = self.process.stdout.readline()
         if not line:
             sys.exit("a worker has stopped")
         return json.loads(line)
 
     def ask(self, name=""):
+        """Make a case ready, or run it."""
         print(name, file=self.process.stdin, flush=True)
         return self.answer()
 
 
-def _tree(other, folder):
+def _tree(revision, folder):
     """Folder of another revision: a path, or one of git."""
-    if Path(other).is_dir():
-        return Path(other).resolve()
-    archive = folder / "other.tar"
+    if Path(revision).is_dir():
+        return Path(revision).resolve()
+    archive = folder / "ir.tar"
     root = Path(__file__).resolve().parents[1]
-    subprocess.run(["git", "-C", root, "archive", "-o", archive, other], check=True)
+    subprocess.run(["git", "-C", root, "archive", "-o", archive, revision], check=True)
     with tarfile.open(archive) as opened:
-        opened.extractall(folder / "other", filter="data")
-    return folder / "other"
+        opened.extractall(folder / "ir", filter="data")
+    return folder / "ir"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--other", default=LAST_IN_IR, help="a folder or a revision to compare with")
+    parser.add_argument("--ir", default=LAST_IN_IR, help="the other revision, or a folder with its files")
     parser.add_argument("--only", default="", help="regular expression that names of kernels match")
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--columns", type=int, default=4096)
@@ -291,12 +298,12 @@ def main():
     gigabytes = arguments.rows * arguments.columns * 4 / 1e9
     title = f"{arguments.rows} x {arguments.columns}, one thread, GB/s of float32, best of {arguments.rounds}"
     table = Table(title=title)
-    for heading in ("kernel", "other", "this", "other / this", "first call, s: other", "this", "bytes"):
+    for heading in ("kernel", "IR", "plain", "IR / plain", "first call, s: IR", "plain", "bytes"):
         table.add_column(heading, justify="left" if heading == "kernel" else "right")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         workers = (
-            Worker(_tree(arguments.other, folder), folder / "cache of other", arguments, OTHER_MODULES),
+            Worker(_tree(arguments.ir, folder), folder / "cache of IR", arguments, IR_MODULES),
             Worker(Path(__file__).resolve().parents[1], folder / "cache", arguments, MODULES),
         )
         cold = [0.0, 0.0]
@@ -306,11 +313,11 @@ def main():
                 continue
             first, results = zip(*(worker.ask(kernel) for worker in workers), strict=True)
             rounds = [[worker.ask() for worker in workers] for _ in range(arguments.rounds)]
-            other, this = (min(column) for column in zip(*rounds, strict=True))
+            ir, plain = (min(column) for column in zip(*rounds, strict=True))
             same = results[0] == results[1]
             different += [] if same else [kernel]
             cold = [total + seconds for total, seconds in zip(cold, first, strict=True)]
-            speeds = f"{gigabytes / other:.2f}", f"{gigabytes / this:.2f}", f"{this / other:.2f}"
+            speeds = f"{gigabytes / ir:.2f}", f"{gigabytes / plain:.2f}", f"{plain / ir:.2f}"
             table.add_row(kernel, *speeds, *(f"{x:.2f}" for x in first), "equal" if same else "DIFFERENT")
         for worker in workers:
             worker.process.stdin.close()

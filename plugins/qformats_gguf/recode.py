@@ -19,10 +19,6 @@ from qformats_gguf.kernels import BLOCK, LAYOUTS, fifth, fifth_bits, fifths, get
 __all__ = ["pack", "unpack"]
 
 
-_CHUNK = 128
-"""Blocks whose fifth bits are gathered together."""
-
-
 @cpu.jit(kernels.__file__)
 def _pack(
     codes: Any,
@@ -35,27 +31,20 @@ def _pack(
     has_minimum: Any,
 ) -> None:
     """Make blocks; `words` are `codes`, 8 at a time."""
-    tops = np.empty(4 * _CHUNK, np.uint8)
-    for start in range(0, out.shape[0], _CHUNK):
-        if bits == 5:
-            part = words[4 * start : 4 * (start + _CHUNK)]
-            for j in range(part.size):
-                tops[j] = fifth_bits(part[j])
-        rows, blocks = codes[start : start + _CHUNK], out[start : start + _CHUNK]
-        for number in range(rows.shape[0]):
-            values, block = rows[number], blocks[number]
-            put_half(block, 0, scale[start + number])
-            if has_minimum:
-                put_half(block, 2, minimum[start + number])
-            if bits == 8:
-                stored = block[codes_at:]
-                for j in range(cpu.block_length(values)):
-                    stored[j] = uint8(values[j] ^ uint8(0x80))
-            else:
-                put_nibbles(values, block[codes_at:])
-                if bits == 5:
-                    for j in range(4):
-                        block[codes_at - 4 + j] = tops[4 * number + j]
+    for number in range(out.shape[0]):
+        values, block = codes[number], out[number]
+        put_half(block, 0, scale[number])
+        if has_minimum:
+            put_half(block, 2, minimum[number])
+        if bits == 8:
+            stored = block[codes_at:]
+            for j in range(cpu.block_length(values)):
+                stored[j] = uint8(values[j] ^ uint8(0x80))
+        else:
+            put_nibbles(values, block[codes_at:])
+            if bits == 5:
+                for j in range(4):
+                    block[codes_at - 4 + j] = fifth_bits(words[4 * number + j])
 
 
 @cpu.jit(kernels.__file__)
@@ -99,13 +88,14 @@ def _run(
     if kind.minimum != (minimum is not None):
         raise ShapeError(f"minimum of {type_name}", None, "one value a block" if kind.minimum else "none")
     # Where there is no minimum, the kernel gets an array that it leaves alone.
-    halves = [half.reshape(-1) for half in (scale, scale if minimum is None else minimum)]
+    first, second = (half.reshape(-1) for half in (scale, scale if minimum is None else minimum))
     values, packed = codes.reshape(-1, BLOCK), blocks.reshape(-1, kind.size)
     layout = (kind.bits, kind.codes_at, kind.minimum)
     if packing:
-        _pack(*(cpu.for_reading(array) for array in (values, codes.reshape(-1).view(np.uint64), *halves)), packed, *layout)
+        parts: list[NDArray[Any]] = [values, codes.reshape(-1).view(np.uint64), first, second]
+        _pack(*map(cpu.for_reading, parts), packed, *layout)
     else:
-        _unpack(cpu.for_reading(packed), values, *halves, *layout)
+        _unpack(cpu.for_reading(packed), values, first, second, *layout)
 
 
 def pack(

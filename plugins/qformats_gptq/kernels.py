@@ -1,9 +1,10 @@
 """GPTQ on the processor: floats to codes, codes to words and back, and words to floats.
 
 ``qweight`` is a bit stream along each column of an int32 matrix ``(K * bits / 32, N)``: code ``k`` of output ``n``
-lies in bits ``bits * k`` and up of column ``n``. So 32 codes are `bits` whole words for every width. 8 codes
-are a number of 64 bits, which is pushed together or pulled apart in three steps of halving; loops over 32 rows do this
-with vectors, in a tile that is transposed on its way from or to the rows. Source: AutoGPTQ:auto_gptq/nn_modules/qlinear/qlinear_cuda.py.
+lies in bits ``bits * k`` and up of column ``n``. So 32 codes are `bits` whole words for every width. 8 codes are a
+number of 64 bits, an octet, which is pushed together or pulled apart in three steps of halving. Loops over 32 rows do
+this with vectors, in a tile that is transposed on its way from or to the rows. Source:
+AutoGPTQ:auto_gptq/nn_modules/qlinear/qlinear_cuda.py.
 
 Weights are rounded by the rule of :class:`qformats_gptq.grid.GroupGrid`, whose codes and parameters these kernels give.
 
@@ -76,7 +77,7 @@ def _read_words(words: Any, first: Any, octet: Any, bits: Any, steps: Any, line:
 
 @cpu.jit(inline="source")
 def _turn(source: Any, target: Any) -> None:
-    """Transpose a tile, or its beginning."""
+    """Transpose a tile, or its beginning; of loops whose length is spelled out LLVM makes plain moves."""
     if source.shape[0] == 8:
         for r in range(source.shape[1]):
             for number in range(8):
@@ -148,9 +149,7 @@ def _dequantize(words: Any, scale: Any, zero: Any, out: Any, bits: Any, steps: A
 
 
 @cpu.jit()
-def _quantize(
-    source: Any, codes: Any, scale: Any, zero: Any, bits: Any, group: Any, symmetric: Any
-) -> Any:
+def _quantize(source: Any, codes: Any, scale: Any, zero: Any, bits: Any, group: Any, symmetric: Any) -> Any:
     top = float32((1 << bits) - 1)
     # What is beyond the codes is so far beyond that no zero point brings it back.
     limit = float32(2 * (1 << bits))

@@ -325,7 +325,7 @@ _CHUNK = 1 << 16
 @jit()
 def _cast(source: Any, target: Any, limit: Any) -> Any:
     """Convert; count the values whose float32 has the bits `limit` or more, without its sign."""
-    total = 0
+    total: Any = 0
     for start in range(0, source.size, _CHUNK):
         count = uint32(0)
         part, out = source[start : start + _CHUNK], target[start : start + _CHUNK]
@@ -339,7 +339,7 @@ def _cast(source: Any, target: Any, limit: Any) -> Any:
 
 @jit()
 def _count(bits: Any, magnitude: Any, infinity: Any) -> Any:
-    total = 0
+    total: Any = 0
     for start in range(0, bits.size, _CHUNK):
         count = uint32(0)
         part = bits[start : start + _CHUNK]
