@@ -60,6 +60,9 @@ def _unpack(
         if bits == 8:
             for j in range(cpu.block_length(values)):
                 values[j] = uint8(stored[j] ^ uint8(0x80))
+        elif bits == 4:
+            for j in range(cpu.block_length(values) >> 1):
+                values[j], values[j + 16] = uint8(stored[j] & uint8(15)), uint8(stored[j] >> uint8(4))
         else:
             word = fifths(block, codes_at)
             for j in range(cpu.block_length(values) >> 1):
