@@ -214,45 +214,55 @@ def _quantize_q8(source: Any, out: Any) -> Any:
 
 @cpu.jit(inline="code")
 def fifths(block: Any, codes_at: Any) -> Any:
-    """Read the highest bits of codes of 5 bits; 0 where codes have 4."""
+    """Read the highest bits of codes of 5 bits."""
     word = uint32(0)
-    if codes_at >= 6:
-        for j in range(4):
-            word = uint32(word | uint32(uint32(block[codes_at - 4 + j]) << uint32(8 * j)))
+    for j in range(4):
+        word = uint32(word | uint32(uint32(block[codes_at - 4 + j]) << uint32(8 * j)))
     return word
 
 
-@cpu.jit(inline="code")
-def fifth(word: Any, j: Any) -> Any:
-    """Give bit `j` of a word as bit 4 of a code."""
-    return uint32(uint32(uint32(word >> uint32(j)) & uint32(1)) << uint32(4))
-
-
 @cpu.jit()
-def _dequantize(source: Any, out: Any, middle: Any, codes_at: Any) -> None:
+def _dequantize(source: Any, out: Any, bits: Any, codes_at: Any) -> None:
     """q4_0, q5_0."""
+    middle = int32(1 << (bits - 1))
     for number in range(out.shape[0]):
         block, values = source[number], out[number]
-        packed, word, d = block[codes_at:], fifths(block, codes_at), cpu.f16_to_f32(get_half(block, 0))
-        for j in range(cpu.block_length(values) >> 1):
-            low = int32(uint32(packed[j] & uint8(15)) | fifth(word, j))
-            high = int32(uint32(packed[j] >> uint8(4)) | fifth(word, j + 16))
-            cpu.write(values, j, float32(float32(int32(low - middle)) * d))
-            cpu.write(values, j + 16, float32(float32(int32(high - middle)) * d))
+        packed, d = block[codes_at:], cpu.f16_to_f32(get_half(block, 0))
+        if bits == 4:
+            for j in range(cpu.block_length(values) >> 1):
+                low, high = int32(packed[j] & uint8(15)), int32(packed[j] >> uint8(4))
+                cpu.write(values, j, float32(float32(int32(low - middle)) * d))
+                cpu.write(values, j + 16, float32(float32(int32(high - middle)) * d))
+        else:
+            word = fifths(block, codes_at)
+            for j in range(cpu.block_length(values) >> 1):
+                rest = uint32(word >> uint32(j))
+                low = int32(uint32(packed[j] & uint8(15)) | uint32(uint32(rest << uint32(4)) & uint32(16)))
+                high = int32(uint32(packed[j] >> uint8(4)) | uint32(uint32(rest >> uint32(12)) & uint32(16)))
+                cpu.write(values, j, float32(float32(int32(low - middle)) * d))
+                cpu.write(values, j + 16, float32(float32(int32(high - middle)) * d))
 
 
 @cpu.jit()
-def _dequantize_minimum(source: Any, out: Any, codes_at: Any) -> None:
+def _dequantize_minimum(source: Any, out: Any, bits: Any, codes_at: Any) -> None:
     """q4_1, q5_1."""
     for number in range(out.shape[0]):
         block, values = source[number], out[number]
-        packed, word = block[codes_at:], fifths(block, codes_at)
-        d, minimum = cpu.f16_to_f32(get_half(block, 0)), cpu.f16_to_f32(get_half(block, 2))
-        for j in range(cpu.block_length(values) >> 1):
-            low = int32(uint32(packed[j] & uint8(15)) | fifth(word, j))
-            high = int32(uint32(packed[j] >> uint8(4)) | fifth(word, j + 16))
-            cpu.write(values, j, float32(float32(float32(low) * d) + minimum))
-            cpu.write(values, j + 16, float32(float32(float32(high) * d) + minimum))
+        packed, d = block[codes_at:], cpu.f16_to_f32(get_half(block, 0))
+        minimum = cpu.f16_to_f32(get_half(block, 2))
+        if bits == 4:
+            for j in range(cpu.block_length(values) >> 1):
+                low, high = int32(packed[j] & uint8(15)), int32(packed[j] >> uint8(4))
+                cpu.write(values, j, float32(float32(float32(low) * d) + minimum))
+                cpu.write(values, j + 16, float32(float32(float32(high) * d) + minimum))
+        else:
+            word = fifths(block, codes_at)
+            for j in range(cpu.block_length(values) >> 1):
+                rest = uint32(word >> uint32(j))
+                low = int32(uint32(packed[j] & uint8(15)) | uint32(uint32(rest << uint32(4)) & uint32(16)))
+                high = int32(uint32(packed[j] >> uint8(4)) | uint32(uint32(rest >> uint32(12)) & uint32(16)))
+                cpu.write(values, j, float32(float32(float32(low) * d) + minimum))
+                cpu.write(values, j + 16, float32(float32(float32(high) * d) + minimum))
 
 
 @cpu.jit()
@@ -347,7 +357,6 @@ def dequantize(type_name: str, packed: NDArray[np.uint8], out: NDArray[Any]) -> 
     blocks, values = cpu.for_reading(packed, (count, kind.size)), cpu.for_writing(out, (count, BLOCK))
     if kind.bits == 8:
         _dequantize_q8(blocks, values)
-    elif kind.minimum:
-        _dequantize_minimum(blocks, values, kind.codes_at)
     else:
-        _dequantize(blocks, values, np.int32(1 << (kind.bits - 1)), kind.codes_at)
+        kernel = _dequantize_minimum if kind.minimum else _dequantize
+        kernel(blocks, values, kind.bits, kind.codes_at)

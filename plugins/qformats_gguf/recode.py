@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy import uint8
+from numpy import uint8, uint32
 from numpy.typing import NDArray
 
 from qformats.errors import ShapeError
 from qformats.kernels import cpu
 from qformats_gguf import kernels
-from qformats_gguf.kernels import BLOCK, LAYOUTS, fifth, fifth_bits, fifths, get_half, put_half, put_nibbles
+from qformats_gguf.kernels import BLOCK, LAYOUTS, fifth_bits, fifths, get_half, put_half, put_nibbles
 
 __all__ = ["pack", "unpack"]
 
@@ -47,6 +47,12 @@ def _pack(
                     block[codes_at - 4 + j] = fifth_bits(words[4 * number + j])
 
 
+@cpu.jit(inline="code")
+def _fifth(word: Any, j: Any) -> Any:
+    """Give bit `j` of a word as bit 4 of a code."""
+    return uint32(uint32(uint32(word >> uint32(j)) & uint32(1)) << uint32(4))
+
+
 @cpu.jit(kernels.__file__)
 def _unpack(
     blocks: Any, codes: Any, scale: Any, minimum: Any, bits: Any, codes_at: Any, has_minimum: Any
@@ -66,8 +72,8 @@ def _unpack(
         else:
             word = fifths(block, codes_at)
             for j in range(cpu.block_length(values) >> 1):
-                values[j] = uint8(uint8(stored[j] & uint8(15)) | uint8(fifth(word, j)))
-                values[j + 16] = uint8(uint8(stored[j] >> uint8(4)) | uint8(fifth(word, j + 16)))
+                values[j] = uint8(uint8(stored[j] & uint8(15)) | uint8(_fifth(word, j)))
+                values[j + 16] = uint8(uint8(stored[j] >> uint8(4)) | uint8(_fifth(word, j + 16)))
 
 
 def _run(

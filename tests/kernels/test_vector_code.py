@@ -41,8 +41,8 @@ CASES = {
     "q4_0 of f16": (gguf._quantize_signed, (read(F16), written(U8), INT, INT), (MAXIMUM, MULTIPLY)),
     "q4_1": (gguf._quantize_minimum, (read(F32), written(U8), INT, INT), (MAXIMUM, MULTIPLY, LOGIC)),
     "q8_0": (gguf._quantize_q8, (read(F32), written(U8)), (MAXIMUM, MULTIPLY, TO_INTEGER)),
-    "dequantize q4_0": (gguf._dequantize, (read(U8), written(F32), numba.int32, INT), (MULTIPLY,)),
-    "dequantize q4_1": (gguf._dequantize_minimum, (read(U8), written(BF16), INT), (MULTIPLY, SHIFT)),
+    "dequantize q4_0": (gguf._dequantize, (read(U8), written(F32), INT, INT), (MULTIPLY,)),
+    "dequantize q4_1": (gguf._dequantize_minimum, (read(U8), written(BF16), INT, INT), (MULTIPLY, SHIFT)),
     "dequantize q8_0": (gguf._dequantize_q8, (read(U8), written(F16)), (MULTIPLY, SHIFT)),
     "pack q5_0": (
         recode._pack,
