@@ -214,10 +214,11 @@ def _quantize_q8(source: Any, out: Any) -> Any:
 
 @cpu.jit(inline="code")
 def fifths(block: Any, codes_at: Any) -> Any:
-    """Read the highest bits of codes of 5 bits."""
+    """Read the highest bits of codes of 5 bits; 0 where codes have 4."""
     word = uint32(0)
-    for j in range(4):
-        word = uint32(word | uint32(uint32(block[codes_at - 4 + j]) << uint32(8 * j)))
+    if codes_at >= 6:
+        for j in range(4):
+            word = uint32(word | uint32(uint32(block[codes_at - 4 + j]) << uint32(8 * j)))
     return word
 
 
