@@ -80,9 +80,10 @@ def same_canonical(found: QuantizedTensor, expected: QuantizedTensor, what: str)
             told = ["none" if part is None else "one" for part in parts]
             expect(told[0] == told[1], f"{what}: {name}: {told[0]}", told[1])
             continue
-        numbers = [torch.as_tensor(part, dtype=torch.float64) for part in parts]
-        shape = torch.broadcast_shapes(numbers[0].shape, numbers[1].shape)
-        same_values(numbers[0].expand(shape), numbers[1].expand(shape), f"{what}, {name}")
+        first, second = (torch.as_tensor(part, dtype=torch.float64) for part in parts)
+        # One number may stand for one a block.
+        like = first if first.ndim else second
+        same_values(first.expand_as(like), second.expand_as(like), f"{what}, {name}")
 
 
 class unchanged:

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from qformats.errors import QFormatsError
+from qformats.errors import PluginError, QFormatsError
 
-__all__ = ["CheckFailure", "Mismatch", "NotApplicable", "expect", "reported"]
+__all__ = ["CheckFailure", "Mismatch", "NotApplicable", "expect", "raised", "reported"]
 
 Subject = TypeVar("Subject")
 Parameters = ParamSpec("Parameters")
@@ -70,6 +70,20 @@ def expect(condition: object, found: str, expected: str, hint: str | None = None
         raise Mismatch(found, expected, hint)
 
 
+def raised(error: Exception) -> str:
+    """What an exception says, in one line; for a plugin's author, who needs no advice for users.
+
+    Examples
+    --------
+    >>> from qformats.testing.failure import raised
+    >>> raised(KeyError("scale"))
+    "KeyError: 'scale'"
+    """
+    if isinstance(error, PluginError):
+        return f"{error.what} raised {raised(error.error)}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
 def reported(
     check: Callable[Concatenate[Subject, Parameters], None],
 ) -> Callable[Concatenate[Subject, Parameters], None]:
@@ -84,8 +98,7 @@ def reported(
         except Mismatch as wrong:
             raise _failure(check, subject, wrong.found, wrong.expected, wrong.hint) from None
         except Exception as error:
-            found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise _failure(check, subject, found, "no error", None) from error
+            raise _failure(check, subject, raised(error), "no error", None) from error
 
     return told
 

@@ -6,7 +6,7 @@ from qformats.errors import ConfigError, NonFiniteError, PluginError, QFormatsEr
 from qformats.interfaces import Option, Quantizer
 from qformats.testing.companions import companions
 from qformats.testing.compare import same_canonical, same_fields, unchanged
-from qformats.testing.failure import Mismatch, NotApplicable, expect, reported
+from qformats.testing.failure import Mismatch, NotApplicable, expect, raised, reported
 from qformats.testing.weights import hard_weights, normal
 
 __all__ = [
@@ -43,7 +43,7 @@ def check_result_is_on_the_grid(quantizer: Quantizer) -> None:
             expect(quantized.shape == _SHAPE, what, str(_SHAPE))
             try:
                 packer.grid.validate(quantized)
-            except (ConfigError, QFormatsError) as error:
+            except QFormatsError as error:
                 hint = "Round parameters with grid.project, and choose codes with grid.encode"
                 raise Mismatch(f"off the grid of {packer.name}: {error}", "a result on it", hint) from error
 
@@ -63,7 +63,9 @@ def check_weight_stays(quantizer: Quantizer) -> None:
         for name, weight in [("normal weights", normal(_SHAPE)), *hard_weights(_SHAPE)]:
             with unchanged(f"quantize of {name} for {packer.name}", weight, importance):
                 quantizer.quantize(weight, packer)
-                quantizer.quantize(weight, packer, importance)
+        weight = normal(_SHAPE)
+        with unchanged(f"quantize with an importance for {packer.name}", weight, importance):
+            quantizer.quantize(weight, packer, importance)
 
 
 @reported
@@ -217,7 +219,7 @@ def _nonsense(quantizer: Quantizer, option: str) -> None:
         quantizer.quantize(normal(_SHAPE), companions()[0])
     except PluginError as error:
         hint = "Read options with qformats.interfaces.number, size or switch"
-        raise Mismatch(f"for {option}='no such value': {error}", "ConfigError", hint) from error
+        raise Mismatch(f"for {option}='no such value': {raised(error)}", "ConfigError", hint) from error
     except ConfigError:
         return
     finally:

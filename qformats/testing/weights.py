@@ -25,6 +25,7 @@ __all__ = [
     "writable",
 ]
 
+_WIDEST = 1024
 _ROWS = (1, 2, 3, 5, 6, 8, 32, 64)
 _COLUMNS = (1, 2, 3, 5, 7, 8, 16, 31, 32, 33, 64, 96, 123, 128, 160, 192, 256, 320, 512, 1024)
 
@@ -100,7 +101,10 @@ def usual_shape(packer: Packer, blocks: int = 2) -> tuple[int, int]:
     NotApplicable
         If the format refuses whatever is tried.
     """
-    wanted = [size // 2 * blocks for size in _blocks(packer)[:1]]
+    wanted = [size * blocks for size in _blocks(packer)[-1:]]
+    if wanted and wanted[0] > _WIDEST:
+        # Where the last block may be short, little of it will do.
+        wanted.insert(0, _blocks(packer)[-1] + 32)
     for rows in (6, 8, 16, 32, 64, 128):
         for columns in (*wanted, *_blocks(packer), 96, 64, 128, 256, 512, 1024):
             if not packer.veto((rows, columns)):

@@ -19,7 +19,7 @@ from qformats.sources import open_model
 from qformats.testing.failure import NotApplicable
 from qformats.testing.model import HIDDEN, tiny_model
 
-__all__ = ["Written", "plain_format", "registered", "written"]
+__all__ = ["Written", "plain_format", "planned", "registered", "written"]
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def plain_format(loader: Loader) -> Packer:
 
 
 @contextlib.contextmanager
-def written(
+def planned(
     loader: Loader, packer: Packer, model: str | Path | None = None, *, hidden: int | None = None
 ) -> Iterator[Written]:
-    """Export a model into a container; everything is removed afterwards.
+    """Plan an export of a model into a container; nothing is written.
 
     Parameters
     ----------
@@ -104,9 +104,17 @@ def written(
         target = folder / "out" / f"model{loader.suffix}"
         target.parent.mkdir()
         recipe = Recipe(packer.name, pure=True, container=loader.name)
-        plan = _planned(loader, source, target, recipe)
-        execute(plan, workers=1)
-        yield Written(source, plan, target)
+        yield Written(source, _planned(loader, source, target, recipe), target)
+
+
+@contextlib.contextmanager
+def written(
+    loader: Loader, packer: Packer, model: str | Path | None = None, *, hidden: int | None = None
+) -> Iterator[Written]:
+    """Export a model into a container; everything is removed afterwards. See :func:`planned`."""
+    with planned(loader, packer, model, hidden=hidden) as done:
+        execute(done.plan, workers=1)
+        yield done
 
 
 def _planned(loader: Loader, source: Checkpoint, target: Path, recipe: Recipe) -> Plan:

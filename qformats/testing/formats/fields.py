@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qformats.errors import PluginError, QFormatsError
 from qformats.interfaces import PackedTensor, Packer
 from qformats.testing.compare import same_values
-from qformats.testing.failure import Mismatch, NotApplicable, expect, reported
+from qformats.testing.failure import Mismatch, NotApplicable, expect, raised, reported
 from qformats.testing.weights import random_bytes, sample, usual_shape
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _raised(decode: Callable[[PackedTensor], Any], packed: PackedTensor, what: s
     try:
         decode(packed)
     except PluginError as error:
-        raise Mismatch(f"{what}: {error}", "ShapeError or ConfigError", _HINT) from error
+        raise Mismatch(f"{what}: {raised(error)}", "ShapeError or ConfigError", _HINT) from error
     except QFormatsError as error:
         return error
     return None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_device_layout", "check_triton_kernels"]
 
+_WIDE = 64
 _CLOSE = 2e-6
 """Sums of products in float32, of some hundred columns."""
 
@@ -29,7 +30,8 @@ def _kernel(packer: Packer) -> KernelSpec:
 
 
 def _weights(packer: Packer) -> Iterator[tuple[str, QuantizedTensor]]:
-    shape = usual_shape(packer, blocks=4)
+    # Four blocks, unless they are so wide that they take the interpreter long.
+    shape = usual_shape(packer, blocks=4 if packer.spec.block_size <= _WIDE else 2)
     yield "weights", packer.unpack(sample(packer, shape))
     if packer.grid is not None:
         yield "every code", packer.unpack(packer.pack(any_codes(packer, shape)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qformats.errors import PluginError, QFormatsError
 from qformats.interfaces import Packer
 from qformats.testing.compare import same_values
-from qformats.testing.failure import Mismatch, NotApplicable, expect, reported
+from qformats.testing.failure import Mismatch, NotApplicable, expect, raised, reported
 from qformats.testing.weights import normal, sample, shapes, usual_shape, writable
 
 __all__ = ["check_bad_shapes_are_refused", "check_odd_shapes"]
@@ -84,7 +84,7 @@ def _clean(packer: Packer, shape: tuple[int, ...]) -> QFormatsError | None:
         packer.encode_reference(normal(shape))
     except PluginError as error:
         hint = "Call self.require(dense.shape) first"
-        raise Mismatch(f"for a weight of {shape}: {error}", "ShapeError", hint) from error
+        raise Mismatch(f"for a weight of {shape}: {raised(error)}", "ShapeError", hint) from error
     except QFormatsError as error:
         return error
     return None

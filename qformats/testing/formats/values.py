@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qformats.errors import NonFiniteError, PluginError, QFormatsError
+from qformats.errors import NonFiniteError, QFormatsError
 from qformats.interfaces import Packer
-from qformats.testing.failure import Mismatch, NotApplicable, expect, reported
+from qformats.testing.failure import Mismatch, NotApplicable, expect, raised, reported
 from qformats.testing.weights import hard_weights, normal, usual_shape, writable
 
 if TYPE_CHECKING:
@@ -98,7 +98,6 @@ def _refused(packer: Packer, weight: Tensor, what: str) -> None:
     except NonFiniteError:
         return
     except QFormatsError as error:
-        name = "an exception" if isinstance(error, PluginError) else type(error).__name__
-        raise Mismatch(f"{name} for {what}: {error}", "NonFiniteError") from error
+        raise Mismatch(f"for {what}: {raised(error)}", "NonFiniteError") from error
     hint = "Call qformats.kernels.dense.require_finite first"
     raise Mismatch(f"bytes for a weight with {what}", "NonFiniteError", hint)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qformats.interfaces import Loader, OutputFile
 from qformats.testing.failure import expect, reported
-from qformats.testing.writing import Written, plain_format, registered, written
+from qformats.testing.writing import Written, plain_format, planned, registered, written
 
 __all__ = ["check_files_have_the_planned_sizes", "check_placements", "check_same_files_twice"]
 
@@ -52,7 +52,7 @@ def check_placements(loader: Loader, model: str | Path | None = None) -> None:
     >>> check_placements(registry().loader("huggingface"))
     """
     registered(loader)
-    with written(loader, plain_format(loader), model) as done:
+    with planned(loader, plain_format(loader), model) as done:
         for file in done.plan.layout.files:
             _inside(file)
         _complete(done)

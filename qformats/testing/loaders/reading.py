@@ -9,7 +9,7 @@ from qformats.errors import CheckpointError
 from qformats.interfaces import Checkpoint, Loader, Packer
 from qformats.registry import registry
 from qformats.testing.compare import same_values
-from qformats.testing.failure import Mismatch, expect, reported
+from qformats.testing.failure import Mismatch, expect, raised, reported
 from qformats.testing.writing import Written, plain_format, registered, written
 
 __all__ = [
@@ -162,5 +162,5 @@ def _refused(loader: Loader, path: Path, what: str) -> None:
     except CheckpointError:
         return
     except Exception as error:
-        raise Mismatch(f"{type(error).__name__} for {what}: {error}", "CheckpointError") from error
+        raise Mismatch(f"for {what}: {raised(error)}", "CheckpointError") from error
     raise Mismatch(f"a checkpoint for {what}", "CheckpointError")
