@@ -41,7 +41,14 @@ __all__ = [
 
 
 def formats() -> list[FormatSpec]:
-    """Descriptors of every installed format, read-only ones included."""
+    """Descriptors of every installed format, read-only ones included.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> [spec.name for spec in qformats.formats() if spec.family == "glm"][:3]
+    ['glm:int8', 'glm:int8-bf16', 'glm:int8-f32']
+    """
     return [packer.spec for packer in registry().formats()]
 
 
@@ -62,6 +69,13 @@ def open(model: str | PathLike[str], *, options: Mapping[str, str] | None = None
         If nothing is there, or no loader recognises it.
     CheckpointError
         If a file is missing, truncated or corrupt.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> model = qformats.open("demo")
+    >>> model.name, model.architecture, round(model.bits_per_weight, 2)
+    ('demo-llama', 'llama', 16.0)
     """
     from qformats.sources import open_model
 
@@ -130,6 +144,15 @@ def export(
     ------
     QFormatsError
         Whatever is wrong with the input or the target; then nothing is left behind.
+
+    Examples
+    --------
+    >>> import qformats, tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = qformats.export("demo", Path(folder, "demo.gguf"), format="gguf:q4_0")
+    >>> report.types, round(report.bits_per_weight, 2)
+    ({'gguf:q4_0': 29, 'gguf:f32': 9, 'gguf:q8_0': 1}, 4.93)
     """
     from qformats.exporting import Recipe, run
     from qformats.sources import check_options
@@ -211,6 +234,13 @@ def load_model(
         If a tensor is missing, unknown, or of another shape than the model's class wants.
     QFormatsError
         Whatever else is wrong with the input.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> model = qformats.load_model("demo", device="cpu", format="gguf:q8_0")
+    >>> type(model).__name__, model.qformats_report.nbytes < 6_000_000
+    ('LlamaForCausalLM', True)
     """
     from qformats.runtime import load
 
@@ -242,6 +272,12 @@ def from_pretrained(model: str | PathLike[str] | Checkpoint, **options: Any) -> 
     -------
     transformers.PreTrainedModel
         See :func:`load_model`.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> type(qformats.from_pretrained("demo", device="cpu")).__name__
+    'LlamaForCausalLM'
     """
     return load_model(model, **options)
 
@@ -251,6 +287,11 @@ def register_with_transformers() -> None:
 
     Without it Transformers logs that the quantization method is unknown, and fills the layers at random. It holds for
     the process; :func:`load_model` does not need it.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> qformats.register_with_transformers()
     """
     from qformats.runtime.transformers_hooks import register
 
@@ -272,6 +313,13 @@ def prepare_for_training(model: Any, *, gradient_checkpointing: bool = True) -> 
     -------
     transformers.PreTrainedModel
         The same model.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> model = qformats.prepare_for_training(qformats.load_model("demo", device="cpu", format="gguf:q8_0"))
+    >>> any(parameter.requires_grad for parameter in model.parameters())
+    False
     """
     from qformats.runtime import adapters
 
@@ -319,6 +367,21 @@ def merge_adapter(
         If there is no adapter, or one that is not a plain sum: DoRA, trained biases, modules that were trained whole.
     ShapeError
         If an adapter does not fit the stored weight.
+
+    Examples
+    --------
+    An adapter that was not trained adds nothing:
+
+    >>> import peft, qformats, tempfile, warnings
+    >>> from pathlib import Path
+    >>> model = qformats.prepare_for_training(qformats.load_model("demo", device="cpu"))
+    >>> lora = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    >>> adapted = peft.get_peft_model(model, lora)
+    >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
+    ...     report = qformats.merge_adapter(adapted, Path(folder, "merged"), format="dense:bf16")
+    >>> report.adds_nothing, len(report.tensors)
+    (True, 4)
     """
     from qformats.runtime import merge
 
@@ -396,6 +459,13 @@ def compare(
     QFormatsError
         Whatever is wrong with the input, such as a NaN among the weights. Models that differ so much that something
         cannot be compared are no error: the report's notes say what is missing.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> report = qformats.compare("demo", try_=["gguf:q8_0", "gguf:q4_0"])
+    >>> [(model.name, round(model.weights.linears.sqnr_db)) for model in report.models]
+    [('gguf:q8_0', 46), ('gguf:q4_0', 21)]
     """
     from qformats.comparing import Settings
     from qformats.comparing import compare as run

@@ -68,7 +68,17 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str | None:
 
 
 class QFormatsError(Exception):
-    """Root of the family: catch this to catch whatever qformats reports about its input."""
+    """Root of the family: catch this to catch whatever qformats reports about its input.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> try:
+    ...     qformats.packer("gguf:q9_9")
+    ... except qformats.QFormatsError as error:
+    ...     print(type(error).__name__)
+    UnknownFormatError
+    """
 
 
 class UnknownFormatError(QFormatsError, LookupError):
@@ -84,6 +94,12 @@ class UnknownFormatError(QFormatsError, LookupError):
         Plugins that did not load, and why.
     kind : str
         What was looked up: ``"format"``, ``"quantizer"`` or ``"loader"``.
+
+    Examples
+    --------
+    >>> from qformats.errors import UnknownFormatError
+    >>> print(UnknownFormatError("toy:int7", ["toy:int6"]))
+    no format 'toy:int7'. Did you mean 'toy:int6'? Installed: toy:int6
     """
 
     def __init__(
@@ -113,7 +129,15 @@ class UnknownFormatError(QFormatsError, LookupError):
 
 
 class NameTakenError(QFormatsError, ValueError):
-    """Two plugins claim one name; the first one keeps it."""
+    """Two plugins claim one name; the first one keeps it.
+
+    Examples
+    --------
+    >>> from qformats.errors import NameTakenError
+    >>> print(NameTakenError("format", "toy:int6", "plugin 'toy' of a 1.0", "plugin 'toy2' of b 1.0"))
+    the format name 'toy:int6' is taken by plugin 'toy' of a 1.0; plugin 'toy2' of b 1.0 claims it too and was
+    refused. Rename it in plugin 'toy2' of b 1.0, or uninstall one of the two.
+    """
 
     def __init__(self, kind: str, name: str, owner: str, intruder: str) -> None:
         self.kind, self.name, self.owner, self.intruder = kind, name, owner, intruder
@@ -124,7 +148,14 @@ class NameTakenError(QFormatsError, ValueError):
 
 
 class PluginLoadError(QFormatsError, ImportError):
-    """A plugin failed to import, or registered something that is not a plugin."""
+    """A plugin failed to import, or registered something that is not a plugin.
+
+    Examples
+    --------
+    >>> from qformats.errors import PluginLoadError
+    >>> print(PluginLoadError("toy", "ImportError: no module named 'toy'"))
+    plugin toy was not loaded: ImportError: no module named 'toy'
+    """
 
     def __init__(self, plugin: str, reason: str) -> None:
         self.plugin, self.reason = plugin, reason
@@ -142,21 +173,30 @@ class PluginError(QFormatsError, RuntimeError):
         What was called, such as ``"ToyPacker.pack"``.
     error : Exception
         What it raised.
+
+    Examples
+    --------
+    >>> from qformats.errors import PluginError
+    >>> error = PluginError("qformats_toy", "ToyPacker.pack", KeyError("scale"))
+    >>> error.about(subject="format toy:int6", tensor="lm_head.weight")
+    >>> print(error)
+    plugin qformats_toy: ToyPacker.pack raised KeyError: 'scale' (format toy:int6, tensor 'lm_head.weight').
+    Tell the plugin's authors; qformats --debug shows the traceback.
     """
 
     def __init__(self, plugin: str, what: str, error: Exception) -> None:
         self.plugin, self.what, self.error = plugin, what, error
-        self.format = self.tensor = ""
+        self.subject = self.tensor = ""
         super().__init__()
 
-    def about(self, *, format: str = "", tensor: str = "") -> None:
-        """Add which format and which tensor it was, unless that is known by now."""
-        self.format, self.tensor = self.format or format, self.tensor or tensor
+    def about(self, *, subject: str = "", tensor: str = "") -> None:
+        """Add what it was at work on (``"format toy:int6"``) and for which tensor, unless that is known by now."""
+        self.subject, self.tensor = self.subject or subject, self.tensor or tensor
 
     def __str__(self) -> str:
         told = " ".join(str(self.error).split())
         raised = f"{type(self.error).__name__}{': ' if told else ''}{told}"
-        where = [f"format {self.format}"] if self.format else []
+        where = [self.subject] if self.subject else []
         where += [f"tensor {self.tensor!r}"] if self.tensor else []
         within = f" ({', '.join(where)})" if where else ""
         hint = "Tell the plugin's authors; qformats --debug shows the traceback"
@@ -164,7 +204,14 @@ class PluginError(QFormatsError, RuntimeError):
 
 
 class ShapeError(QFormatsError, ValueError):
-    """A tensor whose shape its format cannot hold."""
+    """A tensor whose shape its format cannot hold.
+
+    Examples
+    --------
+    >>> from qformats.errors import ShapeError
+    >>> print(ShapeError("weight", (3, 5), "a multiple of 4 columns"))
+    tensor 'weight': shape (3, 5); expected a multiple of 4 columns.
+    """
 
     def __init__(self, tensor: str, found: object, expected: str, hint: str | None = None) -> None:
         self.tensor, self.found, self.expected = tensor, found, expected
@@ -172,7 +219,14 @@ class ShapeError(QFormatsError, ValueError):
 
 
 class ConfigError(QFormatsError, ValueError):
-    """An option or a configuration value that is not possible."""
+    """An option or a configuration value that is not possible.
+
+    Examples
+    --------
+    >>> from qformats.errors import ConfigError
+    >>> print(ConfigError("bits", 7, "4 or 8"))
+    bits: found 7; expected 4 or 8.
+    """
 
     def __init__(self, key: str, value: object, allowed: str, hint: str | None = None) -> None:
         self.key, self.value, self.allowed = key, value, allowed
@@ -180,7 +234,14 @@ class ConfigError(QFormatsError, ValueError):
 
 
 class CheckpointError(QFormatsError, ValueError):
-    """A file of a model that is missing, truncated or corrupt."""
+    """A file of a model that is missing, truncated or corrupt.
+
+    Examples
+    --------
+    >>> from qformats.errors import CheckpointError
+    >>> print(CheckpointError("model.bin", "8 bytes", "16 bytes", tensor="w", hint="fetch the file again"))
+    model.bin: tensor 'w': 8 bytes; expected 16 bytes. Fetch the file again.
+    """
 
     def __init__(
         self,
@@ -197,7 +258,14 @@ class CheckpointError(QFormatsError, ValueError):
 
 
 class ModelNotFoundError(QFormatsError, FileNotFoundError):
-    """Nothing that could be a model lies under this path or name."""
+    """Nothing that could be a model lies under this path or name.
+
+    Examples
+    --------
+    >>> from qformats.errors import ModelNotFoundError
+    >>> print(ModelNotFoundError("some/where", "no such file or folder", "give a path"))
+    some/where: no such file or folder. Give a path.
+    """
 
     def __init__(self, model: str | PathLike[str], found: str, hint: str | None = None) -> None:
         self.model = str(model)
@@ -205,7 +273,14 @@ class ModelNotFoundError(QFormatsError, FileNotFoundError):
 
 
 class UnsupportedModelError(QFormatsError, ValueError):
-    """An architecture or a tokenizer that no row of a table describes."""
+    """An architecture or a tokenizer that no row of a table describes.
+
+    Examples
+    --------
+    >>> from qformats.errors import UnsupportedModelError
+    >>> print(UnsupportedModelError("config.json: model_type", "odd", ["gpt2", "llama"]))
+    config.json: model_type: found 'odd'; expected one of gpt2, llama.
+    """
 
     def __init__(self, what: str, found: object, supported: Iterable[str], hint: str | None = None) -> None:
         self.what, self.found, self.supported = what, found, sorted(supported)
@@ -213,7 +288,14 @@ class UnsupportedModelError(QFormatsError, ValueError):
 
 
 class NonFiniteError(QFormatsError, ValueError):
-    """Values that a format cannot hold, in a tensor that the one who notices cannot name."""
+    """Values that a format cannot hold, in a tensor that the one who notices cannot name.
+
+    Examples
+    --------
+    >>> from qformats.errors import NonFiniteError
+    >>> print(NonFiniteError("2 of 9 values are not finite", "repair the model"))
+    2 of 9 values are not finite. Repair the model.
+    """
 
     def __init__(self, found: str, hint: str | None = None) -> None:
         self.found, self.hint = found, hint
@@ -221,7 +303,14 @@ class NonFiniteError(QFormatsError, ValueError):
 
 
 class WeightsError(QFormatsError, ValueError):
-    """A tensor holding values that the output cannot hold."""
+    """A tensor holding values that the output cannot hold.
+
+    Examples
+    --------
+    >>> from qformats.errors import WeightsError
+    >>> print(WeightsError("model.bin", "w", "2 of 9 values are not finite"))
+    model.bin: tensor 'w': 2 of 9 values are not finite.
+    """
 
     def __init__(self, file: str, tensor: str, found: str, hint: str | None = None) -> None:
         self.file, self.tensor = file, tensor
@@ -235,6 +324,12 @@ class NotExactError(QFormatsError, ValueError):
     ----------
     reason : str
         What does not fit, as a clause: ``"levels -8 to 8 need 17 codes and there are 16"``.
+
+    Examples
+    --------
+    >>> from qformats.errors import NotExactError
+    >>> print(NotExactError("levels -8 to 8 need 17 codes and there are 16"))
+    levels -8 to 8 need 17 codes and there are 16.
     """
 
     def __init__(self, reason: str) -> None:
@@ -261,6 +356,13 @@ class InexactExportError(QFormatsError, ValueError):
         Why each tensor cannot stay what it is, by its name in the output.
     complete : bool
         Whether all tensors were looked at.
+
+    Examples
+    --------
+    >>> from qformats.errors import InexactExportError
+    >>> print(InexactExportError("model", "gguf:q4_0", {"w": "levels -8 to 8 need 17 codes and there are 16"}))
+    model: 1 tensor cannot become gguf:q4_0 unchanged: w (levels -8 to 8 need 17 codes and there are 16).
+    Leave --require-exact out to round them, or choose another format.
     """
 
     def __init__(self, source: str, format: str, reasons: Mapping[str, str], complete: bool = True) -> None:
@@ -282,7 +384,14 @@ class InexactExportError(QFormatsError, ValueError):
 
 
 class OutputError(QFormatsError, OSError):
-    """The target cannot be written."""
+    """The target cannot be written.
+
+    Examples
+    --------
+    >>> from qformats.errors import OutputError
+    >>> print(OutputError("out.gguf", "exists already", "choose another name"))
+    out.gguf: exists already. Choose another name.
+    """
 
     def __init__(self, target: str | PathLike[str], found: str, hint: str | None = None) -> None:
         self.target = str(target)
@@ -290,7 +399,14 @@ class OutputError(QFormatsError, OSError):
 
 
 class BackendUnavailableError(QFormatsError, RuntimeError):
-    """A runtime that was asked for and is not there."""
+    """A runtime that was asked for and is not there.
+
+    Examples
+    --------
+    >>> from qformats.errors import BackendUnavailableError
+    >>> print(BackendUnavailableError("triton", "the package is not installed", "install triton"))
+    triton: the package is not installed. Install triton.
+    """
 
     def __init__(self, backend: str, reason: str, hint: str | None = None) -> None:
         self.backend, self.reason = backend, reason

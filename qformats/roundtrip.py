@@ -167,7 +167,7 @@ def dequantize(packed: PackedTensor) -> Tensor:
     >>> import torch, qformats
     >>> packed = qformats.pack(qformats.quantize(torch.eye(32), "gguf:q8_0"), "gguf:q8_0")
     >>> qformats.dequantize(packed)[0, :2].tolist()
-    [0.9999160766601562, 0.0]
+    [0.99993896484375, 0.0]
     """
     return _packed(packed).dequantize()
 

@@ -24,10 +24,10 @@ import torch
 
 import qformats
 from qformats.numbers.dtypes import SIZES
+from qformats.registry import registry
 from qformats.work.progress import Silent
 from qformats_gptq.algorithm import Method, solve
 from qformats_gptq.algorithm.hessian import factor
-from qformats_gptq.quantizer import GPTQ
 
 WINDOW = 512
 
@@ -173,7 +173,8 @@ def _calibrated(format, option):
     options = dict(text.split("=", 1) for text in option)
     with tempfile.TemporaryDirectory() as work:
         start = time.perf_counter()
-        done = GPTQ().prepare(source, dict.fromkeys(names, packer), Path(work), options, Silent())
+        quantizer = registry().quantizer("gptq", options)
+        done = quantizer.prepare(source, dict.fromkeys(names, packer), Path(work), Silent())
         took = time.perf_counter() - start
         return {name: done.read(name) for name in names}, took
 

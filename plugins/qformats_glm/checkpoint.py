@@ -14,7 +14,7 @@ from qformats.work.files import refuse_pointer
 from qformats_glm.family import GLM
 from qformats_glm.generations import Generation, Weight, chatglm2_sizes, generation
 from qformats_glm.native import native_config, to_native
-from qformats_glm.packer import GLMPacker
+from qformats_glm.packers import GLMPacker
 
 __all__ = ["ChatGLMCheckpoint", "outline"]
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from qformats import Family, Packer
 from qformats.errors import ConfigError
 from qformats.interfaces import ModuleFields
-from qformats_glm.packer import FAMILY, SCALES, GLMPacker
+from qformats_glm.packers import FAMILY, SCALES, GLMPacker
 
 __all__ = ["GLM"]
 

@@ -15,7 +15,7 @@ from qformats.interfaces import Assignment, Draft, Layout, Option, size
 from qformats_glm.checkpoint import ChatGLMCheckpoint, outline
 from qformats_glm.generations import Generation, chatglm2_sizes, generation, is_ours
 from qformats_glm.native import from_native, stored_config
-from qformats_glm.packer import FAMILY, GLMPacker
+from qformats_glm.packers import FAMILY, GLMPacker
 
 __all__ = ["ChatGLMFolder"]
 

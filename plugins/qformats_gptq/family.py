@@ -12,7 +12,7 @@ from qformats import Family, Packer
 from qformats.interfaces import ModuleFields
 from qformats_gptq.config import Declared, declared, written
 from qformats_gptq.modules import examine
-from qformats_gptq.packer import FAMILY, GPTQPacker, Reading
+from qformats_gptq.packers import FAMILY, GPTQPacker, Reading
 
 __all__ = ["GPTQFamily"]
 

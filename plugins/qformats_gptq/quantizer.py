@@ -89,7 +89,7 @@ def _rounder(method: Method) -> Callable[..., Iterator[Rounded]]:
         from qformats_gptq.algorithm.hessian import factor
         from qformats_gptq.algorithm.layer import solve_layer
 
-        hessian = factor(moments.take(), method.damping, reorder=method.reorder)
+        hessian = factor(moments.release(), method.damping, reorder=method.reorder)
         if hessian.damping > method.damping:
             tell(
                 f"damping raised from {method.damping:g} to {hessian.damping:g} for {layers[0].name}: "

@@ -30,7 +30,7 @@ class Memory:
     limit: int
     used: int = 0
 
-    def take(self, nbytes: int) -> bool:
+    def reserve(self, nbytes: int) -> bool:
         """Reserve memory; ``False`` if there is not so much left."""
         if self.used + nbytes > self.limit:
             return False
@@ -56,7 +56,7 @@ class Kept:
         values = values.detach().cpu().contiguous()
         if index in self._kept:
             self._memory.used -= self._kept.pop(index).nbytes
-        if not self._memory.take(values.nbytes):
+        if not self._memory.reserve(values.nbytes):
             return False
         self._kept[index] = values
         return True

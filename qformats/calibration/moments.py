@@ -25,6 +25,15 @@ class Moments:
         Where to gather.
     drift : bool
         Whether the second mean is wanted.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats.calibration import Moments
+    >>> moments = Moments(2, torch.device("cpu"))
+    >>> moments.add(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    >>> moments.tokens, moments.second.tolist()
+    (2, [[5.0, 1.0], [1.0, 2.0]])
     """
 
     def __init__(self, columns: int, device: torch.device, *, drift: bool = False) -> None:
@@ -86,7 +95,7 @@ class Moments:
             self._upper[stop:, start:stop] = self._upper[start:stop, stop:].t()
         return self._upper
 
-    def take(self) -> Tensor:
+    def release(self) -> Tensor:
         """Give :attr:`second` away, so that its memory is free once the receiver is done with it."""
         second = self.second
         self._upper = second.new_empty((0, 0))

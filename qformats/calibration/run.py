@@ -53,6 +53,14 @@ class Layer:
         Format to quantize into; it has a grid.
     read : callable
         Reads the weight.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.calibration import Layer
+    >>> name = "model.layers.0.mlp.up_proj.weight"
+    >>> Layer(name, qformats.packer("gguf:q4_0"), lambda: qformats.open("demo").read(name)).weight.shape
+    torch.Size([1024, 256])
     """
 
     name: str
@@ -77,6 +85,14 @@ class Rounded:
         Squared error of the layer's output, and the squared output itself: mean over tokens, summed over outputs.
     damping : float
         Share of the mean of its diagonal that was added to the Hessian.
+
+    Examples
+    --------
+    >>> import qformats, torch
+    >>> from qformats.calibration import Rounded
+    >>> quantized = qformats.quantize(torch.ones(1, 32), "gguf:q4_0")
+    >>> Rounded(quantized, loss=0.0, signal=32.0, damping=0.01).loss
+    0.0
     """
 
     quantized: QuantizedTensor
@@ -133,6 +149,27 @@ def calibrate(
         If a tensor cannot be calibrated, or an option is not possible.
     UnsupportedModelError
         If Transformers cannot run the model block by block.
+
+    Examples
+    --------
+    Rounding each layer as it is, whatever reaches it:
+
+    >>> import qformats, tempfile
+    >>> from pathlib import Path
+    >>> from qformats.calibration import Rounded, Settings, calibrate
+    >>> from qformats.work.progress import Silent
+    >>> def plainly(layers, moments, tell):
+    ...     for layer in layers:
+    ...         yield Rounded(layer.packer.grid.quantize(layer.weight), 0.0, 1.0, 0.0)
+    >>> model = qformats.open("demo")
+    >>> formats = {"model.layers.0.mlp.up_proj.weight": qformats.packer("gguf:q4_0")}
+    >>> settings = Settings(samples=2, sequence_length=16, device="cpu")
+    >>> with tempfile.TemporaryDirectory() as work:
+    ...     done = calibrate(
+    ...         model, formats, Path(work), settings, plainly, identity={}, drift=False, progress=Silent()
+    ...     )
+    ...     done.tensors["model.layers.0.mlp.up_proj.weight"].format
+    'gguf:q4_0'
     """
     import torch
 

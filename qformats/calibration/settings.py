@@ -68,6 +68,13 @@ class Settings:
         Bytes of hidden states that are kept in memory.
     log : Path or None
         File for a line of JSON a layer.
+
+    Examples
+    --------
+    >>> from qformats.calibration import Settings
+    >>> settings = Settings.parse({"samples": "16", "activation-memory": "1GB"})
+    >>> settings.samples, settings.activation_memory
+    (16, 1000000000)
     """
 
     calibration: str = ""
@@ -99,7 +106,7 @@ class Settings:
             seed=int(number(options, "seed", 0, 0, (1 << 63) - 1)),
             device=options.get("device", ""),
             compute_dtype=dtype,
-            activation_memory=size(options, "activation-memory", "2GB"),
+            activation_memory=size(options, "activation-memory", "2GB", low=0),
             log=Path(log).expanduser() if log else None,
         )
 

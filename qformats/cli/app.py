@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
 import warnings
 from io import TextIOWrapper
 from typing import Annotated, Any, TextIO
@@ -28,6 +29,8 @@ EXIT_INPUT = 3
 EXIT_OUTPUT = 4
 EXIT_INTERRUPTED = 130
 _PLUGINS = "Commands of plugins"
+debugging = False
+"""Whether the user asked for tracebacks."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -93,10 +96,19 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _debug(asked: bool) -> None:
+    global debugging
+    debugging = asked
+
+
 @app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", callback=_debug, help="Where something fails, show the traceback too."),
     ] = False,
 ) -> None:
     """Quantized LLM weights: any format into any other."""
@@ -118,6 +130,8 @@ def run() -> None:
         # Imported late: only a failing run needs to know the error family.
         from qformats.errors import QFormatsError
 
+        if debugging:
+            traceback.print_exception(error)
         if isinstance(error, QFormatsError):
             print(f"qformats: {error}", file=sys.stderr)
             sys.exit(_code(error))

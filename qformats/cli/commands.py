@@ -48,12 +48,26 @@ Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
 
 def pairs(what: str, texts: Iterable[str] | None) -> dict[str, str]:
-    """Names and values of a repeatable option ``--what NAME=VALUE``."""
+    """Names and values of a repeatable option ``--what NAME=VALUE``.
+
+    Examples
+    --------
+    >>> from qformats.cli.commands import pairs
+    >>> pairs("option", ["arch=llama", "pre=default"])
+    {'arch': 'llama', 'pre': 'default'}
+    """
     return dict(pair(what, text) for text in texts or ())
 
 
 def pair(what: str, text: str) -> tuple[str, str]:
-    """Split an option's ``NAME=VALUE`` or ``REGEX=TYPE``."""
+    """Split an option's ``NAME=VALUE`` or ``REGEX=TYPE``.
+
+    Examples
+    --------
+    >>> from qformats.cli.commands import pair
+    >>> pair("option", "arch=llama"), pair("tensor-type", "attn_[qk]=q8_0")
+    (('arch', 'llama'), ('attn_[qk]', 'q8_0'))
+    """
     from qformats.errors import ConfigError
 
     name, equals, value = text.rpartition("=") if what == "tensor-type" else text.partition("=")
@@ -95,6 +109,13 @@ def export_as_told(
         See :func:`qformats.export`.
     force, dry_run, check_exact, require_exact, keep_partial, workers, json
         The shared options of this module.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.cli.commands import export_as_told
+    >>> export_as_told(qformats.open("demo"), None, format="glm:int4", dry_run=True)
+    tensor ... Nothing was written. demo-llama-int4 would take 4,223,668 bytes ...
     """
     from qformats.cli.console import Bar, print_json
     from qformats.cli.summary import print_plan, print_summary

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qformats.comparing.loaded import LoadedModel
 from qformats.comparing.logits import LogitsReader, LogitsWriter, Predictions
 from qformats.comparing.report import BehaviourResult, TokenChance, TokenChange
-from qformats.comparing.runner import Runner
 from qformats.comparing.statistics import behaviour_alone, behaviour_change
 from qformats.comparing.text import Tokenizer, Windows
 from qformats.errors import NonFiniteError
@@ -47,7 +47,7 @@ class _Change:
 
 
 def predict(
-    runner: Runner, windows: Windows, writer: LogitsWriter, name: str, progress: Progress
+    runner: LoadedModel, windows: Windows, writer: LogitsWriter, name: str, progress: Progress
 ) -> NDArray[np.float64]:
     """Run the base over the text and write down what it predicts.
 
@@ -78,7 +78,7 @@ def predict(
     return np.concatenate(losses)
 
 
-def alone(runner: Runner, windows: Windows, name: str, progress: Progress) -> BehaviourResult:
+def alone(runner: LoadedModel, windows: Windows, name: str, progress: Progress) -> BehaviourResult:
     """What a model predicts, without a base to compare it with."""
     import torch
 
@@ -92,7 +92,7 @@ def alone(runner: Runner, windows: Windows, name: str, progress: Progress) -> Be
 
 
 def behaviour(
-    runner: Runner,
+    runner: LoadedModel,
     windows: Windows,
     reader: LogitsReader,
     tokenizer: Tokenizer,
@@ -129,7 +129,7 @@ def behaviour(
 
 
 def _run(
-    runner: Runner, windows: Windows, name: str, progress: Progress
+    runner: LoadedModel, windows: Windows, name: str, progress: Progress
 ) -> Iterator[tuple[int, NDArray[np.int64], Tensor]]:
     """Number of each window, its ids, and the logits at its scored positions."""
     total = len(windows.ids)
@@ -146,7 +146,7 @@ def _run(
         progress.advance(windows.text.characters // total)
 
 
-def _targets(ids: NDArray[np.int64], windows: Windows, runner: Runner) -> Tensor:
+def _targets(ids: NDArray[np.int64], windows: Windows, runner: LoadedModel) -> Tensor:
     """Ids of the tokens that are really next at the scored positions."""
     import torch
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qformats.comparing.loaded import LoadedModel
 from qformats.comparing.report import SpeedResult
-from qformats.comparing.runner import Runner
 from qformats.work.memory import return_freed
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ def _status(key: str) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
 
 
-def speed(runner: Runner, ids: NDArray[Any], load_seconds: float, peak: Peak) -> SpeedResult:
+def speed(runner: LoadedModel, ids: NDArray[Any], load_seconds: float, peak: Peak) -> SpeedResult:
     """Time a model that is loaded.
 
     Parameters
     ----------
-    runner : Runner
+    runner : LoadedModel
         The model.
     ids : ndarray
         int64, ``(length,)``: what it reads; its first 256, or as many as the model takes.
@@ -108,7 +108,7 @@ def speed(runner: Runner, ids: NDArray[Any], load_seconds: float, peak: Peak) ->
     )
 
 
-def _timed(runner: Runner, run: Any) -> Iterator[float]:
+def _timed(runner: LoadedModel, run: Any) -> Iterator[float]:
     """Seconds of a few runs."""
     for _ in range(_REPEATS):
         _wait(runner.device)
@@ -118,7 +118,7 @@ def _timed(runner: Runner, run: Any) -> Iterator[float]:
         yield time.perf_counter() - start
 
 
-def _generate(runner: Runner, ids: torch.Tensor, count: int) -> None:
+def _generate(runner: LoadedModel, ids: torch.Tensor, count: int) -> None:
     """Generate tokens one by one, each the most probable, without stopping at an end."""
     cache: Any = None
     for _ in range(count):

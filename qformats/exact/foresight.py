@@ -18,7 +18,14 @@ _TOLERANCE = 2.0**-20
 
 
 class Answer(StrEnum):
-    """Whether a tensor can become another format unchanged."""
+    """Whether a tensor can become another format unchanged.
+
+    Examples
+    --------
+    >>> from qformats.interfaces import Answer
+    >>> [str(answer) for answer in Answer]
+    ['always', 'never', 'needs the data']
+    """
 
     ALWAYS = "always"
     NEVER = "never"
@@ -46,6 +53,16 @@ def foresee(
         accepts, whoever wrote it. ``NEVER``: it takes none, except where every block of the target has fewer than three
         different levels besides zero, or values below the normal numbers of float32. ``DATA``: it depends; the reason
         says on what.
+
+    Examples
+    --------
+    >>> from qformats import AffineGrid
+    >>> from qformats.interfaces import foresee
+    >>> four, eight = AffineGrid(4, block_size=32), AffineGrid(8, block_size=32)
+    >>> foresee(four, eight, (64, 64))
+    (<Answer.ALWAYS: 'always'>, '')
+    >>> foresee(eight, four, (64, 64))
+    (<Answer.DATA: 'needs the data'>, 'levels -128 to 127 need 256 codes and there are 16')
     """
     rows, columns = shape
     known = isinstance(target, AffineGrid | TableGrid) and target.independent

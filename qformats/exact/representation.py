@@ -71,6 +71,23 @@ def represent(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
     ------
     NotExactError
         With the reason in one clause. The first block that does not fit ends the work.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats import AffineGrid
+    >>> from qformats.errors import NotExactError
+    >>> from qformats.interfaces import represent
+    >>> four, eight = AffineGrid(4, block_size=32), AffineGrid(8, block_size=32)
+    >>> weight = torch.linspace(-1, 1, 32).view(1, 32)
+    >>> moved = represent(four.quantize(weight), eight)
+    >>> bool((moved.dequantize() == four.quantize(weight).dequantize()).all()), moved.zero_point
+    (True, 128)
+    >>> try:
+    ...     represent(eight.quantize(weight), four)
+    ... except NotExactError as error:
+    ...     print(error)
+    levels -127 to 127 need 255 codes and there are 16.
     """
     if not isinstance(grid, AffineGrid | TableGrid):
         raise NotExactError("what its grid can represent is known to its own plugin only")
@@ -136,7 +153,7 @@ def _at_once(source: Source, grid: AffineGrid | TableGrid) -> Blocks | None:
 def _refuse_infinite(run: Run) -> None:
     infinite = run.infinite()
     if bool(infinite.any()):
-        values = run.take(infinite.nonzero().flatten()).values()
+        values = run.select(infinite.nonzero().flatten()).values()
         number = int((~values.isfinite()).sum())
         raise NotExactError(f"{number} value{'s are' if number > 1 else ' is'} infinite or NaN")
 
@@ -153,10 +170,10 @@ def _decided(run: Run, source: Source, grid: AffineGrid | TableGrid, start: int)
     done, batch = 0, 8
     while done < len(left):
         chosen = left[done : done + batch]
-        part = run.take(chosen)
+        part = run.select(chosen)
         found = search(part.values(), grid)
         if not bool(found.ok.all()):
-            raise NotExactError(explain(part.take((~found.ok).nonzero().flatten()[:1]), source, grid))
+            raise NotExactError(explain(part.select((~found.ok).nonzero().flatten()[:1]), source, grid))
         codes[chosen], scale[chosen], offset[chosen] = found.codes, found.scale, found.offset
         done += batch
         batch = min(4 * batch, max(1, _MEMORY // cost(grid, run.codes.shape[1])))

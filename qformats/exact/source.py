@@ -59,7 +59,7 @@ class Run:
         blocks, units = self.scale.shape
         return self.codes.reshape(blocks, units, -1)
 
-    def take(self, blocks: Tensor) -> Run:
+    def select(self, blocks: Tensor) -> Run:
         """Some of the blocks, by index or mask."""
         minimum = None if self.minimum is None else self.minimum[blocks]
         return replace(
@@ -101,7 +101,7 @@ class Run:
         doubtful = (~largest.isfinite().all(1)).nonzero().flatten()
         found = torch.zeros(len(self), dtype=torch.bool, device=self.codes.device)
         if len(doubtful):
-            found[doubtful] = ~self.take(doubtful).values().isfinite().all(1)
+            found[doubtful] = ~self.select(doubtful).values().isfinite().all(1)
         return found
 
     def bounds(self) -> tuple[Tensor, Tensor]:

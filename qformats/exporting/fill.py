@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
+import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -13,9 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import xxhash
 
-from qformats.errors import ConfigError, NonFiniteError, OutputError, WeightsError
+from qformats.errors import ConfigError, NonFiniteError, OutputError, PluginError, WeightsError
 from qformats.exporting.journal import Journal, Span, Written
 from qformats.exporting.plan import Action, Plan, TensorPlan
+from qformats.exporting.selfcheck import SelfCheck
 from qformats.exporting.transcode import Measure, compared, requantize, transcode
 from qformats.interfaces.layout import Placement
 from qformats.interfaces.packer import PackedTensor
@@ -185,6 +188,19 @@ class OutputFiles:
         """Whether the files hold what the checksums say."""
         return all(self.digest(span.file, span.offset, span.nbytes) == span.digest for span in spans)
 
+    @contextlib.contextmanager
+    def mapped(self, file: int) -> Iterator[memoryview]:
+        """A whole file, read-only; nothing is read until used."""
+        size = self.plan.layout.files[file].size
+        if not size:
+            yield memoryview(b"")
+            return
+        with (
+            mmap.mmap(self._handles[file], size, prot=mmap.PROT_READ) as content,
+            memoryview(content) as view,
+        ):
+            yield view
+
     def sync(self) -> None:
         """Wait until everything is on the disk."""
         try:
@@ -226,7 +242,8 @@ def fill(
     """
     pending = [piece for piece in slices if piece.index not in journal.done]
     progress.start("writing", sum(source_bytes(plan, piece) for piece in pending))
-    with in_slices(plan, lambda piece: _convert(plan, piece, files), pending, workers) as written:
+    check = SelfCheck()
+    with in_slices(plan, lambda piece: _convert(plan, piece, files, check), pending, workers) as written:
         for piece, each in written:
             journal.add(piece.index, each)
             progress.advance(source_bytes(plan, piece))
@@ -257,11 +274,17 @@ def source_bytes(plan: Plan, piece: Slice) -> int:
     return source.nbytes * (piece.stop - piece.start) // max(1, source.rows)
 
 
-def _convert(plan: Plan, piece: Slice, files: OutputFiles) -> Written:
+def _convert(plan: Plan, piece: Slice, files: OutputFiles, check: SelfCheck) -> Written:
     tensor = plan.tensors[piece.tensor]
     source = tensor.source
     part = source.read(piece.start, piece.stop)
-    packed, measure = encode(tensor, part, plan.quantizer, piece.start)
+    try:
+        packed, measure = encode(tensor, part, plan.quantizer, piece.start)
+        if not piece.start:
+            check(tensor, part, packed, plan.quantizer, measure)
+    except PluginError as error:
+        error.about(tensor=tensor.name)
+        raise
     # What was packed for the slice alone gets the fields of the whole tensor; what is copied has its own.
     fields = packed.fields if packed is part else {**packed.fields, **tensor.fixed}
     spans = []

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
-from qformats.errors import OutputError
+import xxhash
+
+from qformats.errors import ConfigError, OutputError
 from qformats.exporting.fill import OutputFiles
 from qformats.exporting.journal import Journal, Span, sync_folder
 from qformats.exporting.plan import Plan
@@ -145,6 +147,34 @@ def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
                 raise OutputError(files.plan.target, found, "Check the disk, then export again")
 
 
+def finish(plan: Plan, files: OutputFiles) -> list[Span]:
+    """Let the container write what only the written weights can tell; the checksums of that.
+
+    Raises
+    ------
+    ConfigError
+        If it writes outside of its file, or over a weight.
+    OutputError
+        If the disk fails.
+    """
+    if not plan.loader.finishes:
+        return []
+    spans = []
+    for number, file in enumerate(plan.layout.files):
+        with files.mapped(number) as content:
+            told = plan.loader.finish(file, content)
+        for offset, data in told:
+            stop = offset + len(data)
+            over = any(p.offset < stop and offset < p.offset + p.nbytes for p in file.placements)
+            if over or not 0 <= offset <= stop <= file.size:
+                what = f"{plan.loader.name}: bytes that finish writes into {file.name}"
+                expected = f"a range of the {file.size} bytes of the file that holds no weights"
+                raise ConfigError(what, f"{offset} to {stop}", expected, "Tell the authors of the container")
+            files.write(number, memoryview(data), offset)
+            spans.append(Span(number, offset, len(data), xxhash.xxh3_128_hexdigest(data)))
+    return spans
+
+
 def seal(
     plan: Plan, files: OutputFiles, journal: Journal, report: ExportReport, workers: int, force: bool
 ) -> None:
@@ -156,6 +186,7 @@ def seal(
         If the output is damaged or cannot be put in place.
     """
     spans = [span for written in journal.done.values() for span in written.spans]
+    spans += finish(plan, files)
     with ThreadPoolExecutor(1, "qformats-sync") as background:
         # The disk works while the processor compares.
         synced = background.submit(files.sync)

@@ -29,7 +29,15 @@ __all__ = ["FolderCheckpoint", "HuggingFaceFolder", "lay_out_folder", "unpicklin
 
 
 class HuggingFaceFolder(Loader):
-    """Reads and writes Hugging Face folders."""
+    """Reads and writes Hugging Face folders.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.folder import HuggingFaceFolder
+    >>> HuggingFaceFolder().detect(qformats.open("demo").path)
+    True
+    """
 
     name = "huggingface"
     summary = "folder with config.json and safetensors (or .bin) weights"

@@ -72,6 +72,13 @@ class FolderCheckpoint(Checkpoint):
     ------
     CheckpointError
         If a file is missing, truncated or corrupt.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.folder import FolderCheckpoint
+    >>> FolderCheckpoint(qformats.open("demo").path).architecture
+    'llama'
     """
 
     container = "huggingface"

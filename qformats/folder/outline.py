@@ -96,7 +96,8 @@ def outline(config: Mapping[str, Any], path: Path) -> Outline:
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     model_type = config.get("model_type")
     if not isinstance(model_type, str):

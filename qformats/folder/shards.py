@@ -178,7 +178,7 @@ class BinShard(Shard):
 
 
 def unpickling_error(path: Path, error: Exception, expected: str, instead: str) -> CheckpointError:
-    """Why torch did not load a file; of its own advice (to load it unsafely) nothing is repeated.
+    r"""Why torch did not load a file; of its own advice (to load it unsafely) nothing is repeated.
 
     Parameters
     ----------
@@ -190,6 +190,19 @@ def unpickling_error(path: Path, error: Exception, expected: str, instead: str) 
         What the file should hold.
     instead : str
         What to do about a file that wants code to run.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from pathlib import Path
+    >>> from qformats.folder import unpickling_error
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "model.bin")
+    ...     written = path.write_bytes(b"cos\nsystem\n.")
+    ...     error = unpickling_error(path, ValueError(), "a dict of tensors", "take it in safetensors")
+    >>> str(error).partition("model.bin: ")[2]
+    'wants os.system to run while it is read, which tensors never need; expected a dict of tensors. Do not
+    trust this file; take it in safetensors.'
     """
     reason = " ".join(str(error).split())
     reason = reason.split("from a trusted source.")[-1].split("Check the documentation")[0].strip()

@@ -74,6 +74,18 @@ def lay_out_folder(
         If there is another quantized format than `default` among them.
     ShapeError
         If a shape could not be told from the stored fields again.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.folder import lay_out_folder
+    >>> from qformats.interfaces import Assignment, Draft, dense
+    >>> model = qformats.open("demo")
+    >>> assignments = [Assignment(Draft(name, tensor), dense("f16")) for name, tensor in model.tensors.items()]
+    >>> layout = lay_out_folder(model, assignments, dense("f16"), max_shard_size=5_000_000)
+    >>> [file.name for file in layout.files][:4]
+    ['config.json', 'model-00001-of-00003.safetensors', 'model-00002-of-00003.safetensors',
+    'model-00003-of-00003.safetensors']
     """
     for assignment in assignments:
         packer = assignment.packer

@@ -15,7 +15,8 @@ from qformats.interfaces.loader import Loader
 from qformats.interfaces.option import Option, number, size, switch
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.quantizer import Quantizer
-from qformats.interfaces.spec import FieldSpec, FormatSpec, KernelSpec
+from qformats.interfaces.rows import cut, join
+from qformats.interfaces.spec import FieldSpec, FormatSpec, KernelSpec, evaluate
 from qformats.interfaces.stored import StoredTensor, concat_rows
 
 __all__ = [
@@ -40,8 +41,11 @@ __all__ = [
     "ReplacedTensors",
     "StoredTensor",
     "concat_rows",
+    "cut",
     "dense",
+    "evaluate",
     "foresee",
+    "join",
     "number",
     "represent",
     "size",

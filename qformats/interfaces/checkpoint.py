@@ -32,6 +32,15 @@ class Checkpoint(ABC):
         Of `files` when it was opened by :func:`qformats.open`.
     tensors : mapping of str to StoredTensor
         By canonical name, in file order.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> model = qformats.open("demo")
+    >>> model.container, model.architecture, model.parameters, len(model.tensors)
+    ('huggingface', 'llama', 4983040, 39)
+    >>> model.read("model.norm.weight").shape
+    torch.Size([256])
     """
 
     path: Path
@@ -99,6 +108,15 @@ class ReplacedTensors(Checkpoint):
         The model as it is.
     replaced : mapping of str to StoredTensor
         Tensors that stand for the source's, by canonical name.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.interfaces import ReplacedTensors
+    >>> model = qformats.open("demo")
+    >>> renamed = model.tensors["lm_head.weight"]
+    >>> ReplacedTensors(model, {"model.embed_tokens.weight": renamed}).read("model.embed_tokens.weight").shape
+    torch.Size([2048, 256])
     """
 
     def __init__(self, source: Checkpoint, replaced: Mapping[str, StoredTensor]) -> None:

@@ -30,6 +30,14 @@ class DensePacker(Packer):
         Descriptor with a single field.
     dtype : str
         Short name of the dtype.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats.interfaces import dense
+    >>> packed = dense("bf16").encode_reference(torch.tensor([1.0, 0.1]))
+    >>> packed.format, packed.dequantize().tolist()
+    ('dense:bf16', [1.0, 0.10009765625])
     """
 
     def __init__(self, spec: FormatSpec, dtype: str) -> None:
@@ -83,6 +91,12 @@ def dense(dtype: str) -> DensePacker:
     ------
     ConfigError
         If there is no such dtype.
+
+    Examples
+    --------
+    >>> from qformats.interfaces import dense
+    >>> dense("f16").name, dense("f16").nbytes((3, 5))
+    ('dense:f16', 30)
     """
     spec = FormatSpec(
         family="dense",

@@ -26,6 +26,14 @@ class ModuleFields:
         Shape and dtype of its tensors whose names its format may use, by the name beside the module.
     read : callable
         Raw bytes of one of them; for small ones, such as a description in JSON.
+
+    Examples
+    --------
+    >>> from qformats.interfaces import ModuleFields
+    >>> stored = {"weight": ((64, 32), "u8"), "scale": ((64,), "f16")}
+    >>> module = ModuleFields("model.layers.0.mlp.up_proj", stored, read=lambda field: b"")
+    >>> sorted(module.stored)
+    ['scale', 'weight']
     """
 
     name: str
@@ -57,6 +65,7 @@ class Family(Guarded):
 
     guarded = ("variants", "parse", "detect", "to_config", "extra_files", "suffixes", "locate", "separate")
 
+    role = "family"
     name: ClassVar[str]
     """First half of the formats' names."""
     packers: ClassVar[Sequence[Packer]] = ()

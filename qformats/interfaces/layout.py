@@ -38,6 +38,14 @@ class Draft:
     linear : bool
         Whether it is the weight of a linear layer, which readers of a quantized folder expect to be quantized unless
         its configuration says otherwise.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.interfaces import Draft
+    >>> norm = qformats.open("demo").tensors["model.norm.weight"]
+    >>> Draft("output_norm.weight", norm, keep="dense:f32", why="a norm").keep
+    'dense:f32'
     """
 
     name: str
@@ -56,6 +64,14 @@ class Assignment:
     """A draft with the format it gets, and the reason if it is not the one asked for.
 
     `kept` marks tensors that the container never quantizes: the usual, not worth a mention.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.interfaces import Assignment, Draft
+    >>> head = qformats.open("demo").tensors["lm_head.weight"]
+    >>> Assignment(Draft("lm_head.weight", head), qformats.packer("gguf:q8_0"), note="the output layer").packer.name
+    'gguf:q8_0'
     """
 
     draft: Draft
@@ -76,6 +92,12 @@ class Placement:
         Local name of the stored field.
     offset, nbytes : int
         Place in the file.
+
+    Examples
+    --------
+    >>> from qformats.interfaces import Placement
+    >>> Placement(tensor=0, field="blocks", offset=4096, nbytes=557056)
+    Placement(tensor=0, field='blocks', offset=4096, nbytes=557056)
     """
 
     tensor: int
@@ -100,6 +122,13 @@ class OutputFile:
         Fields to fill in.
     parts : tuple of (int, bytes)
         Offset and content of whatever else the plan knows, such as the directory at the end of an archive.
+
+    Examples
+    --------
+    >>> from qformats.interfaces import OutputFile, Placement
+    >>> file = OutputFile("model.bin", 16, header=b"MINE", placements=(Placement(0, "weight", 8, 8),))
+    >>> file.size, len(file.header)
+    (16, 4)
     """
 
     name: str
@@ -121,6 +150,12 @@ class Layout:
         Whether the target is a folder that holds the files, or the files lie beside each other under their names.
     run_with : str
         Command line that uses the result, with ``{target}`` for its path.
+
+    Examples
+    --------
+    >>> from qformats.interfaces import Layout, OutputFile
+    >>> Layout((OutputFile("a", 16), OutputFile("b", 4)), folder=True).nbytes
+    20
     """
 
     files: tuple[OutputFile, ...]

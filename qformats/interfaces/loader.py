@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from qformats.errors import ConfigError
 from qformats.interfaces.checkpoint import Checkpoint
-from qformats.interfaces.layout import Assignment, Draft, Layout
+from qformats.interfaces.layout import Assignment, Draft, Layout, OutputFile
 from qformats.interfaces.option import Option
 from qformats.interfaces.packer import Packer
 from qformats.work.guard import Guarded
@@ -24,9 +24,32 @@ class Loader(Guarded, ABC):
     names (those that Transformers' model class uses on disk). Writing happens in three pure steps, all from
     headers: :meth:`draft` the output's tensors, let the framework choose a format for each (asking :meth:`mix` and
     :meth:`fallback`), :meth:`lay_out` the files. The framework fills and seals them.
+
+    Examples
+    --------
+    A container that can be read; docs/examples/qformats-npz also writes.
+
+    >>> import qformats, tempfile
+    >>> from pathlib import Path
+    >>> from qformats import Loader
+    >>> class Shouting(Loader):
+    ...     name = "shouting"
+    ...     summary = "the demo model behind a file of capital letters"
+    ...
+    ...     def detect(self, path):
+    ...         return path.is_file() and path.read_bytes()[:9].isupper()
+    ...
+    ...     def open(self, path, options):
+    ...         return qformats.open("demo")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "model")
+    ...     written = path.write_text("THE MODEL")
+    ...     Shouting().detect(path), len(Shouting().open(path, {}).tensors)
+    (True, 39)
     """
 
     guarded = ("accepts", "detect", "open", "outline", "draft", "mix", "fallback", "lay_out", "finish")
+    role = "container"
 
     name: ClassVar[str]
     summary: ClassVar[str] = ""
@@ -106,3 +129,28 @@ class Loader(Guarded, ABC):
     ) -> Layout:
         """Every file of the output, with exact sizes and offsets."""
         raise ConfigError("container", self.name, "a container that can be written")
+
+    @property
+    def finishes(self) -> bool:
+        """Whether :meth:`finish` has anything to say."""
+        return type(self).finish is not Loader.finish
+
+    def finish(self, file: OutputFile, content: memoryview) -> Sequence[tuple[int, bytes]]:
+        """What only the written weights can tell of a file: checksums, or a directory at its end.
+
+        Called once for each file when everything else in it is written, before it is checked and put in place.
+
+        Parameters
+        ----------
+        file : OutputFile
+            As :meth:`lay_out` has planned it; its size does not change.
+        content : memoryview
+            The whole file, mapped and read-only.
+
+        Returns
+        -------
+        sequence of (int, bytes)
+            Offset and content of ranges to write. They may lie in the header and in the plan's parts, and nowhere in a
+            placement.
+        """
+        return ()

@@ -25,6 +25,12 @@ class Option:
         Whether ``qformats export`` has it as ``--NAME VALUE`` too, for options that many will want.
     metavar : str
         What stands for the value in that help.
+
+    Examples
+    --------
+    >>> from qformats.interfaces import Option
+    >>> Option("samples", "how many pieces of text (128)", flag=True, metavar="N").name
+    'samples'
     """
 
     name: str
@@ -43,6 +49,12 @@ def number(
     ------
     ConfigError
         If it is none, or out of range.
+
+    Examples
+    --------
+    >>> from qformats.interfaces import number
+    >>> number({"samples": "64"}, "samples", 128, 1, 1000), number({}, "samples", 128, 1, 1000)
+    (64, 128)
     """
     text = options.get(name)
     if text is None:
@@ -63,6 +75,12 @@ def switch(options: Mapping[str, str], name: str, default: bool) -> bool:
     ------
     ConfigError
         If it is neither.
+
+    Examples
+    --------
+    >>> from qformats.interfaces import switch
+    >>> switch({"act-order": "no"}, "act-order", True), switch({}, "act-order", True)
+    (False, True)
     """
     text = options.get(name)
     if text is None:
@@ -75,7 +93,7 @@ def switch(options: Mapping[str, str], name: str, default: bool) -> bool:
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*")
 
 
-def size(options: Mapping[str, str], name: str, default: str) -> int:
+def size(options: Mapping[str, str], name: str, default: str, *, low: int = 1) -> int:
     """Value of an option that is a number of bytes, such as ``500MB``, ``2G`` (powers of 1000) or ``4GiB``.
 
     >>> size({"max-shard-size": "2GB"}, "max-shard-size", "5GB"), size({}, "memory", "4KiB")
@@ -84,13 +102,13 @@ def size(options: Mapping[str, str], name: str, default: str) -> int:
     Raises
     ------
     ConfigError
-        If it is none.
+        If it is not a size, or below `low`.
     """
     text = options.get(name, default)
     match = _SIZE.fullmatch(text.upper())
-    found = 0
+    found = -1
     if match is not None and (match[2] or not match[3]):
         found = int(float(match[1]) * (1024 if match[3] else 1000) ** (" KMGT".index(match[2] or " ")))
-    if found <= 0:
+    if found < low:
         raise ConfigError(name, text, "a size such as 500MB or 2GB")
     return found

@@ -66,6 +66,7 @@ class Packer(Guarded):
         *("represent", "pack", "unpack", "dequantize", "encode_reference", "from_stored"),
     )
 
+    role = "format"
     container: ClassVar[str] = "huggingface"
     """Name of the loader that writes this format unless another one is asked for."""
 

@@ -43,6 +43,7 @@ class Quantizer(Guarded, ABC):
     """
 
     guarded = ("prepare", "quantize", "encode")
+    role = "quantizer"
 
     name: ClassVar[str]
     summary: ClassVar[str] = ""

@@ -24,6 +24,15 @@ def cut(packed: PackedTensor, start: int, stop: int) -> PackedTensor:
     ------
     ConfigError
         If the tensor cannot be cut there.
+
+    Examples
+    --------
+    >>> import torch, qformats
+    >>> from qformats.interfaces import cut
+    >>> packed = qformats.packer("gguf:q8_0").encode_reference(torch.randn(8, 64))
+    >>> part = cut(packed, 2, 5)
+    >>> part.shape, bool((part.dequantize() == packed.dequantize()[2:5]).all())
+    ((3, 64), True)
     """
     packer, rows = packed.packer, packed.shape[0]
     if (start, stop) == (0, rows):
@@ -65,7 +74,16 @@ def pick(packed: PackedTensor, order: Tensor) -> PackedTensor:
 
 
 def join(parts: Sequence[PackedTensor]) -> PackedTensor:
-    """Packed tensors of one format below each other, where each row is a range of its own."""
+    """Packed tensors of one format below each other, where each row is a range of its own.
+
+    Examples
+    --------
+    >>> import torch, qformats
+    >>> from qformats.interfaces import join
+    >>> packer = qformats.packer("gguf:q8_0")
+    >>> join([packer.encode_reference(torch.ones(rows, 64)) for rows in (2, 3)]).shape
+    (5, 64)
+    """
     import torch
 
     first = parts[0]

@@ -54,6 +54,12 @@ def evaluate(expression: str, **names: int) -> int:
     ------
     ConfigError
         If the expression holds anything else.
+
+    Examples
+    --------
+    >>> from qformats.interfaces import evaluate
+    >>> evaluate("N * (K / 32)", N=2, K=65)
+    6
     """
 
     def value(node: ast.expr) -> int:
@@ -119,6 +125,13 @@ class FieldSpec:
     ------
     ConfigError
         If a dimension is no expression in ``N`` and ``K``, or the dtype has no such name.
+
+    Examples
+    --------
+    >>> from qformats import FieldSpec
+    >>> field = FieldSpec("qweight", ("K / 32 * 4", "N"), "i32", "packed codes")
+    >>> field.resolve(rows=128, columns=64), field.nbytes(rows=128, columns=64)
+    ((8, 128), 4096)
     """
 
     name: str
@@ -154,6 +167,12 @@ class KernelSpec:
         Columns that share a scale; 0 means the whole row.
     scale_dtype : str
         ``"f16"`` or ``"f32"``.
+
+    Examples
+    --------
+    >>> from qformats import KernelSpec
+    >>> KernelSpec(bits=4, mode="affine", block_size=32, scale_dtype="f16")
+    KernelSpec(bits=4, mode='affine', block_size=32, scale_dtype='f16')
     """
 
     bits: int
@@ -186,6 +205,14 @@ class FormatSpec:
         Signal-to-noise ratio that the reference rounding of normally distributed weights, 4096 to a row, must reach.
     kernel : KernelSpec or None
         How the shared kernel decodes it; ``None`` if it does not.
+
+    Examples
+    --------
+    >>> from qformats import FieldSpec, FormatSpec
+    >>> fields = (FieldSpec("codes", ("N", "K / 2"), "u8"), FieldSpec("scale", ("N", "K / 32"), "f16"))
+    >>> spec = FormatSpec("mine", "int4", "4 bits, a scale per 32", fields, bits=4, block_size=32)
+    >>> spec.name, spec.level, spec.nbytes(64, 64), spec.bits_per_weight
+    ('mine:int4', 1, 2304, 4.5)
     """
 
     family: str

@@ -46,6 +46,17 @@ class StoredTensor:
         :meth:`qformats.Packer.row_step`.
     origin : Packer or None
         Format on disk, where `load` had to decode or convert it to give that of `packer`.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> tensor = qformats.open("demo").tensors["model.layers.0.mlp.up_proj.weight"]
+    >>> tensor.shape, tensor.format, tensor.nbytes
+    ((1024, 256), 'dense:bf16', 524288)
+    >>> tensor.read(0, 3).shape
+    (3, 256)
+    >>> tensor.slice_rows(8, 16).shape
+    (8, 256)
     """
 
     name: str
@@ -97,13 +108,13 @@ class StoredTensor:
         try:
             return self.load(start, self.rows if stop is None else stop)
         except PluginError as error:
-            error.about(format=self.format, tensor=self.name)
+            error.about(subject=f"format {self.format}", tensor=self.name)
             raise
         except Exception as error:
             instead = blamed(error, getattr(self.load, "__module__", ""), f"reading {self.file.name}")
             if instead is None:
                 raise
-            instead.about(format=self.format, tensor=self.name)
+            instead.about(subject=f"format {self.format}", tensor=self.name)
             raise instead from error
 
     def renamed(self, name: str) -> StoredTensor:
@@ -222,6 +233,15 @@ def concat_rows(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
     ------
     ShapeError
         If their rows differ in width.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.interfaces import concat_rows
+    >>> tensors = qformats.open("demo").tensors
+    >>> parts = [tensors[f"model.layers.0.self_attn.{name}_proj.weight"] for name in "qkv"]
+    >>> concat_rows("qkv", parts).shape
+    (512, 256)
     """
     first = parts[0]
     for part in parts:

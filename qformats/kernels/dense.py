@@ -20,7 +20,15 @@ _KERNEL = ("f32", "f16", "bf16")
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """View of a contiguous CPU tensor for the kernels, which read bf16 as uint16."""
+    """View of a contiguous CPU tensor for the kernels, which read bf16 as uint16.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats.kernels.dense import as_numpy
+    >>> as_numpy(torch.ones(2, dtype=torch.bfloat16))
+    array([16256, 16256], dtype=uint16)
+    """
     import torch
 
     values = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
@@ -45,6 +53,18 @@ def require_finite(tensor: Tensor) -> None:
     ------
     NonFiniteError
         Saying how many there are and where the first one is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats.errors import NonFiniteError
+    >>> from qformats.kernels.dense import require_finite
+    >>> try:
+    ...     require_finite(torch.tensor([1.0, float("nan")]))
+    ... except NonFiniteError as error:
+    ...     print(error)
+    1 of 2 values are not finite, the first is nan at index 1. Repair the model: such weights make every
+    format meaningless.
     """
     import torch
 
@@ -81,6 +101,20 @@ def refuse(outcome: Outcome, weight: Tensor, blocks: int, dtype: str, what: str 
     ------
     NonFiniteError
         If a weight is NaN or infinite, or so large that a scale is beyond `dtype`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats.errors import NonFiniteError
+    >>> from qformats.kernels.cpu import Outcome
+    >>> from qformats.kernels.dense import refuse
+    >>> refuse(Outcome(nonfinite=0, overflow=0), torch.ones(2, 32), blocks=2, dtype="f16")
+    >>> try:
+    ...     refuse(Outcome(nonfinite=0, overflow=1), torch.full((2, 32), 1e9), blocks=2, dtype="f16")
+    ... except NonFiniteError as error:
+    ...     print(error)
+    1 of 2 blocks need a scale beyond f16, the largest weight is 1e+09 at index 0. Keep this tensor in bf16 or
+    f32 (--tensor-type 'NAME=bf16').
     """
     if outcome.nonfinite:
         require_finite(weight)
@@ -121,6 +155,13 @@ def cast(tensor: Tensor, dtype: str) -> Tensor:
     ------
     NonFiniteError
         If a value is not finite, or too large for `dtype`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats.kernels.dense import cast
+    >>> cast(torch.tensor([0.1]), "bf16")
+    tensor([0.1001], dtype=torch.bfloat16)
     """
     import torch
 

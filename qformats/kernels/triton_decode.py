@@ -13,10 +13,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from qformats.kernels.device import PLANES
+from qformats.kernels.device import MINIMUM, PLANES, TABLE
 
 __all__ = [
     "first_words",
+    "has_minimum",
+    "has_table",
     "level_of",
     "load_lookup",
     "move_down",
@@ -28,6 +30,18 @@ __all__ = [
     "start_early",
     "table_levels",
 ]
+
+
+@triton.constexpr_function
+def has_minimum(mode):
+    """Whether a minimum is added to the product of scale and level."""
+    return mode == MINIMUM
+
+
+@triton.constexpr_function
+def has_table(mode):
+    """Whether levels are looked up."""
+    return mode == TABLE
 
 
 @triton.constexpr_function

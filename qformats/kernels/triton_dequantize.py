@@ -9,6 +9,8 @@ import triton.language as tl
 
 from qformats.kernels.triton_decode import (
     first_words,
+    has_minimum,
+    has_table,
     level_of,
     load_lookup,
     move_down,
@@ -24,7 +26,7 @@ __all__ = ["dequantize_kernel"]
 @triton.jit
 def _value(level, scale, minimum, MODE: tl.constexpr):
     value = scale.to(tl.float32) * level.to(tl.float32)
-    if MODE == 1:
+    if has_minimum(MODE):
         value = value + minimum.to(tl.float32)
     return value
 
@@ -79,7 +81,7 @@ def dequantize_kernel(
     m1 = s0
     m2 = s0
     m3 = s0
-    if MODE == 1 or ZERO is None:
+    if has_minimum(MODE) or ZERO is None:
         m0 = of_strip(shift_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
         m1 = m0
         m2 = m0
@@ -92,7 +94,7 @@ def dequantize_kernel(
     scale = (s0, s1, s2, s3)
     shift = (m0, m1, m2, m3)
     target = out_ptr + row.to(tl.int64)[:, None] * K + quad * 128
-    if MODE == 2:
+    if has_table(MODE):
         lookup = table_ptr
         upper = table_ptr
         if FAST:

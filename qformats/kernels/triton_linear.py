@@ -9,6 +9,8 @@ import triton.language as tl
 
 from qformats.kernels.triton_decode import (
     first_words,
+    has_minimum,
+    has_table,
     level_of,
     load_lookup,
     of_strip,
@@ -94,7 +96,7 @@ def linear_kernel(
     if dtype != tl.float32:
         levels_ptr = table_ptr + (32 if dtype == tl.bfloat16 else 16)
     lookup = None
-    if MODE == 2 and FAST:
+    if has_table(MODE) and FAST:
         lookup = load_lookup(lookup_ptr, 9 if dtype == tl.bfloat16 else 1)
     total = tl.zeros((ROWS, BATCH), dtype=tl.float32)
     sums = tl.zeros((BATCH,), dtype=tl.float32)
@@ -110,7 +112,7 @@ def linear_kernel(
             x2 = _activations(x_ptr, m, M, K, quad, 2, EVEN_K)
             x3 = _activations(x_ptr, m, M, K, quad, 3, EVEN_K)
             x = (x0, x1, x2, x3)
-            if MODE == 2:
+            if has_table(MODE):
                 level = table_levels(first, levels_ptr, lookup, lookup, dtype, FAST, PAIRED)
             else:
                 z0 = scale_ptr
@@ -132,7 +134,7 @@ def linear_kernel(
             if GROUP == 0:
                 for strip in tl.static_range(4):
                     total = tl.dot(level[strip], tl.trans(x[strip]), total, input_precision="ieee")
-                    if MODE == 1:
+                    if has_minimum(MODE):
                         sums += tl.sum(x[strip].to(tl.float32), axis=1)
             elif GROUP % 128 == 0:
                 scale = of_strip(scale_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
@@ -160,22 +162,22 @@ def linear_kernel(
                         total += scale.to(tl.float32) * part
                     else:
                         value = level[strip].to(tl.float32) * scale.to(tl.float32)
-                        if MODE == 1:
+                        if has_minimum(MODE):
                             value += of_strip(
                                 shift_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
                             ).to(tl.float32)
                         total = tl.dot(value.to(dtype), tl.trans(x[strip]), total, input_precision="ieee")
-            if MODE == 1 and GROUP % 32 == 0 and GROUP > 0:
+            if has_minimum(MODE) and GROUP % 32 == 0 and GROUP > 0:
                 for strip in tl.static_range(4):
                     minimum = of_strip(shift_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K)
                     total = _minima(minimum, x[strip], total, ROWS)
     if GROUP == 0:
         scale = of_strip(scale_ptr, row, N, 0, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
         total = total * scale.to(tl.float32)
-        if MODE == 1:
+        if has_minimum(MODE):
             minimum = of_strip(shift_ptr, row, N, 0, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
             total += minimum.to(tl.float32) * sums[None, :]
-    if MODE == 2 and dtype != tl.float32:
+    if has_table(MODE) and dtype != tl.float32:
         total = total * tl.load(table_ptr + (98 if dtype == tl.bfloat16 else 97))
     last = True
     if SPLIT > 1:

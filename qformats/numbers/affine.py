@@ -34,6 +34,17 @@ class AffineGrid(Grid):
         Zero point of a symmetric grid; ``2**(bits - 1)`` if not given.
     low : int
         Smallest code in use; a symmetric grid without its lowest level starts at 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats import AffineGrid
+    >>> grid = AffineGrid(4, block_size=4, kind="zero_point")
+    >>> codes, params = grid.reference(torch.tensor([[0.0, 1.0, 2.0, 3.0]]))
+    >>> codes.tolist(), params.scale.item(), params.zero_point.item()
+    ([[0, 5, 10, 15]], 0.199951171875, 0)
+    >>> grid.decode(codes, params).tolist()
+    [[0.0, 0.999755859375, 1.99951171875, 2.999267578125]]
     """
 
     bits: int

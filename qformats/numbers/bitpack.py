@@ -26,7 +26,14 @@ def _check_width(bits: int) -> None:
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that `count` codes of `bits` bits take."""
+    """Bytes that `count` codes of `bits` bits take.
+
+    Examples
+    --------
+    >>> from qformats.numbers import packed_bytes
+    >>> packed_bytes(5, 3)
+    2
+    """
     return (count * bits + 7) // 8
 
 
@@ -49,6 +56,13 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     ------
     ConfigError
         If `bits` is not a known width, `codes` are no integers, or a code does not fit its width.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats.numbers import pack_bits
+    >>> pack_bits(torch.tensor([[1, 2, 3, 4]]), 4).tolist()
+    [[33, 67]]
     """
     import torch
 
@@ -92,6 +106,13 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
         If a row has another length than `count` codes need.
     ConfigError
         If `bits` is not a known width or `packed` is not uint8.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats.numbers import unpack_bits
+    >>> unpack_bits(torch.tensor([[0x21, 0x43]], dtype=torch.uint8), 4, 4).tolist()
+    [[1, 2, 3, 4]]
     """
     import torch
 

@@ -57,6 +57,12 @@ def torch_dtype(name: str) -> torch.dtype:
     ------
     ConfigError
         If the name is none of :data:`SIZES`.
+
+    Examples
+    --------
+    >>> from qformats.numbers import torch_dtype
+    >>> torch_dtype("bf16")
+    torch.bfloat16
     """
     import torch
 
@@ -73,6 +79,13 @@ def dtype_name(dtype: torch.dtype) -> str:
     ------
     ConfigError
         If qformats has no name for it (complex and 8-bit float types).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats.numbers import dtype_name
+    >>> dtype_name(torch.float16)
+    'f16'
     """
     spelled = str(dtype).removeprefix("torch.")
     for name, torch_name in _TORCH.items():

@@ -38,6 +38,14 @@ class GridParams:
         Integer code that stands for zero, shape of `scale`.
     minimum : Tensor, optional
         Weight units, shape of `scale`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats import AffineGrid, GridParams
+    >>> params = GridParams(torch.tensor([[0.1], [0.25]]))
+    >>> AffineGrid(4, block_size=8).project(params).scale.tolist()
+    [[0.0999755859375], [0.25]]
     """
 
     scale: Tensor
@@ -50,6 +58,20 @@ class Grid(Guarded, ABC):
 
     Weights are float32 ``(N, K)``, those given to :meth:`reference` and :meth:`quantize` of any float dtype; codes are
     uint8 ``(N, K)`` in ``[0, levels)``. No method modifies its arguments.
+
+    Examples
+    --------
+    A format whose upstream writer rounds half away from zero:
+
+    >>> import torch
+    >>> from qformats import AffineGrid
+    >>> class HalfAway(AffineGrid):
+    ...     def encode(self, weight, params):
+    ...         steps = weight / params.scale
+    ...         return (steps.sign() * (steps.abs() + 0.5).floor() + self.center).to(torch.uint8)
+    >>> grid, weight = HalfAway(8, block_size=0), torch.tensor([[127.0, 0.5, -0.5]])
+    >>> grid.reference(weight)[0].tolist(), AffineGrid(8, block_size=0).reference(weight)[0].tolist()
+    ([[255, 129, 127]], [[255, 128, 128]])
     """
 
     guarded = (

@@ -35,6 +35,15 @@ def expand_blocks(
     -------
     Tensor
         ``(N, K)``, same dtype and device as `values`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats.numbers import expand_blocks
+    >>> expand_blocks(torch.tensor([[1, 2], [3, 4]]), (2, 4), (1, 2)).tolist()
+    [[1, 1, 2, 2], [3, 3, 4, 4]]
+    >>> expand_blocks(torch.tensor([1, 2, 3]), (2, 3), (0, 2)).tolist()
+    [[1, 1, 2], [2, 3, 3]]
     """
     rows, columns = shape
     block_rows, block_columns = block_size
@@ -80,6 +89,15 @@ class QuantizedTensor:
         If a part has another shape than the codes and the block size demand.
     ConfigError
         If codes are no integers, a block has no size, or `g_idx` names a block that is not there.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats import QuantizedTensor
+    >>> codes = torch.tensor([[7, 8, 9, 15]], dtype=torch.uint8)
+    >>> scale = torch.tensor([[0.5, 2.0]])
+    >>> QuantizedTensor(codes, scale, (1, 2), zero_point=8).dequantize().tolist()
+    [[-0.5, 0.0, 2.0, 14.0]]
     """
 
     codes: Tensor

@@ -31,6 +31,15 @@ class TableGrid(Grid):
         Columns that share a scale; 0 for the whole row.
     scale_dtype : str
         Dtype of the stored scale.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats import TableGrid
+    >>> grid = TableGrid((-1.0, -0.25, 0.0, 0.25, 1.0), block_size=4)
+    >>> codes, params = grid.reference(torch.tensor([[0.5, -2.0, 0.1, 1.9]]))
+    >>> codes.tolist(), params.scale.item(), grid.decode(codes, params).tolist()
+    ([[3, 0, 2, 4]], 2.0, [[0.5, -2.0, 0.0, 2.0]])
     """
 
     codebook: tuple[float, ...]

@@ -36,7 +36,8 @@ def bare_model(source: Checkpoint, dtype: torch.dtype, purpose: str) -> Any:
         If Transformers has no causal language model for this configuration.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     config = {key: value for key, value in source.config.items() if key not in _NO_CONFIG}
     kind = str(config.get("model_type") or source.architecture)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from qformats.errors import ConfigError
@@ -56,7 +55,9 @@ class Codes(Tensor):
             asked = getattr(getattr(func, "__self__", None), "__name__", name)
             name = asked if name == "__get__" else f"an assignment to {asked}"
         if name in _LOOKS:
-            with torch._C.DisableTorchFunctionSubclass():
+            from qformats.work.compat import DisableTorchFunctionSubclass
+
+            with DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         raise ConfigError(
             "weight of a packed layer",

@@ -144,7 +144,8 @@ def merge_adapter(
     base = _source(model, source, options)
     updates = updates_of(model)
     merged = ReplacedTensors(
-        base, {name: _added(base.tensors[name], update) for name, update in updates.items()}
+        base,
+        {name: _added(tensor, updates[name]) for name, tensor in base.tensors.items() if name in updates},
     )
     recipe = _recipe(merged, updates, *_formats(base, updates, format), options)
     # What an interrupted merge left is gone on with only if the adapter is the same.

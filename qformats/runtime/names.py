@@ -132,8 +132,7 @@ class _Rules:
         return Place(self._with_prefix(name))
 
     def _load(self) -> tuple[list[Any], list[Any]]:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter
+        from qformats.work.compat import WeightConverter, get_model_conversion_mapping
 
         mapping = get_model_conversion_mapping(self._model)
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]

@@ -12,15 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers.core_model_loading import ConversionOps
-from transformers.quantizers.auto import (
-    AUTO_QUANTIZATION_CONFIG_MAPPING,
-    register_quantization_config,
-    register_quantizer,
-)
-from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
-
 from qformats.errors import CheckpointError, ConfigError
 from qformats.exporting import Recipe
 from qformats.interfaces.checkpoint import Checkpoint
@@ -29,6 +20,15 @@ from qformats.registry import PluginWarning, registry
 from qformats.runtime.linear import PackedLayer, QuantLinear
 from qformats.runtime.resizing import refuse_resizing
 from qformats.sources import open_model
+from qformats.work.compat import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    ConversionOps,
+    HfQuantizer,
+    QuantizationConfigMixin,
+    QuantizationMethod,
+    register_quantization_config,
+    register_quantizer,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,16 @@ Fingerprint = tuple[tuple[str, int, int, int, int, int], ...]
 
 
 def fingerprint(files: Sequence[Path]) -> Fingerprint:
-    """What tells whether files are still the ones that were opened."""
+    """What tells whether files are still the ones that were opened.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.work.files import fingerprint
+    >>> files = qformats.open("demo").files
+    >>> fingerprint(files) == fingerprint(files)
+    True
+    """
     found = []
     for file in files:
         state = file.stat()
@@ -36,6 +45,14 @@ def map_file(path: Path) -> Tensor:
     -------
     Tensor
         uint8, ``(file size,)``; every view of it stays valid while the tensor lives.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.work.files import map_file
+    >>> config = map_file(qformats.open("demo").path / "config.json")
+    >>> bytes(config[:1].tolist())
+    b'{'
     """
     import mmap
 
@@ -58,6 +75,12 @@ def refuse_pointer(path: Path) -> None:
         If it is one.
     OSError
         If the file cannot be read.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.work.files import refuse_pointer
+    >>> refuse_pointer(qformats.open("demo").path / "config.json")
     """
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:

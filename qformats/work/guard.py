@@ -41,6 +41,8 @@ class Guarded:
 
     guarded: ClassVar[tuple[str, ...]] = ()
     """Methods that plugins override."""
+    role: ClassVar[str] = ""
+    """What an instance is, in front of its name."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -59,7 +61,8 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
             instead = blamed(error, method.__module__, method.__qualname__)
             if instead is None:
                 raise
-            instead.about(format=getattr(self, "name", ""))
+            name = getattr(self, "name", "")
+            instead.about(subject=f"{self.role} {name}" if self.role and name else "")
             raise instead from error
 
     return call

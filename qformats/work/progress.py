@@ -8,7 +8,17 @@ __all__ = ["Progress", "Silent"]
 
 
 class Progress(Protocol):
-    """Receiver of progress; called from the thread that runs the export."""
+    """Receiver of progress; called from the thread that runs the export.
+
+    Examples
+    --------
+    >>> from qformats.work.progress import Silent
+    >>> class Told(Silent):
+    ...     def start(self, task, total):
+    ...         print(f"{task}: {total} bytes")
+    >>> Told().start("writing", 12)
+    writing: 12 bytes
+    """
 
     def start(self, task: str, total: int) -> None:
         """A task of `total` bytes begins."""
@@ -21,7 +31,13 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Says nothing."""
+    """Says nothing.
+
+    Examples
+    --------
+    >>> from qformats.work.progress import Silent
+    >>> Silent().start("writing", 12)
+    """
 
     def start(self, task: str, total: int) -> None:
         """Nothing to show."""

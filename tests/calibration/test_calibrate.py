@@ -15,6 +15,7 @@ from qformats.calibration import Settings, calibrate
 from qformats.calibration.skeleton import Skeleton
 from qformats.calibration.stream import Stream, observe
 from qformats.errors import CheckpointError, ConfigError, NonFiniteError, WeightsError
+from qformats.registry import registry
 from qformats.work.progress import Silent
 from qformats_gptq.quantizer import GPTQ
 
@@ -38,7 +39,7 @@ class Heard(Silent):
         self.notices.append(text)
 
 
-class KilledError(Exception):
+class KilledError(BaseException):
     """Stands for the end of the process."""
 
 
@@ -72,7 +73,7 @@ def _prepare(source, work, text, format="gguf:q4_0", progress=None, names=None, 
         key.replace("_", "-"): str(value) for key, value in options.items()
     }
     formats = dict.fromkeys(_linears(source) if names is None else names, qformats.packer(format))
-    return GPTQ().prepare(source, formats, work, options, progress or Silent())
+    return registry().quantizer("gptq", options).prepare(source, formats, work, progress or Silent())
 
 
 def _bytes(checkpoint):
@@ -268,7 +269,11 @@ def test_correction_brings_the_model_closer(tmp_path):
     for correct in ("no", "yes"):
         packer = qformats.packer("gguf:q4_0")
         options = {"samples": "16", "correct": correct}
-        done = GPTQ().prepare(source, dict.fromkeys(names, packer), tmp_path / correct, options, Silent())
+        done = (
+            registry()
+            .quantizer("gptq", options)
+            .prepare(source, dict.fromkeys(names, packer), tmp_path / correct, Silent())
+        )
         found.append(divergence(done.read))
     assert found[1] < 0.85 * found[0]
     assert found[2] < 0.75 * found[0]
@@ -311,7 +316,7 @@ def test_formats_may_differ_and_tensors_be_left_out(llama, text, tmp_path):
         "model.layers.1.mlp.down_proj.weight": qformats.packer("glm:int4"),
     }
     options = {"calibration": str(text), "samples": "4", "sequence-length": "32"}
-    found = GPTQ().prepare(source, formats, tmp_path, options, Silent())
+    found = registry().quantizer("gptq", options).prepare(source, formats, tmp_path, Silent())
     packed = {n: t.format for n, t in found.tensors.items() if not t.format.startswith("dense")}
     assert packed == {name: packer.name for name, packer in formats.items()}
 
@@ -408,7 +413,7 @@ def test_exports_hold_the_codes_that_calibration_chose(format, llama, text, tmp_
     assert report.quantizer == "gptq"
     written = qformats.open(report.target)
     formats = {name: qformats.packer(format) for name in _linears(source)}
-    expected = GPTQ().prepare(source, formats, tmp_path / "work", options, Silent())
+    expected = registry().quantizer("gptq", options).prepare(source, formats, tmp_path / "work", Silent())
     for name in formats:
         assert written.tensors[name].format == format
         assert torch.equal(written.read(name), expected.read(name)), name

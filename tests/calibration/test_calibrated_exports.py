@@ -9,15 +9,15 @@ from oracles import hf
 import qformats
 from qformats.exporting import Recipe, make_plan
 from qformats.exporting.run import execute
+from qformats.registry import registry
 from qformats.work.progress import Silent
-from qformats_gptq.quantizer import GPTQ
 
 # llama.cpp rounds activations to 8 bits wherever weights are quantized.
 KL_EIGHT_BIT_ACTIVATIONS = 5e-3
 OPTIONS = {"samples": "16", "sequence-length": "192", "rounds": "1"}
 
 
-class KilledError(Exception):
+class KilledError(BaseException):
     """Stands for the end of the process."""
 
 
@@ -112,7 +112,7 @@ def test_what_is_calibrated_is_the_decoded_model(before, after, calibrated, tmp_
     assert len(moved) == 14
     model, written = qformats.open(source), qformats.open(target)
     formats = dict.fromkeys(moved, qformats.packer(after))
-    chosen = GPTQ().prepare(model, formats, tmp_path / "work", options, Silent())
+    chosen = registry().quantizer("gptq", options).prepare(model, formats, tmp_path / "work", Silent())
     for tensor in report.tensors:
         if tensor.source_name not in moved:
             continue

@@ -8,9 +8,9 @@ import torch
 import qformats
 from qformats.calibration import Moments, Settings
 from qformats.calibration.activations import Activations, Kept, Memory
-from qformats.calibration.settings import number, switch
 from qformats.calibration.text import calibration_text, sample_tokens
 from qformats.errors import BackendUnavailableError, CheckpointError, ConfigError, OutputError
+from qformats.interfaces import number, switch
 from qformats.work.progress import Silent
 
 

@@ -156,7 +156,7 @@ def test_earlier_reports_are_replaced(kind, made, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["demo"], 2, "none besides the base"),
+        (["demo"], 2, "models: found 0; expected one or more"),
         (["demo", "--try", "gguf:q4_9"], 2, "no format 'gguf:q4_9'"),
         (["demo", "--try", "gguf:q4_0", "--quantizer", "dice"], 2, "no quantizer 'dice'"),
         (["demo", "no-such-model"], 3, "no such file or folder"),

@@ -19,6 +19,7 @@ from qformats.errors import (
     NonFiniteError,
     QFormatsError,
 )
+from qformats.runtime import load as runtime
 from qformats.work.progress import Silent
 
 TEXT = {"text": "demo", "window": 64, "windows": 2}
@@ -105,8 +106,8 @@ def test_kept_predictions_stand_for_the_base(made, tmp_path, monkeypatch):
     assert file.stat().st_size < 2 * 31 * (2 * 2048 + 64) + 1024
     before = file.stat().st_mtime_ns
     loaded = []
-    load = qformats.load_model
-    monkeypatch.setattr(qformats, "load_model", lambda m, **k: loaded.append(m.name) or load(m, **k), False)
+    load = runtime.load_model
+    monkeypatch.setattr(runtime, "load_model", lambda m, **k: loaded.append(m.name) or load(m, **k))
     second = qformats.compare("demo", made("gptq"), logits=file, **TEXT)
     assert loaded == ["gptq"]
     assert file.stat().st_mtime_ns == before
@@ -156,7 +157,7 @@ def test_settings_that_are_not_possible(settings, says):
 
 
 def test_something_to_compare_is_needed():
-    with pytest.raises(ConfigError, match="none besides the base"):
+    with pytest.raises(ConfigError, match="models: found 0; expected one or more"):
         qformats.compare("demo")
 
 
@@ -235,7 +236,7 @@ def test_the_speed_of_a_model_with_little_context(text, tmp_path):
 )
 def test_a_model_that_fails_while_it_runs(error, says, made, monkeypatch):
     """A note of its own; of the base, an error."""
-    load = qformats.load_model
+    load = runtime.load_model
 
     def broken(model, **settings):
         found = load(model, **settings)
@@ -247,7 +248,7 @@ def test_a_model_that_fails_while_it_runs(error, says, made, monkeypatch):
             found.model.layers[1].register_forward_pre_hook(fail)
         return found
 
-    monkeypatch.setattr(qformats, "load_model", broken, False)
+    monkeypatch.setattr(runtime, "load_model", broken)
     report = qformats.compare("demo", made("gptq"), made("q8_0"), speed=True, device="cpu", **TEXT)
     bad, good = report.models
     assert (bad.behaviour, bad.speed) == (None, None)

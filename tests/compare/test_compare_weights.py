@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import qformats
 from qformats.comparing import weights
 from qformats.comparing.sums import Sums, compare, total
-from qformats.comparing.weights import compare_weights, place
+from qformats.comparing.weights import compare_weights, position
 from qformats.errors import WeightsError
 from qformats.work.progress import Silent
 
@@ -74,12 +74,15 @@ def test_special_weights():
 
 
 def test_places():
-    assert place("transformer.h.11.attn.c_attn.weight") == (11, "attn.c_attn")
-    assert place("model.layers.2.self_attn.q_proj.bias") == (2, "self_attn.q_proj.bias")
-    assert place("model.layers.0.block_sparse_moe.experts.7.w1.weight") == (0, "block_sparse_moe.experts.w1")
-    assert place("model.norm.weight") == (None, "norm")
-    assert place("transformer.ln_f.bias") == (None, "ln_f.bias")
-    assert place("lm_head.weight") == (None, "lm_head")
+    assert position("transformer.h.11.attn.c_attn.weight") == (11, "attn.c_attn")
+    assert position("model.layers.2.self_attn.q_proj.bias") == (2, "self_attn.q_proj.bias")
+    assert position("model.layers.0.block_sparse_moe.experts.7.w1.weight") == (
+        0,
+        "block_sparse_moe.experts.w1",
+    )
+    assert position("model.norm.weight") == (None, "norm")
+    assert position("transformer.ln_f.bias") == (None, "ln_f.bias")
+    assert position("lm_head.weight") == (None, "lm_head")
 
 
 @pytest.fixture

@@ -61,8 +61,8 @@ def test_weights_in_flight_are_bounded(plan, monkeypatch, size):
     original, pieces = fill._convert, fill.slices_of(plan)
     workers = 4
 
-    def convert(plan, piece, files, quantizer):
-        weights = fill._weights(plan, piece)
+    def convert(plan, piece, files, check):
+        weights = fill.weights_of(plan, piece)
         with lock:
             flying.append(weights)
             highest.append(sum(flying) if len(flying) > 1 else 0)
@@ -70,12 +70,12 @@ def test_weights_in_flight_are_bounded(plan, monkeypatch, size):
         try:
             # Long enough for others to come in, if they may.
             threading.Event().wait(0.002)
-            return original(plan, piece, files, quantizer)
+            return original(plan, piece, files, check)
         finally:
             with lock:
                 flying.remove(weights)
 
-    largest = max(fill._weights(plan, piece) for piece in pieces)
+    largest = max(fill.weights_of(plan, piece) for piece in pieces)
     monkeypatch.setattr(fill, "_convert", convert)
     monkeypatch.setattr(fill, "SLICE_WEIGHTS", size)
     monkeypatch.setattr(engine, "slices_of", lambda _plan: pieces)

@@ -15,6 +15,7 @@ from qformats.errors import ConfigError
 from qformats.interfaces.option import Option
 from qformats.interfaces.packer import Packer
 from qformats.interfaces.quantizer import Quantizer
+from qformats.interfaces.rows import cut
 from qformats.registry import registry
 
 
@@ -26,12 +27,12 @@ class Doubling(Quantizer):
     prepares = True
     read: list[str] = []  # noqa: RUF012
 
-    def prepare(self, source, formats: Mapping[str, Packer], work: Path, options, progress):
+    def prepare(self, source, formats: Mapping[str, Packer], work: Path, progress):
         for name, packer in formats.items():
             file = work / f"{name}.pt"
             if file.exists():
                 continue
-            if options.get("fail-at") == name:
+            if self.given.get("fail-at") == name:
                 raise KeyboardInterrupt
             self.read.append(name)
             packed = packer.encode_reference(source.read(name) * 2)
@@ -42,10 +43,10 @@ class Doubling(Quantizer):
 
             def load(start: int, stop: int):
                 fields = torch.load(work / f"{name}.pt")
-                return packer.cut(qformats.PackedTensor(packer, old.shape, fields), start, stop)
+                return cut(qformats.PackedTensor(packer, old.shape, fields), start, stop)
 
             step = packer.row_step(old.shape)
-            return replace(old, format=packer.name, origin=old.stored_format, load=load, step=step)
+            return replace(old, packer=packer, origin=old.stored_packer, load=load, step=step)
 
         source.tensors = dict(source.tensors) | {
             name: stored(name, packer) for name, packer in formats.items()

@@ -6,8 +6,9 @@ import threading
 import pytest
 
 import qformats
-from qformats.exporting import Recipe, fill, make_plan
+from qformats.exporting import Recipe, make_plan
 from qformats.exporting.run import execute
+from qformats.work import pool
 from qformats.work.signals import interruptible
 
 
@@ -91,7 +92,7 @@ def test_no_step_of_the_pool_is_cut_in_two(llama, tmp_path, monkeypatch, step):
 
         return call
 
-    owner = fill if step == "wait" else fill.ThreadPoolExecutor
+    owner = pool if step == "wait" else pool.ThreadPoolExecutor
     monkeypatch.setattr(owner, step, interrupted(getattr(owner, step)))
     plan = make_plan(qformats.open(llama), tmp_path / "out.gguf", Recipe("gguf:q8_0"), {})
     with pytest.raises(KeyboardInterrupt):

@@ -222,7 +222,7 @@ def test_target_without_a_name(capsys, llama, tmp_path, monkeypatch, target):
     monkeypatch.chdir(tmp_path / "here")
     result = write(capsys, llama, target)
     assert result.code == 4
-    assert "is a folder" in result.err or "is no name for a file or folder" in result.err
+    assert "is a folder" in result.err or "is not a name for a file or folder" in result.err
     assert tree(tmp_path) == ["here"]
 
 

@@ -179,7 +179,7 @@ def _one_tensor(folder: Path, packed: qformats.PackedTensor) -> qformats.Checkpo
             stored = qformats.StoredTensor(
                 "model.layers.0.mlp.up_proj.weight",
                 packed.shape,
-                packed.format,
+                packed.packer,
                 packed.nbytes,
                 folder / "file",
                 lambda start, stop: cut(packed, start, stop),
@@ -306,11 +306,11 @@ def test_where_no_row_fits_few_attempts_are_made(tmp_path, monkeypatch):
     packer, source = qformats.packer("glm:int4"), qformats.packer("gguf:q4_0")
     part = source.encode_reference(torch.randn(512, 1024))
     calls = []
-    real = type(packer).hold
+    real = type(packer).represent
     monkeypatch.setattr(
-        type(packer), "hold", lambda self, quantized: calls.append(1) or real(self, quantized)
+        type(packer), "represent", lambda self, quantized: calls.append(1) or real(self, quantized)
     )
-    _, measure = transcode(part, source, packer, registry().quantizer("rtn"))
+    _, measure = transcode(part, packer, registry().quantizer("rtn"))
     assert measure.exact == 0
     assert len(calls) < 20
 
@@ -322,10 +322,8 @@ def test_tiny_scales_are_not_kept_at_the_price_of_the_values():
     source, packer = qformats.packer("glm:int8-f32"), qformats.packer("glm:int8")
     codes = torch.randint(-127, 128, (4, 64), dtype=torch.int8)
     codes[:, 0] = 127
-    part = qformats.PackedTensor(
-        source.name, (4, 64), {"weight": codes, "weight_scale": torch.full((4,), 8.8e-8)}
-    )
-    packed, measure = transcode(part, source, packer, registry().quantizer("rtn"))
+    part = qformats.PackedTensor(source, (4, 64), {"weight": codes, "weight_scale": torch.full((4,), 8.8e-8)})
+    packed, measure = transcode(part, packer, registry().quantizer("rtn"))
     again = packer.encode_reference(source.dequantize(part))
     assert all(torch.equal(packed.fields[name], value) for name, value in again.fields.items())
     assert "codes are kept" not in measure.reason
@@ -361,8 +359,8 @@ def test_checking_and_requiring_read_the_model_once(capsys, made, tmp_path, monk
     from qformats.exporting import check
 
     read = []
-    real = check.holds
-    monkeypatch.setattr(check, "holds", lambda *arguments: read.append(1) or real(*arguments))
+    real = check.why_not
+    monkeypatch.setattr(check, "why_not", lambda *arguments: read.append(1) or real(*arguments))
     call(capsys, "export", made("gguf:q4_0"), "-f", "glm:int4", "-o", tmp_path / "a", "--check-exact")
     once = len(read)
     result = call(

@@ -104,7 +104,7 @@ def test_an_option_that_no_loader_knows(tmp_path: Path) -> None:
 
 def test_a_named_pipe_is_no_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
-    with pytest.raises(qformats.QFormatsError, match="no model that can be read"):
+    with pytest.raises(qformats.QFormatsError, match="not a model that can be read"):
         qformats.open(tmp_path / "pipe.gguf")
 
 

@@ -8,7 +8,7 @@ import pytest
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.registry import registry
 from qformats_glm.generations import generation
-from qformats_glm.packer import GLMPacker
+from qformats_glm.packers import GLMPacker
 
 CHATGLM2 = {
     "model_type": "chatglm",

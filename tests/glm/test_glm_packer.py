@@ -13,7 +13,7 @@ from qformats.interfaces.packer import PackedTensor
 from qformats.interfaces.rows import cut
 from qformats_glm import kernels
 from qformats_glm.family import GLM
-from qformats_glm.packer import overflowed_rows
+from qformats_glm.packers import overflowed_rows
 from qformats_glm.ranks.columns import cut_columns, join_columns
 
 VARIANTS = ("int8", "int8-bf16", "int8-f32", "int4", "int4-bf16", "int4-f32")

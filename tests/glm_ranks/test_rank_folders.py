@@ -207,7 +207,9 @@ def test_sizes_that_do_not_divide_each_other(tmp_path):
             qformats.packer("glm:int4-tp2"), (stop - start, 24), {k: v[start:stop] for k, v in fields.items()}
         )
 
-    whole = StoredTensor("x.weight", (5, 24), "glm:int4-tp2", codes.nbytes + scales.nbytes, tmp_path, load)
+    whole = StoredTensor(
+        "x.weight", (5, 24), qformats.packer("glm:int4-tp2"), codes.nbytes + scales.nbytes, tmp_path, load
+    )
     expected = oracle.nibbles(codes) * np.repeat(scales.astype(np.float32), 12, 1)
     for ranks in (1, 2, 3, 4, 6):
         parts = [cut_columns(whole, rank, ranks) for rank in range(ranks)]

@@ -1,6 +1,9 @@
-"""Who may know whom: plugins use the public framework only, and the framework knows no format."""
+"""Who may know whom: imports only go down, plugins use the public rooms, and the framework knows no format."""
 
 import ast
+import importlib
+import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -46,22 +49,159 @@ def _imports(path):
             yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
 
 
+FLOORS = {
+    "demo": 0,
+    "errors": 1,
+    "version": 1,
+    "work": 2,
+    "numbers": 3,
+    "exact": 4,
+    "kernels": 4,
+    "interfaces": 5,
+    "hookspecs": 6,
+    "registry": 7,
+    "folder": 8,
+    "roundtrip": 8,
+    "builtin": 9,
+    "sources": 9,
+    "exporting": 10,
+    "runtime": 11,
+    "calibration": 12,
+    "comparing": 12,
+    "api": 13,
+    "": 14,
+    "testing": 15,
+    "cli": 16,
+    "__main__": 17,
+}
+"""Floor of each room of the framework; the room without a name is the package itself, the face."""
+
+PUBLIC = {
+    "qformats",
+    "qformats.calibration",
+    "qformats.cli.commands",
+    "qformats.errors",
+    "qformats.folder",
+    "qformats.interfaces",
+    "qformats.kernels.cpu",
+    "qformats.kernels.dense",
+    "qformats.kernels.lanes",
+    "qformats.numbers",
+    "qformats.testing",
+    "qformats.work.files",
+    "qformats.work.progress",
+}
+"""What plugins may import, as docs/plugin_hooks.md lists it; everything else may move."""
+
+
+def _modules():
+    """Files of the framework and of all plugins, by the names of their modules."""
+    found = {}
+    for path in (*FRAMEWORK, *(path for folder in PLUGINS.values() for path in sorted(folder.rglob("*.py")))):
+        base = ROOT / "plugins" if ROOT / "plugins" in path.parents else ROOT
+        parts = path.relative_to(base).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = _modules()
+
+
+def _arrows(path):
+    """Modules of ours that a file imports, with the line: at its top, in functions, and for types only."""
+    for name, line in _imports(path):
+        while name and name not in MODULES:
+            name = name.rpartition(".")[0]
+        if name:
+            yield name, line
+
+
+def _room(module):
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_every_room_has_a_floor():
+    rooms = {_room(module) for module in MODULES if module.split(".")[0] == "qformats"}
+    assert rooms <= FLOORS.keys()
+    assert {room for room in FLOORS if room not in rooms} <= {"demo"}
+
+
+def test_imports_only_go_down():
+    wrong = []
+    for module, path in MODULES.items():
+        for name, line in _arrows(path) if module.split(".")[0] == "qformats" else ():
+            here, there = FLOORS[_room(module)], FLOORS.get(_room(name), 99)
+            if (
+                name.split(".")[0] != "qformats"
+                or there > here
+                or (there == here and _room(name) != _room(module))
+            ):
+                wrong.append(f"{_name(path)}:{line} imports {name}, which is not below it")
+    assert wrong == []
+
+
+def _circle(arrows):
+    """Modules of one circle, in order; empty if there is none."""
+    done, path = set(), []
+
+    def visit(module):
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return []
+        path.append(module)
+        for other in sorted(arrows[module]):
+            found = visit(other)
+            if found:
+                return found
+        path.pop()
+        done.add(module)
+        return []
+
+    return next(filter(None, map(visit, arrows)), [])
+
+
+def test_no_imports_run_in_a_circle():
+    assert (
+        _circle({module: {n for n, _ in _arrows(path)} - {module} for module, path in MODULES.items()}) == []
+    )
+
+
+def test_circles_are_found():
+    assert _circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert _circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_plugins_import_neither_each_other_nor_private_parts(plugin):
+def test_plugins_import_the_public_rooms_only(plugin):
+    """And of each room what it says is public; of other plugins nothing."""
     wrong = []
     for path in sorted(PLUGINS[plugin].rglob("*.py")):
         for name, line in _imports(path):
-            parts = name.split(".")
-            foreign = parts[0].startswith("qformats_") and parts[0] != plugin
-            private = parts[0] == "qformats" and any(part.startswith("_") for part in parts[1:])
-            if foreign or private:
+            if name.split(".")[0] == plugin or not name.startswith("qformats"):
+                continue
+            room = next(
+                (r for r in sorted(PUBLIC, key=len, reverse=True) if name == r or name.startswith(f"{r}.")),
+                "",
+            )
+            rest = name.removeprefix(room).removeprefix(".")
+            # The package itself is imported for its functions, a room of kernels for those that it defines.
+            if name in PUBLIC or name == "qformats.kernels.cpu":
+                continue
+            if not room or "." in rest or rest not in importlib.import_module(room).__all__:
                 wrong.append(f"{_name(path)}:{line} imports {name}")
     assert wrong == []
 
 
+def test_public_rooms_are_documented():
+    page = (ROOT / "docs" / "plugin_hooks.md").read_text()
+    listed = set(re.findall(r"^\| `(qformats[\w.]*)` \|", page, re.MULTILINE))
+    assert listed == PUBLIC
+
+
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_plugins_use_no_private_attribute_of_the_framework(plugin):
-    """``from qformats import grids; grids._range`` is no better than importing it."""
+    """``from qformats import numbers; numbers._range`` is no better than importing it."""
     wrong = []
     for path in sorted(PLUGINS[plugin].rglob("*.py")):
         modules = {name.split(".")[-1] for name, _ in _imports(path) if name.startswith("qformats.")}
@@ -159,3 +299,23 @@ def test_the_search_for_formats_finds_them():
         "x = 1  # gguf",
     ):
         assert not any(f in text for text, _ in _words(ast.parse(code)) for f in FORMATS), code
+
+
+OPTIONAL = {"triton": "comes with CUDA's torch", "peft": "extra", "datasets": "asked for by name"}
+"""Third parties that are imported where they are used, with a sentence if they are missing."""
+
+
+def test_whatever_is_imported_is_declared():
+    declared = {
+        re.split(r"[^\w.-]", line, maxsplit=1)[0].replace("-", "_")
+        for line in PROJECT["project"]["dependencies"]
+    }
+    standard = {*sys.stdlib_module_names, "qformats", *PLUGINS}
+    found = {
+        name.split(".")[0]
+        for path in MODULES.values()
+        for name, _ in _imports(path)
+        if name.split(".")[0] not in standard
+    }
+    assert found - declared - OPTIONAL.keys() == set()
+    assert declared - found == set()

@@ -306,7 +306,7 @@ SUBTLE = {
     "family without variants": (HEAD + "\nF.known = ()\n", "F.variants() returned (), expected a sequence"),
     "variants in one text": (
         HEAD + "\nF.known = 'x'\n",
-        "F.variants() returned 'x', expected a sequence of names",
+        "F.variants() returned 'x', expected a sequence of one name or more",
     ),
     "variants that are no text": (HEAD + "\nF.known = (4,)\n", "F.variants() returned (4,)"),
     "variants that raise": (HEAD + "\nF.variants = lambda self: {}['k']\n", "F.variants() raised KeyError"),

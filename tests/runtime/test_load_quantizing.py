@@ -9,8 +9,9 @@ from oracles import hf
 
 import qformats
 from qformats.errors import ConfigError, UnsupportedModelError
+from qformats.exporting import on_read
 from qformats.interfaces import ReplacedTensors
-from qformats.runtime import PackedLayer, quantizing
+from qformats.runtime import PackedLayer
 
 IDS = [5, 17, 90, 3, 3, 44, 61, 8, 0, 95]
 
@@ -52,7 +53,7 @@ def assert_same_bytes(one, other):
 def test_equals_an_export_that_is_loaded(name, format, exported, monkeypatch):
     loaded = qformats.load_model(exported(name, format), device="cpu")
     # Several slices a tensor, whatever its size.
-    monkeypatch.setattr(quantizing, "SLICE_WEIGHTS", 2048)
+    monkeypatch.setattr(on_read, "SLICE_WEIGHTS", 2048)
     direct = qformats.load_model(exported.model(name), device="cpu", format=format)
     assert_same_bytes(direct, loaded)
 
@@ -90,15 +91,15 @@ def test_where_the_container_joins_tensors_the_model_is_exported_first(tmp_path)
 def test_no_more_than_a_slice_is_dense_at_a_time(exported, monkeypatch):
     """What is read of the source is let go of before the next slice is read."""
     alive, most = weakref.WeakSet(), []
-    convert = quantizing.encode
+    convert = on_read.encode
 
     def watched(tensor, part, *rest):
         most.append(sum(other.nbytes for other in alive))
         alive.add(part)
         return convert(tensor, part, *rest)
 
-    monkeypatch.setattr(quantizing, "SLICE_WEIGHTS", 2048)
-    monkeypatch.setattr(quantizing, "encode", watched)
+    monkeypatch.setattr(on_read, "SLICE_WEIGHTS", 2048)
+    monkeypatch.setattr(on_read, "encode", watched)
     qformats.load_model(exported.model("llama"), device="cpu", format="glm:int4")
     assert len(most) > 50
     # Plain tensors are read whole, quantized ones in slices of 2048 float32 weights.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
-from qformats.interfaces.spec import evaluate
+from qformats.interfaces import evaluate
 from qformats_gguf.architectures import llama3, rope
 from qformats_gguf.architectures.config import limits, normalize, restore
 from qformats_gguf.architectures.rows import ROWS

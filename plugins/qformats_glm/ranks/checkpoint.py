@@ -11,7 +11,7 @@ from typing import Any
 from qformats import Checkpoint, PackedTensor, StoredTensor
 from qformats.errors import CheckpointError, ConfigError, ShapeError
 from qformats.interfaces import concat_rows, dense
-from qformats_glm.packer import GLMPacker
+from qformats_glm.packers import GLMPacker
 from qformats_glm.ranks.archive import RankFile
 from qformats_glm.ranks.columns import join_columns
 from qformats_glm.ranks.rules import Kind, Sharding, merged_rows, positive

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from qformats import PackedTensor, StoredTensor
 from qformats.errors import ShapeError
 from qformats.interfaces import dense
-from qformats_glm.packer import GLMPacker
+from qformats_glm.packers import GLMPacker
 
 if TYPE_CHECKING:
     from torch import Tensor

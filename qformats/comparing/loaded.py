@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Runner"]
+__all__ = ["LoadedModel"]
 
 
-class Runner:
+class LoadedModel:
     """A model in memory.
 
     Parameters

@@ -14,8 +14,8 @@ import xxhash
 
 from qformats.comparing.behaviour import alone, behaviour, predict
 from qformats.comparing.contestant import Contestant
+from qformats.comparing.loaded import LoadedModel
 from qformats.comparing.logits import LogitsReader, LogitsWriter
-from qformats.comparing.runner import Runner
 from qformats.comparing.speed import Peak, speed
 from qformats.comparing.statistics import behaviour_alone
 from qformats.comparing.text import Tokenizer, Windows
@@ -28,13 +28,13 @@ from qformats.work.progress import Progress
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Runs"]
+__all__ = ["Trials"]
 
 _IDS = 256
 """Tokens to time a model with where there is no text."""
 
 
-class Runs:
+class Trials:
     """The runs of a comparison.
 
     Parameters
@@ -211,14 +211,14 @@ class Runs:
             # One broken model is no reason to lose the others.
             model.notes.append(f"Its behaviour is not known: {error}")
 
-    def _loaded(self, model: Contestant) -> Runner | None:
+    def _loaded(self, model: Contestant) -> LoadedModel | None:
         """Load a model and time it if asked; ``None``, with a note, if it cannot be run."""
         # Whatever ran before is gone by now; its memory is needed.
         gc.collect()
         peak = Peak(self._device)
         start = time.perf_counter()
         try:
-            runner = Runner(model.checkpoint, self._device, self._dtype)
+            runner = LoadedModel(model.checkpoint, self._device, self._dtype)
         except QFormatsError as error:
             model.notes.append(f"It cannot be run: {error}")
             return None
@@ -230,7 +230,7 @@ class Runs:
                 model.notes.append(f"Its speed is not known: {error}")
         return runner
 
-    def _ids(self, runner: Runner) -> Any:
+    def _ids(self, runner: LoadedModel) -> Any:
         """Something to read, of tokens that the model knows."""
         ids = np.arange(_IDS, dtype=np.int64) if self._windows is None else self._windows.ids[0]
         return ids % runner.vocabulary

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from qformats.comparing.contestant import Contestant, distinguish
 from qformats.comparing.logits import LogitsReader
 from qformats.comparing.report import CompareReport
-from qformats.comparing.runs import Runs
 from qformats.comparing.speed import machine
 from qformats.comparing.text import Tokenizer, Windows, read_text, windows_of
+from qformats.comparing.trials import Trials
 from qformats.comparing.weights import compare_weights
 from qformats.comparing.writing import check_place
 from qformats.errors import CheckpointError, ConfigError
@@ -105,7 +105,7 @@ def compare(
         for model in everyone[1:]:
             model.note_differences(base)
         outcome = compare_weights([(m.name, m.checkpoint) for m in everyone], workers, progress)
-        runs = Runs(
+        trials = Trials(
             everyone,
             windows,
             tokenizer,
@@ -116,7 +116,7 @@ def compare(
             options=settings.options,
             progress=progress,
         )
-        notes = (*_notes(windows), *runs.carry_out())
+        notes = (*_notes(windows), *trials.carry_out())
         results = [
             model.result(weights, said)
             for model, weights, said in zip(

@@ -1,0 +1,114 @@
+"""Cheap insurance: the first rows of every tensor that is written are unpacked again and compared with their codes.
+
+A plugin whose `pack` and `unpack` contradict each other would otherwise write files that hold something else than the
+model, without any error.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from qformats.errors import ConfigError, QFormatsError
+from qformats.exporting.plan import Action, TensorPlan
+from qformats.exporting.transcode import Measure
+from qformats.interfaces.packer import PackedTensor
+from qformats.interfaces.quantizer import Quantizer
+from qformats.interfaces.rows import cut
+from qformats.numbers import QuantizedTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["SelfCheck"]
+
+_WEIGHTS = 1 << 16
+"""Weights that are looked at of a tensor: some milliseconds, where a whole slice takes a hundred."""
+_BUG = "The plugin contradicts itself: tell its authors"
+
+
+class SelfCheck:
+    """Looks at the first rows of each tensor of one export.
+
+    Formats that can be packed only as a whole are looked at once for each shape: for them there are no first rows.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[str, tuple[int, ...]]] = set()
+
+    def __call__(
+        self,
+        tensor: TensorPlan,
+        part: PackedTensor,
+        packed: PackedTensor,
+        quantizer: Quantizer,
+        measure: Measure | None,
+    ) -> None:
+        """Compare what was packed of a tensor's first slice with what it unpacks to.
+
+        Parameters
+        ----------
+        tensor : TensorPlan
+            What became of the tensor.
+        part : PackedTensor
+            The slice as the source stores it.
+        packed : PackedTensor
+            The same rows, in their new format.
+        quantizer : Quantizer
+            Chose the codes of plain numbers.
+        measure : Measure or None
+            What became of quantized ones.
+
+        Raises
+        ------
+        ConfigError
+            If they do not agree, naming the format and the tensor.
+        """
+        packer = packed.packer
+        if packed is part or not packer.quantizes or not packer.spec.level or not all(packed.shape):
+            return
+        step = packer.row_step(packed.shape)
+        if not step and (packer.name, packed.shape) in self._seen:
+            return
+        self._seen.add((packer.name, packed.shape))
+        rows = packed.shape[0]
+        if step:
+            width = math.prod(packed.shape) // rows
+            rows = min(rows, max(step, _WEIGHTS // width // step * step))
+            packed = cut(packed, 0, rows)
+        told = f"{packer.name}: tensor {tensor.name!r}"
+        codes = packer.unpack(packed)
+        try:
+            again = packer.unpack(packer.pack(codes))
+        except QFormatsError as error:
+            raise ConfigError(
+                told, f"codes that pack refuses ({error})", "those that it packed", _BUG
+            ) from error
+        _same(f"{told} packed and unpacked again", again, codes)
+        values = codes.dequantize()
+        _equal(f"{told} decoded", packer.dequantize(packed).reshape(values.shape), values)
+        if tensor.action is Action.QUANTIZE and step:
+            (dense,) = part.fields.values()
+            head = dense[:rows].reshape(values.shape)
+            _same(f"{told} unpacked", codes, quantizer.quantize(head, packer))
+        if measure is not None and measure.exact == measure.weights and part.packer.row_step(part.shape) == 1:
+            before = cut(part, 0, rows).dequantize().reshape(values.shape)
+            _equal(f"{told} transcoded", values, before)
+
+
+def _same(what: str, found: QuantizedTensor, expected: QuantizedTensor) -> None:
+    """Refuse other codes; then other values, which other parameters give."""
+    if found.shape != expected.shape:
+        raise ConfigError(f"{what}: shape", found.shape, str(expected.shape), _BUG)
+    wrong = int((found.codes.int() != expected.codes.int()).sum())
+    if wrong:
+        raise ConfigError(
+            f"{what}: codes", f"{wrong} of {found.codes.numel()} differ", "those that were packed", _BUG
+        )
+    _equal(what, found.dequantize(), expected.dequantize())
+
+
+def _equal(what: str, found: Tensor, expected: Tensor) -> None:
+    wrong = int((found != expected).sum())
+    if wrong:
+        raise ConfigError(f"{what}: values", f"{wrong} of {found.numel()} differ", "those of the codes", _BUG)

@@ -1,0 +1,65 @@
+"""Internals of Transformers and torch that this project reaches, all of them here.
+
+They may change with any release. Whoever needs one imports it from this module, inside a function where Transformers is
+not wanted yet; a release without it is named in one sentence. ``tests/runtime/test_compat.py`` looks at each of them:
+a new release of either library fails there first, by name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+
+from qformats.errors import BackendUnavailableError
+
+__all__ = [
+    "AUTO_QUANTIZATION_CONFIG_MAPPING",
+    "MODEL_ATTRIBUTES",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "ConversionOps",
+    "DisableTorchFunctionSubclass",
+    "HfQuantizer",
+    "QuantizationConfigMixin",
+    "QuantizationMethod",
+    "WeightConverter",
+    "get_model_conversion_mapping",
+    "register_quantization_config",
+    "register_quantizer",
+]
+
+_TESTED = "transformers>=5.17,<6 and torch>=2.11,<3"
+
+try:
+    from torch._C import DisableTorchFunctionSubclass
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import ConversionOps, WeightConverter
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.quantizers.auto import (
+        AUTO_QUANTIZATION_CONFIG_MAPPING,
+        register_quantization_config,
+        register_quantizer,
+    )
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
+except ImportError as error:
+    raise BackendUnavailableError(
+        f"transformers {transformers.__version__} with torch {torch.__version__}",
+        f"lacks what models are loaded with ({' '.join(str(error).split())})",
+        f"Install versions that are tested: pip install '{_TESTED.replace(' and ', chr(39) + ' ' + chr(39))}'",
+    ) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MODEL_ATTRIBUTES: Mapping[str, str] = {
+    "_adjust_missing_and_unexpected_keys": "tells which weights of a checkpoint were missing",
+    "_keep_in_fp32_modules": "names of modules that stay float32 in float16",
+    "_keep_in_fp32_modules_strict": "names of modules that always stay float32",
+    "all_tied_weights_keys": "parameters that share a weight; set when a model is made",
+    "base_model_prefix": "what names of the base model begin with",
+    "get_input_embeddings": "the embedding of tokens",
+    "resize_token_embeddings": "refused for packed embeddings",
+}
+"""What is asked of ``PreTrainedModel``, beyond its documented use, and what for."""
