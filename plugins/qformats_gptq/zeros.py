@@ -103,7 +103,7 @@ def unpack_zeros(words: Tensor, bits: int, version: str, convention: str = "mask
     outputs, top = words.shape[1] * 32 // bits, (1 << bits) - 1
 
     def codes(stored: Tensor) -> Tensor:
-        stream = unpack_bits(stored.reshape(-1).view(torch.uint8), bits, len(stored) * outputs)
+        stream = unpack_bits(stored.contiguous().reshape(-1).view(torch.uint8), bits, len(stored) * outputs)
         return stream.view(len(stored), outputs).to(torch.int32)
 
     fields = codes(words)

@@ -12,12 +12,14 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
+from qformats.cli.check import EXIT_FAILED, check
 from qformats.cli.compare import compare
 from qformats.cli.declared import WithDeclaredOptions, command, commands
 from qformats.cli.export import export
 from qformats.cli.formats import formats
 from qformats.cli.generate import generate
 from qformats.cli.inspect import inspect
+from qformats.cli.new_plugin import new_plugin
 from qformats.cli.plugins import plugins
 
 __all__ = ["app", "run"]
@@ -71,7 +73,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     epilog=(
-        "Exit codes: 0 done, 2 wrong command line, 3 unusable model, 4 unwritable target, 130 interrupted. "
+        f"Exit codes: 0 done, {EXIT_FAILED} a check failed, 2 wrong command line, 3 unusable model, "
+        "4 unwritable target, 130 interrupted. "
         "NO_COLOR=1 switches colours off."
     ),
 )
@@ -81,6 +84,8 @@ app.command()(compare)
 app.command()(inspect)
 app.command()(formats)
 app.command()(plugins)
+app.command()(check)
+app.command(name="new-plugin")(new_plugin)
 
 
 def _version(asked: bool) -> None:

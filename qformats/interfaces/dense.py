@@ -57,8 +57,8 @@ class DensePacker(Packer):
         """Values as float32."""
         import torch
 
-        (values,) = packed.fields.values()
-        return values.to(torch.float32)
+        (name,) = self.stored(packed.shape)
+        return self.complete(packed).fields[name].to(torch.float32)
 
     def encode_reference(self, dense: Tensor) -> PackedTensor:
         """Cast with one rounding to nearest even.
@@ -67,10 +67,13 @@ class DensePacker(Packer):
         ------
         NonFiniteError
             If a value is NaN or infinite, or too large for the dtype.
+        ShapeError
+            If plain numbers of this shape cannot be stored.
         """
         from qformats.kernels.dense import cast
 
         assert self.dense_dtype is not None
+        self.require(dense.shape)
         values = cast(dense, self.dense_dtype)
         return PackedTensor(self, tuple(dense.shape), {self.spec.fields[0].name: values})
 

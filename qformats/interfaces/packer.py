@@ -146,6 +146,16 @@ class Packer(Guarded):
             If the format cannot store the shape, or a field is missing or of another shape or dtype.
         """
         self.require(packed.shape)
+        return self.complete(packed)
+
+    def complete(self, packed: PackedTensor) -> PackedTensor:
+        """Do what :meth:`checked` does for a shape that is only read, which :meth:`veto` may not allow to be written.
+
+        Raises
+        ------
+        ShapeError
+            If a field is missing or of another shape or dtype.
+        """
         for name, (shape, dtype) in self.stored(packed.shape).items():
             held = packed.fields.get(name)
             if held is None or tuple(held.shape) != shape or held.dtype != torch_dtype(dtype):

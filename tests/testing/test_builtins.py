@@ -1,0 +1,52 @@
+"""Everything that comes with qformats passes the conformance kit."""
+
+import pytest
+from glm_ranks import sat_oracle
+from models import chatglm
+
+from qformats.registry import registry
+from qformats.testing import checks, parametrize_with_checks
+from qformats.testing.running import chosen_checks
+
+FORMATS = registry().format_names()
+QUANTIZERS = [registry().quantizer(name) for name in registry().quantizer_names()]
+LOADERS = [registry().loader(name) for name in ("huggingface", "gguf")]
+OTHERS = ("chatglm", "sat")
+"""Containers of other models than llama."""
+
+
+@parametrize_with_checks(FORMATS)
+def test_formats(check):
+    check()
+
+
+@parametrize_with_checks(QUANTIZERS)
+def test_quantizers(check):
+    check()
+
+
+@parametrize_with_checks(LOADERS)
+def test_loaders(check):
+    check()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """A model for each container that holds no llama."""
+    folder = tmp_path_factory.mktemp("models")
+    ranks = sat_oracle.save(folder / "ranks", sat_oracle.split(sat_oracle.model(), 1))
+    chatglm.save_6b(folder / "6b", container="safetensors")
+    return {"chatglm": folder / "6b", "sat": ranks}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("check", checks("container"), ids=lambda check: check.name)
+def test_loaders_of_other_models(name, check, models):
+    check(registry().loader(name), models[name])
+
+
+def test_everything_is_checked():
+    loaders = {loader.name for loader in registry().loaders()}
+    assert loaders == {loader.name for loader in LOADERS} | {*OTHERS}
+    assert len(chosen_checks(FORMATS)) == len(FORMATS) * len(checks("format"))
+    assert len(FORMATS) > 50
