@@ -47,7 +47,18 @@ class CheckFailure(QFormatsError, AssertionError):
 
 
 class NotApplicable(QFormatsError):
-    """A check that says nothing about this format, quantizer or container, and why."""
+    """A check that says nothing about this format, quantizer or container, and why.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.testing import NotApplicable, check_codes_survive
+    >>> try:
+    ...     check_codes_survive(qformats.packer("dense:f16"))
+    ... except NotApplicable as reason:
+    ...     print(reason)
+    plain numbers have no grid
+    """
 
 
 class Mismatch(Exception):

@@ -79,6 +79,13 @@ class Check:
         One of :data:`KINDS`.
     function : callable
         Takes a packer, a quantizer or a loader, and raises :class:`CheckFailure` or :class:`NotApplicable`.
+
+    Examples
+    --------
+    >>> from qformats.testing import checks
+    >>> first = checks("format")[0]
+    >>> first.kind, first.name.startswith("check_")
+    ('format', True)
     """
 
     kind: str
