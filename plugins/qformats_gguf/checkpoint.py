@@ -99,7 +99,7 @@ class GGUFCheckpoint(Checkpoint):
             architecture.check_shape(whole, tensor.shape, name)
             for mapping, end in zip(mappings, ends, strict=True):
                 if mapping.canonical in tensors:
-                    raise CheckpointError(self.path, "stored twice", "each weight once", tensor=name)
+                    raise CheckpointError(self.path, "is stored twice", "each weight once", tensor=name)
                 part = tensor if len(mappings) == 1 else tensor.slice_rows(end - mapping.shape[0], end)
                 part = part.renamed(mapping.canonical)
                 if mapping.permute is not None:

@@ -95,7 +95,7 @@ class Cursor:
         start = self.position
         if count > self.size - start:
             self.fail(
-                f"{what} needs {count} bytes from byte {start} on, and the file ends at byte {self.size}",
+                f"{what} needs {count} bytes from byte {start}, but the file ends at byte {self.size}",
                 "a complete header",
                 hint="the file is truncated or corrupt: download or write it again",
             )
@@ -167,7 +167,7 @@ class Cursor:
     def _strings(self, count: int, what: str) -> list[str]:
         if count * 8 > self.remaining:
             self.fail(
-                f"{what} is an array of {count} strings, and {self.remaining} bytes follow",
+                f"{what} is an array of {count} strings, but only {self.remaining} bytes follow",
                 f"at least {count * 8}, 8 for each string's length",
             )
         # Vocabularies have hundreds of thousands of entries: no method calls in this loop.
@@ -179,7 +179,7 @@ class Cursor:
             start = begin + length
             if start > size or length > MAX_STRING_BYTES:
                 self.fail(
-                    f"string {index} of {what} starts at byte {begin} and the file ends at byte {size}",
+                    f"string {index} of {what} starts at byte {begin}, but the file ends at byte {size}",
                     f"strings of at most {MAX_STRING_BYTES} bytes that end inside the file",
                     hint="the file is truncated or corrupt: download or write it again",
                 )

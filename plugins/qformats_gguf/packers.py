@@ -71,11 +71,11 @@ _SUMMARIES = {
     "f32": "float32",
     "f16": "float16",
     "bf16": "bfloat16",
-    "q8_0": "8 bits, a scale per 32",
-    "q4_0": "4 bits, a signed scale per 32",
-    "q4_1": "4 bits, scale and minimum per 32",
-    "q5_0": "5 bits, a signed scale per 32",
-    "q5_1": "5 bits, scale and minimum per 32",
+    "q8_0": "8 bits, one scale per 32",
+    "q4_0": "4 bits, one signed scale per 32",
+    "q4_1": "4 bits, one scale and minimum per 32",
+    "q5_0": "5 bits, one signed scale per 32",
+    "q5_1": "5 bits, one scale and minimum per 32",
 }
 
 
@@ -89,7 +89,7 @@ class GGUFPacker(Packer):
     def veto(self, shape: Sequence[int]) -> str | None:
         """Blocks lie along rows; stacked matrices (experts) are rows too."""
         if len(shape) < 2:
-            return f"{len(shape)} dimensions instead of 2 or more"
+            return f"it has {len(shape)} dimensions instead of 2 or more"
         if shape[-1] % self.spec.block_size:
             return f"rows of {shape[-1]} do not divide into blocks of {self.spec.block_size}"
         return None
@@ -137,7 +137,7 @@ class PlainPacker(DensePacker, GGUFPacker):
     def veto(self, shape: Sequence[int]) -> str | None:
         """Vectors are float32 in every file of llama.cpp: with another type it aborts when the model runs."""
         if len(shape) < 2 and self.spec.variant in ("f16", "bf16"):
-            return "llama.cpp computes with vectors of float32 only"
+            return "llama.cpp computes only with float32 vectors"
         return None
 
     def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -151,7 +151,7 @@ class DecodeOnlyPacker(GGUFPacker):
 
     def __init__(self, kind: GGMLType) -> None:
         self.type = kind
-        self.spec = _spec(kind, f"{kind.bits_per_weight:g} bits a weight; read-only", canonical=False)
+        self.spec = _spec(kind, f"{kind.bits_per_weight:g} bits per weight; read-only", canonical=False)
 
     @property
     def readable(self) -> bool:
@@ -323,7 +323,7 @@ class UnknownTypePacker(GGUFPacker):
 
     def __init__(self, type_id: int) -> None:
         self.spec = FormatSpec(
-            "gguf", f"type-{type_id}", "a type that is not known here", (), canonical=False
+            "gguf", f"type-{type_id}", "a type that this version does not know", (), canonical=False
         )
 
     @property

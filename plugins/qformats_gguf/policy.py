@@ -37,7 +37,7 @@ def keep(name: str, dimensions: int) -> str | None:
     if dimensions < 2:
         return "vector"
     if not name.endswith("weight"):
-        return "no weight matrix"
+        return "not a weight matrix"
     if name in _NEVER_WHOLE or any(part in name for part in _NEVER):
         return "kept in full precision by llama.cpp"
     return None
@@ -49,7 +49,7 @@ def mix(draft: Draft, packer: Packer) -> tuple[str, str] | None:
     if not is_output or not packer.quantizes or packer.name == OUTPUT_TYPE:
         return None
     layer = "tied output" if draft.tied else "output"
-    return OUTPUT_TYPE, f"{layer} layer, as llama.cpp keeps it better (--pure to switch off)"
+    return OUTPUT_TYPE, f"{layer} layer, kept at higher precision as by llama.cpp (--pure switches this off)"
 
 
 def fallback(packer: Packer) -> tuple[str, ...]:

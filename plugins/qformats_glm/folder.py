@@ -77,7 +77,7 @@ class ChatGLMFolder(Loader):
             name, packed = assignment.draft.name, assignment.packer.quantizes
             if packed != (bool(bits) and name in linear):
                 expected = f"glm:int{bits}" if name in linear and bits else "plain numbers"
-                hint = "ChatGLM's code expects the four linear layers of every block in one format, and nothing else"
+                hint = "ChatGLM's code expects the four linear layers of every block, and nothing else, in one format"
                 raise ConfigError(f"type of {name}", assignment.packer.name, expected, hint)
         config = {
             k: v for k, v in config.items() if k not in ("quantization_bit", "quantization_config", "dtype")

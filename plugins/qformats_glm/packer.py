@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qformats import FieldSpec, FormatSpec, KernelSpec, PackedTensor, Packer, QuantizedTensor
-from qformats.errors import ConfigError, NotExactError
+from qformats.errors import ConfigError, Described, NotExactError
 from qformats.interfaces import represent
 from qformats.numbers import torch_dtype
 from qformats_glm.grid import RowGrid
@@ -59,19 +59,19 @@ class GLMPacker(Packer):
     def __init__(self, bits: int, scale_dtype: str = "f16", parts: int = 1) -> None:
         self.bits, self.scale_dtype, self.parts = bits, scale_dtype, parts
         variant = f"int{bits}" + ("" if scale_dtype == "f16" else f"-{scale_dtype}")
-        summary = f"{bits} bits, one {_NAMES[scale_dtype]} scale a row"
+        summary = f"{bits} bits, one {_NAMES[scale_dtype]} scale per row"
         shape: tuple[str, ...] = ("N",)
         self.grid = RowGrid(bits, scale_dtype=scale_dtype)
         if parts > 1:
             variant, shape, self.grid = f"{variant}-tp{parts}", ("N", str(parts)), None
-            summary = f"{bits} bits, {parts} {_NAMES[scale_dtype]} scales a row; read-only"
+            summary = f"{bits} bits, {parts} {_NAMES[scale_dtype]} scales per row; read-only"
         self.spec = FormatSpec(
             FAMILY,
             variant,
             summary,
             (
                 FieldSpec("weight", ("N", f"K / {8 // bits}" if bits < 8 else "K"), "i8", "packed codes"),
-                FieldSpec("weight_scale", shape, scale_dtype, "weight units a step"),
+                FieldSpec("weight_scale", shape, scale_dtype, "weight units per step"),
             ),
             bits=bits,
             block_size=0,
@@ -89,15 +89,15 @@ class GLMPacker(Packer):
     def veto(self, shape: Sequence[int]) -> str | None:
         """Rows are whole bytes, and divide into as many blocks of whole bytes as there are scales."""
         if len(shape) != 2:
-            return f"{len(shape)} dimensions instead of 2"
+            return f"it has {len(shape)} dimensions instead of 2"
         columns = int(shape[1])
         if not columns:
-            return "rows have no columns"
+            return "it has no columns"
         if columns % self.parts:
             return f"{columns} columns do not divide into {self.parts} equal parts"
         if columns // self.parts * self.bits % 8:
             part = "" if self.parts == 1 else f" in each of {self.parts} parts"
-            return f"{columns // self.parts} columns{part} are an odd number, and a byte holds two"
+            return f"{columns // self.parts} columns{part} are an odd number, but a byte holds two"
         return None
 
     def weight_shape(self, stored: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[int, int]:
@@ -105,13 +105,15 @@ class GLMPacker(Packer):
         shape = super().weight_shape(stored)
         problem = self.veto(shape)
         if problem:
-            raise ConfigError("weight", f"shape {stored['weight'][0]}", f"rows of {self.name} ({problem})")
+            raise ConfigError(
+                "weight", Described(f"shape {stored['weight'][0]}"), f"rows of {self.name} ({problem})"
+            )
         return shape
 
     def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
         """Packed tensor of fields as they lie in a file; scales are checked."""
         if not bool(fields["weight_scale"].isfinite().all()):
-            raise ConfigError("weight_scale", "infinity or NaN", "finite scales")
+            raise ConfigError("weight_scale", Described("infinity or NaN"), "finite scales")
         return PackedTensor(self, shape, fields)
 
     def fields(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +151,7 @@ class GLMPacker(Packer):
         self.require(quantized.shape)
         block = (1, columns // self.parts)
         if quantized.block_size != block or quantized.codebook is not None or quantized.minimum is not None:
-            raise ConfigError("block_size", quantized.block_size, f"{block}, with levels equally spaced")
+            raise ConfigError("block_size", quantized.block_size, f"{block}, with equally spaced levels")
         if quantized.zero_point != 1 << (self.bits - 1):
             raise ConfigError("zero_point", quantized.zero_point, str(1 << (self.bits - 1)))
         codes = quantized.codes.to(torch.uint8).contiguous()
@@ -259,6 +261,6 @@ def overflowed_rows(packed: PackedTensor) -> Tensor:
         If it is of another family.
     """
     if packed.packer.family != FAMILY:
-        raise ConfigError("format", packed.format, "one of the family glm")
+        raise ConfigError("format", packed.format, "a format of the family glm")
     codes = packed.unpack().codes
     return (codes == 0).any(1).nonzero().flatten()

@@ -137,7 +137,7 @@ class Architecture:
         arch = metadata.get("general.architecture")
         if arch is None or arch.type is not ValueType.STRING:
             raise CheckpointError(
-                source, "no metadata key 'general.architecture'", "one: it says what the model is"
+                source, "no metadata key 'general.architecture'", "it, since it names the architecture"
             )
         if arch.data not in ROWS:
             raise UnsupportedModelError(f"{source}: general.architecture", arch.data, ROWS)
@@ -228,7 +228,7 @@ class Architecture:
         there = {part for name in names for part in self.row.separate(name)}
         if self.block_count > len(there):
             raise CheckpointError(
-                self.source, f"{len(there)} tensors", f"more, for {self.block_count} blocks"
+                self.source, f"only {len(there)} tensors", f"enough for {self.block_count} blocks"
             )
         there |= {self.row.prefix + name for name in there}
         return [t for t in self.expected_tensors() if t.canonical not in there and t.gguf not in there]
@@ -254,9 +254,9 @@ class Architecture:
             raise CheckpointError(
                 self.source,
                 f"shape {shape}",
-                f"{mapping.shape}, by the sizes that the configuration gives",
+                f"{mapping.shape}, from the sizes in the configuration",
                 tensor=name,
-                hint="the weights and the configuration are of different models",
+                hint="the weights and the configuration belong to different models",
             )
 
     def metadata(self, *, name: str, parameters: int | None = None, license: str | None = None) -> Metadata:
@@ -331,7 +331,7 @@ class Architecture:
         try:
             shape = tuple(evaluate(dim, **sizes) for dim in dims)
         except ConfigError as error:
-            found = f"lacks a number that the shape of {canonical} depends on"
+            found = f"no number that the shape of {canonical} depends on"
             expected = f"whole numbers for {' and '.join(dims)}"
             raise CheckpointError(self.source, found, expected) from error
         return TensorMapping(canonical, gguf, shape, permute, rule.force_f32 or suffix == ".bias")
@@ -344,7 +344,7 @@ class Architecture:
 
 
 def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFModel]:
-    hint = "--arch NAME writes it as one of the architectures " + ", ".join(ROWS)
+    hint = "--arch NAME writes it as one of these architectures: " + ", ".join(ROWS)
     model_type, given = config.get("model_type"), config.get("architectures")
     classes = [str(name) for name in given] if isinstance(given, list) else []
     if override is not None:
@@ -379,6 +379,6 @@ def _settle(problems: list[Problem], source: str, force: bool) -> tuple[Problem,
             f"{source}: {first.key}",
             first.found,
             first.supported,
-            f"--option ignore-unsupported=yes goes on all the same, but {first.reason}",
+            f"--option ignore-unsupported=yes exports it anyway, but {first.reason}",
         )
     return tuple(problems)

@@ -139,7 +139,7 @@ def _read(metadata: Metadata, key: str, rule: MetaRule, config: Config, source: 
     if value is not None:
         return value if whole else rope.shortest(value)
     if rule.default is REQUIRED:
-        raise CheckpointError(source, f"no metadata key {key!r}", "a key that llama.cpp needs too")
+        raise CheckpointError(source, f"no metadata key {key!r}", "it; llama.cpp needs it too")
     return rule.default(config) if callable(rule.default) else rule.default
 
 
@@ -185,12 +185,17 @@ def _with_factors(
 ) -> dict[str, Any]:
     if "rope_freqs.weight" not in extra:
         raise ConfigError(
-            "extra_tensors", sorted(extra), "the values of 'rope_freqs.weight', which the file contains"
+            "extra_tensors",
+            sorted(extra),
+            "the values of 'rope_freqs.weight' too, since the file has that tensor",
         )
     values = extra["rope_freqs.weight"]
     if values.size != head_dim // 2:
         raise CheckpointError(
-            source, f"{values.size} values", f"{head_dim // 2}, half a head", tensor="rope_freqs.weight"
+            source,
+            f"{values.size} values",
+            f"{head_dim // 2}, half the size of a head",
+            tensor="rope_freqs.weight",
         )
     found = llama3.fit(values, parameters["rope_theta"], context)
     if not found:
@@ -199,7 +204,7 @@ def _with_factors(
         raise CheckpointError(
             source,
             f"rope_freqs.weight and a {parameters['rope_type']} scaling",
-            "one rotary scaling or the other",
+            "only one of these two rotary scalings",
         )
     return parameters | {"rope_type": "llama3"} | found
 
@@ -216,5 +221,5 @@ def _unknown(metadata: Metadata, row: Row, known: Collection[str]) -> list[Probl
         ):
             continue
         allowed = (str(row.neutral[name]),) if name in row.neutral else ("no such key",)
-        problems.append(Problem(key, value.data, allowed, "no configuration of Transformers says the same"))
+        problems.append(Problem(key, value.data, allowed, "no Transformers configuration can express it"))
     return problems

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qformats.errors import UnsupportedModelError
+from qformats.errors import Described, UnsupportedModelError
 
 __all__ = ["factors", "fit"]
 
@@ -204,7 +204,7 @@ def _unknown(values: Factors) -> UnsupportedModelError:
     shown = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
     return UnsupportedModelError(
         "tensor 'rope_freqs.weight'",
-        f"[{shown}]",
-        ["factors of a llama3 rotary scaling"],
-        "no configuration of Transformers computes these frequencies",
+        Described(f"[{shown}]"),
+        ["the factors of a llama3 rotary scaling"],
+        "no Transformers configuration gives these frequencies",
     )

@@ -125,12 +125,12 @@ def to_metadata(
                 f"{where}.partial_rotary_factor",
                 part,
                 ("1.0",),
-                "llama.cpp rotates whole heads of this architecture",
+                "llama.cpp rotates whole heads in this architecture",
             )
         )
     if kind not in supported:
         problems.append(
-            Problem(f"{where}.rope_type", kind, supported, "llama.cpp would compute it without the scaling")
+            Problem(f"{where}.rope_type", kind, supported, "llama.cpp would run it without the scaling")
         )
     elif kind in ("linear", "yarn", "llama3"):
         problems += [
@@ -156,7 +156,7 @@ def to_metadata(
         problems += _only(where, "truncate", rope.get("truncate", True), True, "llama.cpp always truncates")
         # Known to YaRN's first implementation; Transformers ignores it, llama.cpp does not read it here.
         problems += _only(
-            where, "extrapolation_factor", rope.get("extrapolation_factor", 1), 1, "nobody reads it"
+            where, "extrapolation_factor", rope.get("extrapolation_factor", 1), 1, "nothing reads it"
         )
     metadata[prefix + "rope.freq_base"] = f32(rope["rope_theta"])
     return metadata, problems
@@ -231,7 +231,9 @@ def from_metadata(
         rope = {"rope_type": kind, "factor": factor}
     else:
         problems.append(
-            Problem(prefix + "rope.scaling.type", kind, supported, "the result would not scale its positions")
+            Problem(
+                prefix + "rope.scaling.type", kind, supported, "Transformers would run it without the scaling"
+            )
         )
         rope = {"rope_type": "default"}
     if rope["rope_type"] == "yarn":

@@ -52,7 +52,7 @@ def _window(config: Config) -> Problem | None:
         "sliding_window",
         window,
         ("null", f"at least max_position_embeddings ({positions})"),
-        f"llama.cpp has no window in this architecture, so texts longer than {window} tokens differ",
+        f"llama.cpp has no sliding window in this architecture, so texts longer than {window} tokens differ",
     )
 
 
@@ -141,7 +141,7 @@ _ROTARY_SIZE = MetaRule("rope.dimension_count", u32, "head_dim", default=_key_le
 _VOCABULARY = MetaRule("vocab_size", u32, "vocab_size")
 _DENSE = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "tensor_data_layout": None}
 _JUNK = (".rotary_emb.inv_freq",)
-_CAUSAL = Limit("is_causal", (True,), "the row describes causal models only")
+_CAUSAL = Limit("is_causal", (True,), "llama.cpp runs this architecture as a causal model")
 _SILU = Limit("hidden_act", ("silu", "swish"), "llama.cpp computes SiLU")
 
 _LLAMA = Row(

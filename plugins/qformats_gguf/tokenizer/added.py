@@ -83,7 +83,9 @@ def added_tokens(files: TokenizerFiles, vocabulary: Mapping[str, int]) -> dict[i
             # What a later file says about a token that is already there changes nothing.
             if first:
                 raise CheckpointError(
-                    files.path(file), f"added token {text!r} has id {index} and id {known}", "one id a token"
+                    files.path(file),
+                    f"added token {text!r} has id {index} and id {known}",
+                    "one id per token",
                 )
             return
         if index in found:

@@ -61,7 +61,7 @@ def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: s
     model = tokenizer["model"]
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise UnsupportedModelError(f"{files.path(name)}: {key}", model[key], ["an empty one"])
+            raise UnsupportedModelError(f"{files.path(name)}: {key}", model[key], ["no value"])
     vocabulary = files.vocabulary(name, model.get("vocab"))
     merges = _merges(files.path(name), model.get("merges"), vocabulary)
     if pre is None:
@@ -89,7 +89,7 @@ def from_slow_files(files: TokenizerFiles, config: Mapping[str, Any], pre: str |
         If nothing says how the model cuts text.
     """
     if "merges.txt" not in files:
-        raise CheckpointError(files.path("merges.txt"), "the file is missing", "it beside vocab.json")
+        raise CheckpointError(files.path("merges.txt"), "is missing", "merges.txt beside vocab.json")
     vocabulary = files.vocabulary("vocab.json", files.json("vocab.json"))
     lines = (files.text("merges.txt") or "").splitlines()
     merges = _merges(
@@ -190,7 +190,7 @@ def _backend(files: TokenizerFiles) -> Any:
         return Tokenizer.from_buffer(files.bytes("tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(
-            files.path("tokenizer.json"), f"the tokenizers library does not load it ({error})"
+            files.path("tokenizer.json"), f"the tokenizers library cannot load it ({error})"
         ) from error
 
 

@@ -115,7 +115,7 @@ def _vocabulary(
 
 
 def _describe(model: Mapping[str, Any]) -> str:
-    kind = str(model.get("type", "a model without type"))
+    kind = str(model.get("type", "a model without a type"))
     if kind != "BPE":
         return kind
     return (

@@ -53,7 +53,9 @@ class TokenizerFiles:
         try:
             return bytes(self._files[name]).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise CheckpointError(self.path(name), f"byte {error.start} is no UTF-8", "UTF-8 text") from error
+            raise CheckpointError(
+                self.path(name), f"byte {error.start} is not UTF-8", "UTF-8 text"
+            ) from error
 
     def json(self, name: str) -> dict[str, Any] | None:
         """Return the object in a JSON file, None if the file is absent.

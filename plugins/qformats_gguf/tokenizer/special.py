@@ -220,5 +220,7 @@ def _templates(files: TokenizerFiles) -> Iterator[tuple[str, str]]:
 def _checked(files: TokenizerFiles, file: str, pairs: Any) -> Iterator[tuple[str, str]]:
     for name, template in pairs:
         if not isinstance(name, str) or not isinstance(template, str):
-            raise CheckpointError(files.path(file), f"chat template {name!r} is no text", "names and texts")
+            raise CheckpointError(
+                files.path(file), f"chat template {name!r} is not a string", "names and texts"
+            )
         yield name, template

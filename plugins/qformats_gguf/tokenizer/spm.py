@@ -45,7 +45,7 @@ def from_model_file(
             f"{files.path(name)}: SentencePiece model",
             found if model.model_type != BPE else "bpe with whitespace as suffix",
             ["bpe with whitespace as prefix"],
-            "llama.cpp's SentencePiece tokenizer merges by score, which would cut text differently",
+            "llama.cpp's SentencePiece tokenizer merges by score, which would split text differently",
         )
     entries = _added_to_model(files, len(model.pieces))
     added_score = ADDED_SCORE

@@ -63,7 +63,7 @@ def padded_size(config: Mapping[str, Any], largest: int, count: int, file: str) 
     # Real tokenizers have gaps of some hundred ids; a few tokens spread over millions are damage.
     if largest >= max(configured, 4 * count + 65536):
         raise CheckpointError(
-            file, f"the largest id is {largest} with {count} tokens", "ids without large gaps"
+            file, f"the largest id is {largest}, but there are only {count} tokens", "ids without large gaps"
         )
     return max(configured, largest + 1)
 
@@ -113,7 +113,7 @@ class Vocabulary:
         try:
             "".join(self.tokens).encode("utf-8")
         except UnicodeEncodeError as error:
-            raise CheckpointError(file, "a token with an unpaired surrogate", "Unicode text") from error
+            raise CheckpointError(file, "a token has an unpaired surrogate", "Unicode text") from error
 
     def metadata(self) -> Metadata:
         """Build the vocabulary's keys of a GGUF header."""

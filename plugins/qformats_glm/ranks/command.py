@@ -101,7 +101,7 @@ def _formats(source: Checkpoint, options: Mapping[str, str]) -> tuple[str, tuple
             weights[packer.name] += draft.source.numel
             where[draft.source.name] = packer.name
     if not weights:
-        raise ConfigError("--format", None, "a format, since none that the model has can be written")
+        raise ConfigError("--format", None, "a format, since none of the model's own can be written")
     default = weights.most_common(1)[0][0]
     rules = [(f"^{re.escape(name)}$", format) for name, format in where.items() if format != default]
     return default, tuple(rules)
