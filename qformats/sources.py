@@ -56,7 +56,7 @@ def outline_model(model: str | PathLike[str], options: Mapping[str, str]) -> Che
         if outline is not None:
             outline.name = config.resolve().parent.name if config.name == "config.json" else name
             return outline
-    raise CheckpointError(config, "not a model that a loader knows", "a model's config.json")
+    raise CheckpointError(config, "no loader knows this model", "a model's config.json")
 
 
 def check_options(options: Mapping[str, str]) -> None:
@@ -156,7 +156,7 @@ def _unreachable(model: str, error: Exception) -> ModelNotFoundError:
     reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
     return ModelNotFoundError(
         model,
-        f"no file or folder here, not in the local cache of the hub, and not to be had from the hub ({reason[:200]})",
+        f"no such file or folder, not in the local hub cache, and not available from the hub ({reason[:200]})",
         "Check the name and the network; without a network, copy the model's folder (config.json, *.safetensors, "
         "tokenizer files) here and give its path",
     )

@@ -113,7 +113,7 @@ class Activations:
             self._folder.mkdir(parents=True, exist_ok=True)
             states.view(torch.uint8).numpy().tofile(self._file(index))
         except OSError as error:
-            found = f"hidden states cannot be spilled ({error.strerror or error})"
+            found = f"hidden states cannot be written to disk ({error.strerror or error})"
             hint = "free some space, or take fewer samples"
             raise OutputError(self._folder, found, hint) from error
         self._spilled[index] = states.new_empty(states.shape, device="meta")

@@ -106,7 +106,9 @@ class FinishedBlocks:
                 told = json.loads(file.metadata()["tensors"])
                 keys = list(file.keys())
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(path, f"is damaged ({error})", hint="remove it") from error
+            raise CheckpointError(
+                path, f"is damaged ({error})", hint="remove it, then export again"
+            ) from error
         found = {}
         for order, (name, (format, shape)) in enumerate(told.items()):
             fields = [key.partition(_BETWEEN)[2] for key in keys if key.startswith(name + _BETWEEN)]

@@ -20,7 +20,7 @@ from qformats.calibration.settings import Settings
 from qformats.calibration.skeleton import Skeleton
 from qformats.calibration.stream import Stream, observe
 from qformats.calibration.text import sample_tokens
-from qformats.errors import ConfigError, NonFiniteError, OutputError, WeightsError
+from qformats.errors import ConfigError, Described, NonFiniteError, OutputError, WeightsError
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.stored import StoredTensor
@@ -174,7 +174,7 @@ class _Run:
         plain = Activations(self.work / "plain", self.memory) if self.drift else None
         finished = blocks.count
         if finished:
-            self.progress.notice(f"going on with a calibration of which {finished} blocks are finished")
+            self.progress.notice(f"going on with an interrupted calibration: {finished} blocks are finished")
         arguments: list[list[dict[str, Any]]] = []
         try:
             if finished < len(skeleton.blocks):
@@ -210,11 +210,11 @@ class _Run:
         within = [name for name in self.formats if name.startswith(f"{skeleton.prefix}.")]
         strange = [name for name in within if name not in linears]
         if strange:
-            raise refused(strange, "weights of linear layers (fused experts are none)")
+            raise refused(strange, "weights of linear layers (fused experts are not supported)")
         outside = [name for name in self.formats if name not in linears]
         if outside:
             names = ", ".join(outside)
-            self.progress.notice(f"rounded without calibration, since they are outside the blocks: {names}")
+            self.progress.notice(f"rounded without calibration, being outside the blocks: {names}")
 
     def _identity(self, more: Mapping[str, str], tokens: Tensor) -> str:
         state = {
@@ -367,12 +367,12 @@ class _Block:
             plain = None if self.twin is None else self.twin.input(group[0], index, advance=advance)
             moments.add(inputs, plain)
         if not bool(moments.diagonal.isfinite().all()):
-            found = f"what reaches {self._name(group[0])} is not finite in {self.run.dtype}"
+            found = f"the inputs of {self._name(group[0])} are not finite in {self.run.dtype}"
             raise NonFiniteError(found, "run the model in f32 (compute-dtype=f32)")
         if moments.tokens < len(moments.diagonal):
             self.run.tell(
                 f"few samples: {moments.tokens} tokens for layers of {len(moments.diagonal)} inputs; "
-                "take at least as many tokens as inputs, better ten times as many"
+                "take at least as many tokens as inputs, and preferably ten times as many"
             )
         return_freed()
         return moments
@@ -425,7 +425,7 @@ def refused(names: Sequence[str], wanted: str) -> ConfigError:
     """Error for tensors that cannot be calibrated."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     hint = "Keep them in another format (--tensor-type), or use --quantizer rtn"
-    return ConfigError("tensors to calibrate", shown, wanted, hint)
+    return ConfigError("tensors to calibrate", Described(shown), wanted, hint)
 
 
 def _columns(module: Any) -> int:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from qformats.errors import CheckpointError, UnsupportedModelError, WeightsError
+from qformats.errors import CheckpointError, Described, UnsupportedModelError, WeightsError
 from qformats.interfaces.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class Skeleton:
         }
         if not lists:
             found = type(self.model).__name__
-            raise UnsupportedModelError("model to calibrate", found, ["models with a list of decoder blocks"])
+            raise UnsupportedModelError(
+                "model to calibrate", found, ["a model with a list of decoder blocks"]
+            )
         name = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
         return name, lists[name]
 
@@ -127,10 +129,8 @@ class Skeleton:
             If it holds NaN or infinity.
         """
         if name not in self._source.tensors:
-            hint = "such models can be quantized without calibration (--quantizer rtn)"
-            raise CheckpointError(
-                self._source.path, f"holds no {name}, which its model class wants", hint=hint
-            )
+            hint = "quantize such a model without calibration (--quantizer rtn)"
+            raise CheckpointError(self._source.path, f"lacks {name}, which its model class needs", hint=hint)
         import torch
 
         stored = self._source.tensors[name]
@@ -217,8 +217,8 @@ class Skeleton:
             if every:
                 self.free_block(0)
         if not hidden or (every and len(arguments) != len(self.blocks)):
-            found = f"{type(self.model).__name__}, whose blocks are not called one after the other"
-            raise UnsupportedModelError("model to calibrate", found, ["models that run block by block"])
+            found = Described(f"{type(self.model).__name__}, whose blocks do not run one after the other")
+            raise UnsupportedModelError("model to calibrate", found, ["a model that runs block by block"])
         return hidden[0], arguments if every else None
 
 

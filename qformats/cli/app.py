@@ -71,7 +71,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     epilog=(
-        "Exit codes: 0 done, 2 wrong command line, 3 unusable model, 4 unwritable target, 130 interrupted. "
+        "Exit codes: 0 done, 2 wrong command line, 3 unusable model, 4 target not writable, 130 interrupted. "
         "NO_COLOR=1 switches colours off."
     ),
 )
@@ -103,7 +103,7 @@ def options(
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option("--debug", callback=_debug, help="Where something fails, show the traceback too."),
+        typer.Option("--debug", callback=_debug, help="Show tracebacks of errors too."),
     ] = False,
 ) -> None:
     """Quantized LLM weights: any format into any other."""
@@ -119,7 +119,7 @@ def run() -> None:
     try:
         app()
     except Interrupted as error:
-        print(f"qformats: interrupted; {str(error) or 'the target was not touched'}", file=sys.stderr)
+        print(f"qformats: interrupted; {str(error) or 'the target is unchanged'}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         # Imported late: only a failing run needs to know the error family.
@@ -145,7 +145,7 @@ def _told(error: OSError) -> str:
     told = error.strerror or " ".join(str(error).split()) or type(error).__name__
     # Python says so where it found no folder that takes a temporary file.
     no_room = error.errno in _FULL or "temporary directory" in told
-    hint = ". Free some space, or let TMPDIR name a folder with room for temporary files" if no_room else ""
+    hint = ". Free some space, or set TMPDIR to a folder with room for temporary files" if no_room else ""
     return f"{file}{told}{hint}"
 
 

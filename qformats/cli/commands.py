@@ -35,13 +35,14 @@ LoaderOptions = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing target.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with exact sizes; write nothing.")]
 CheckExact = Annotated[
-    bool, typer.Option("--check-exact", help="Read the model once and tell which tensors stay unchanged.")
+    bool, typer.Option("--check-exact", help="Read the model once to tell which tensors stay unchanged.")
 ]
 RequireExact = Annotated[
     bool, typer.Option("--require-exact", help="Fail before writing if a value would change.")
 ]
 KeepPartial = Annotated[
-    bool, typer.Option("--keep-partial", help="When interrupted, keep what is written, to go on later.")
+    bool,
+    typer.Option("--keep-partial", help="If interrupted, keep what is written and go on from there later."),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Threads; all cores by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
@@ -143,7 +144,7 @@ def export_as_told(
         except KeyboardInterrupt:
             if not keep_partial:
                 raise
-            raise KeyboardInterrupt("what is written is kept; the same command goes on from there") from None
+            raise KeyboardInterrupt("what was written is kept; run the same command again to go on") from None
     if json:
         print_json(report.to_dict())
     elif planned:

@@ -35,7 +35,7 @@ _PAIRS = 4
 
 def compare(
     base: Annotated[
-        str, typer.Argument(help="What the others are measured against: file, folder, hub id, or demo.")
+        str, typer.Argument(help="Model to measure the others against: file, folder, hub id, or demo.")
     ],
     models: Annotated[list[str] | None, typer.Argument(help="The others, in any format.")] = None,
     text: Annotated[
@@ -44,7 +44,7 @@ def compare(
             "--text",
             "-t",
             metavar="FILE",
-            help="Text to run the models on, or demo for one that comes along.",
+            help="Text file to run the models on, or demo for the included text.",
         ),
     ] = None,
     try_: Annotated[
@@ -57,28 +57,30 @@ def compare(
         typer.Option("--quantizer-option", "-Q", metavar="NAME=VALUE", help="An option of the quantizer."),
     ] = None,
     pure: Annotated[
-        bool, typer.Option("--pure", help="With --try: one type for all, without the container's own mix.")
+        bool,
+        typer.Option("--pure", help="With --try: one type for all tensors, without the container's own mix."),
     ] = False,
-    window: Annotated[int, typer.Option(min=4, help="Tokens of a window; its second half is scored.")] = 512,
-    windows: Annotated[int | None, typer.Option(min=1, help="Windows at most; all by default.")] = None,
+    window: Annotated[int, typer.Option(min=4, help="Tokens per window; the second half is scored.")] = 512,
+    windows: Annotated[int | None, typer.Option(min=1, help="Most windows to run; all by default.")] = None,
     logits: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep what the base predicts, for the next time.")
+        Path | None, typer.Option(metavar="FILE", help="Keep the base's predictions here for the next time.")
     ] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Measure speed and memory too.")] = False,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU by default if there is one.")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
     ] = None,
     dtype: Annotated[
-        str, typer.Option(metavar="TYPE", help="f32, f16 or bf16, for what is computed.")
+        str, typer.Option(metavar="TYPE", help="Dtype to compute in: f32, f16 or bf16.")
     ] = "f32",
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write all numbers as JSON; - for standard output.")
     ] = None,
     csv: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write a line a model; - for standard output.")
+        str | None,
+        typer.Option(metavar="FILE", help="Write one line per model as CSV; - for standard output."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one page with charts, which needs no network.")
+        Path | None, typer.Option(metavar="FILE", help="Write a page with charts that needs no network.")
     ] = None,
     option: LoaderOptions = None,
     workers: Workers = None,
@@ -167,7 +169,7 @@ def _print_weights(out: Console, models: Sequence[ModelResult]) -> None:
         )
     out.print(rows)
     out.print(
-        "bits a weight of all tensors and of the blocks' quantized ones; of the latter, relative error and signal "
+        "bits per weight of all tensors and of the blocks' quantized ones; of the latter, relative error and signal "
         "to noise"
     )
 
@@ -212,7 +214,7 @@ def _print_behaviour(out: Console, report: CompareReport) -> None:
     out.print(
         f"{_count(text.scored, 'token')} scored in {_count(text.windows, 'window')} of {text.window_length} of "
         f"{plain(text.source)}; "
-        "KL in nats, change of the right token's probability as root mean square"
+        "KL in nats; change of the right token's probability as root mean square"
     )
 
 
@@ -242,7 +244,7 @@ def _print_speed(out: Console, models: Sequence[ModelResult]) -> None:
         )
     out.print()
     out.print(rows)
-    out.print("one sequence at a time; memory that loading and running added at most")
+    out.print("one sequence at a time; memory is the most that loading and running added")
 
 
 def _count(number: int, what: str) -> str:
@@ -265,11 +267,14 @@ def _alike(report: CompareReport) -> list[str]:
     said = [f"{names}: {_shared(pairs[0])}" for pairs in groups.values() for names in _together(pairs)]
     if len(said) <= _PAIRS:
         return said
-    return [*said[:_PAIRS], f"{len(said) - _PAIRS} more such groups of models are in the files (--json)."]
+    return [
+        *said[:_PAIRS],
+        f"{len(said) - _PAIRS} more such groups of models are in the JSON report (--json).",
+    ]
 
 
 def _shared(pair: IdenticalTensors) -> str:
-    kinds = ((pair.same_bytes, "the same bytes"), (pair.same_values, "other bytes of the same values"))
+    kinds = ((pair.same_bytes, "the same bytes"), (pair.same_values, "other bytes but the same values"))
     what = " and ".join(f"{len(names)} have {kind}" for names, kind in kinds if names)
     return f"of {pair.common} tensors {what}"
 

@@ -140,7 +140,7 @@ def _run(
         logits = runner.logits(ids, windows.scored + 1)[:-1]
         if bool((logits.isnan() | logits.isposinf()).any()):
             module = runner.first_nonfinite(ids)
-            where = f"; the first module whose output is not finite is {module}" if module else ""
+            where = f"; the first module with a non-finite output is {module}" if module else ""
             raise NonFiniteError(f"{name} predicts NaN in window {window + 1} of {total}{where}")
         yield window, ids, logits
         progress.advance(windows.text.characters // total)

@@ -64,7 +64,7 @@ class Contestant:
         ours, theirs = self.checkpoint.config.get("model_type"), base.config.get("model_type")
         if ours != theirs:
             self.notes.append(
-                f"It is a {ours} and the base a {theirs}: of the weights, only tensors of the same name and shape are "
+                f"It is a {ours} and the base a {theirs}: only weights of the same name and shape are "
                 "compared."
             )
 

@@ -147,7 +147,7 @@ class LogitsWriter:
             yield
         except OSError as error:
             hint = "Name a file on another disk (--logits), or score fewer windows (--windows)"
-            found = f"what the base predicts cannot be written ({error.strerror or error})"
+            found = f"the base's predictions cannot be written ({error.strerror or error})"
             raise OutputError(self.path, found, hint) from error
 
     def __enter__(self) -> LogitsWriter:
@@ -221,7 +221,7 @@ class LogitsReader:
         if self._file.read(len(_MAGIC)) != _MAGIC:
             hint = "Name another file; this one is not overwritten"
             raise CheckpointError(
-                self.path, "is no file of predictions", "one that --logits wrote", hint=hint
+                self.path, "is not a file of predictions", "one that --logits wrote", hint=hint
             )
         length = int.from_bytes(self._file.read(8), "little")
         header = self._file.read(min(length, _LONGEST_HEADER))
@@ -236,7 +236,7 @@ class LogitsReader:
 
     def _damaged(self) -> CheckpointError:
         return CheckpointError(
-            self.path, "is damaged", "the file as it was written", hint="Remove it: then it is made anew"
+            self.path, "is damaged", "the file as it was written", hint="Remove it to have it written again"
         )
 
     def check(self, identity: Mapping[str, Any], wanted: str) -> None:
@@ -257,7 +257,7 @@ class LogitsReader:
         now = json.loads(json.dumps(identity))
         differ = [key for key in now if self.identity.get(key) != now[key]]
         if differ:
-            found = f"holds predictions with another {' and another '.join(differ)}"
+            found = f"holds predictions for another {' and another '.join(differ)}"
             raise CheckpointError(self.path, found, wanted, hint="Remove it, or name another file")
 
     def __enter__(self) -> LogitsReader:

@@ -40,11 +40,11 @@ def check_outputs(files: Mapping[str, Path]) -> None:
     for kind, path in files.items():
         other = taken.setdefault(os.path.realpath(path), kind)
         if other != kind:
-            raise ConfigError(f"--{kind}", str(path), f"another file than that of --{other}")
+            raise ConfigError(f"--{kind}", str(path), f"a file other than that of --{other}")
     for kind, path in files.items():
         check_place(path)
         if kind != "logits" and path.exists() and not _is_report(path, kind):
-            found = f"is there already and is no {kind.upper()} report of an earlier comparison"
+            found = f"exists already and is not a {kind.upper()} report of an earlier comparison"
             raise OutputError(
                 path, f"{found}, so it is not replaced", "Name another file, or remove this one"
             )

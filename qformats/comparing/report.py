@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, Described
 
 __all__ = [
     "BehaviourChange",
@@ -95,7 +95,7 @@ class TensorError:
     nbytes : int
         Stored bytes.
     bits_per_weight : float
-        Stored bits a weight.
+        Stored bits per weight.
     quantized : bool
         Whether the format is one that quantizes; plain numbers are not.
     error : WeightError
@@ -141,7 +141,7 @@ class WeightsResult:
 
     @property
     def linear_bits_per_weight(self) -> float:
-        """Mean stored bits a weight of the tensors in `linears`; 0 if there are none."""
+        """Mean stored bits per weight of the tensors in `linears`; 0 if there are none."""
         return self.linear_nbytes * 8 / max(1, self.linear_parameters)
 
 
@@ -357,7 +357,7 @@ class ModelResult:
     parameters : int
         Number of weights.
     bits_per_weight : float
-        Mean stored bits a weight.
+        Mean stored bits per weight.
     weights : WeightsResult or None
         Against the base; ``None`` for the base, and for a model that shares no tensor with it.
     behaviour : BehaviourResult or None
@@ -482,7 +482,7 @@ class CompareReport:
             report = _typed(cls, data)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
-                "report", f"{error}", "the data of a whole report, as compare writes it"
+                "report", Described(error), "the data of a whole report, as compare writes it"
             ) from error
         assert isinstance(report, cls)
         return report

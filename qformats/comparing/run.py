@@ -159,7 +159,7 @@ def _windows(base: Checkpoint, settings: Settings) -> tuple[Windows | None, Toke
     """The text in windows, and the tokenizer that made its tokens."""
     if settings.text is None:
         if settings.logits is not None:
-            raise ConfigError("logits", str(settings.logits), "none without a text (--text)")
+            raise ConfigError("logits", str(settings.logits), "a text (--text) too")
         return None, None
     from qformats.runtime.context import context_limit
 
@@ -169,16 +169,18 @@ def _windows(base: Checkpoint, settings: Settings) -> tuple[Windows | None, Toke
     windows = windows_of(text, name, tokenizer, settings.window, settings.windows, limit)
     known, highest = base.config.get("vocab_size"), int(windows.ids.max())
     if isinstance(known, int) and highest >= known:
-        found = f"its tokenizer makes token {highest} of the text"
-        raise CheckpointError(base.path, found, f"tokens below {known}, which the model knows")
+        found = f"its tokenizer produces token {highest} from the text"
+        raise CheckpointError(base.path, found, f"tokens below {known}, the size of the model's vocabulary")
     return windows, tokenizer
 
 
 def _notes(windows: Windows | None) -> tuple[str, ...]:
     if windows is None:
-        return ("Only weights are compared: give a text (--text FILE, or --text demo) for behaviour too.",)
+        return (
+            "Only weights are compared: give a text (--text FILE or --text demo) to compare behaviour too.",
+        )
     scored = windows.text.scored
     if scored < _FEW:
         tokens = "token is" if scored == 1 else "tokens are"
-        return (f"Only {scored} {tokens} scored: such statistics say little.",)
+        return (f"Only {scored} {tokens} scored: too few for meaningful statistics.",)
     return ()

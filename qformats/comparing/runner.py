@@ -68,13 +68,13 @@ class Runner:
             raise
         except torch.OutOfMemoryError as error:
             hint = "Use --device cpu, a smaller --window, or --dtype bf16"
-            found = f"has not enough memory to run {self.name}"
+            found = f"does not have enough memory to run {self.name}"
             raise BackendUnavailableError(str(self.device), found, hint) from error
         except (RuntimeError, IndexError) as error:
             # Messages of torch may go on with a trace of their own.
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise BackendUnavailableError(
-                str(self.device), f"{self.name} fails while it runs ({reason})"
+                str(self.device), f"{self.name} failed while running ({reason})"
             ) from error
 
     @property

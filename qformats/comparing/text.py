@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qformats.comparing.report import TextUsed
-from qformats.errors import CheckpointError, ConfigError
+from qformats.errors import CheckpointError, ConfigError, Described
 from qformats.interfaces.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def read_text(name: str) -> tuple[str, str]:
     try:
         return str(path), path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(path, f"is no UTF-8 text ({error.reason})", expected) from error
+        raise CheckpointError(path, f"is not UTF-8 text ({error.reason})", expected) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         hint = f"Give a text file, or {DEMO} for the text that comes with qformats"
@@ -170,14 +170,14 @@ def windows_of(
     if length < _SHORTEST:
         raise ConfigError("window", length, f"{_SHORTEST} tokens or more")
     if takes is not None and length > takes:
-        raise ConfigError("window", length, f"at most {takes} tokens, which is what the model takes")
+        raise ConfigError("window", length, f"at most {takes} tokens, the model's limit")
     if most is not None and most < 1:
         raise ConfigError("windows", most, "1 or more")
     ids = _cut(text, tokenizer, length, most)
     count = len(ids)
     if not count:
-        found = f"{len(tokenizer.ids(text))} tokens in {source}"
+        found = Described(f"{len(tokenizer.ids(text))} tokens in {source}")
         hint = "give a longer text, or shorter windows (--window)"
-        raise ConfigError("text", found, f"{length} or more: a whole window", hint)
+        raise ConfigError("text", found, f"{length} or more, a whole window", hint)
     scored = count * (length - 1 - length // 2)
     return Windows(ids, text, TextUsed(source, len(text), ids.size, count, length, scored))

@@ -184,17 +184,17 @@ def _shared(models: Sequence[Checkpoint]) -> tuple[dict[str, list[int]], tuple[t
         missing = [name for name in base.tensors if name not in model.tensors]
         extra = [name for name in model.tensors if name not in base.tensors]
         said: tuple[str, ...] = (
-            _listed(differ, "has another shape than in the base", "have another shape than in the base"),
+            _listed(differ, "has a different shape from the base's", "have different shapes from the base's"),
             _listed(
                 hidden,
                 "is in a format that cannot be decoded",
                 "are in a format that cannot be decoded",
             ),
-            _listed(missing, "is in the base only", "are in the base only"),
-            _listed(extra, "is in this model only", "are in this model only"),
+            _listed(missing, "is only in the base", "are only in the base"),
+            _listed(extra, "is only in this model", "are only in this model"),
         )
         if not any(i in users for users in shared.values()):
-            said = ("No tensor has the name and shape of one of the base: weights are not compared.",)
+            said = ("No tensor has the name and shape of one in the base, so weights are not compared.",)
         notes.append(tuple(sentence for sentence in said if sentence))
     return shared, tuple(notes)
 
@@ -218,7 +218,7 @@ def _listed(names: Sequence[str], one: str, several: str) -> str:
 def _left_out(errors: Sequence[WeightsError]) -> tuple[str, ...]:
     if not errors:
         return ()
-    more = f" So it is with {len(errors) - 1} more of its tensors." if len(errors) > 1 else ""
+    more = f" The same applies to {len(errors) - 1} more of its tensors." if len(errors) > 1 else ""
     return (f"Not compared: {errors[0]}{more}",)
 
 
@@ -291,7 +291,7 @@ def _what_is_wrong(tensor: StoredTensor, name: str, values: Tensor, start: int) 
         _require_finite(tensor, name, values, start)
     except WeightsError as error:
         return error
-    return WeightsError(str(tensor.file), name, "differs from the base by more than float32 holds")
+    return WeightsError(str(tensor.file), name, "differs from the base by more than float32 can hold")
 
 
 def _values(part: PackedTensor) -> Tensor:

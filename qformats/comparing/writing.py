@@ -23,9 +23,9 @@ def check_place(path: Path) -> None:
     if path.is_dir():
         raise OutputError(path, "is a folder", "Name a file")
     if not path.parent.is_dir():
-        raise OutputError(path, f"there is no folder {path.parent}", "Make it, or choose another one")
+        raise OutputError(path, f"there is no folder {path.parent}", "Create it, or choose another one")
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(path, "its folder cannot be written", "Choose another one")
+        raise OutputError(path, "its folder is not writable", "Choose another one")
 
 
 def open_beside(path: Path) -> tuple[Path, IO[bytes]]:

@@ -50,7 +50,7 @@ def foresee(
     rows, columns = shape
     known = isinstance(target, AffineGrid | TableGrid) and target.independent
     if not known or not isinstance(source, AffineGrid | TableGrid):
-        return Answer.DATA, "what its grid can represent is known to its own plugin only"
+        return Answer.DATA, "only its own plugin knows what its grid can represent"
     assert isinstance(target, AffineGrid | TableGrid)
     block = target.block_size or columns
     if not block or (columns % block and not target.flat):
@@ -61,7 +61,7 @@ def foresee(
             return Answer.NEVER, reason
     doubts = [_levels_doubt(source, target), _dtype_doubt(source, target)]
     if type(target).storable is not Grid.storable:
-        doubts.append("scales are stored in a form of their own")
+        doubts.append("scales are stored in a special form")
     if reordered or source.reordered:
         doubts.insert(0, "columns may be in another order")
     elif not _within(source, block, rows, columns):
@@ -169,7 +169,7 @@ def _impossible(source: AffineGrid | TableGrid, target: AffineGrid | TableGrid) 
     return (
         "its levels are not equally spaced"
         if tables[0]
-        else "its levels are equally spaced, the table's are not"
+        else "its levels are equally spaced, but the table's are not"
     )
 
 

@@ -73,7 +73,7 @@ def represent(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
         With the reason in one clause. The first block that does not fit ends the work.
     """
     if not isinstance(grid, AffineGrid | TableGrid):
-        raise NotExactError("what its grid can represent is known to its own plugin only")
+        raise NotExactError("only its own plugin knows what its grid can represent")
     found = _representation(quantized, grid)
     if not grid.independent:
         try:

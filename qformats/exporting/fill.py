@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 SLICE_WEIGHTS = 1 << 22
 """Weights a slice: small enough for the second-level caches of a few workers, large enough to hide overheads."""
 
-_BUG = "The packer contradicts its own descriptor: tell its authors"
+_BUG = "The packer contradicts its own descriptor: report it to its authors"
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Footprint:
 
     @property
     def bits_per_weight(self) -> float:
-        """Mean stored bits a weight."""
+        """Mean stored bits per weight."""
         return self.nbytes * 8 / max(1, self.parameters)
 
     @property

@@ -24,7 +24,7 @@ SUFFIX = ".qformats-partial"
 LOG = "journal.jsonl"
 REPLACED = "replaced"
 """Where what is being replaced waits until the new output is in place."""
-_NOT_RESTORED = "Move it back by hand, or away, then export again"
+_NOT_RESTORED = "Move it back, or elsewhere, then export again"
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Journal:
                 self._replaced.rmdir()
         except OSError as error:
             found = (
-                f"what was there before could not be put back ({error.strerror}) and lies in {self._replaced}"
+                f"its previous content could not be restored ({error.strerror}) and is in {self._replaced}"
             )
             raise OutputError(self.target, found, _NOT_RESTORED) from error
         self._moves = []

@@ -303,7 +303,9 @@ def _named(target: Path) -> Path:
     if target.name in ("", ".."):
         target = target.resolve()
     if not target.name:
-        raise OutputError(target, "is not a name for a file or folder", "Choose another one with --output")
+        raise OutputError(
+            target, "is not a valid name for a file or folder", "Choose another one with --output"
+        )
     return target
 
 
@@ -332,7 +334,7 @@ def _transcodable(assignment: Assignment) -> tuple[Answer, str]:
         return Answer.ALWAYS, ""
     if not source.packer.quantizes:
         # A loader had to decode it, to give its rows another order.
-        return Answer.NEVER, f"rows that this container reorders share the blocks of {source.stored_format}"
+        return Answer.NEVER, f"this container reorders rows that share blocks of {source.stored_format}"
     return packer.foresee(source.packer, source.shape)
 
 

@@ -66,8 +66,9 @@ class Recipe:
         chosen = registry().loader(self.container)
         if not chosen.accepts(packer):
             names = [loader.name for loader in registry().loaders() if loader.accepts(packer)]
-            found = f"{chosen.name}, which does not hold {packer.name}"
-            raise ConfigError("container", found, "one of " + ", ".join(names))
+            raise ConfigError(
+                "container", chosen.name, f"one that can hold {packer.name}: " + ", ".join(names)
+            )
         return chosen
 
     def assign(self, drafts: Sequence[Draft], loader: Loader, source: Checkpoint) -> list[Assignment]:
@@ -108,14 +109,12 @@ class Recipe:
         matched = [d for d in drafts if _matches(re.compile(pattern), d)]
         if not matched:
             example = next((d.name for d in drafts if d.keep is None), drafts[0].name)
-            allowed = f"an expression found in a tensor's name, such as {example}"
+            allowed = f"an expression that matches part of a tensor's name, such as {example}"
         elif all(d.keep for d in matched):
             kept = matched[0]
-            allowed = (
-                f"one that finds tensors of which this type can hold one; {kept.name} is none ({kept.why})"
-            )
+            allowed = f"one that matches a tensor this type can hold; {kept.name} is not one ({kept.why})"
         else:
-            allowed = "one that finds tensors which no earlier rule has found: the first rule wins"
+            allowed = "one that matches tensors not matched by an earlier rule: the first rule wins"
         return ConfigError("tensor-type", pattern, allowed)
 
     def _choose(
@@ -164,7 +163,7 @@ class Recipe:
         if packer.quantizes and not loader.accepts(packer):
             names = [p.name for p in registry().formats() if loader.accepts(p) and p.writable]
             raise ConfigError(
-                "type", packer.name, f"one that the container {loader.name} holds: " + ", ".join(names)
+                "type", packer.name, f"one that the container {loader.name} can hold: " + ", ".join(names)
             )
         return packer
 
@@ -201,7 +200,9 @@ def _decodable(assignment: Assignment) -> Assignment:
     source = assignment.draft.source.stored_packer
     if not source.readable and source.name != assignment.packer.name:
         name = assignment.draft.name
-        raise ConfigError(f"format of {name}", source.name, "one that can be decoded, to be converted")
+        raise ConfigError(
+            f"format of {name}", source.name, "a format that can be decoded, which conversion needs"
+        )
     return assignment
 
 

@@ -119,7 +119,7 @@ class ExportReport:
 
     @property
     def bits_per_weight(self) -> float:
-        """Mean stored bits a weight in the output."""
+        """Mean stored bits per weight in the output."""
         return self.nbytes * 8 / max(1, self.parameters)
 
     @property

@@ -152,7 +152,7 @@ def _check_source(plan: Plan) -> None:
     if file is not None:
         raise CheckpointError(
             file,
-            "has changed while it was read",
+            "changed while it was being read",
             "the file as it was when the model was opened",
             hint="wait until nothing writes to it (a download, a training run), then export again",
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from qformats.errors import ConfigError, QFormatsError
+from qformats.errors import ConfigError, Described, QFormatsError
 from qformats.exporting.plan import Action, TensorPlan
 from qformats.exporting.transcode import Measure
 from qformats.interfaces.packer import PackedTensor
@@ -24,7 +24,7 @@ __all__ = ["SelfCheck"]
 
 _WEIGHTS = 1 << 16
 """Weights that are looked at of a tensor: some milliseconds, where a whole slice takes a hundred."""
-_BUG = "The plugin contradicts itself: tell its authors"
+_BUG = "The plugin contradicts itself: report it to its authors"
 
 
 class SelfCheck:
@@ -82,7 +82,7 @@ class SelfCheck:
             again = packer.unpack(packer.pack(codes))
         except QFormatsError as error:
             raise ConfigError(
-                told, f"codes that pack refuses ({error})", "those that it packed", _BUG
+                told, Described(f"codes that pack rejects ({error})"), "those that it packed", _BUG
             ) from error
         _same(f"{told} packed and unpacked again", again, codes)
         values = codes.dequantize()
@@ -103,7 +103,10 @@ def _same(what: str, found: QuantizedTensor, expected: QuantizedTensor) -> None:
     wrong = int((found.codes.int() != expected.codes.int()).sum())
     if wrong:
         raise ConfigError(
-            f"{what}: codes", f"{wrong} of {found.codes.numel()} differ", "those that were packed", _BUG
+            f"{what}: codes",
+            Described(f"{wrong} of {found.codes.numel()} that differ"),
+            "the packed ones",
+            _BUG,
         )
     _equal(what, found.dequantize(), expected.dequantize())
 
@@ -111,4 +114,5 @@ def _same(what: str, found: QuantizedTensor, expected: QuantizedTensor) -> None:
 def _equal(what: str, found: Tensor, expected: Tensor) -> None:
     wrong = int((found != expected).sum())
     if wrong:
-        raise ConfigError(f"{what}: values", f"{wrong} of {found.numel()} differ", "those of the codes", _BUG)
+        different = Described(f"{wrong} of {found.numel()} that differ")
+        raise ConfigError(f"{what}: values", different, "those of the codes", _BUG)

@@ -100,7 +100,7 @@ def outline(config: Mapping[str, Any], path: Path) -> Outline:
 
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise CheckpointError(path, f"model_type {model_type!r}", "the name of a model type, such as llama")
+        raise CheckpointError(path, f"model_type {model_type!r}", "a known model type, such as llama")
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise UnsupportedModelError("model_type", model_type, known)
@@ -116,7 +116,7 @@ def outline(config: Mapping[str, Any], path: Path) -> Outline:
             model = build.from_config(AutoConfig.for_model(**kept))
     except Exception as error:
         # Each model class has its own ways of being wrong.
-        found = f"describes no model ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+        found = f"does not describe a model ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
         raise CheckpointError(path, found, f"the configuration of a {model_type} model") from error
     tied = bool(model.config.tie_word_embeddings)
     shapes = {

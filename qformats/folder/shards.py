@@ -134,7 +134,7 @@ class BinShard(Shard):
                 raise
             except Exception as error:
                 # torch raises a different type for each way a pickle can be wrong.
-                expected, instead = "a dict of tensors, saved by torch.save", "take the model in safetensors"
+                expected, instead = "a dict of tensors, saved by torch.save", "use the model in safetensors"
                 raise unpickling_error(self.path, error, expected, instead) from error
             if not isinstance(state, dict):
                 raise CheckpointError(self.path, f"holds a {type(state).__name__}", "a dict of tensors")
@@ -150,9 +150,9 @@ class BinShard(Shard):
 
         for name, tensor in self._load().items():
             if not isinstance(name, str):
-                raise CheckpointError(self.path, f"a tensor called {name!r}", "names that are text")
+                raise CheckpointError(self.path, f"a tensor called {name!r}", "names that are strings")
             if not isinstance(tensor, torch.Tensor):
-                raise CheckpointError(self.path, f"of type {type(tensor).__name__}", "a tensor", tensor=name)
+                raise CheckpointError(self.path, f"is a {type(tensor).__name__}", "a tensor", tensor=name)
             try:
                 dtype = dtype_name(tensor.dtype)
             except ConfigError as error:
@@ -196,7 +196,7 @@ def unpickling_error(path: Path, error: Exception, expected: str, instead: str) 
     told = re.search(r"GLOBAL ([\w.]+)", reason)
     foreign = told[1] if told else _foreign_global(path)
     if foreign:
-        found = f"wants {foreign} to run while it is read, which tensors never need"
+        found = f"would run {foreign} while being read, which tensors never need"
         return CheckpointError(path, found, expected, hint=f"do not trust this file; {instead}")
     found = f"cannot be read ({type(error).__name__}: {reason[:120]})" if reason else "is cut off"
     return CheckpointError(path, found, expected, hint=_INTERRUPTED)
@@ -244,7 +244,7 @@ def find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
                 raise CheckpointError(
                     folder / missing[0],
                     f"is missing ({len(missing)} of the {len(names)} files that {index_file.name} names)",
-                    hint="fetch the missing files, or point at a complete folder",
+                    hint="fetch the missing files, or use a complete folder",
                 )
             return [folder / name for name in names], index
         single = folder / f"{stem}.{suffix}"
@@ -257,7 +257,7 @@ def find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         folder,
         "no weights"
         if not others
-        else f"{len(others)} {others[0].suffix.removeprefix('.')} files and no index",
+        else f"{len(others)} {others[0].suffix.removeprefix('.')} files without an index",
         "model.safetensors, model.safetensors.index.json, pytorch_model.bin or pytorch_model.bin.index.json",
     )
 
@@ -270,7 +270,7 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(path, found, "a JSON object with a weight_map", hint=_INTERRUPTED) from error
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
         raise CheckpointError(
-            path, "a weight_map that is no table of file names", "tensor names with file names"
+            path, "a weight_map that does not map to file names", "file names by tensor names"
         )
     for tensor, name in index.items():
         # A name with a path in it could point anywhere on the disk.

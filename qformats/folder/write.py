@@ -82,7 +82,7 @@ def lay_out_folder(
                 f"type of {assignment.draft.name}",
                 packer.name,
                 "plain numbers" + ("" if default.dense_dtype else f" or {default.name}"),
-                "the config.json of a folder declares the one quantized format that is in it",
+                "config.json can declare only one quantized format",
             )
     groups = _shard([_fields(i, assignment) for i, assignment in enumerate(assignments)], max_shard_size)
     single = len(groups) == 1
@@ -120,7 +120,7 @@ def _fields(index: int, assignment: Assignment) -> list[_Field]:
         # Nothing but the shapes of the fields will tell the shape of the weight.
         told = packer.weight_shape(stored)
         if told != tuple(draft.source.shape):
-            expected = f"one that {packer.name}'s fields tell again; they would tell {told}"
+            expected = f"one that {packer.name}'s fields determine; they would give {told}"
             raise ShapeError(draft.name, draft.source.shape, expected)
     return [
         _Field(index, field, f"{module}.{field}", shape, dtype) for field, (shape, dtype) in stored.items()

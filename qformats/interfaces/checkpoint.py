@@ -76,7 +76,7 @@ class Checkpoint(ABC):
 
     @property
     def bits_per_weight(self) -> float:
-        """Mean stored bits a weight."""
+        """Mean stored bits per weight."""
         return self.nbytes * 8 / max(1, self.parameters)
 
     def read(self, name: str) -> Tensor:

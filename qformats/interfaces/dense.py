@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["DensePacker", "dense"]
 
 _SUMMARIES = {
-    "f32": "plain float32; exact for every format here",
-    "f16": "plain float16; one rounding, at most 65504",
-    "bf16": "plain bfloat16; one rounding",
+    "f32": "plain float32; holds every format here exactly",
+    "f16": "plain float16; rounds once, up to 65504",
+    "bf16": "plain bfloat16; rounds once",
 }
 
 

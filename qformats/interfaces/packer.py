@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from qformats.errors import ConfigError, NotExactError, ShapeError
+from qformats.errors import ConfigError, Described, NotExactError, ShapeError
 from qformats.exact import Answer, foresee, represent
 from qformats.interfaces.spec import FormatSpec, solve
 from qformats.numbers import SIZES, Grid, QuantizedTensor, dtype_name, torch_dtype
@@ -110,7 +110,7 @@ class Packer(Guarded):
         The answer reads as a clause of its own: ``"576 columns are not a multiple of 256"``.
         """
         if self.quantizes and len(shape) != 2:
-            return f"{len(shape)} dimensions instead of 2"
+            return f"it has {len(shape)} dimensions instead of 2"
         block = self.spec.block_size
         if block > 1 and shape[-1] % block:
             return f"rows of {shape[-1]} do not divide into blocks of {block}"
@@ -170,7 +170,7 @@ class Packer(Guarded):
         for spec in self.spec.fields:
             shape, dtype = stored[spec.name]
             if dtype != spec.dtype or len(shape) != len(spec.shape):
-                found = f"{dtype} of shape {shape}"
+                found = Described(f"{dtype} of shape {shape}")
                 raise ConfigError(spec.name, found, f"{spec.dtype} of shape ({', '.join(spec.shape)})")
             # Dimensions round up, so that each gives an upper bound: a field of one scale per 64 columns says less than
             # a field of codes.
@@ -182,7 +182,7 @@ class Packer(Guarded):
             if spec.resolve(found_rows, found_columns) != stored[spec.name][0]:
                 wanted = spec.resolve(found_rows, found_columns)
                 expected = f"{wanted} for a weight of ({found_rows}, {found_columns})"
-                raise ConfigError(spec.name, f"shape {stored[spec.name][0]}", expected)
+                raise ConfigError(spec.name, Described(f"shape {stored[spec.name][0]}"), expected)
         return found_rows, found_columns
 
     # Rows.

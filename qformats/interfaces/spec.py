@@ -65,7 +65,7 @@ def evaluate(expression: str, **names: int) -> int:
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
                 divisor = value(right)
                 if divisor == 0 and isinstance(op, ast.Div | ast.FloorDiv):
-                    raise ConfigError("dimension", expression, "an expression that never divides by zero")
+                    raise ConfigError("dimension", expression, "an expression that does not divide by zero")
                 return _BINARY[type(op)](value(left), divisor)
             case _:
                 raise ConfigError("dimension", expression, f"integers, {', '.join(names)}, + - * // /")

@@ -226,7 +226,7 @@ def concat_rows(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
     first = parts[0]
     for part in parts:
         if part.shape[1:] != first.shape[1:]:
-            raise ShapeError(part.name, part.shape, f"rows as those of {first.name}, {first.shape}")
+            raise ShapeError(part.name, part.shape, f"rows like those of {first.name}, {first.shape}")
     if any(p.format != first.format or p.packer.row_step(p.shape) != 1 for p in parts):
         parts = [part._decoded() for part in parts]
     ends = list(itertools.accumulate(part.rows for part in parts))

@@ -33,7 +33,7 @@ def _report(tensor: Tensor, count: int, hint: str | None = None) -> NonFiniteErr
     flat = tensor.flatten()
     index = int((~torch.isfinite(flat)).nonzero()[0])
     found = (
-        f"{count} of {flat.numel()} values are not finite, the first is {float(flat[index])} at index {index}"
+        f"{count} of {flat.numel()} values are not finite; the first is {float(flat[index])} at index {index}"
     )
     return NonFiniteError(found, hint)
 
@@ -57,7 +57,7 @@ def require_finite(tensor: Tensor) -> None:
     else:
         count = int((~torch.isfinite(tensor)).sum())
     if count:
-        hint = "repair the model: such weights make every format meaningless"
+        hint = "repair the model: no format can hold such weights meaningfully"
         raise _report(tensor, count, hint)
 
 

@@ -172,7 +172,7 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None = None) -> Tenso
     """
     _check(x.dtype)
     if x.shape[-1] != weight.form.columns:
-        raise ShapeError("x", tuple(x.shape), f"{weight.form.columns} columns, as the weight has")
+        raise ShapeError("x", tuple(x.shape), f"{weight.form.columns} columns, as in the weight")
     result: Tensor = torch.ops.qformats.linear(x, bias, *_flat(weight))
     return result
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from qformats.errors import ConfigError, ShapeError
+from qformats.errors import ConfigError, Described, ShapeError
 from qformats.numbers.dtypes import torch_dtype
 from qformats.numbers.finite import too_large
 from qformats.numbers.quantized import QuantizedTensor
@@ -77,7 +77,7 @@ class Grid(Guarded, ABC):
 
     def _check(self) -> None:
         if self.block_size < 0:
-            raise ConfigError("block_size", self.block_size, "columns of a block, or 0 for the whole row")
+            raise ConfigError("block_size", self.block_size, "the columns of a block, or 0 for the whole row")
         if self.scale_dtype not in ("f32", "f16", "bf16"):
             raise ConfigError("scale_dtype", self.scale_dtype, "f32, f16 or bf16")
 
@@ -208,9 +208,11 @@ class Grid(Guarded, ABC):
                 continue
             expected_values = f"finite {self.scale_dtype} values"
             if not bool(value.isfinite().all()):
-                raise ConfigError(name, "infinity or NaN", expected_values)
+                raise ConfigError(name, Described("infinity or NaN"), expected_values)
             changed = self.storable(value.float()) != value
             if bool(changed.any()):
                 example = float(value[changed][0])
-                found = f"{int(changed.sum())} values that rounding would change, such as {example!r}"
+                found = Described(
+                    f"{int(changed.sum())} values that rounding would change, such as {example!r}"
+                )
                 raise ConfigError(name, found, expected_values)

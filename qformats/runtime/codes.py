@@ -61,7 +61,7 @@ class Codes(Tensor):
         raise ConfigError(
             "weight of a packed layer",
             name,
-            "nothing that computes with its codes, which are no numbers of the model",
-            "Merge adapters with qformats.merge_adapter, and start them without the weight: plain LoRA, no DoRA or "
-            "initialisation from the weight. layer.dequantize() gives the values",
+            "nothing that computes with its codes, which are not values of the model",
+            "Merge adapters with qformats.merge_adapter, and start them without the weight (plain LoRA, no DoRA or "
+            "initialisation from the weight); layer.dequantize() gives the values",
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qformats.errors import UnsupportedModelError
+from qformats.errors import Described, UnsupportedModelError
 
 __all__ = ["QuantExperts", "refuse_strange_experts"]
 
@@ -54,12 +54,14 @@ def refuse_strange_experts(
     ]
     consists = {parameter: len(names) for parameter, names in labels.items()}
     if consists != _PARTS:
-        strange.append(f"its matrices are {consists}")
+        strange.append(f"the matrices are {consists}")
     if strange:
         what = f"experts {name}, with {100 * share:.0f} % of the model's weights"
-        told = f"{type(module).__name__} ({'; '.join(strange)})"
-        hint = "The model can be loaded with its experts unquantized"
-        raise UnsupportedModelError(what, told, ["gated experts without biases, gate and up stacked"], hint)
+        told = Described(f"{type(module).__name__} ({'; '.join(strange)})")
+        hint = "Load the model with its experts unquantized"
+        raise UnsupportedModelError(
+            what, told, ["gated experts without biases, with gate and up stacked"], hint
+        )
 
 
 class QuantExperts(nn.Module):

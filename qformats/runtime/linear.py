@@ -149,7 +149,7 @@ class QuantEmbedding(PackedLayer, nn.Embedding):  # type: ignore[override] # `we
             return functional.embedding(input, home.dequantize(dtype))
         ids, places = input.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         if len(ids) and not 0 <= int(ids[0]) <= int(ids[-1]) < home.shape[0]:
-            message = f"ids run from {int(ids[0])} to {int(ids[-1])}, and the table has {home.shape[0]} rows"
+            message = f"ids run from {int(ids[0])} to {int(ids[-1])}, but the table has {home.shape[0]} rows"
             raise IndexError(message)
         rows = pick(packed, ids).dequantize() if len(ids) else torch.empty(0, home.shape[1])
         return rows.to(input.device, dtype)[places]

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
+from qformats.errors import CheckpointError, ConfigError, Described, UnsupportedModelError
 from qformats.exporting import Recipe
 from qformats.exporting.on_read import quantized_on_read
 from qformats.interfaces.checkpoint import Checkpoint
@@ -86,8 +86,8 @@ def _refuse_fused_experts(source: Checkpoint) -> None:
         share = 100 * sum(tensor.numel for tensor in fused) / source.parameters
         raise UnsupportedModelError(
             f"{source.path}: tensor {fused[0].name!r}",
-            f"stacked experts; such tensors have {share:.0f} % of the weights and would stay unquantized",
-            ["a matrix of its own for each expert"],
+            Described(f"stacked experts, which hold {share:.0f} % of the weights and would stay unquantized"),
+            ["a separate matrix for each expert"],
         )
 
 
@@ -192,9 +192,7 @@ class _Filling:
             wanted = (wanted[1] // place.parts, wanted[2])
         if tuple(tensor.shape) != wanted:
             found = f"shape {tuple(tensor.shape)}"
-            raise CheckpointError(
-                tensor.file, found, f"{wanted}, as the configuration has it", tensor=tensor.name
-            )
+            raise CheckpointError(tensor.file, found, f"{wanted}, from the configuration", tensor=tensor.name)
 
     def _layer(self, module: nn.Module, packed: PackedTensor) -> PackedLayer:
         """Layer of a packed weight in place of a module."""
@@ -290,14 +288,15 @@ class _Filling:
             settings = json.loads(content)
         except ValueError as error:
             file = self.source.path / "generation_config.json"
-            raise CheckpointError(file, f"no JSON ({error})", "settings of generate") from error
+            raise CheckpointError(file, f"is not JSON ({error})", "settings for generate") from error
         self.model.generation_config = GenerationConfig.from_dict(settings)
 
 
 def _refuse_saving(*args: Any, **kwargs: Any) -> None:
     """Stand in for ``save_pretrained``, whose folder nothing could read back."""
     hint = "Use qformats.export on the checkpoint that was loaded"
-    raise ConfigError("save_pretrained", "a model whose weights are packed", "one of plain numbers", hint)
+    found = Described("a model with packed weights")
+    raise ConfigError("save_pretrained", found, "one with plain numbers", hint)
 
 
 def _quantized(tensor: StoredTensor) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.errors import CheckpointError, Described, UnsupportedModelError
 from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["Place", "places"]
@@ -63,9 +63,9 @@ def places(source: Checkpoint, model: Any) -> dict[str, Place]:
             raise CheckpointError(
                 tensor.file,
                 f"is not known to {type(model).__name__}",
-                "the tensors of this model",
+                "only tensors of this model",
                 tensor=name,
-                hint="it belongs to another model, or to an adapter, which has to be merged first",
+                hint="it belongs to another model, or to an adapter, which must be merged first",
             )
     _require_all(source, model, wanted, found)
     return found
@@ -85,18 +85,14 @@ def _require_all(
     for name, tensor in wanted.items():
         twins = {tied.get(name, name), *(target for target, home in tied.items() if home == name)}
         if name not in given and not twins & given.keys() and not any(p.search(name) for p in ignored):
-            hint = "fetch the whole model again, all of its shards"
-            raise CheckpointError(
-                source.path, f"holds no {name}, which {type(model).__name__} wants", hint=hint
-            )
+            hint = "fetch the whole model again, with all its shards"
+            raise CheckpointError(source.path, f"lacks {name}, which {type(model).__name__} needs", hint=hint)
         if parts.get(name):
             every = {(expert, part) for expert in range(tensor.shape[0]) for part in range(parts[name])}
             lacking = sorted(every - given[name])
             if lacking:
                 expert, part = lacking[0]
-                told = (
-                    f"holds no part {part} of expert {expert} of {name} ({len(lacking)} matrices are missing)"
-                )
+                told = f"lacks part {part} of expert {expert} of {name} ({len(lacking)} matrices are missing)"
                 raise CheckpointError(source.path, told, "the matrices of every expert")
 
 
@@ -153,8 +149,8 @@ class _Rules:
         if operations not in _STACKED or number is None or len(number.groups()) != 1:
             raise UnsupportedModelError(
                 f"parameter {target} of {type(self._model).__name__}",
-                f"made from {name} by {', '.join(operations)}",
-                ["stacked matrices of experts", "tensors that are stored as the model has them"],
+                Described(f"one made from {name} by {', '.join(operations)}"),
+                ["stacked matrices of experts", "tensors that are stored as in the model"],
             )
         sources = list(converter.source_patterns)
         label = name.removesuffix(".weight").rpartition(".")[2]

@@ -21,7 +21,7 @@ def _resized(model: Any, new_num_tokens: int | None = None, *args: Any, **kwargs
     given, output = model.get_input_embeddings(), model.get_output_embeddings()
     packed = any(isinstance(module, PackedLayer) for module in (given, output))
     if packed and new_num_tokens not in (None, given.num_embeddings):
-        hint = "Resize the unquantized model, and quantize that"
+        hint = "Resize the unquantized model, then quantize it"
         expected = f"the model's own {given.num_embeddings}, since its embeddings are packed"
         raise ConfigError("resize_token_embeddings", new_num_tokens, expected, hint)
     return type(model).resize_token_embeddings(model, new_num_tokens, *args, **kwargs)

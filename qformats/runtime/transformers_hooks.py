@@ -21,7 +21,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin, QuantizationMethod
 
-from qformats.errors import CheckpointError, ConfigError
+from qformats.errors import CheckpointError, ConfigError, Described
 from qformats.exporting import Recipe
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.packer import Packer
@@ -109,7 +109,7 @@ class QformatsQuantizer(HfQuantizer):
         import torch
 
         if not checkpoint_files:
-            raise ConfigError("weights", "a state dict in memory", "a folder with files", _INSTEAD)
+            raise ConfigError("weights", Described("a state dict in memory"), "a folder with files", _INSTEAD)
         self._source = open_model(Path(checkpoint_files[0]).parent, {})
         modules = dict(model.named_modules())
         lost = []
@@ -193,9 +193,9 @@ class QformatsQuantizer(HfQuantizer):
         missing, unexpected = sorted(info.missing_keys), sorted(info.unexpected_keys)
         mismatched = sorted(key[0] for key in info.mismatched_keys)
         for keys, found in (
-            (missing, "is missing, and Transformers would fill it at random"),
-            (unexpected, f"is no weight of {class_}"),
-            (mismatched, f"has another shape than in {class_}"),
+            (missing, "is missing, and Transformers would fill it with random numbers"),
+            (unexpected, f"is not a weight of {class_}"),
+            (mismatched, f"does not have the shape it has in {class_}"),
         ):
             if keys:
                 more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
@@ -277,7 +277,7 @@ def register() -> None:
             methods.append(str(declared.get("quant_method", METHOD)))
         except Exception as error:
             # One plugin that cannot tell must not take the others down.
-            message = f"folders of the family {family.name} cannot be loaded by Transformers: {error}"
+            message = f"Transformers cannot load folders of the family {family.name}: {error}"
             warnings.warn(message, PluginWarning, stacklevel=2)
     for method in dict.fromkeys(methods):
         if method not in taken and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:

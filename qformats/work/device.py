@@ -20,7 +20,11 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
     count = torch.cuda.device_count()
     if device is None:
         return torch.device("cuda" if count else "cpu")
-    here = f"cpu, or one of the {count} CUDA devices that torch finds" if count else "cpu: torch finds no GPU"
+    here = (
+        f"cpu or one of the {count} CUDA devices that torch finds"
+        if count
+        else "cpu, since torch finds no GPU"
+    )
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:

@@ -62,4 +62,4 @@ def refuse_pointer(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             hint = "run `git lfs pull` in the folder, or download the file itself"
-            raise CheckpointError(path, "a Git-LFS pointer, which only names the data", "the file", hint=hint)
+            raise CheckpointError(path, "is a Git LFS pointer, not the file itself", "the file", hint=hint)

@@ -254,7 +254,7 @@ def test_hostile_pickle_does_not_run(capsys, copy, tmp_path, kind):
         capsys,
         copy,
         tmp_path,
-        f"{file}: wants posix.system to run while it is read",
+        f"{file}: would run posix.system while being read",
         "Do not trust this file",
     )
     # A careless program would have run it.

@@ -181,7 +181,11 @@ def _told(cell: Cell) -> str:
     where = cell.kind if cell.layer is None else f"layer {cell.layer}, {cell.kind}"
     several = f" ({len(cell.tensors)} tensors)" if len(cell.tensors) > 1 else ""
     formats = ", ".join(dict.fromkeys(t.format for t in cell.tensors))
-    off = "the base's values" if cell.error == 0 else f"{fixed(cell.db, 1)} dB, off by {percent(cell.error)}"
+    off = (
+        "same values as the base"
+        if cell.error == 0
+        else f"{fixed(cell.db, 1)} dB, off by {percent(cell.error)}"
+    )
     return f"{where}{several}: {formats}, {off}"
 
 

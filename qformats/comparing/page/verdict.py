@@ -146,7 +146,7 @@ def _cost(model: ModelResult, base: ModelResult) -> str:
             f"Weights are off by {percent(error.relative_rmse)} (root mean square), {fixed(error.sqnr_db, 1)} dB "
             "below the signal."
         )
-    return " ".join(parts) or "Nothing but its size could be compared."
+    return " ".join(parts) or "Only its size could be compared."
 
 
 def judge(report: CompareReport) -> Verdict:
@@ -169,14 +169,14 @@ def judge(report: CompareReport) -> Verdict:
 
 def _words(report: CompareReport, models: Sequence[ModelResult], best: ModelResult | None) -> tuple[str, str]:
     if not models:
-        return f"Nothing to weigh {report.base.name} against.", "Name more models, or formats to try."
+        return f"Nothing to compare {report.base.name} with.", "Name more models, or formats to try."
     ran = [(kl, m.nbytes, m) for m in models if (kl := _divergence(m)) is not None]
     if not ran:
         smallest = models[0]
         return (
             f"{smallest.name} is the smallest, at {share(smallest.nbytes, report.base.nbytes)} of the base.",
-            "What a format costs in quality is not known from weights alone: compare again with a text (--text) "
-            "to learn what each does to predictions.",
+            "Weights alone do not tell what a format costs in quality: compare again with a text (--text) "
+            "to see what each does to predictions.",
         )
     closest = min(ran, key=lambda each: each[:2])[2]
     if best is None:
@@ -184,10 +184,10 @@ def _words(report: CompareReport, models: Sequence[ModelResult], best: ModelResu
             f"None of these stays close to {report.base.name}.",
             f"{closest.name} comes closest, but is {_word(closest)}. {_size_words(closest, report.base)}.",
         )
-    sentences = [f"{_size_words(best, report.base)}, and the smallest that stays close to the base."]
+    sentences = [f"{_size_words(best, report.base)}, and the smallest model that stays close to the base."]
     if _word(closest) != _word(best):
         at = share(closest.nbytes, report.base.nbytes)
-        sentences.append(f"If less may change: {closest.name} is {_word(closest)}, at {at}.")
+        sentences.append(f"For less change: {closest.name} is {_word(closest)}, at {at}.")
     smallest = min(ran, key=lambda each: each[1])[2]
     if smallest.nbytes < best.nbytes:
         sentences.append(f"{smallest.name} is smaller still, but {_word(smallest)}.")
