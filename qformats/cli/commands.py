@@ -42,7 +42,7 @@ RequireExact = Annotated[
 ]
 KeepPartial = Annotated[
     bool,
-    typer.Option("--keep-partial", help="If interrupted, keep what is written and go on from there later."),
+    typer.Option("--keep-partial", help="If interrupted, keep what is written, to go on from there later."),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Threads; all cores by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]

@@ -51,7 +51,7 @@ def compare(
         list[str] | None,
         typer.Option("--try", metavar="FORMAT", help="Quantize the base on the fly; repeatable."),
     ] = None,
-    quantizer: Annotated[str, typer.Option(help="With --try: how codes are chosen.")] = "rtn",
+    quantizer: Annotated[str, typer.Option(help="With --try: method that chooses codes.")] = "rtn",
     quantizer_option: Annotated[
         list[str] | None,
         typer.Option("--quantizer-option", "-Q", metavar="NAME=VALUE", help="An option of the quantizer."),
@@ -85,10 +85,9 @@ def compare(
     option: LoaderOptions = None,
     workers: Workers = None,
 ) -> None:
-    """Tell what a model loses in other formats: size, weights, and with a text what it predicts.
+    """Report what a model loses in other formats: in size and weights, and with a text in its predictions.
 
-    Windows of the text are scored as llama.cpp's perplexity tool scores them, so that the numbers can be compared with
-    its own.
+    Windows of the text are scored as in llama.cpp's perplexity tool, so that the numbers can be compared with its own.
     """
     import qformats
     from qformats.cli.console import Bar

@@ -50,9 +50,9 @@ def inspect(
     option: LoaderOptions = None,
     json: Annotated[bool, typer.Option("--json", help="Report everything as JSON.")] = False,
 ) -> None:
-    """Tell a model's architecture, size, bits per weight, tensor types and metadata.
+    """Show a model's architecture, size, bits per weight, tensor types and metadata.
 
-    With --plan, tell how large it becomes in a format and how much memory running that takes.
+    With --plan, predict its size in a format and the memory it takes to run.
     """
     import qformats
     from qformats.cli.console import print_json

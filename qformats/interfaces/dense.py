@@ -16,8 +16,8 @@ __all__ = ["DensePacker", "dense"]
 
 _SUMMARIES = {
     "f32": "plain float32; holds every format here exactly",
-    "f16": "plain float16; rounds once, up to 65504",
-    "bf16": "plain bfloat16; rounds once",
+    "f16": "plain float16; rounded once, at most 65504",
+    "bf16": "plain bfloat16; rounded once",
 }
 
 
