@@ -113,7 +113,7 @@ def _run(
 
     import qformats
     from qformats.cli.console import Bar, print_json, size
-    from qformats.errors import ConfigError, Described
+    from qformats.errors import ConfigError
     from qformats.runtime import tokenizer
 
     if dtype not in (None, "f32", "f16", "bf16"):
@@ -163,7 +163,7 @@ def _run(
 
 def _sampling(temperature: float, top_p: float | None) -> dict[str, Any]:
     """How tokens are chosen, as Transformers calls it."""
-    from qformats.errors import ConfigError, Described
+    from qformats.errors import ConfigError
 
     if temperature:
         kept = 1.0 if top_p is None else top_p
