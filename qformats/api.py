@@ -95,7 +95,7 @@ def export(
     model : str, path or Checkpoint
         See :func:`open`.
     target : str or path
-        File or folder to make.
+        File or folder to write.
     format : str
         ``family:variant``, or a family for its default variant.
     quantizer : str
@@ -119,7 +119,7 @@ def export(
     options : mapping of str to str, optional
         Options of the loaders involved.
     progress : Progress, optional
-        Is told how far the work is.
+        Receives progress reports.
 
     Returns
     -------
@@ -191,11 +191,11 @@ def load_model(
     format : str, optional
         Quantize while loading, one tensor at a time: what an export to this format would hold.
     quantizer, quantizer_options, tensor_types
-        As :func:`export` has them; for `format` only.
+        As in :func:`export`; for `format` only.
     options : mapping of str to str, optional
         Options of the loaders involved.
     progress : Progress, optional
-        Is told how far the work is.
+        Receives progress reports.
 
     Returns
     -------
@@ -299,14 +299,14 @@ def merge_adapter(
     model : peft.PeftModel
         Over a model of :func:`load_model`. Not modified.
     target : str or path
-        File or folder to make.
+        File or folder to write.
     format : str, optional
         ``family:variant``. By default every tensor goes back into the format that it has in the source, which
         quantizes changed ones again if it is a quantized one; ``"dense:bf16"`` or another plain format keeps the sum.
     source : str, path or Checkpoint, optional
         The base model, by default what `model` was loaded from.
     force, workers, options, progress
-        As :func:`export` has them.
+        As in :func:`export`.
 
     Returns
     -------
@@ -366,7 +366,7 @@ def compare(
         UTF-8 file that the models read, or ``"demo"`` for the one that comes with the package. Without it only weights
         are compared.
     quantizer, quantizer_options, pure
-        As :func:`export` has them; for `try_` only.
+        As in :func:`export`; for `try_` only.
     window : int
         Tokens of a window of the text; the second half of each is scored.
     windows : int, optional
@@ -384,7 +384,7 @@ def compare(
     options : mapping of str to str, optional
         Options of the loaders involved.
     progress : Progress, optional
-        Is told how far the work is.
+        Receives progress reports.
 
     Returns
     -------
@@ -395,7 +395,7 @@ def compare(
     ------
     QFormatsError
         Whatever is wrong with the input, such as a NaN among the weights. Models that differ so much that something
-        cannot be compared are no error: the report's notes say what is missing.
+        cannot be compared are not errors: the report's notes say what is missing.
     """
     from qformats.comparing import Settings
     from qformats.comparing import compare as run

@@ -53,7 +53,7 @@ class BitsAndBytes(Family):
         return FourBitPacker(kind, bool(nested), [*sizes, 64][0], [*storage, "u8"][0])
 
     def detect(self, quantization_config: Mapping[str, Any]) -> Packer | None:
-        """Packer that most modules of such a folder have; :meth:`locate` tells of each one which it is."""
+        """Packer of most modules of such a folder; :meth:`locate` decides for each one."""
         config = quantization_config
         four, eight = (config.get(f"load_in_{bits}bit", config.get(f"_load_in_{bits}bit")) for bits in (4, 8))
         method = config.get("quant_method")
@@ -138,7 +138,7 @@ class BitsAndBytes(Family):
 
 
 def _refuse_codes(module: ModuleFields) -> None:
-    """A module with a weight only holds plain numbers, unless the fields beside its codes are missing."""
+    """Refuse codes without the fields that belong to them; a weight alone must hold plain numbers."""
     _, dtype = module.stored["weight"]
     if dtype in ("u8", "i8"):
         missing = f"SCB and {_INT8[1]}" if dtype == "i8" else f"absmax, quant_map and {KEY}nf4 (or fp4)"

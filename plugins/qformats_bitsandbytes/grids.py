@@ -57,7 +57,7 @@ class FourBitGrid(TableGrid):
         return cls(tables.FP4_LEVELS, block_size, thresholds=tables.FP4_THRESHOLDS)
 
     def _flat(self, values: Tensor) -> Tensor:
-        """Blocks of a weight, float32 ``(blocks, block_size)``; the last one is filled up with zeros."""
+        """Blocks of a weight, float32 ``(blocks, block_size)``; the last one is padded with zeros."""
         import torch
 
         if values.ndim != 2 or not values.numel():

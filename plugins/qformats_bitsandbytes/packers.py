@@ -47,7 +47,7 @@ class _BnBPacker(Packer):
         return None if shape[0] and shape[1] else "it has no elements"
 
     def _dense(self, dense: Tensor) -> Tensor:
-        """Check a weight to encode; give it contiguous, float64 as float32."""
+        """A weight to encode, checked and contiguous, float64 as float32."""
         import torch
 
         self.require(dense.shape)
@@ -124,7 +124,7 @@ class FourBitPacker(_BnBPacker):
         return FourBitPacker(self.kind, False, self.block_size, self.storage) if self.nested else self
 
     def foresee(self, source: Packer, shape: Sequence[int]) -> tuple[Answer, str]:
-        """Tell whether :meth:`represent` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
+        """Whether :meth:`represent` accepts what `source` stores; see :meth:`~qformats.Packer.foresee`."""
         if self.nested and source.name != self.name:
             plain = FourBitPacker(self.kind, False, self.block_size, self.storage)
             return _at_best(plain.foresee(source, shape), "double quantization must keep the scales")
@@ -163,7 +163,7 @@ class FourBitPacker(_BnBPacker):
         return QuantState.parse(state, self.kind).dtype
 
     def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
-        """Check tables and scales, and fill the description up to its length."""
+        """Check tables and scales, and pad the description to its length."""
         import torch
 
         key = KEY + self.kind
@@ -197,7 +197,7 @@ class FourBitPacker(_BnBPacker):
         return PackedTensor(self, (int(shape[0]), int(shape[1])), fields)
 
     def represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
-        """Give a tensor of the same values, if quantizing its scales changes none of them."""
+        """A tensor of the same values, if quantizing its scales changes none of them."""
         if not self.nested:
             return super().represent(quantized)
         plain = FourBitPacker(self.kind, False, self.block_size, self.storage).represent(quantized)
@@ -207,7 +207,7 @@ class FourBitPacker(_BnBPacker):
         return self.grid.quantized(plain.codes, NestedParams(plain.scale, nested=nested))
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
-        """Bytes of codes and scales; both are taken as they are.
+        """Bytes of codes and scales; both are stored unchanged.
 
         Raises
         ------
@@ -311,7 +311,7 @@ class FourBitPacker(_BnBPacker):
 
 
 def _at_best(answer: tuple[Answer, str], condition: str) -> tuple[Answer, str]:
-    """An answer that depends on the data at least."""
+    """The answer, or that it depends on the data if it was always."""
     return (Answer.DATA, condition) if answer[0] is Answer.ALWAYS else answer
 
 
@@ -346,11 +346,11 @@ class Int8Packer(_BnBPacker):
         )
 
     def row_step(self, shape: Sequence[int]) -> int:
-        """Every row is by itself."""
+        """Every row is separate."""
         return 1
 
     def foresee(self, source: Packer, shape: Sequence[int]) -> tuple[Answer, str]:
-        """Tell whether :meth:`represent` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
+        """Whether :meth:`represent` accepts what `source` stores; see :meth:`~qformats.Packer.foresee`."""
         if source.grid is None or not source.spec.level or self.veto(shape):
             return super().foresee(source, shape)
         answer = foresee(source.grid, self.grid.plain(), (int(shape[0]), int(shape[1])))

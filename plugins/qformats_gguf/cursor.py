@@ -58,7 +58,7 @@ _U64 = Struct("<Q")
 
 
 def short(text: str) -> str:
-    """`text` quoted for a message, however long or unprintable it is."""
+    """`text` quoted for a message, even if it is long or unprintable."""
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
@@ -88,7 +88,7 @@ class Cursor:
     def fail(
         self, found: str, expected: str | None = None, *, tensor: str | None = None, hint: str | None = None
     ) -> NoReturn:
-        """Raise the error for what was found in this file."""
+        """Raise an error about this file."""
         raise CheckpointError(self.path, found, expected, tensor=tensor, hint=hint)
 
     def _take(self, count: int, what: str) -> int:

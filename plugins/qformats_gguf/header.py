@@ -1,4 +1,4 @@
-"""Writing GGUF headers: every byte before the tensor data, and where each tensor's data has to go.
+"""Writing GGUF headers: every byte before the tensor data, and where each tensor's data goes.
 
 Sizes and offsets follow from names, types and shapes alone, so a file is laid out before any data exists.
 The same input gives the same bytes.
@@ -40,7 +40,7 @@ _INT64_MAX = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor that is to be written.
+    """A tensor to write.
 
     Attributes
     ----------
@@ -58,12 +58,12 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the data, padding excluded.
+        """Bytes of the data, without padding.
 
         Raises
         ------
         ConfigError
-            If a row is no multiple of the type's block.
+            If a row is not a multiple of the type's block.
         """
         return math.prod(self.shape[:-1]) * row_bytes(self.type, self.shape[-1])
 
@@ -74,7 +74,7 @@ class Header(NamedTuple):
     Attributes
     ----------
     data : bytes
-        Start of the file, padding up to the first tensor included.
+        Start of the file, including padding up to the first tensor.
     offsets : tuple of int
         Absolute offset of each tensor, in the order given.
     total_size : int
@@ -96,7 +96,7 @@ def serialize(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int 
     tensors : sequence of TensorInfo
         Written in this order, back to back, which is the only layout that llama.cpp accepts.
     alignment : int, optional
-        What `metadata` says under ``general.alignment``, or 32. Another value is added as that key.
+        By default what `metadata` says under ``general.alignment``, or 32. Another value is added as that key.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def split(
     max_tensors : int, optional
         Tensors in one part.
     max_bytes : int, optional
-        Bytes of padded tensor data in one part; headers come on top. A tensor that is larger alone gets a
+        Bytes of padded tensor data in one part; headers come on top. A larger tensor gets a
         part of its own.
 
     Returns
@@ -175,7 +175,7 @@ def shard_metadata(metadata: Metadata, index: int, count: int, total_tensors: in
     index : int
         From 0.
     count : int
-        Number of parts. With 1 there is nothing to say, and no key is added.
+        Number of parts. With 1, no key is added.
     total_tensors : int
         Tensors of all parts.
     """

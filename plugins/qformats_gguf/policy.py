@@ -28,7 +28,7 @@ OUTPUT_TYPE = "gguf:q8_0"
 
 
 def role(name: str) -> str | None:
-    """Role that options address a tensor by."""
+    """Role by which options address a tensor."""
     return _ROLES.get(name)
 
 
@@ -53,5 +53,5 @@ def mix(draft: Draft, packer: Packer) -> tuple[str, str] | None:
 
 
 def fallback(packer: Packer) -> tuple[str, ...]:
-    """Types for rows that do not divide by the block: llama.cpp's tool takes f16 for the 32-blocks."""
+    """Types for rows that do not divide into blocks: llama.cpp's tool uses f16 for blocks of 32."""
     return ("gguf:f16",) if packer.quantizes else ()

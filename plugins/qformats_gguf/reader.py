@@ -126,7 +126,7 @@ class GGUFFile:
         self._bytes = None
         data, self._data = self._data, None
         if data is not None:
-            # BufferError: somebody still holds a view. Dropping our reference is all there is to do.
+            # BufferError: something still holds a view. All we can do is drop our reference.
             with contextlib.suppress(BufferError):
                 data.close()
 
@@ -152,7 +152,7 @@ def read(path: str | os.PathLike[str]) -> GGUFFile:
     path = Path(path)
     try:
         mode = path.stat().st_mode
-        # Before opening: to open a named pipe would block.
+        # Before opening: opening a named pipe would block.
         if not stat.S_ISREG(mode):
             kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
             raise CheckpointError(path, f"is {kind}", "a GGUF file", hint="give the .gguf file itself")
@@ -290,7 +290,7 @@ def _place(
 ) -> dict[str, StoredTensor]:
     """Check where the tensors lie and make their offsets absolute.
 
-    llama.cpp wants them back to back in header order. Gaps and other orders are harmless to a reader that
+    llama.cpp requires them back to back in header order. Gaps and other orders are harmless to a reader that
     looks data up by offset, so only overlaps are refused.
     """
     tensors = {entry.name: entry for entry in entries}

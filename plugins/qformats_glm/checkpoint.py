@@ -118,7 +118,7 @@ class ChatGLMCheckpoint(Checkpoint):
         CheckpointError
             If a file is missing or broken, or the tensors are not those of the configuration.
         UnsupportedModelError
-            If the model is of no known generation.
+            If the model's generation is not known.
         """
         file = path / "config.json"
         own = generation(config, file)
@@ -201,7 +201,7 @@ def outline(config: Mapping[str, Any], path: Path) -> ChatGLMCheckpoint:
     Raises
     ------
     CheckpointError, UnsupportedModelError
-        If the configuration describes no such model.
+        If the configuration does not describe such a model.
     """
     own = generation(config, path)
     bits = _declared_bits(config, path)

@@ -113,7 +113,7 @@ def _draft(name: str, tensor: StoredTensor, own: Generation, linear: bool) -> Dr
         return Draft(name, tensor, role, tied=tied, linear=True)
     dtype = tensor.packer.dense_dtype
     why = role.replace("_", " ") if role else "not a linear weight"
-    # The frequencies are no weights; nobody reads them, and they stay what they are.
+    # The frequencies are not weights; nothing reads them, and they stay unchanged.
     along = not name.endswith("inv_freq")
     return Draft(name, tensor, role, f"dense:{dtype or 'f32'}", why, tied=tied, cast_along=along)
 

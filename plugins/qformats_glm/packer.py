@@ -10,7 +10,7 @@ codes the high nibble is the even column. Variants:
 ``int8-f32``, ``int4-f32``
     As ChatGLM-6B writes them on a CPU.
 ``int4-tp2``, ``int8-bf16-tp8``, ...
-    `p` scales a row, ``weight_scale`` ``(N, p)``, each for ``K / p`` columns: what row-parallel shards with scales of
+    `p` scales per row, ``weight_scale`` ``(N, p)``, each for ``K / p`` columns: what row-parallel shards with scales of
     their own are as one tensor. No program reads it; it is readable here, and another format may hold it exactly.
 
 Codes are int8 on disk and unsigned in canonical form (zero point 8 or 128). Codes -8 and -128 are legal; upstream
@@ -83,7 +83,7 @@ class GLMPacker(Packer):
         )
 
     def with_parts(self, parts: int) -> GLMPacker:
-        """Packer of the same width and dtype of scale with `parts` scales a row."""
+        """Packer of the same width and dtype of scale with `parts` scales per row."""
         return GLMPacker(self.bits, self.scale_dtype, parts)
 
     def veto(self, shape: Sequence[int]) -> str | None:
@@ -111,13 +111,13 @@ class GLMPacker(Packer):
         return shape
 
     def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
-        """Packed tensor of fields as they lie in a file; scales are checked."""
+        """Packed tensor of fields as stored in a file; scales are checked."""
         if not bool(fields["weight_scale"].isfinite().all()):
             raise ConfigError("weight_scale", Described("infinity or NaN"), "finite scales")
         return PackedTensor(self, shape, fields)
 
     def fields(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
-        """Check and give the bytes and the scales of a packed tensor.
+        """Bytes and scales of a packed tensor, checked.
 
         Raises
         ------
@@ -128,7 +128,7 @@ class GLMPacker(Packer):
         return packed.fields["weight"], packed.fields["weight_scale"]
 
     def represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
-        """Give a canonical tensor of the same values; see :meth:`qformats.Packer.represent`."""
+        """Canonical tensor of the same values; see :meth:`qformats.Packer.represent`."""
         if self.grid is not None:
             return super().represent(quantized)
         problem = self.veto(quantized.shape)
@@ -138,7 +138,7 @@ class GLMPacker(Packer):
         return represent(quantized, RowGrid(self.bits, block, scale_dtype=self.scale_dtype))
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
-        """Bytes of codes and scales; both are taken as they are.
+        """Bytes of codes and scales; both are stored unchanged.
 
         Raises
         ------
@@ -200,7 +200,7 @@ class GLMPacker(Packer):
 
         rows, columns = int(packed.shape[0]), int(packed.shape[1])
         out = torch.empty((rows, columns), dtype=torch.float32)
-        # Several scales a row are as many shorter rows.
+        # Several scales per row are as many shorter rows.
         short = (rows * self.parts, columns // self.parts)
         kernels.dequantize(
             self.bits,
@@ -218,7 +218,7 @@ class GLMPacker(Packer):
         NonFiniteError
             If a weight is not finite, or so large that its row's scale is beyond the stored dtype.
         ShapeError
-            If rows are no whole bytes.
+            If rows are not whole bytes.
         """
         import torch
 

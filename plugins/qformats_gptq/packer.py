@@ -234,7 +234,7 @@ class GPTQPacker(Packer):
     # What stays exact.
 
     def foresee(self, source: Packer, shape: Sequence[int]) -> tuple[Answer, str]:
-        """Tell whether :meth:`represent` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
+        """Whether :meth:`represent` accepts what `source` stores; see :meth:`~qformats.Packer.foresee`."""
         if source.grid is None or not source.spec.level or self.veto(shape):
             return super().foresee(source, shape)
         rows, columns, short = int(shape[0]), int(shape[1]), self._short(shape)
@@ -256,7 +256,7 @@ class GPTQPacker(Packer):
         return Answer.ALWAYS, ""
 
     def represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
-        """Give a canonical tensor of the same values; see :meth:`~qformats.Packer.represent`.
+        """Canonical tensor of the same values; see :meth:`~qformats.Packer.represent`.
 
         An order of columns is kept if this variant has one and groups are of its size.
         """
@@ -299,7 +299,7 @@ class GPTQPacker(Packer):
     # Bytes.
 
     def _fields(self, packed: PackedTensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Check and give the fields of a packed tensor, in the descriptor's order."""
+        """Fields of a packed tensor, checked, in the descriptor's order."""
         self.checked(packed)
         words, zeros, scales, g_idx = (packed.fields[field.name] for field in self.spec.fields)
         return words, zeros, scales, g_idx
@@ -338,7 +338,7 @@ class GPTQPacker(Packer):
         return words
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
-        """Bytes of codes and parameters; all are taken as they are.
+        """Bytes of codes and parameters; all are stored unchanged.
 
         Raises
         ------

@@ -53,7 +53,7 @@ class GPTQ(Quantizer):
     ) -> Checkpoint:
         """Calibrate a model: its blocks' linear layers in their new formats, the rest as it was.
 
-        See :meth:`qformats.Quantizer.prepare`; `work` keeps one file a finished block.
+        See :meth:`qformats.Quantizer.prepare`; `work` keeps one file per finished block.
         """
         method = _method(self.given)
         return calibrate(

@@ -1,6 +1,6 @@
 """Zero points: what ``qzeros`` stores, and what readers make of it.
 
-``gptq`` (v1) stores the zero point less 1, ``gptq_v2`` the zero point itself. A zero point of 0 has no code in v1.
+``gptq`` (v1) stores the zero point minus 1, ``gptq_v2`` the zero point itself. A zero point of 0 has no code in v1.
 Files hold one nevertheless, as the largest code, and programs read it in three ways (:data:`CONVENTIONS`).
 """
 

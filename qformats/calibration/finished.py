@@ -27,7 +27,7 @@ _BETWEEN = "//"
 
 
 class FinishedBlocks:
-    """One file a block, and what they were made from.
+    """One file per block, and what they were made from.
 
     Parameters
     ----------

@@ -120,7 +120,7 @@ def calibrate(
     drift : bool
         Whether to run the unquantized model beside the quantized one, and gather how their inputs differ.
     progress : Progress
-        Is told how far the work is.
+        Receives progress reports.
 
     Returns
     -------

@@ -91,7 +91,7 @@ def export_as_told(
     source : Checkpoint
         The model.
     output : Path or None
-        File or folder to make; by default it is named after the model and the format.
+        File or folder to write; by default it is named after the model and the format.
     format, quantizer, quantizer_options, tensor_types, output_type, token_embedding_type, pure, container, options
         See :func:`qformats.export`.
     force, dry_run, check_exact, require_exact, keep_partial, workers, json

@@ -251,7 +251,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _alike(report: CompareReport) -> list[str]:
-    """Which models share how much of their blocks; what no format quantizes is no news, nor are embeddings."""
+    """Which models share how much of their blocks; what no format quantizes, and embeddings, do not count."""
     blocks = {
         tensor.name
         for model in report.models

@@ -275,7 +275,7 @@ class _Pieces:
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second after the first one; None if there is no second."""
+        """Tokens per second after the first one; None if there is no second one."""
         spent = self._last - self._first
         return (len(self.ids) - 1) / spent if len(self.ids) > 1 and spent > 0 else None
 

@@ -91,7 +91,7 @@ class Contestant:
 
 
 def distinguish(models: Sequence[Contestant]) -> None:
-    """Give each a name of its own: where several are alike, all but the first get their format or a number too."""
+    """Give each a unique name: of equal ones, all but the first get their format or a number added."""
     additions = [model.formats[0] for model in models], [str(i) for i in range(len(models))]
     for added in additions:
         counts = Counter(model.name for model in models)

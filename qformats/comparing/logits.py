@@ -6,7 +6,7 @@ tokens. What statistics need exactly is stored beside it. When read, a row is no
 model from itself is half the variance of the rounding, some 1e-9 nats; of a row that is not normalized, some 1e-4.
 
 The file: a line with its name and version, the length of the header (8 bytes, little endian), the header (JSON: what
-was run, and the file's measures) and its checksum, then one block a window, each with its checksum (xxh3-128).
+was run, and the file's measures) and its checksum, then one block per window, each with its checksum (xxh3-128).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Predictions:
 
         high, top = log_probs.max(1)
         low = torch.maximum(log_probs.min(1).values, high - _DEPTH)
-        # A row of equal values has no depth of its own.
+        # A row of equal values has no depth.
         depth = (high - low).clamp_min(torch.finfo(torch.float64).tiny)
         share = ((high[:, None] - log_probs) / depth[:, None]).clamp_(0, 1)
         steps = share.sqrt_().mul_(_STEPS).round_()

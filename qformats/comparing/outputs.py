@@ -34,7 +34,7 @@ def check_outputs(files: Mapping[str, Path]) -> None:
     ConfigError
         If two of them are one file.
     OutputError
-        If a file cannot be written, or is there and is no earlier report.
+        If a file cannot be written, or exists and is not an earlier report.
     """
     taken: dict[str, str] = {}
     for kind, path in files.items():

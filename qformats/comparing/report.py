@@ -166,7 +166,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class KLDivergence:
-    """Kullback-Leibler divergence of the model's next-token distribution from the base's, nats a token.
+    """Kullback-Leibler divergence of the model's next-token distribution from the base's, nats per token.
 
     Attributes
     ----------
@@ -261,11 +261,11 @@ class BehaviourChange:
     perplexity_difference, perplexity_ratio : Estimate
         The model's minus the base's, and the model's over the base's.
     log_ratio : Estimate
-        Logarithm of the ratio, nats a token.
+        Logarithm of the ratio, nats per token.
     correlation : float
         Of the two models' log-likelihoods, -1 to 1.
     kl : KLDivergence
-        Nats a token.
+        Nats per token.
     probability : ProbabilityChange
         Of the token that is really next.
     same_top : Estimate
@@ -492,7 +492,7 @@ class CompareReport:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
-        """A line a model, the base first; names of columns are paths such as ``behaviour.against.kl.mean.value``.
+        """One line per model, the base first; names of columns are paths such as ``behaviour.against.kl.mean.value``.
 
         What a model has many of (tensors, tokens, notes) is in the JSON only; what is not known is empty.
         """

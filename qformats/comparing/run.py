@@ -91,7 +91,7 @@ def compare(
     if settings.logits is not None:
         check_place(settings.logits)
         if settings.logits.exists():
-            # What is no file of predictions is refused before the work.
+            # A file without predictions is refused before the work begins.
             with LogitsReader(settings.logits):
                 pass
     with contextlib.ExitStack() as stack:

@@ -56,7 +56,7 @@ class Runs:
     options : mapping of str to str
         Of the loaders.
     progress : Progress
-        Is told how far the work is.
+        Receives progress reports.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class Runs:
                         runner, windows, reader, tokenizer, model.name, self._progress
                     )
         except (NonFiniteError, BackendUnavailableError) as error:
-            # One broken model is no reason to lose the others.
+            # One broken model must not cost the others.
             model.notes.append(f"Its behaviour is not known: {error}")
 
     def _loaded(self, model: Contestant) -> Runner | None:

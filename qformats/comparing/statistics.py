@@ -97,7 +97,7 @@ def behaviour_change(
         _root(ours.error**2 + theirs.error**2 - 2 * covariance * ours.value * theirs.value),
     )
     spread = after.error * before.error
-    # Losses that do not vary, or of one token, vary alike.
+    # Losses that do not vary, or of one token, are equal.
     correlation = covariance / spread if spread and math.isfinite(spread) else 1.0
     same = float(same_top.mean())
     against = BehaviourChange(

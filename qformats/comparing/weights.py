@@ -110,7 +110,7 @@ def compare_weights(
     threads : int
         Slices that are worked on at a time.
     progress : Progress
-        Is told how many stored bytes are read.
+        Receives the number of stored bytes read so far.
 
     Raises
     ------

@@ -52,7 +52,7 @@ def require_exact(
     workers : int
         Threads.
     progress : Progress
-        Is told how far the work is.
+        Receives progress reports.
     settled : mapping of int to str, optional
         What :func:`check_exact` has found already.
 

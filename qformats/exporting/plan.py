@@ -156,7 +156,7 @@ class Plan:
         """What the partial output is called after; targets with the same files share it, and so exclude each other."""
         name = self.target.name
         if len(self.layout.files) > 1 and not self.layout.folder:
-            # The files of a split model are named alike whether or not the target's name has the suffix.
+            # The files of a split model get the same names whether or not the target's name has the suffix.
             suffix = self.loader.suffix
             return name.removesuffix(suffix) + suffix
         return name
@@ -256,7 +256,7 @@ def make_plan(
     source : Checkpoint
         The model.
     target : Path
-        File or folder to make.
+        File or folder to write.
     recipe : Recipe
         What the user asked for.
     options : mapping of str to str

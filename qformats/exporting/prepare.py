@@ -101,7 +101,7 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     workspace : Path
         Where the quantizer may keep what it has finished.
     progress : Progress
-        Is told how far the work is.
+        Receives progress reports.
     """
     recipe = plan.recipe
     rounded = [_rounded(plan, index, progress) for index in range(len(plan.tensors))]

@@ -77,7 +77,7 @@ class Recipe:
         Raises
         ------
         ConfigError
-            If a rule is no regular expression, or decides no tensor.
+            If a rule is not a regular expression, or matches no tensor.
         ShapeError
             If neither a tensor's format nor the container's fallbacks can hold it.
         """

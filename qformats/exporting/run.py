@@ -66,7 +66,7 @@ def execute(
     require_exact : bool
         Refuse, before anything is written, if a value would change.
     progress : Progress, optional
-        Is told how far the work is.
+        Receives progress reports.
 
     Raises
     ------

@@ -181,7 +181,7 @@ def why_not(part: PackedTensor, packer: Packer) -> str:
         if packer.quantizes:
             packer.represent(part.unpack())
             return ""
-        # Plain numbers are compared as they are: of float64 a float32 is no witness.
+        # Plain numbers are compared as they are: a float32 does not represent a float64.
         before = part.dequantize() if part.packer.quantizes else next(iter(part.fields.values()))
         after = next(iter(packer.encode_reference(before).fields.values()))
     except NotExactError as error:

@@ -21,7 +21,7 @@ __all__ = ["Outline", "outline"]
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _MOST_LAYERS = 4096
-"""Each layer is built, if without memory: a number that is none must not take forever."""
+"""Each layer is built, if without memory: an absurd number must not take forever."""
 _EXPERTS = re.compile(r"(.*\bexperts)\.(\w+)")
 """Stacked experts, as Transformers holds them; on disk each is a matrix of its own."""
 

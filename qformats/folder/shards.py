@@ -211,7 +211,7 @@ def _foreign_global(path: Path) -> str:
     texts: list[str] = []
     try:
         with warnings.catch_warnings():
-            # In bytes that are no pickle, texts have escapes that Python warns of.
+            # In bytes that are not a pickle, strings have escapes that Python warns about.
             warnings.simplefilter("ignore")
             for operation, argument, _ in pickletools.genops(start):
                 if operation.name in ("GLOBAL", "STACK_GLOBAL"):

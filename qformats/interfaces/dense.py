@@ -42,7 +42,7 @@ class DensePacker(Packer):
         return {self.spec.fields[0].name: (tuple(shape), self.dense_dtype)}
 
     def row_step(self, shape: Sequence[int]) -> int:
-        """Every row is by itself."""
+        """Every row is separate."""
         return 1
 
     def dequantize(self, packed: PackedTensor) -> Tensor:

@@ -179,5 +179,5 @@ class Family(Guarded):
         return None
 
     def separate(self, packer: Packer, module: ModuleFields) -> frozenset[str]:
-        """Names among :meth:`suffixes` of tensors that are no part of this module's weight, such as its bias."""
+        """Names among :meth:`suffixes` of tensors that are not part of this module's weight, such as its bias."""
         return frozenset()

@@ -322,7 +322,7 @@ class Packer(Guarded):
         return self.pack(self.grid.quantize(dense))
 
     def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
-        """Packed tensor of fields as they lie in a folder.
+        """Packed tensor of fields as stored in a folder.
 
         A packer overrides it to check what shapes cannot tell, and to bring variants of storage into its own fields.
         """

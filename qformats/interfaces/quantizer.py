@@ -73,7 +73,7 @@ class Quantizer(Guarded, ABC):
             Folder for what is finished. A killed run finds it again, if nothing that decides the result has changed;
             after an export it is removed.
         progress : Progress
-            Is told how far the work is.
+            Receives progress reports.
 
         Returns
         -------

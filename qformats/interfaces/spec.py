@@ -113,12 +113,12 @@ class FieldSpec:
     dtype : str
         Short name of :mod:`qformats.numbers.dtypes`.
     unit : str
-        What one element means: ``"packed codes"``, ``"weight units a step"``.
+        What one element means: ``"packed codes"``, ``"weight units per step"``.
 
     Raises
     ------
     ConfigError
-        If a dimension is no expression in ``N`` and ``K``, or the dtype has no such name.
+        If a dimension is not an expression in ``N`` and ``K``, or the name of the dtype is unknown.
     """
 
     name: str

@@ -74,7 +74,7 @@ def _negatives(levels: Tensor) -> Tensor | None:
 
 
 def _agreeing(tops: list[Tensor], negative: Tensor) -> list[int] | None:
-    """Factors, one a dtype, at which levels of one sign can be paired so that top bits agree in every dtype.
+    """Factors, one per dtype, at which levels of one sign can be paired so that top bits agree in every dtype.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def make_codebook(levels: Tensor) -> Codebook:
     Parameters
     ----------
     levels : Tensor
-        float32, ``(16,)``, weight units a step.
+        float32, ``(16,)``, weight units per step.
 
     Returns
     -------

@@ -103,7 +103,7 @@ class DeviceWeight(NamedTuple):
     order : Tensor or None
         int32, ``(K,)``: device column ``k`` is canonical column ``order[k]``, where columns were reordered.
     form : DeviceForm
-        Everything that is no tensor.
+        Everything that is not a tensor.
     """
 
     planes: tuple[Tensor, ...]

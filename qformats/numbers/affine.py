@@ -26,7 +26,7 @@ class AffineGrid(Grid):
     block_size : int
         Columns that share their parameters; 0 for the whole row.
     kind : str
-        ``"symmetric"``: the zero point is fixed. ``"zero_point"``: an integer zero point a block.
+        ``"symmetric"``: the zero point is fixed. ``"zero_point"``: an integer zero point per block.
         ``"minimum"``: a float minimum a block.
     scale_dtype : str
         Dtype of the stored scale (and minimum).

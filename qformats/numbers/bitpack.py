@@ -48,7 +48,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     Raises
     ------
     ConfigError
-        If `bits` is not a known width, `codes` are no integers, or a code does not fit its width.
+        If `bits` is not a known width, `codes` are not integers, or a code does not fit its width.
     """
     import torch
 

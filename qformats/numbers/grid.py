@@ -33,7 +33,7 @@ class GridParams:
     Attributes
     ----------
     scale : Tensor
-        Weight units a step, one value a block, ``(rows of blocks, columns of blocks)``.
+        Weight units per step, one value per block, ``(rows of blocks, columns of blocks)``.
     zero_point : Tensor, optional
         Integer code that stands for zero, shape of `scale`.
     minimum : Tensor, optional
@@ -70,7 +70,7 @@ class Grid(Guarded, ABC):
     block_size: int
     """Columns of a block; 0 for the whole row."""
     flat: bool = False
-    """Whether blocks run over the flattened tensor, where a row is no whole number of them; the last may be short."""
+    """Whether blocks run over the flattened tensor, where a row is not a whole number of them; the last may be short."""
     scale_dtype: str
     reordered: bool = False
     """Whether columns may lie in other blocks than their neighbours (``g_idx``)."""
@@ -96,7 +96,7 @@ class Grid(Guarded, ABC):
         Raises
         ------
         ShapeError
-            If a row is no whole number of blocks.
+            If a row is not a whole number of blocks.
         """
         shape = tuple(weight.shape)
         if len(shape) != 2 or not shape[1] or shape[1] % self.columns(weight):

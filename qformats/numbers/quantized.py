@@ -18,7 +18,7 @@ __all__ = ["QuantizedTensor", "expand_blocks"]
 def expand_blocks(
     values: Tensor, shape: tuple[int, int], block_size: tuple[int, int], g_idx: Tensor | None = None
 ) -> Tensor:
-    """Repeat one value a block over the elements of its block.
+    """Repeat one value per block over the elements of its block.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class QuantizedTensor:
     codes : Tensor
         uint8, int8 or int16, ``(N, K)``; dimensionless.
     scale : Tensor
-        float16 or float32, weight units a step; one value a block: ``(ceil(N / block rows),
+        float16 or float32, weight units per step; one value per block: ``(ceil(N / block rows),
         ceil(K / block columns))``, or ``(number of blocks,)`` for flat blocks.
     block_size : tuple of int
         ``(rows, columns)`` of a block; ``(0, b)`` means blocks of `b` elements over the flattened tensor.
@@ -79,7 +79,7 @@ class QuantizedTensor:
     ShapeError
         If a part has another shape than the codes and the block size demand.
     ConfigError
-        If codes are no integers, a block has no size, or `g_idx` names a block that is not there.
+        If codes are not integers, a block has no size, or `g_idx` names a block that is not there.
     """
 
     codes: Tensor

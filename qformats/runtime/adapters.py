@@ -64,7 +64,7 @@ def updates_of(model: Any) -> dict[str, Update]:
     Raises
     ------
     ConfigError
-        If there are none, or some are no plain sum.
+        If there are none, or some are not a plain sum.
     """
     try:
         from peft import PeftModel

@@ -82,7 +82,7 @@ class QformatsQuantizer(HfQuantizer):
         Raises
         ------
         ConfigError
-            If layers shall stay on disk, or there is no format to quantize into.
+            If layers are to stay on disk, or there is no format to quantize into.
         """
         if isinstance(device_map, Mapping) and "disk" in device_map.values():
             raise ConfigError("device_map", "disk", "GPUs or cpu: packed weights cannot be offloaded to disk")

@@ -50,7 +50,7 @@ def size_label(parameters: int) -> str:
 class Architecture:
     """One model as a GGUF architecture.
 
-    Made by `from_config` on the way to GGUF and by `from_metadata` on the way back; afterwards both are
+    Made by `from_config` on the way to GGUF and by `from_metadata` on the way back; the results are
     the same thing.
 
     Attributes
@@ -63,7 +63,7 @@ class Architecture:
     source : str
         File the model comes from, for messages.
     ignored : tuple of Problem
-        What was given up because of ``force=True``; ``str(problem)`` is a warning to show.
+        What was lost because of ``force=True``; ``str(problem)`` is a warning to show.
     """
 
     row: Row
@@ -82,11 +82,11 @@ class Architecture:
         config : mapping
             Contents of ``config.json``, of any Transformers version.
         override : str, optional
-            GGUF architecture to use whatever the model type (``--arch``).
+            GGUF architecture to use whatever the model type is (``--arch``).
         source : str
             File name for messages.
         force : bool
-            Go on where llama.cpp computes something else than Transformers; see `ignored`.
+            Go on if llama.cpp computes something different from Transformers; see `ignored`.
 
         Raises
         ------
@@ -125,12 +125,12 @@ class Architecture:
         source : str
             File name for messages.
         force : bool
-            Go on where Transformers computes something else than llama.cpp; see `ignored`.
+            Go on if Transformers computes something different from llama.cpp; see `ignored`.
 
         Raises
         ------
         UnsupportedModelError
-            If the architecture is not in the table, or metadata says what no configuration can.
+            If the architecture is not in the table, or no configuration can express its metadata.
         CheckpointError
             If metadata is missing or contradicts itself.
         """
@@ -223,7 +223,7 @@ class Architecture:
         Raises
         ------
         CheckpointError
-            If there are more blocks than names: no use to list them.
+            If there are more blocks than names: listing them would be useless.
         """
         there = {part for name in names for part in self.row.separate(name)}
         if self.block_count > len(there):
@@ -249,7 +249,7 @@ class Architecture:
             )
 
     def check_shape(self, mapping: TensorMapping, shape: tuple[int, ...], name: str) -> None:
-        """Raise `CheckpointError` if the tensor `name` has another shape than the configuration says."""
+        """Raise `CheckpointError` if the tensor `name` does not have the shape that the configuration gives."""
         if shape != mapping.shape:
             raise CheckpointError(
                 self.source,
@@ -269,7 +269,7 @@ class Architecture:
         parameters : int, optional
             Number of weights, for ``general.size_label``.
         license : str, optional
-            SPDX id, where it is known.
+            SPDX id, if known.
         """
         prefix = self.arch + "."
         metadata: Metadata = {
@@ -325,7 +325,7 @@ class Architecture:
                 self.source, f"block {block}", f"blocks 0 to {self.block_count - 1}", tensor=canonical
             )
         permute = Permute(int(self.config[rule.permute])) if rule.permute else None
-        # Flags are whole numbers too, and no dimension is made of them.
+        # Flags are whole numbers too, but never dimensions.
         sizes = {k: v for k, v in self.config.items() if isinstance(v, int) and not isinstance(v, bool)}
         dims = rule.shape[:1] if suffix == ".bias" else rule.shape
         try:

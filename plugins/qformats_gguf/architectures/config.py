@@ -1,4 +1,4 @@
-"""From ``config.json`` to a configuration with nothing implied, and from metadata back to one."""
+"""From ``config.json`` to a configuration with every key explicit, and from metadata back to one."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _size(config: Config, key: str, source: str) -> int:
 
 
 def limits(config: Config, row: Row, model: HFModel) -> list[Problem]:
-    """List what llama.cpp would compute in another way than Transformers."""
+    """List what llama.cpp would compute differently from Transformers."""
     found = [
         Problem(limit.key, config[limit.key], tuple(map(str, limit.allowed)), limit.reason)
         for limit in row.limits
@@ -85,7 +85,7 @@ def restore(
     extra: Mapping[str, np.ndarray],
     source: str,
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """Give the configuration of the model in a GGUF file, and the keys that it cannot express.
+    """Configuration of the model in a GGUF file, and the keys that it cannot express.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def _vocabulary(metadata: Metadata, prefix: str, source: str) -> int:
 
 
 def _flags(row: Row, names: Collection[str]) -> dict[str, bool]:
-    """Tell configuration switches by the tensors that exist only for one of their positions."""
+    """Infer configuration switches from tensors that exist only for one of their values."""
     flags: dict[str, bool] = {}
     for rule in row.tensors:
         for suffix in (".weight", ".bias"):

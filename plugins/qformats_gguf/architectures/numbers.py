@@ -20,9 +20,9 @@ def config_number(value: Any, key: str, source: str, *, whole: bool = False, zer
     Parameters
     ----------
     whole : bool
-        It must be an integer that u32 holds.
+        It must be an integer that fits u32.
     zero : bool
-        Zero will do.
+        Zero is allowed too.
     """
     good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not good or not _in_range(value, 2**32 if whole else math.inf, zero):

@@ -1,6 +1,6 @@
-"""The table: which Hugging Face models are which GGUF architecture, tensor by tensor and key by key.
+"""The table that maps Hugging Face models to GGUF architectures, tensor by tensor and key by key.
 
-A further architecture is a further row. Canonical names are those of Transformers' model classes; weights
+Adding an architecture is adding a row. Canonical names are those of Transformers' model classes; weights
 are ``[out_features, in_features]`` (the Conv1D weights of GPT-2 arrive transposed, so no row transposes).
 
 Source: ggml-org/llama.cpp:conversion/{base,llama,qwen,gpt2,chatglm}.py,
@@ -281,7 +281,7 @@ _QWEN3 = Row(
 )
 
 # ChatGLM2, ChatGLM3 and GLM-4-9B; not GLM-4-0414 (model type glm4), which has more norms. Rows of q and k stay
-# as they are: Transformers too rotates neighbours here. Of a native checkpoint, upstream's converter writes
+# as they are: Transformers too rotates neighbours here. For a native checkpoint, upstream's converter writes
 # hidden_size as the context and 1e-5 as the epsilon, whatever the configuration says.
 _CHATGLM = Row(
     arch="chatglm",

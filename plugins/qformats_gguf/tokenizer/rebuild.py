@@ -66,7 +66,7 @@ def from_gguf(
     CheckpointError
         If the metadata is incomplete or contradicts itself.
     UnsupportedModelError
-        If the tokenizer is of another kind than byte-level BPE or SentencePiece BPE, or cuts text in a way
+        If the tokenizer is of another kind than byte-level BPE or SentencePiece BPE, or splits text in a way
         that tokenizer.json cannot express.
     """
     file = source or "GGUF metadata"
@@ -131,7 +131,7 @@ def from_gguf(
 
 
 def _row(metadata: Metadata, pre: str | None, file: str) -> PreTokenizer:
-    # Files older than the key name none; the loader then assumes this.
+    # Files older than the key do not name one; the loader then assumes this.
     found = pre or (
         _text(metadata, "tokenizer.ggml.pre", file) if "tokenizer.ggml.pre" in metadata else DEFAULT
     )
@@ -288,7 +288,7 @@ def _strings(metadata: Metadata, key: str, file: str) -> list[str]:
 
 def _tokens(metadata: Metadata, file: str) -> list[str]:
     tokens = _strings(metadata, "tokenizer.ggml.tokens", file)
-    # llama.cpp names empty tokens so.
+    # llama.cpp's name for empty tokens.
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
     if not tokens:
         raise CheckpointError(file, "tokenizer.ggml.tokens is empty", "a vocabulary")

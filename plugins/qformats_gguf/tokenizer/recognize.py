@@ -1,4 +1,4 @@
-r"""Which name llama.cpp has for the way a tokenizer.json cuts text.
+r"""llama.cpp's name for the way a tokenizer.json splits text.
 
 Definitions are compared by structure after equivalent spellings are made equal: nested sequences, ``Digits``
 and ``Split``, ByteLevel's built-in expression and the same one written out, the many ways to write the
@@ -153,7 +153,7 @@ def choose(
     ignore_merges : bool
         What tokenizer.json says.
     prefer : iterable of str
-        Names that the rest of the model speaks for (its ``model_type``), best first.
+        Names that the rest of the model suggests (its ``model_type``), best first.
     hashed : callable
         llama.cpp's own name of the vocabulary, None if it has none. Called only when it decides.
     merges_reach_all : callable

@@ -1,4 +1,4 @@
-"""Rank folders: GLM-130B and SwissArmyTransformer checkpoints, one file a rank of tensor parallelism."""
+"""Rank folders: GLM-130B and SwissArmyTransformer checkpoints, one file per rank of tensor parallelism."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RankFolder(Loader):
     )
 
     def accepts(self, packer: Packer) -> bool:
-        """Packed weights with one scale a row, and plain numbers."""
+        """Packed weights with one scale per row, and plain numbers."""
         return super().accepts(packer) or packer.dense_dtype in ("f16", "bf16", "f32")
 
     def detect(self, path: Path) -> bool:
@@ -92,7 +92,7 @@ class RankFolder(Loader):
         target: Path,
         options: Mapping[str, str],
     ) -> Layout:
-        """A file a rank, ``latest``, and ``model_config.json`` where the source has one."""
+        """One file per rank, ``latest``, and ``model_config.json`` where the source has one."""
         from qformats_glm.ranks.checkpoint import MODEL_CONFIG, RankCheckpoint, rank_file
 
         ranks = _ranks(source, options)

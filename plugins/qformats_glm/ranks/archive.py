@@ -109,7 +109,7 @@ class RankFile:
         return found
 
     def _refuse(self, magic: bytes) -> NoReturn:
-        """Say what a file is that is no archive."""
+        """Say what a file is, if not an archive."""
         if not magic:
             raise CheckpointError(self.path, "is empty", hint=_AGAIN)
         hint = "files of torch before 1.6: load and save them once with a newer torch"

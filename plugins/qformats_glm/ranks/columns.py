@@ -21,7 +21,7 @@ __all__ = ["cut_columns", "join_columns"]
 def join_columns(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
     """The parts of a row-parallel weight, beside each other.
 
-    Quantized parts with the same scales become a tensor with one scale a row, and others one with a scale for each
+    Quantized parts with the same scales become a tensor with one scale per row, and others one with a scale for each
     part (``-tp{p}``): either way no value changes. The scales are compared now, since the format depends on them.
 
     Parameters

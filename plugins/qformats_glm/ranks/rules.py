@@ -249,7 +249,7 @@ def positive(options: Mapping[str, str], name: str) -> int | None:
     Raises
     ------
     ConfigError
-        If it is no whole number of 1 or more.
+        If it is not a whole number of 1 or more.
     """
     text = options.get(name)
     if text is None:

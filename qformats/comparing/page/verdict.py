@@ -18,7 +18,7 @@ __all__ = ["GRADES", "Standing", "Verdict", "behaviour_change", "judge", "weight
 
 @dataclass(frozen=True)
 class Grade:
-    """A word for a mean KL divergence below `limit`, nats a token; `key` is its CSS class."""
+    """A word for a mean KL divergence below `limit`, nats per token; `key` is its CSS class."""
 
     limit: float
     word: str
@@ -83,7 +83,7 @@ def weight_cost(model: ModelResult) -> float | None:
 
 def _divergence(model: ModelResult) -> float | None:
     change = behaviour_change(model)
-    # Not a number is no order; what diverges without bound is worst.
+    # NaN has no order; what diverges without bound is worst.
     return None if change is None or math.isnan(change.kl.mean.value) else change.kl.mean.value
 
 
@@ -93,7 +93,7 @@ def _same_numbers(model: ModelResult) -> bool:
 
 def _grade(model: ModelResult) -> Grade | None:
     divergence = _divergence(model)
-    # Equal tensors are no proof where a model has others besides: what was predicted has a say.
+    # Equal tensors prove nothing if the model has others: predictions count too.
     if _same_numbers(model) and (divergence is None or divergence < GRADES[0].limit):
         return _EXACT
     if divergence is None:
