@@ -244,7 +244,7 @@ class NotExactError(QFormatsError, ValueError):
     Parameters
     ----------
     reason : str
-        What does not fit, as a clause: ``"levels -8 to 8 need 17 codes and there are 16"``.
+        What does not fit, as a clause: ``"levels -8 to 8 need 17 codes, but there are only 16"``.
     """
 
     def __init__(self, reason: str) -> None:

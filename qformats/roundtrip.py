@@ -1,4 +1,4 @@
-"""One tensor there and back: quantize, pack, unpack, dequantize."""
+"""Round trips of one tensor: quantize, pack, unpack, dequantize."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def packer(format: str) -> Packer:
     Raises
     ------
     UnknownFormatError
-        If nothing installed answers to the name.
+        If nothing installed provides the name.
 
     Examples
     --------
@@ -56,7 +56,7 @@ def quantize(
     format : str
         ``family:variant`` whose grid is used.
     quantizer : str
-        How codes are chosen; ``"rtn"`` is the format's own reference rule.
+        Method that chooses codes; ``"rtn"`` is the format's own reference rule.
     quantizer_options : mapping of str to str, optional
         Options of the quantizer.
 

@@ -20,7 +20,7 @@ DEMO = "demo"
 """Name of the small model that comes with the package; write ``./demo`` for a folder of that name."""
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
 _PATIENCE = 10.0
-"""Seconds that the hub has for its first answer."""
+"""Seconds to wait for the hub's first answer."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
@@ -38,12 +38,12 @@ def open_model(model: str | PathLike[str], options: Mapping[str, str]) -> Checkp
 
 
 def outline_model(model: str | PathLike[str], options: Mapping[str, str]) -> Checkpoint:
-    """Open a model, or only its configuration where there is nothing else: a config.json, or a folder without weights.
+    """Open a model, or only its configuration if there is nothing else: a config.json, or a folder without weights.
 
     Raises
     ------
     CheckpointError, UnsupportedModelError
-        If the configuration describes no known model.
+        If the configuration does not describe a known model.
     """
     path, name = _locate(model)
     config = path / "config.json" if path.is_dir() else path
@@ -81,7 +81,7 @@ def _locate(model: str | PathLike[str]) -> tuple[Path, str]:
             resolved = path.resolve()
             return path, resolved.stem if resolved.is_file() else resolved.name
     except (OSError, RuntimeError, ValueError) as error:
-        # No permission, a name that is too long, or the home of nobody.
+        # No permission, a name that is too long, or an unknown user's home.
         raise ModelNotFoundError(text, f"cannot be a file or folder ({error})", hint) from error
     found = _HUB_ID.fullmatch(text) if isinstance(model, str) and not text.startswith(".") else None
     if found is not None and (found[2] is None or found[2].endswith(_suffixes())):
@@ -129,7 +129,7 @@ def _download(model: str, repository: str, file: str | None) -> Path:
     unreached: Exception | None = None
     names: list[str] = []
     try:
-        # Downloads retry for minutes; that a hub does not answer shows here.
+        # Downloads retry for minutes; an unreachable hub shows here.
         info = HfApi().model_info(repository, timeout=_PATIENCE)
         names = [sibling.rfilename for sibling in info.siblings or []]
     except HfHubHTTPError as error:

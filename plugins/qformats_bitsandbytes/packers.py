@@ -311,7 +311,7 @@ class FourBitPacker(_BnBPacker):
 
 
 def _at_best(answer: tuple[Answer, str], condition: str) -> tuple[Answer, str]:
-    """The answer, or that it depends on the data if it was always."""
+    """The answer, with "always" lowered to "needs the data"."""
     return (Answer.DATA, condition) if answer[0] is Answer.ALWAYS else answer
 
 

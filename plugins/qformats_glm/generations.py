@@ -3,7 +3,7 @@
 Three generations share one number format and differ in everything else:
 
 =============  ===========================  ====================================================
-generation     told by                      models
+generation     recognised by                models
 =============  ===========================  ====================================================
 GLM-130B       ``model_type: glm-130b``     GLM-130B; its checkpoints have no config.json
 ChatGLM-6B     ``inner_hidden_size``        ChatGLM-6B and its int4, int8 and int4-qe repositories

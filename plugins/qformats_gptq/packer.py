@@ -46,7 +46,7 @@ class Reading:
     version : str or None
         ``checkpoint_format``; ``None``: as this packer writes them.
     labelled : bool
-        Whether the folder says so; else the weights are asked.
+        Whether the folder says so; otherwise the weights decide.
     zeros : str
         One of :data:`~qformats_gptq.zeros.CONVENTIONS`.
     group_size : int or None
@@ -176,7 +176,7 @@ class GPTQPacker(Packer):
             elif self.bits < 8 and self._told_by_weights(kept) != version:
                 warnings.warn(
                     f"GPTQ weights are far from zero on average with zero points stored as "
-                    f"checkpoint_format {version!r} says; they are read so all the same (to read them "
+                    f"checkpoint_format {version!r} says; they are still read so (to read them "
                     "otherwise, use the option quantization-config)",
                     UserWarning,
                     stacklevel=2,

@@ -1,4 +1,4 @@
-"""Quantizers that need nothing but the weight."""
+"""Quantizers that need only the weight."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class FinishedBlocks:
     Parameters
     ----------
     folder : Path
-        Where they lie. Blocks of another calibration are removed.
+        Where to store them. Blocks of another calibration are removed.
     identity : str
         What decides the result.
 
@@ -66,7 +66,7 @@ class FinishedBlocks:
         return block
 
     def write(self, block: int, tensors: Mapping[str, PackedTensor]) -> None:
-        """Put a block on disk, all of it or nothing.
+        """Write a block to disk, all of it or nothing.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Quantizing a model block by block, each layer by what reaches it."""
+"""Quantizing a model block by block, each layer by its inputs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Rounded:
-    """What became of a layer.
+    """Result of a layer.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class Rounded:
 
 
 Round = Callable[[Sequence[Layer], Moments, Callable[[str], None]], Iterator[Rounded]]
-"""Quantizes layers that have the same input; the third argument tells the user something."""
+"""Quantizes layers that have the same input; the third argument shows the user a notice."""
 
 
 def calibrate(
@@ -201,7 +201,7 @@ class _Run:
         return ReplacedTensors(self.source, replaced)
 
     def _check(self, skeleton: Skeleton) -> None:
-        """Refuse what would be left out silently."""
+        """Refuse tensors that would be skipped silently."""
         linears = {
             skeleton.name(number, f"{local}.weight")
             for number in range(len(skeleton.blocks))
@@ -230,7 +230,7 @@ class _Run:
         return json.dumps(state, sort_keys=True)
 
     def tell(self, text: str) -> None:
-        """Tell the user something, once."""
+        """Show the user a notice, once."""
         if text not in self._told:
             self._told.add(text)
             self.progress.notice(text)
@@ -329,7 +329,7 @@ class _Block:
         Raises
         ------
         ConfigError
-            If data reaches some of them not at all.
+            If data does not reach all of them.
         """
         linears = self.skeleton.linears(self.number)
         wanted = [local for local in linears if self._name(local) in self.run.formats]
@@ -351,7 +351,7 @@ class _Block:
         return self.skeleton.name(self.number, f"{local}.weight")
 
     def _gather(self, group: Sequence[str], *, advance: bool) -> Moments:
-        """Statistics of what reaches layers with the same input.
+        """Statistics of the input that layers share.
 
         Parameters
         ----------
@@ -415,7 +415,7 @@ class _Block:
         return replace(packed, fields={**packed.fields, **fixed})
 
     def _assign(self, name: str, packed: PackedTensor) -> None:
-        """Let the block compute with what is stored."""
+        """Make the block compute with the stored weights."""
         weight = packed.dequantize()
         local = name.removeprefix(self.skeleton.name(self.number, "")).removesuffix(".weight")
         self.skeleton.assign(self.module.get_submodule(local), "weight", weight, name)

@@ -1,4 +1,4 @@
-"""What a user may say about a calibration."""
+"""Settings of a calibration."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Settings:
     activation_memory : int
         Bytes of hidden states that are kept in memory.
     log : Path or None
-        File for a line of JSON a layer.
+        File for one line of JSON per layer.
     """
 
     calibration: str = ""
@@ -81,7 +81,7 @@ class Settings:
 
     @classmethod
     def parse(cls, options: Mapping[str, str]) -> Settings:
-        """Read options as users write them; those of others are left alone.
+        """Read options as users write them; other options are ignored.
 
         Raises
         ------

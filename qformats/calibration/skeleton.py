@@ -1,4 +1,4 @@
-"""A Transformers model whose weights are not there, but can be loaded module by module."""
+"""A Transformers model without weights, which can be loaded module by module."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Skeleton:
 
         stored = self._source.tensors[name]
         values = torch.empty(stored.shape, dtype=dtype or torch.float32)
-        # In slices: as float32, and while it is looked at, a weight is several times as large as it is stored.
+        # In slices: as float32, and while it is checked, a weight is several times as large as when stored.
         step = stored.rows
         if stored.step:
             step = max(1, _SLICE // max(1, stored.numel // stored.rows) // stored.step) * stored.step
@@ -156,14 +156,14 @@ class Skeleton:
         module._parameters[key] = _parameter(weight.to(self.device, self.dtype))
 
     def batches(self, tokens: Tensor, size: int) -> Iterator[tuple[Tensor, list[dict[str, Any]]]]:
-        """What the blocks are called with.
+        """Arguments that the blocks are called with.
 
         Parameters
         ----------
         tokens : Tensor
             int64, ``(pieces, tokens of a piece)``.
         size : int
-            Pieces a batch.
+            Pieces per batch.
 
         Yields
         ------
@@ -180,7 +180,7 @@ class Skeleton:
             yield states, known[count]
 
     def _record(self, batch: Tensor, *, every: bool) -> tuple[Tensor, list[dict[str, Any]] | None]:
-        """Run the model up to its blocks; past them too, the first one for real, to see what each is called with."""
+        """Run the model up to its blocks, and past them (only the first for real), to record their arguments."""
         hidden: list[Tensor] = []
         arguments: list[dict[str, Any]] = []
         original = [block.forward for block in self.blocks]
@@ -223,7 +223,7 @@ class Skeleton:
 
 
 class _SeenEnoughError(Exception):
-    """Ends a run of which the rest is not needed."""
+    """Ends a run whose rest is not needed."""
 
 
 def _positional(forward: Any) -> list[str]:

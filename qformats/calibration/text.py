@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["calibration_text", "sample_tokens"]
 
 _LONGEST = 2048
-"""Tokens of a piece, where the model takes more and the user does not ask for more."""
+"""Tokens of a piece, if the model takes more and the user does not ask for more."""
 _CHARACTERS = 32
-"""Characters a token that are tokenized at most: a large corpus is not tokenized whole."""
+"""Most characters per token to tokenize: a large corpus is not tokenized whole."""
 
 
 def calibration_text(name: str, characters: int) -> str:
@@ -32,7 +32,7 @@ def calibration_text(name: str, characters: int) -> str:
         A text file; a ``.jsonl`` file whose objects have a ``text``; or ``owner/name`` of a data set with such a
         column.
     characters : int
-        How much is wanted of a data set.
+        How much of a data set is needed.
 
     Raises
     ------

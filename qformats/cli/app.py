@@ -1,4 +1,4 @@
-"""The program: its commands, and what becomes of errors."""
+"""The program: its commands, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, in a shape that typer lets through; its text says what became of the target."""
+    """Ctrl-C or SIGTERM, in a shape that typer lets through; its text says what happened to the target."""
 
 
 class Program(TyperGroup):
@@ -54,7 +54,7 @@ class Program(TyperGroup):
         return found
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Name the commands of plugins below our own; what they do, their own help tells: that needs no import here."""
+        """List plugins' commands below our own; their own help describes them, so nothing is imported here."""
         known = ", ".join(sorted(commands()))
         if known and _PLUGINS not in str(self.epilog):
             self.epilog = f"{_PLUGINS}: {known} (qformats NAME --help).\n\n{self.epilog}"
@@ -113,7 +113,7 @@ def run() -> None:
     """Run the program, and turn every expected error into one line and an exit code."""
     warnings.showwarning = _warn
     for stream in (sys.stdout, sys.stderr):
-        # A file name or a tensor name may hold what the terminal's encoding does not.
+        # File names and tensor names may hold characters that the terminal's encoding lacks.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -143,7 +143,7 @@ def _told(error: OSError) -> str:
     """One sentence about an error of the operating system, which may name no file."""
     file = "" if error.filename is None else f"{error.filename}: "
     told = error.strerror or " ".join(str(error).split()) or type(error).__name__
-    # Python says so where it found no folder that takes a temporary file.
+    # Python's message if no folder accepts a temporary file.
     no_room = error.errno in _FULL or "temporary directory" in told
     hint = ". Free some space, or set TMPDIR to a folder with room for temporary files" if no_room else ""
     return f"{file}{told}{hint}"

@@ -1,6 +1,6 @@
-"""What commands are made of, those of plugins too: shared options, and an export carried out as they say.
+"""What commands, including plugins', are made of: shared options, and an export that follows them.
 
-A plugin names its commands in the entry-point group ``qformats.commands``; each is a function as typer takes it.
+A plugin names its commands in the entry-point group ``qformats.commands``; each is a typer function.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def export_as_told(
     workers: int | None = None,
     json: bool = False,
 ) -> None:
-    """Export a model, or show the plan of an export, and print what became of it.
+    """Export a model, or show the plan of an export, and print the result.
 
     Parameters
     ----------

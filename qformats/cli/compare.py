@@ -28,7 +28,7 @@ _HUGE = 1e6
 _MUCH = 10
 """Relative errors above it too."""
 _NONE = "-"
-"""Stands where there is no number."""
+"""Shown instead of a number that does not exist."""
 _PAIRS = 4
 """Sentences on shared tensors; the files have the others."""
 
@@ -279,7 +279,7 @@ def _shared(pair: IdenticalTensors) -> str:
 
 
 def _together(pairs: Sequence[IdenticalTensors]) -> list[str]:
-    """Names of models every two of which are one of these pairs, as few lists as a simple search finds."""
+    """Names of models that all form such pairs with each other, in as few lists as a simple search finds."""
     left = {(pair.first, pair.second): None for pair in pairs}
     found = []
     while left:

@@ -1,4 +1,4 @@
-"""What all commands print with: tables on standard output, progress on standard error."""
+"""Output of all commands: tables on standard output, progress on standard error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def print_json(data: Any) -> None:
 
 
 def _jsonable(data: Any) -> Any:
-    """The same data where JSON has a word for it, and text where it has none (NaN, paths)."""
+    """The same data if JSON can express it, and text otherwise (NaN, paths)."""
     if isinstance(data, Mapping):
         return {str(key): _jsonable(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

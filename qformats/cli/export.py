@@ -67,7 +67,7 @@ def export(
     """Write a model in another format.
 
     The target appears only when all of it is written, checked and synced. A killed export goes on where it
-    stopped when the same command is given again.
+    stopped when the same command is run again.
     """
     import qformats
     from qformats.cli.declared import given
@@ -83,7 +83,7 @@ def export(
     declared = given(context)
     options = pairs("option", option) | declared.loader
     name = f"{format}:{type}" if type else format
-    # A misspelt format is told before a model is fetched.
+    # A misspelt format is reported before a model is fetched.
     qformats.packer(name)
     export_as_told(
         qformats.open(model, options=options),

@@ -1,4 +1,4 @@
-"""``qformats generate``: let a model write, from whatever format it is in."""
+"""``qformats generate``: let a model in any format write text."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _run(
 
 
 def _sampling(temperature: float, top_p: float | None) -> dict[str, Any]:
-    """How tokens are chosen, as Transformers calls it."""
+    """How to choose tokens, in Transformers' terms."""
     from qformats.errors import ConfigError
 
     if temperature:
@@ -202,7 +202,7 @@ def _ids(tokenizer: Any, prompt: str, config: Any, *, chat: bool) -> list[int]:
 
 
 def _room(config: Any, used: int, wanted: int) -> int:
-    """How many tokens can be made before the model's context is full."""
+    """How many tokens fit before the model's context is full."""
     from qformats.errors import ConfigError, Described
     from qformats.runtime.context import context_limit
 
@@ -219,7 +219,7 @@ def _generate(model: Any, ids: Sequence[int], count: int, sampling: dict[str, An
     from transformers import GenerationConfig
 
     given = model.generation_config
-    # What makes a text end is the model's; how tokens are chosen is said on the command line alone.
+    # The model decides what ends a text; only the command line decides how tokens are chosen.
     ends = given.eos_token_id if given.eos_token_id is not None else model.config.eos_token_id
     last = ends[0] if isinstance(ends, list) else ends
     config: Any = GenerationConfig
@@ -236,7 +236,7 @@ def _generate(model: Any, ids: Sequence[int], count: int, sampling: dict[str, An
 
 
 class _Pieces:
-    """Turns ids into text while they come, and tells how fast they come; Transformers calls it a streamer.
+    """Turns ids into text as they arrive, and measures their speed; a streamer in Transformers' terms.
 
     Parameters
     ----------
@@ -265,7 +265,7 @@ class _Pieces:
 
     @property
     def ids(self) -> list[int]:
-        """Ids that were made."""
+        """Ids generated so far."""
         return self._all[self._prompt :]
 
     @property
@@ -307,7 +307,7 @@ class _Pieces:
         self._told = self._decode(self._all[self._from :])
 
     def end(self) -> None:
-        """Give what is left, complete or not."""
+        """Write what is left, complete or not."""
         text = self._decode(self._all[self._from :])
         if len(text) > len(self._told):
             self._tell(text)

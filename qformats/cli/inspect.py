@@ -1,4 +1,4 @@
-"""``qformats inspect``: what a model on disk is."""
+"""``qformats inspect``: describe a model on disk."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 _SHOWN_ITEMS = 8
-"""Elements of a list that are shown in the table."""
+"""How many elements of a list the table shows."""
 _SHOWN = 160
-"""Characters of a metadata value that are shown in the table."""
+"""How many characters of a metadata value the table shows."""
 
 
 def inspect(

@@ -1,4 +1,4 @@
-"""What an export prints: its plan, or what became of the model."""
+"""What an export prints: its plan, or its result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def print_plan(report: ExportReport) -> None:
     from qformats.cli.console import console, plain, size, table
 
     out = console()
-    # Whether values change is a question where the source is quantized; plain numbers always are rounded.
+    # Whether values change matters only if the source is quantized; plain numbers are always rounded.
     quantized = any(tensor.action in ("transcoded", "requantized") for tensor in report.tensors)
     exact = ["unchanged"] if quantized else []
     rows = table("tensor", "shape", "from", "to", "bytes", *exact, right=("bytes", "shape"))
@@ -92,7 +92,7 @@ def _needs_us(target: Path) -> bool:
 
 
 def _print_notes(out: Console, report: ExportReport, every: bool) -> None:
-    """Why tensors got another type than the one asked for, the usual reasons only with `every`."""
+    """Why tensors got a type other than the requested one; the usual reasons only with `every`."""
     from qformats.cli.console import plain
 
     noted: dict[tuple[str, str], list[str]] = {}

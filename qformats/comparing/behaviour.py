@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["alone", "behaviour", "predict"]
 
 _CHUNK = 1 << 22
-"""Logits that are turned into float64 at a time."""
+"""How many logits are converted to float64 at a time."""
 _LEAST = -16.0
-"""Nats: tokens that the base finds less likely than that do not count in a divergence."""
+"""Nats: tokens that the base finds less likely than this do not count in a divergence."""
 _WORST = 20
 _TOP = 5
 _BEFORE = 200
@@ -49,7 +49,7 @@ class _Change:
 def predict(
     runner: Runner, windows: Windows, writer: LogitsWriter, name: str, progress: Progress
 ) -> NDArray[np.float64]:
-    """Run the base over the text and write down what it predicts.
+    """Run the base over the text and record its predictions.
 
     Returns
     -------
@@ -147,7 +147,7 @@ def _run(
 
 
 def _targets(ids: NDArray[np.int64], windows: Windows, runner: Runner) -> Tensor:
-    """Ids of the tokens that are really next at the scored positions."""
+    """Ids of the actual next tokens at the scored positions."""
     import torch
 
     return torch.from_numpy(ids[windows.first + 1 :]).to(runner.device)

@@ -1,4 +1,4 @@
-"""A model of the comparison, and what has become known of it."""
+"""A model of the comparison, and what is known about it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Contestant:
     quantizer : str
         Of a format that is tried; empty for models in files.
     notes : list of str
-        What is to be known about its numbers, in sentences.
+        Notes about its numbers, in sentences.
     behaviour, speed
         Results so far.
     """

@@ -1,12 +1,12 @@
-"""What the base predicts, kept in a file: 16 bits a token of the vocabulary, read and checked window by window.
+"""The base's predictions, kept in a file: 16 bits per token of the vocabulary, read and checked by window.
 
 A row holds the natural logarithms of the next token's probabilities. It is stored as its highest value, its depth, and
-for each token how far it lies below the highest, as the square root of its share of the depth: finer steps for likelier
+for each token how far it is below the highest, as the square root of its share of the depth: finer steps for likelier
 tokens. What statistics need exactly is stored beside it. When read, a row is normalized again: then the divergence of a
-model from itself is half the variance of the rounding, some 1e-9 nats; of a row that is not normalized, some 1e-4.
+model from itself is half the variance of the rounding, about 1e-9 nats; without normalizing, about 1e-4.
 
 The file: a line with its name and version, the length of the header (8 bytes, little endian), the header (JSON: what
-was run, and the file's measures) and its checksum, then one block per window, each with its checksum (xxh3-128).
+was run, and the file's dimensions) and its checksum, then one block per window, each with its checksum (xxh3-128).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Predictions:
     ----------
     rows : ndarray
         float64, ``(R, 4)``: highest log-probability, depth (nats from the highest to the lowest), log-probability of
-        the token that is really next, and id of the most probable token.
+        the actual next token, and id of the most probable token.
     steps : ndarray
         uint16, ``(R, V)``: 65535 times the square root of the share of the depth at which each token lies.
     """
@@ -66,7 +66,7 @@ class Predictions:
         log_probs : Tensor
             float64, ``(R, V)``; may hold minus infinity.
         targets : Tensor
-            int64, ``(R,)``: ids of the tokens that are really next.
+            int64, ``(R,)``: ids of the actual next tokens.
         """
         import torch
 
@@ -82,7 +82,7 @@ class Predictions:
 
     @property
     def loss(self) -> NDArray[np.float64]:
-        """Negative log-likelihood of the tokens that are really next, ``(R,)``, nats."""
+        """Negative log-likelihood of the actual next tokens, ``(R,)``, nats."""
         return -self.rows[:, 2]
 
     def log_probs(self, start: int, stop: int, device: torch.device) -> Tensor:
@@ -198,12 +198,12 @@ class LogitsReader:
     Parameters
     ----------
     path : Path
-        File that a :class:`LogitsWriter` has made.
+        File written by a :class:`LogitsWriter`.
 
     Raises
     ------
     CheckpointError
-        If it is none, or damaged.
+        If it is not one, or damaged.
     """
 
     def __init__(self, path: Path) -> None:

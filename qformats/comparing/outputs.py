@@ -1,4 +1,4 @@
-"""Where the files of a report may go: not onto each other, and in place of earlier reports only."""
+"""Where the files of a report may go: not onto each other, and only in place of earlier reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qformats.errors import ConfigError, OutputError
 __all__ = ["check_outputs"]
 
 _HEAD = 1 << 12
-"""Bytes in which a report shows what it is."""
+"""Bytes by which a report can be recognised."""
 _BEGINS = {
     "json": '{\n  "base": {\n    "name": ',
     "csv": "name,path,format,formats,container,tried,quantizer,",

@@ -182,7 +182,7 @@ class KLDivergence:
 
 @dataclass(frozen=True)
 class ProbabilityChange:
-    """Probability of the token that is really next, the model's minus the base's; from -1 to 1.
+    """Probability of the actual next token, the model's minus the base's; from -1 to 1.
 
     Attributes
     ----------
@@ -232,7 +232,7 @@ class TokenChange:
     before : str
         Text before it, at most 200 characters.
     token : str
-        The token that is really next.
+        The actual next token.
     kl : float
         Kullback-Leibler divergence here, nats.
     p_base, p_model : float
@@ -267,7 +267,7 @@ class BehaviourChange:
     kl : KLDivergence
         Nats per token.
     probability : ProbabilityChange
-        Of the token that is really next.
+        Of the actual next token.
     same_top : Estimate
         Share of positions where both models have the same most probable token, 0 to 1.
     kl_histogram : Histogram
@@ -289,7 +289,7 @@ class BehaviourChange:
 
 @dataclass(frozen=True)
 class BehaviourResult:
-    """What a model makes of the text.
+    """What a model predicts for the text.
 
     Attributes
     ----------
@@ -365,7 +365,7 @@ class ModelResult:
     speed : SpeedResult or None
         ``None`` if not asked for, and where the model cannot be run.
     notes : tuple of str
-        What is to be known about these numbers, in sentences.
+        Notes about these numbers, in sentences.
     """
 
     name: str
@@ -440,7 +440,7 @@ class CompareReport:
     Attributes
     ----------
     base : ModelResult
-        What all others are measured against.
+        The model that all others are measured against.
     models : tuple of ModelResult
         The others, in the order in which they were named; tried formats last.
     text : TextUsed or None
@@ -450,7 +450,7 @@ class CompareReport:
     identical : tuple of IdenticalTensors
         For every two models that share a tensor, the base included.
     notes : tuple of str
-        What is to be known about the comparison, in sentences.
+        Notes about the comparison, in sentences.
     version : str
         Of qformats.
     """

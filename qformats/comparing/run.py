@@ -32,7 +32,7 @@ __all__ = ["Settings", "compare"]
 _FEW = 100
 """Scored tokens below which statistics say little."""
 _PLAIN = "rtn"
-"""The quantizer that goes without saying."""
+"""The default quantizer."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Settings:
     text : str or None
         File that behaviour is measured on, or ``"demo"``; ``None`` for weights only.
     window : int
-        Tokens of a window.
+        Tokens per window.
     windows : int or None
         Windows at most, from the beginning of the text.
     logits : Path or None
@@ -54,7 +54,7 @@ class Settings:
     device : str or None
         Where models run; a GPU if there is one.
     dtype : str
-        What models compute in.
+        Dtype that models compute in.
     workers : int or None
         Threads that compare weights.
     options : mapping of str to str
@@ -138,12 +138,12 @@ def compare(
 def _tried(
     base: Checkpoint, recipe: Recipe, options: Mapping[str, str], progress: Progress
 ) -> Iterator[Checkpoint]:
-    """The base in another format; it lies in no file under anybody's name."""
+    """The base in another format; it is not in any named file."""
     from qformats.exporting.on_read import quantized_on_read
 
     with quantized_on_read(base, recipe, options, progress) as found:
         if isinstance(found, ReplacedTensors):
-            # As if it were on disk in this format: that it is not is told elsewhere.
+            # As if it were on disk in this format; that it is not is reported elsewhere.
             tensors = {name: replace(tensor, origin=None) for name, tensor in found.tensors.items()}
             found = ReplacedTensors(found, tensors)
         yield found

@@ -53,7 +53,7 @@ class Runner:
 
     @contextlib.contextmanager
     def reported(self) -> Iterator[None]:
-        """Turn what goes wrong while the model runs into one sentence.
+        """Turn errors while the model runs into one sentence.
 
         Raises
         ------
@@ -93,7 +93,7 @@ class Runner:
         import torch
 
         batch = torch.from_numpy(ids)[None].to(self.device)
-        # The head is the largest matrix of small models: it is spared what is not scored.
+        # The head is the largest matrix of small models: it computes only what is scored.
         keep = {"logits_to_keep": count} if self._keeps else {}
         with torch.inference_mode():
             found: Tensor = self.model(input_ids=batch, use_cache=False, **keep).logits[0, -count:]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Runs"]
 
 _IDS = 256
-"""Tokens to time a model with where there is no text."""
+"""Tokens to time a model with if there is no text."""
 
 
 class Runs:
@@ -128,9 +128,9 @@ class Runs:
         return True
 
     def _identity(self, base: Checkpoint, windows: Windows) -> dict[str, Any]:
-        """What decides the base's predictions; files are known by name, size and time of change."""
+        """What decides the base's predictions; files are identified by name, size and time of change."""
         state = base.fingerprint or fingerprint(base.files)
-        # Some options say what the files do not tell, such as the order of rows.
+        # Some options say what the files do not, such as the order of rows.
         loaders = (each for each in registry().loaders() if each.name == base.container)
         decisive = {option.name for each in loaders for option in each.options if option.decides}
         return {
@@ -231,6 +231,6 @@ class Runs:
         return runner
 
     def _ids(self, runner: Runner) -> Any:
-        """Something to read, of tokens that the model knows."""
+        """A text to read, of tokens that the model knows."""
         ids = np.arange(_IDS, dtype=np.int64) if self._windows is None else self._windows.ids[0]
         return ids % runner.vocabulary

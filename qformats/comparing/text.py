@@ -36,7 +36,7 @@ def read_text(name: str) -> tuple[str, str]:
     Raises
     ------
     CheckpointError
-        If the file cannot be read, or is no UTF-8 text.
+        If the file cannot be read, or is not UTF-8 text.
     """
     if name == DEMO:
         file = files("qformats").joinpath("demo", "heldout.txt")
@@ -79,12 +79,12 @@ class Tokenizer:
         return list(found["input_ids"])
 
     def text(self, ids: Sequence[int]) -> str:
-        """Text of ids; bytes that are no UTF-8 become U+FFFD."""
+        """Text of ids; bytes that are not UTF-8 become U+FFFD."""
         return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     @property
     def beginning(self) -> int | None:
-        """The id that stands before every text, if there is one."""
+        """The id that precedes every text, if there is one."""
         plain, special = self.ids("a"), self.ids("a", special=True)
         return special[0] if special[1 : 1 + len(plain)] == plain and special != plain else None
 
@@ -115,11 +115,11 @@ class Windows:
 
     @property
     def scored(self) -> int:
-        """Positions a window that are scored; the last one predicts a token of the next window."""
+        """Scored positions per window; the last one predicts a token of the next window."""
         return self.text.window_length - 1 - self.first
 
     def difference(self, tokenizer: Tokenizer) -> int | None:
-        """First token of the windows that another tokenizer makes another one of; ``None`` if there is none."""
+        """First token of the windows that another tokenizer reads differently; ``None`` if there is none."""
         import numpy as np
 
         count, length = self.ids.shape
@@ -156,9 +156,9 @@ def windows_of(
     tokenizer : Tokenizer
         The base's.
     length : int
-        Tokens of a window.
+        Tokens per window.
     most : int, optional
-        Windows at most, from the beginning of the text; all by default.
+        Most windows to use, from the beginning of the text; all by default.
     takes : int, optional
         Tokens that the model takes.
 

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["WeightsOutcome", "compare_weights", "position"]
 
 _TASK = 1 << 21
-"""Weights that a thread takes at a time: enough to hide what handing them over costs."""
+"""Weights that a thread takes at a time: enough to hide the cost of handing them over."""
 _SLICE = 1 << 19
 """Weights that are decoded and compared at a time: they stay in the caches."""
 _IN_FLIGHT = 1 << 23
-"""Weights that are worked on together; a tensor that cannot be sliced may have more and is then alone."""
+"""Weights in progress at once; a tensor that cannot be sliced may have more and is then alone."""
 _FREED = 1 << 26
-"""Weights after which freed memory is given back: a C library that keeps it keeps more the larger the model is."""
+"""Weights after which freed memory is returned: a C library that keeps it keeps more for larger models."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class WeightsOutcome:
     Attributes
     ----------
     results : tuple of WeightsResult or None
-        A model each, without the base; ``None`` for one that shares no tensor with it.
+        One per model, without the base; ``None`` for one that shares no tensor with it.
     identical : tuple of IdenticalTensors
         For every two models that share a tensor.
     notes : tuple of tuple of str
-        A model each, without the base: tensors that could not be compared, in sentences.
+        One per model, without the base: tensors that could not be compared, in sentences.
     """
 
     results: tuple[WeightsResult | None, ...]
@@ -58,7 +58,7 @@ class WeightsOutcome:
 
 @dataclass
 class _Tally:
-    """What slices of one tensor of one model have told."""
+    """Results from slices of one tensor of one model."""
 
     bytes_digest: list[bytes] = field(default_factory=list)
     values_digest: list[bytes] = field(default_factory=list)
@@ -124,7 +124,7 @@ def compare_weights(
     tallies = {(i, name): _Tally() for name, users in shared.items() for i in users}
     pieces = list(_pieces(checkpoints, shared))
     progress.start("comparing weights", sum(piece.nbytes for piece in pieces))
-    # Values are looked at for their own sake only where two models, none of them the base, may share them.
+    # Values need a digest only if two models other than the base may share them.
     digest_values = len(models) > 2
 
     def work(piece: _Piece) -> _Found:
@@ -223,7 +223,7 @@ def _left_out(errors: Sequence[WeightsError]) -> tuple[str, ...]:
 
 
 def _pieces(models: Sequence[Checkpoint], shared: Mapping[str, list[int]]) -> Iterator[_Piece]:
-    """Slices in the order in which the base lies on disk."""
+    """Slices in the order of the base on disk."""
     base = models[0]
     order = sorted(shared, key=lambda name: (str(base.tensors[name].file), base.tensors[name].offset))
     for name in order:
@@ -256,7 +256,7 @@ def _compared(
         base: Tensor | None = None
         for k, tensor in enumerate(tensors):
             part = tensor.read(start, stop)
-            # Bytes are looked at for their own sake only where they may be those of another model.
+            # Bytes need a digest only if another model may have the same ones.
             if encodings[_encoding(tensor)] > 1:
                 _digest(raw[k], part)
             values = _values(part)
@@ -309,7 +309,7 @@ def _digest(digest: Any, part: PackedTensor) -> None:
 
 
 def _digest_values(digest: Any, values: Tensor) -> None:
-    """Take in numbers so that all formats of the same ones give the same digest: -0 equals +0."""
+    """Add numbers to a digest so that all formats of the same numbers give the same one: -0 equals +0."""
     digest.update((values.float() + 0.0).contiguous().numpy().data)
 
 

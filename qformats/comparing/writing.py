@@ -18,7 +18,7 @@ def check_place(path: Path) -> None:
     Raises
     ------
     OutputError
-        If `path` is a folder, or lies in none.
+        If `path` is a folder, or is not in one.
     """
     if path.is_dir():
         raise OutputError(path, "is a folder", "Name a file")
@@ -38,7 +38,7 @@ def put_in_place(partial: Path, file: IO[bytes], path: Path) -> None:
     """Sync and close a file that :func:`open_beside` has made, and give it its name."""
     file.flush()
     os.fsync(file.fileno())
-    # It was made for this user alone, and becomes what any new file would be.
+    # It was created for this user only, and gets the permissions of any new file.
     mask = os.umask(0)
     os.umask(mask)
     os.fchmod(file.fileno(), 0o666 & ~mask)

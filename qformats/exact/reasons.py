@@ -16,7 +16,7 @@ FLOAT_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def levels_need(low: int, high: int, grid: AffineGrid | TableGrid) -> str:
-    """Say that levels `low` to `high` are not on a grid of equal steps."""
+    """Clause saying that levels `low` to `high` are not on a grid of equal steps."""
     needed = high - low + 1
     if needed > grid.levels or not (isinstance(grid, AffineGrid) and grid.kind == "symmetric"):
         return f"levels {low} to {high} need {needed} codes, but there are only {grid.levels}"
@@ -24,7 +24,7 @@ def levels_need(low: int, high: int, grid: AffineGrid | TableGrid) -> str:
 
 
 def explain(run: Run, source: Source, grid: AffineGrid | TableGrid) -> str:
-    """Say why the block in `run` was refused: by the rule it breaks first, in the source's own terms."""
+    """Why the block in `run` was refused: the first rule it breaks, in the source's own terms."""
     values = run.values()
     _, counts = distinct_values(values + 0.0)
     steps = set(run.scale[0].abs().tolist())

@@ -44,7 +44,7 @@ __all__ = [
 Result = TypeVar("Result")
 
 SLICE_WEIGHTS = 1 << 22
-"""Weights a slice: small enough for the second-level caches of a few workers, large enough to hide overheads."""
+"""Weights per slice: small enough for the second-level caches of a few workers, large enough to hide overheads."""
 
 _BUG = "The packer contradicts its own descriptor: report it to its authors"
 
@@ -60,7 +60,7 @@ class Slice:
 
 
 def slices_of(plan: Plan) -> list[Slice]:
-    """Cut a plan into slices, in the order in which the source lies on disk."""
+    """Cut a plan into slices, in the order of the source on disk."""
     order = sorted(
         range(len(plan.tensors)),
         key=lambda i: (
@@ -304,12 +304,12 @@ def _convert(plan: Plan, piece: Slice, files: OutputFiles, check: SelfCheck) -> 
 def encode(
     tensor: TensorPlan, part: PackedTensor, quantizer: Quantizer, start: int
 ) -> tuple[PackedTensor, Measure | None]:
-    """Do with a slice of a tensor what the plan says.
+    """Do what the plan says with a slice of a tensor.
 
     Parameters
     ----------
     tensor : TensorPlan
-        What becomes of the tensor.
+        What is done with the tensor.
     part : PackedTensor
         Some of its rows, as the source stores them.
     quantizer : Quantizer
@@ -320,8 +320,8 @@ def encode(
     Returns
     -------
     tuple of PackedTensor and (Measure or None)
-        The slice in its new format, without the fields that follow from the whole tensor; and what became of its
-        values, where a quantized format took the place of another one.
+        The slice in its new format, without the fields that follow from the whole tensor; and how its
+        values changed, if one quantized format replaced another.
 
     Raises
     ------

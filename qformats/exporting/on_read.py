@@ -69,7 +69,7 @@ def quantized_on_read(
             plan = prepare(plan, work, progress)
         converted = {}
         for tensor in plan.tensors:
-            # The container may want the rows in another order, which does not change how they are quantized. Nothing is measured.
+            # The container may want the rows in another order; they are quantized the same. Nothing is measured.
             own = plan.source.tensors.get(tensor.source.name)
             if own is None:
                 # What the container stores of the configuration.

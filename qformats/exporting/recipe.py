@@ -20,14 +20,14 @@ __all__ = ["Recipe"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the user asked for.
+    """What the user requested.
 
     Attributes
     ----------
     format : str
         ``family:variant``, or a family.
     quantizer : str
-        How codes are chosen.
+        Method that chooses codes.
     tensor_types : tuple of (str, str)
         Regular expression and variant; the first that is found in a tensor's name, and whose type can hold the
         tensor if the container wants to keep it, wins. So ``attn=q4_0`` quantizes the attention's matrices and
@@ -37,7 +37,7 @@ class Recipe:
     pure : bool
         Leave out the container's own mix.
     container : str or None
-        Loader that writes the output, where it is not the usual one.
+        Loader that writes the output, if not the usual one.
     quantizer_options : tuple of (str, str)
         Options of the quantizer.
     """
@@ -52,7 +52,7 @@ class Recipe:
     quantizer_options: tuple[tuple[str, str], ...] = ()
 
     def loader(self, source: Checkpoint) -> Loader:
-        """Loader that writes the output: the one asked for, else the source's own if it is at home there.
+        """Loader that writes the output: the requested one, or else the source's own if the format belongs to it.
 
         Raises
         ------
@@ -105,7 +105,7 @@ class Recipe:
 
     @staticmethod
     def _useless(pattern: str, drafts: Sequence[Draft]) -> ConfigError:
-        """Why a rule decides nothing: a typing mistake, an earlier rule, or tensors that are never quantized."""
+        """Why a rule has no effect: a typing mistake, an earlier rule, or tensors that are never quantized."""
         matched = [d for d in drafts if _matches(re.compile(pattern), d)]
         if not matched:
             example = next((d.name for d in drafts if d.keep is None), drafts[0].name)
@@ -187,7 +187,7 @@ def _is_packed(tensor: StoredTensor) -> bool:
 
 
 def _staying_plain(draft: Draft, loader: Loader) -> Draft:
-    """A draft that keeps its plain numbers: where a model is quantized, whoever did it left them out on purpose."""
+    """A draft that keeps its plain numbers: in a quantized model they were left out on purpose."""
     plain = draft.source.stored_packer.dense_dtype
     if draft.keep is not None or plain not in FLOATS:
         return draft
@@ -207,7 +207,7 @@ def _decodable(assignment: Assignment) -> Assignment:
 
 
 def _oriented(assignment: Assignment) -> Assignment:
-    """Transpose a matrix that the container stores so while it is plain numbers."""
+    """Transpose a matrix that the container stores transposed as plain numbers."""
     draft = assignment.draft
     if not draft.dense_transposed or assignment.packer.quantizes:
         return assignment

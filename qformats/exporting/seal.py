@@ -37,7 +37,7 @@ _OF_MODELS = (
     ),
     *("modeling_*.py", "configuration_*.py", "tokenization_*.py", "LICENSE*", "NOTICE*", ".gitattributes"),
 )
-"""What lies in folders of models; a folder with anything else in it is never replaced as a whole."""
+"""What folders of models contain; a folder with anything else in it is never replaced as a whole."""
 _OF_TRAINING = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "training_args.bin", "trainer_state.json")
 """A folder with one of these is a training run's, to be continued: no other program can make it again."""
 _READ_AHEAD = 1 << 30
@@ -133,7 +133,7 @@ def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
     Raises
     ------
     OutputError
-        If the disk gives back something else than was written.
+        If the disk returns anything other than what was written.
     """
     with bounded(
         lambda span: files.match([span]), spans, workers, weight=lambda span: span.nbytes, limit=_READ_AHEAD
@@ -148,7 +148,7 @@ def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
 
 
 def finish(plan: Plan, files: OutputFiles) -> list[Span]:
-    """Let the container write what only the written weights can tell; the checksums of that.
+    """Let the container write what depends on the written weights; returns the checksums of that.
 
     Raises
     ------
@@ -204,7 +204,7 @@ def seal(
             os.fsync(file.fileno())
         sync_folder(journal.files)
         with uninterrupted():
-            # Once more: filling takes long, and somebody else may have put something there meanwhile.
+            # Again: filling takes long, and something may have been put there meanwhile.
             check_target(plan, force)
             journal.place(_moves(plan, journal))
             sync_folder(plan.target.parent)

@@ -1,6 +1,6 @@
 """Cheap insurance: the first rows of every tensor that is written are unpacked again and compared with their codes.
 
-A plugin whose `pack` and `unpack` contradict each other would otherwise write files that hold something else than the
+A plugin whose `pack` and `unpack` contradict each other would otherwise write files that hold something other than the
 model, without any error.
 """
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["SelfCheck"]
 
 _WEIGHTS = 1 << 16
-"""Weights that are looked at of a tensor: some milliseconds, where a whole slice takes a hundred."""
+"""Weights checked per tensor: a few milliseconds, where a whole slice takes a hundred."""
 _BUG = "The plugin contradicts itself: report it to its authors"
 
 
 class SelfCheck:
-    """Looks at the first rows of each tensor of one export.
+    """Checks the first rows of each tensor of one export.
 
-    Formats that can be packed only as a whole are looked at once for each shape: for them there are no first rows.
+    Formats that can be packed only as a whole are checked once per shape: they have no first rows.
     """
 
     def __init__(self) -> None:
@@ -44,12 +44,12 @@ class SelfCheck:
         quantizer: Quantizer,
         measure: Measure | None,
     ) -> None:
-        """Compare what was packed of a tensor's first slice with what it unpacks to.
+        """Compare a tensor's packed first slice with what it unpacks to.
 
         Parameters
         ----------
         tensor : TensorPlan
-            What became of the tensor.
+            What was done with the tensor.
         part : PackedTensor
             The slice as the source stores it.
         packed : PackedTensor
@@ -57,7 +57,7 @@ class SelfCheck:
         quantizer : Quantizer
             Chose the codes of plain numbers.
         measure : Measure or None
-            What became of quantized ones.
+            How quantized ones changed.
 
         Raises
         ------

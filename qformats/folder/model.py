@@ -64,7 +64,7 @@ class FolderCheckpoint(Checkpoint):
     path : Path
         The folder.
     quantized : (Family, Packer), optional
-        Quantized format of the folder, where config.json has no ``quantization_config`` that tells it.
+        Quantized format of the folder, if config.json has no ``quantization_config`` that gives it.
     declared : mapping, optional
         Entries that the ``quantization_config`` lacks, or has wrong.
 

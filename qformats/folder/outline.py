@@ -40,7 +40,7 @@ class Outline(Checkpoint):
     dtype : str
         Short name of their dtype.
     container : str
-        Loader whose models look so.
+        Loader of such models.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ class SafetensorsShard(Shard):
         self._mapped: Any = None
         self._views: dict[str, Tensor] = {}
         try:
-            # The library says "no such file" whatever keeps it from opening one.
+            # The library says "no such file" whatever prevents it from opening one.
             refuse_pointer(path)
             # Headers are read without torch, which takes a second to import.
             self._header: Any = safe_open(path, "numpy")
@@ -89,7 +89,7 @@ class SafetensorsShard(Shard):
 
             self._mapped = safe_open(self.path, "pt")
         if name not in self._views:
-            # Making a view takes the library half a millisecond, and slices of one tensor ask for it again and again.
+            # Making a view takes the library half a millisecond, and slices of one tensor need it again and again.
             self._views[name] = self._mapped.get_tensor(name)
         return self._views[name]
 
@@ -125,7 +125,7 @@ class BinShard(Shard):
                 if not zipped:
                     BinShard._resident = None
                 with warnings.catch_warnings():
-                    # Of pickles that it does not read, torch asks for a report; the error says what they are.
+                    # For pickles that it does not read, torch asks for a report; the error says what they are.
                     warnings.simplefilter("ignore")
                     state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped)
             except FileNotFoundError as error:
@@ -178,7 +178,7 @@ class BinShard(Shard):
 
 
 def unpickling_error(path: Path, error: Exception, expected: str, instead: str) -> CheckpointError:
-    """Why torch did not load a file; of its own advice (to load it unsafely) nothing is repeated.
+    """Why torch did not load a file, without its own advice (to load it unsafely).
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def unpickling_error(path: Path, error: Exception, expected: str, instead: str) 
     expected : str
         What the file should hold.
     instead : str
-        What to do about a file that wants code to run.
+        What to do about a file that would run code.
     """
     reason = " ".join(str(error).split())
     reason = reason.split("from a trusted source.")[-1].split("Check the documentation")[0].strip()
@@ -221,7 +221,7 @@ def _foreign_global(path: Path) -> str:
                 elif isinstance(argument, str):
                     texts.append(argument)
     except (ValueError, IndexError, OverflowError):
-        # No pickle, or a longer one: whatever it is, this much of it calls nothing.
+        # Not a pickle, or a longer one: in any case, this much of it calls nothing.
         return ""
     return ""
 

@@ -62,18 +62,18 @@ def lay_out_folder(
     default : Packer
         Format of the export; gives ``quantization_config``.
     max_shard_size : int
-        Bytes of tensors a shard may hold; a single larger tensor gets a shard of its own.
+        Bytes of tensors that a shard may hold; a single larger tensor gets its own shard.
     config : mapping, optional
-        config.json, where it is not the source's own with the new dtype and ``quantization_config``.
+        config.json, if not the source's own with the new dtype and ``quantization_config``.
     extra_files : mapping of str to bytes, optional
         More files of the folder, by name.
 
     Raises
     ------
     ConfigError
-        If there is another quantized format than `default` among them.
+        If there is a quantized format other than `default` among them.
     ShapeError
-        If a shape could not be told from the stored fields again.
+        If the stored fields would not determine a shape.
     """
     for assignment in assignments:
         packer = assignment.packer
@@ -117,7 +117,7 @@ def _fields(index: int, assignment: Assignment) -> list[_Field]:
     module = draft.name.removesuffix(".weight")
     stored = packer.stored(draft.source.shape)
     if not registry().family(packer).locates:
-        # Nothing but the shapes of the fields will tell the shape of the weight.
+        # Only the shapes of the fields will tell the shape of the weight.
         told = packer.weight_shape(stored)
         if told != tuple(draft.source.shape):
             expected = f"one that {packer.name}'s fields determine; they would give {told}"

@@ -43,12 +43,12 @@ class Checkpoint(ABC):
     @property
     @abstractmethod
     def architecture(self) -> str:
-        """Name of the architecture, as the container has it (``llama``)."""
+        """Name of the architecture in the container (``llama``)."""
 
     @property
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Configuration as Transformers' ``config.json`` has it."""
+        """Configuration in the form of Transformers' ``config.json``."""
 
     @abstractmethod
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -91,14 +91,14 @@ class Checkpoint(ABC):
 
 
 class ReplacedTensors(Checkpoint):
-    """A model of which some tensors are others than in its files: quantized already, or with something added.
+    """A model with some tensors different from those in its files: quantized already, or with something added.
 
     Parameters
     ----------
     source : Checkpoint
         The model as it is.
     replaced : mapping of str to StoredTensor
-        Tensors that stand for the source's, by canonical name.
+        Tensors that replace the source's, by canonical name.
     """
 
     def __init__(self, source: Checkpoint, replaced: Mapping[str, StoredTensor]) -> None:
@@ -109,24 +109,24 @@ class ReplacedTensors(Checkpoint):
 
     @property
     def architecture(self) -> str:
-        """As the source has it."""
+        """The source's."""
         return self.source.architecture
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """As the source has it."""
+        """The source's."""
         return self.source.config
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """As the source has them."""
+        """The source's."""
         return self.source.tokenizer_files()
 
     @property
     def files(self) -> list[Path]:
-        """The source's: what was made of them follows from them."""
+        """The source's: everything else follows from them."""
         return self.source.files
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """As the source has it."""
+        """The source's."""
         return self.source.metadata

@@ -68,7 +68,7 @@ class Packer(Guarded):
 
     role = "format"
     container: ClassVar[str] = "huggingface"
-    """Name of the loader that writes this format unless another one is asked for."""
+    """Name of the loader that writes this format unless another is requested."""
 
     spec: FormatSpec
     """Descriptor: stored fields, sizes, support level."""
@@ -102,7 +102,7 @@ class Packer(Guarded):
         """Whether what is stored in this format can be decoded; copying is always possible."""
         return True
 
-    # What a shape tells.
+    # Shapes.
 
     def veto(self, shape: Sequence[int]) -> str | None:
         """Why a tensor of this shape cannot be stored here, or ``None`` if it can.
@@ -138,7 +138,7 @@ class Packer(Guarded):
         return sum(math.prod(dims) * SIZES[dtype] for dims, dtype in self.stored(shape).values())
 
     def checked(self, packed: PackedTensor) -> PackedTensor:
-        """Refuse a packed tensor whose fields are not those of its shape; else give it back.
+        """Refuse a packed tensor whose fields are not those of its shape; otherwise return it.
 
         Raises
         ------
@@ -190,7 +190,7 @@ class Packer(Guarded):
     def row_step(self, shape: Sequence[int]) -> int:
         """How finely a tensor can be cut into ranges of rows.
 
-        Ranges whose ends are multiples of the answer (or the last row) can be packed by themselves, and lie in every
+        Ranges whose ends are multiples of the answer (or the last row) can be packed separately, and lie in every
         field as a range of bytes. 0 stands for the whole tensor only. By default every row is a range if each
         field's first dimension is ``N``.
         """
@@ -221,7 +221,7 @@ class Packer(Guarded):
         return "f32"
 
     def row_packer(self, shape: Sequence[int]) -> Packer | None:
-        """Format of the same values in which rows can be put into another order; ``None`` if blocks straddle them.
+        """Format of the same values whose rows can be reordered; ``None`` if blocks straddle them.
 
         It is this one unless something is stored for several rows together.
         """
@@ -324,7 +324,7 @@ class Packer(Guarded):
     def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
         """Packed tensor of fields as stored in a folder.
 
-        A packer overrides it to check what shapes cannot tell, and to bring variants of storage into its own fields.
+        A packer overrides it to check what shapes cannot tell, and to convert variants of storage into its own fields.
         """
         return PackedTensor(self, shape, fields)
 
@@ -376,7 +376,7 @@ class PackedTensor:
 
 
 def _spelled(tensor: Tensor) -> str:
-    """Short name of a tensor's dtype; torch's own where there is none."""
+    """Short name of a tensor's dtype; torch's own if there is none."""
     try:
         return dtype_name(tensor.dtype)
     except ConfigError:

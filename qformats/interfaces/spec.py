@@ -215,6 +215,6 @@ class FormatSpec:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits a weight over a large tensor, scales included."""
+        """Bits per weight of a large tensor, including scales."""
         rows, columns = 4096, 4096
         return self.nbytes(rows, columns) * 8 / (rows * columns)

@@ -32,7 +32,7 @@ FUSED_ROWS = 256
 
 
 class Tiles(NamedTuple):
-    """Shape of the programs of a fused linear; what it was chosen from lies in the benchmarks.
+    """Shape of the programs of a fused linear; the benchmarks show the choices.
 
     Attributes
     ----------

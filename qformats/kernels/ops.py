@@ -152,7 +152,7 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None = None) -> Tenso
     Parameters
     ----------
     x : Tensor
-        float16, bfloat16 or float32, ``(..., K)``; its gradient is ``grad @ W``, with W decoded once more.
+        float16, bfloat16 or float32, ``(..., K)``; its gradient is ``grad @ W``, with W decoded again.
     weight : DeviceWeight
         ``(N, K)``, on the device of `x`; it has no gradient.
     bias : Tensor, optional

@@ -27,7 +27,7 @@ class AffineGrid(Grid):
         Columns that share their parameters; 0 for the whole row.
     kind : str
         ``"symmetric"``: the zero point is fixed. ``"zero_point"``: an integer zero point per block.
-        ``"minimum"``: a float minimum a block.
+        ``"minimum"``: a float minimum per block.
     scale_dtype : str
         Dtype of the stored scale (and minimum).
     zero : int or None

@@ -79,7 +79,7 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     bits : int
         One of :data:`WIDTHS`.
     count : int
-        Codes a row, ``K``.
+        Codes per row, ``K``.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     Raises
     ------
     ShapeError
-        If a row has another length than `count` codes need.
+        If a row does not have the length that `count` codes need.
     ConfigError
         If `bits` is not a known width or `packed` is not uint8.
     """

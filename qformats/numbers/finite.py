@@ -1,4 +1,4 @@
-"""Weights that are finite, and still too large for a format."""
+"""Weights that are finite but too large for a format."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Grids: which numbers a block of a format can represent, and how parameters and codes are chosen.
 
 :class:`~qformats.numbers.AffineGrid` and :class:`~qformats.numbers.TableGrid` give every method from data alone. A
-format whose upstream writer has a rule of its own (a signed maximum, a double rounding) overrides
+format whose upstream writer has its own rule (a signed maximum, a double rounding) overrides
 :meth:`Grid.reference` and inherits the rest.
 """
 
@@ -64,16 +64,16 @@ class Grid(Guarded, ABC):
         "storable",
     )
     independent: ClassVar[bool] = True
-    """Whether the parameters of a block leave those of others free; not so where scales are quantized together."""
+    """Whether the parameters of blocks are independent; they are not if scales are quantized together."""
 
     levels: int
     block_size: int
     """Columns of a block; 0 for the whole row."""
     flat: bool = False
-    """Whether blocks run over the flattened tensor, where a row is not a whole number of them; the last may be short."""
+    """Whether blocks run over the flattened tensor if a row is not a whole number of them; the last may be short."""
     scale_dtype: str
     reordered: bool = False
-    """Whether columns may lie in other blocks than their neighbours (``g_idx``)."""
+    """Whether columns may lie in different blocks from their neighbours (``g_idx``)."""
 
     def _check(self) -> None:
         if self.block_size < 0:
@@ -86,12 +86,12 @@ class Grid(Guarded, ABC):
         return self.block_size or int(weight.shape[1])
 
     def block_of(self, weight: Tensor) -> tuple[int, int]:
-        """``(rows, columns)`` of a block of this weight, as :class:`~qformats.QuantizedTensor` has it."""
+        """``(rows, columns)`` of a block of this weight, as in :class:`~qformats.QuantizedTensor`."""
         columns = self.columns(weight)
         return (0, columns) if self.flat and weight.shape[1] % columns else (1, columns)
 
     def blocks(self, weight: Tensor) -> Tensor:
-        """View `weight` as ``(N, blocks a row, columns of a block)``.
+        """View `weight` as ``(N, blocks per row, columns of a block)``.
 
         Raises
         ------
@@ -136,7 +136,7 @@ class Grid(Guarded, ABC):
         return self.quantized(codes, params).dequantize()
 
     def project(self, params: GridParams) -> GridParams:
-        """Nearest storable parameters to ones that a quantizer found by itself."""
+        """Storable parameters nearest to ones that a quantizer found."""
         return replace(params, scale=self.storable(params.scale))
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:

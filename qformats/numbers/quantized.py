@@ -77,7 +77,7 @@ class QuantizedTensor:
     Raises
     ------
     ShapeError
-        If a part has another shape than the codes and the block size demand.
+        If the shape of a part does not match the codes and the block size.
     ConfigError
         If codes are not integers, a block has no size, or `g_idx` names a block that is not there.
     """
@@ -192,7 +192,7 @@ class QuantizedTensor:
         )
 
     def to(self, device: torch.device | str) -> Self:
-        """The same tensor on another device; what a subclass adds to it stays where it is."""
+        """The same tensor on another device; what a subclass adds stays where it is."""
         moved = copy(self)
         for part in ("codes", "scale", "zero_point", "minimum", "codebook", "g_idx"):
             value = getattr(self, part)

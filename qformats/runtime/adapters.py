@@ -90,7 +90,7 @@ def updates_of(model: Any) -> dict[str, Update]:
 
 
 def _refuse_disabled(model: Any) -> None:
-    """Refuse to add what does not run."""
+    """Refuse adapters that are disabled."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules()):
@@ -99,7 +99,7 @@ def _refuse_disabled(model: Any) -> None:
 
 
 def _layers(model: Any) -> Iterator[tuple[str, Update]]:
-    """Adapted layers below a model, by the names of their weights."""
+    """Adapted layers within a model, by the names of their weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 

@@ -1,4 +1,4 @@
-"""A Transformers model of a checkpoint's configuration, before there are any weights."""
+"""A Transformers model for a checkpoint's configuration, still without weights."""
 
 from __future__ import annotations
 

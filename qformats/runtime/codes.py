@@ -1,4 +1,4 @@
-"""The codes of a weight as others see them: to look at, not to compute with."""
+"""The codes of a weight as other code sees them: to inspect, not to compute with."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LOOKS = frozenset(
     "size dim numel stride element_size is_floating_point is_complex is_contiguous get_device data_ptr "
     "__repr__ __hash__ __len__".split()
 )
-"""What may be asked of codes without their values."""
+"""Attributes of codes that do not need their values."""
 
 
 class Codes(Tensor):
     """A view of codes that tells where and how large they are, and refuses everything else.
 
-    Codes may have the shape of the weights. Whoever takes them for numbers, as PEFT does when it merges an adapter or
+    Codes may have the shape of the weights. Code that takes them for numbers, as PEFT does when it merges an adapter or
     starts one from the weight, would get a wrong model without an error.
     """
 

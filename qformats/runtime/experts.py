@@ -1,4 +1,4 @@
-"""Experts of a mixture, each with packed weights of its own."""
+"""Experts of a mixture, each with its own packed weights."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _USUAL = {
     "is_concatenated": True,
     "has_post_expert_norm": False,
 }
-"""What Transformers' experts say of themselves, where their matrices are those of gated linear units."""
+"""Attributes of Transformers' experts whose matrices are those of gated linear units."""
 _PARTS = {"gate_up_proj": 2, "down_proj": 1}
-"""Their parameters, and how many matrices of an expert lie below each other in each."""
+"""Their parameters, and how many matrices of an expert are stacked in each."""
 _LATER = ("has_post_expert_norm",)
-"""What experts of older versions of Transformers do not say."""
+"""Attributes that experts of older versions of Transformers lack."""
 
 
 def refuse_strange_experts(
@@ -93,7 +93,7 @@ class QuantExperts(nn.Module):
         self.rule = rule
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """Sum of what the chosen experts make of each token.
+        """Sum of the chosen experts' outputs for each token.
 
         Parameters
         ----------

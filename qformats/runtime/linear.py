@@ -19,7 +19,7 @@ __all__ = ["PackedLayer", "QuantEmbedding", "QuantLinear"]
 class QuantLinear(PackedLayer, nn.Linear):  # type: ignore[override] # `weight` cannot be set
     """A linear layer whose weight is packed, in any format.
 
-    Forward and backward decode the weight (or run the shared kernels); the dense weight is never kept, also not for
+    Forward and backward decode the weight (or run the shared kernels); the dense weight is never kept, not even for
     the backward pass. Gradients reach the input and the bias; the weight has none.
 
     Parameters
@@ -31,7 +31,7 @@ class QuantLinear(PackedLayer, nn.Linear):  # type: ignore[override] # `weight` 
     packer : Packer or str
         Format of the weight, or its name.
     device : torch.device or str, optional
-        Where fields are made; what is in them is not set (see :meth:`from_packed`).
+        Where fields are allocated, uninitialised (see :meth:`from_packed`).
     dtype : torch.dtype, optional
         Of the bias.
     """
@@ -77,7 +77,7 @@ class QuantLinear(PackedLayer, nn.Linear):  # type: ignore[override] # `weight` 
 
 
 class _DecodedLinear(torch.autograd.Function):
-    """A linear layer that decodes its weight once more for the backward pass instead of keeping it."""
+    """A linear layer that decodes its weight again for the backward pass instead of keeping it."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, bias: Tensor | None, layer: PackedLayer) -> Tensor:
@@ -106,7 +106,7 @@ class QuantEmbedding(PackedLayer, nn.Embedding):  # type: ignore[override] # `we
     packer : Packer or str
         Format of the table, or its name.
     device : torch.device or str, optional
-        Where fields are made; what is in them is not set (see :meth:`from_packed`).
+        Where fields are allocated, uninitialised (see :meth:`from_packed`).
     dtype : torch.dtype, optional
         Of the result; it follows casts of the module.
     """

@@ -53,7 +53,7 @@ def load_model(
     progress = progress or Silent()
     place = chosen_device(device)
     computed = _dtype(dtype, source, place)
-    # What is quantized while loading may be read from a temporary export.
+    # Tensors quantized while loading may come from a temporary export.
     origin = str(source.path)
     with contextlib.ExitStack() as stack:
         if format is not None:
@@ -67,7 +67,7 @@ def load_model(
             _refuse_fused_experts(source)
         loaded = _Filling(source, place, computed, progress).go()
     loaded.qformats_source = origin
-    # Transformers is imported by now; without this it would load our own folders at random in this process.
+    # Transformers is imported by now; without this it would fill our own folders with random numbers in this process.
     from qformats.runtime import transformers_hooks
 
     transformers_hooks.register()
@@ -75,7 +75,7 @@ def load_model(
 
 
 def _refuse_fused_experts(source: Checkpoint) -> None:
-    """Refuse to leave experts as they are in a model that was to be quantized."""
+    """Refuse to leave experts unquantized in a model that is to be quantized."""
     quantized = any(_quantized(tensor) for tensor in source.tensors.values())
     fused = [
         tensor
@@ -92,7 +92,7 @@ def _refuse_fused_experts(source: Checkpoint) -> None:
 
 
 def _dtype(dtype: str | torch.dtype | None, source: Checkpoint, device: torch.device) -> torch.dtype:
-    """Dtype to compute in: the one asked for; on a CPU float32; else that of the model, or a half."""
+    """Dtype to compute in: the requested one; float32 on a CPU; otherwise the model's, or a half."""
     if dtype is None:
         told = str(source.config.get("dtype", source.config.get("torch_dtype"))).removeprefix("torch.")
         if device.type == "cpu":
@@ -197,7 +197,7 @@ class _Filling:
     def _layer(self, module: nn.Module, packed: PackedTensor) -> PackedLayer:
         """Layer of a packed weight in place of a module."""
         if self.device.type == "cpu":
-            # Of its own memory, so that the file may change or go.
+            # In its own memory, so that the file may change or disappear.
             fields = {name: field.clone() for name, field in packed.fields.items()}
             packed = replace(packed, fields=fields)
         layer = self._of_kind(module, packed)
@@ -317,7 +317,7 @@ def _irreplaceable(module: Any, last: str) -> str | None:
 
 
 def _finished(layer: PackedLayer, module: nn.Module) -> PackedLayer:
-    """A layer with what the module that it replaces has beside its weight."""
+    """A layer with what the module it replaces has besides its weight."""
     if isinstance(layer, QuantEmbedding):
         layer.padding_idx = cast(nn.Embedding, module).padding_idx
     else:

@@ -31,7 +31,7 @@ __all__ = ["MergeReport", "MergedTensor", "merge_adapter"]
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """What became of one tensor that an adapter changed.
+    """Result for one tensor that an adapter changed.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class MergedTensor:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What became of a model into which an adapter was merged.
+    """Result of merging an adapter into a model.
 
     Attributes
     ----------
@@ -66,8 +66,8 @@ class MergeReport:
     tensors : tuple of MergedTensor
         The tensors that the adapter changed, measured on what was written.
     ran : tuple of str
-        Formats that adapted weights had while they ran, where the source has them in another one: then the adapter was
-        added to other weights than it ran over.
+        Formats that adapted weights had while they ran, if different from the source's: then the adapter was
+        added to weights other than those it ran with.
     """
 
     export: ExportReport
@@ -76,7 +76,7 @@ class MergeReport:
 
     @property
     def adds_nothing(self) -> bool:
-        """Whether the adapter changes no weight, as one that was not trained."""
+        """Whether the adapter changes no weight, as if it had not been trained."""
         return not any(tensor.change for tensor in self.tensors)
 
     @property
@@ -148,7 +148,7 @@ def merge_adapter(
         {name: _added(tensor, updates[name]) for name, tensor in base.tensors.items() if name in updates},
     )
     recipe = _recipe(merged, updates, *_formats(base, updates, format), options)
-    # What an interrupted merge left is gone on with only if the adapter is the same.
+    # An interrupted merge is resumed only if the adapter is the same.
     identity = {"adapter": _digest(updates)}
     plan = make_plan(merged, Path(target).expanduser(), recipe, options, extra_identity=identity)
     export = execute(plan, force=force, workers=workers, progress=progress)
@@ -248,7 +248,7 @@ def _recipe(
     rules: tuple[tuple[str, str], ...],
     options: Mapping[str, str],
 ) -> Recipe:
-    """Write into the model's own container, or the format's usual one where that would join changed tensors.
+    """Write into the model's own container, or the format's usual one if that would join changed tensors.
 
     Raises
     ------

@@ -15,7 +15,7 @@ __all__ = ["Place", "places"]
 _RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 """Buffers that old checkpoints hold and every model class computes."""
 _STACKED = (["MergeModulelist"], ["MergeModulelist", "Concatenate"])
-"""How Transformers makes one parameter of the matrices of all experts: stacked, and several below each other."""
+"""How Transformers combines the matrices of all experts into one parameter: stacked, some of them joined."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Place:
     expert : int or None
         Which matrix of a parameter that stacks those of all experts; None for other parameters.
     part, parts : int
-        Which of the matrices that lie below each other in each expert's matrix, of how many.
+        Which of the matrices joined in each expert's matrix, and of how many.
     label : str
         What the checkpoint calls that matrix within an expert, such as ``gate_proj``.
     """
@@ -47,7 +47,7 @@ def places(source: Checkpoint, model: Any) -> dict[str, Place]:
     Raises
     ------
     CheckpointError
-        If a tensor belongs nowhere, or one that the model wants is not there.
+        If a tensor does not belong to the model, or one that the model needs is missing.
     UnsupportedModelError
         If Transformers computes a parameter from several tensors in a way that is not known here.
     """
@@ -97,7 +97,7 @@ def _require_all(
 
 
 def tied_names(model: Any) -> dict[str, str]:
-    """Parameters that are another one, and which."""
+    """Parameters that are tied to another one, and to which."""
     tied = getattr(model, "all_tied_weights_keys", None)
     return dict(tied) if isinstance(tied, Mapping) else {}
 

@@ -1,4 +1,4 @@
-"""What becomes of ``resize_token_embeddings`` where embeddings are packed."""
+"""Refusing ``resize_token_embeddings`` if embeddings are packed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["refuse_resizing"]
 
 
 def refuse_resizing(model: Any) -> None:
-    """Let a model refuse another number of tokens, for which Transformers would copy codes as if they were weights."""
+    """Make a model refuse another number of tokens, for which Transformers would copy codes as if they were weights."""
     model.resize_token_embeddings = functools.partial(_resized, model)
 
 

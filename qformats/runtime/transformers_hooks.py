@@ -1,8 +1,8 @@
-"""Transformers loads and saves folders of formats that it does not know by itself.
+"""Transformers integration: loading and saving folders of formats that it does not know.
 
-Transformers has no discovery of plugins: where this module was not imported, it logs that a quantization method is
-unknown, and fills the layers at random. Importing it registers every method that an installed plugin writes and that
-Transformers lacks.
+Transformers does not discover plugins: unless this module is imported, it logs that a quantization method is
+unknown, and fills the layers with random numbers. Importing it registers every method that an installed plugin writes
+and that Transformers lacks.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class QformatsQuantizer(HfQuantizer):
         self._watch(model)
 
     def _packed(self) -> Iterator[tuple[str, Packer, tuple[int, int]]]:
-        """Name, format and shape of every weight that is packed, or shall be."""
+        """Name, format and shape of every weight that is packed, or will be."""
         assert self._source is not None
         if self.pre_quantized:
             for name, tensor in self._source.tensors.items():
@@ -177,7 +177,7 @@ class QformatsQuantizer(HfQuantizer):
         return model
 
     def _check_keys(self, model: Any) -> None:
-        """Refuse a model of which a part is not what the files say.
+        """Refuse a model that differs in part from its files.
 
         Raises
         ------
@@ -268,7 +268,7 @@ def _name_in(model: Any, modules: Mapping[str, Any], name: str) -> str | None:
 
 
 def register() -> None:
-    """Make Transformers know every quantization method that an installed plugin writes; again does nothing."""
+    """Register every quantization method that an installed plugin writes; a second call does nothing."""
     taken = {method.value for method in QuantizationMethod}
     methods = [METHOD]
     for family in registry().families():
@@ -276,7 +276,7 @@ def register() -> None:
             declared = family.to_config(family.parse(family.default_variant))
             methods.append(str(declared.get("quant_method", METHOD)))
         except Exception as error:
-            # One plugin that cannot tell must not take the others down.
+            # One failing plugin must not take the others down.
             message = f"Transformers cannot load folders of the family {family.name}: {error}"
             warnings.warn(message, PluginWarning, stacklevel=2)
     for method in dict.fromkeys(methods):

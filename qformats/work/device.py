@@ -10,12 +10,12 @@ __all__ = ["chosen_device"]
 
 
 def chosen_device(device: str | torch.device | None) -> torch.device:
-    """The device that was asked for; by default a GPU if there is one.
+    """The requested device; by default a GPU if there is one.
 
     Raises
     ------
     ConfigError
-        If it is neither the CPU nor a CUDA device that is here.
+        If it is neither the CPU nor an available CUDA device.
     """
     count = torch.cuda.device_count()
     if device is None:

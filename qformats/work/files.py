@@ -1,4 +1,4 @@
-"""Files of a model: are they still the same, how they are mapped, and what only looks like one."""
+"""Files of a model: whether they changed, how they are mapped, and Git LFS pointers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Fingerprint = tuple[tuple[str, int, int, int, int, int], ...]
 
 
 def fingerprint(files: Sequence[Path]) -> Fingerprint:
-    """What tells whether files are still the ones that were opened."""
+    """Identifies files, to tell whether they are still the ones that were opened."""
     found = []
     for file in files:
         state = file.stat()

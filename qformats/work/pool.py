@@ -1,4 +1,4 @@
-"""The one bounded pool: pieces of a long job on several threads, with so many in flight and no more."""
+"""The bounded pool: pieces of a long job on several threads, with a limited number in flight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 _PATIENCE = 0.1
-"""Seconds between two looks at what the user wants."""
+"""Seconds between two checks for signals."""
 
 
 def threads(workers: int | None) -> int:

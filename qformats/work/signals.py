@@ -1,4 +1,4 @@
-"""Work that Ctrl-C must not cut in two, or only where it says so."""
+"""Work that Ctrl-C may interrupt only at chosen points, or not at all."""
 
 from __future__ import annotations
 

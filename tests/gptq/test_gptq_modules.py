@@ -129,7 +129,7 @@ def test_asymmetric_zero_points_stored_the_other_way(bits):
         with warnings.catch_warnings():
             # As many zero points are stored as the largest code as there are largest codes.
             warnings.filterwarnings("ignore", "GPTQ zero points are stored as")
-            with pytest.warns(UserWarning, match=f"'{label}' says; they are read so all the same"):
+            with pytest.warns(UserWarning, match=f"'{label}' says; they are still read so"):
                 located(dict(stored), {**config, "checkpoint_format": label})
     own = qformats.packer(packed.format)
     assert torch.equal(

@@ -203,7 +203,7 @@ def _numpy_states() -> Iterator[None]:
     wanted: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.uint32))]
     wanted += [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     with _guard:
-        # What somebody else has allowed stays allowed afterwards.
+        # What other code has allowed stays allowed afterwards.
         present = torch.serialization.get_safe_globals()
         with torch.serialization.safe_globals([each for each in wanted if each not in present]):
             yield

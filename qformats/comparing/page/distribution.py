@@ -1,4 +1,4 @@
-"""How the divergence is spread over tokens, a row a model, all on one axis."""
+"""How the divergence is spread over tokens, one row per model, all on one axis."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _SHAPES = 6
 
 @dataclass(frozen=True)
 class Metric:
-    """Something to lay against size.
+    """A measure to plot against size.
 
     `measure` gives a model's value and its error, or ``None``; `by_itself` is the base's where nothing measures it.
     """
@@ -76,7 +76,7 @@ def families(report: CompareReport) -> dict[str, Family]:
 
 
 def metrics(report: CompareReport) -> list[Metric]:
-    """What this report can lay against size, most telling first."""
+    """What this report can plot against size, most telling first."""
     possible = [
         Metric("kl", "KL divergence", "mean KL divergence, nats per token", True, 0.0, _kl, decimal, tick),
         Metric(

@@ -1,7 +1,7 @@
 """What to ship: the trade-off between size and quality, in words.
 
-The words rest on the mean Kullback-Leibler divergence from the base where the models were run, and on nothing where
-they were not: an error of the weights does not tell what it does to predictions.
+The words are based on the mean Kullback-Leibler divergence from the base if the models were run, and on nothing if they
+were not: an error of the weights does not tell what it does to predictions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GRADES = (
     Grade(0.2, "noticeably different", "noticeable"),
     Grade(math.inf, "very different", "different"),
 )
-"""Best first. A model that is at least close may be advised."""
+"""Best first. A model that is at least close may be recommended."""
 _ADVISABLE = GRADES[2].limit
 _EXACT = Grade(0, "the same numbers", "lossless")
 
@@ -150,7 +150,7 @@ def _cost(model: ModelResult, base: ModelResult) -> str:
 
 
 def judge(report: CompareReport) -> Verdict:
-    """Weigh every model's size against what it costs."""
+    """Weigh every model's size against its cost."""
     models = sorted(report.models, key=lambda m: (m.nbytes, m.name))
     best = _advised(models)
     standings = tuple(

@@ -131,7 +131,7 @@ def tokens(report: CompareReport) -> Html | None:
         ", and what each model expected. ␣ is a space, ⏎ a line end. One such place in thousands is normal; the "
         "same kind of place again and again is a warning.",
     )
-    # Worst model first, and open: most is to be learned there.
+    # Worst model first, and open: it is the most instructive.
     changed.sort(key=lambda each: -each[1].worst[0].kl)
     folds = [
         el(

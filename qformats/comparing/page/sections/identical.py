@@ -1,4 +1,4 @@
-"""What is identical: tensors that two models share, bit by bit."""
+"""What is identical: tensors that two models share, bit for bit."""
 
 from __future__ import annotations
 
@@ -48,6 +48,6 @@ def identical(report: CompareReport) -> Html | None:
         if names
     ]
     return join(
-        table("Tensors that two models share, bit by bit", columns, rows, "identical-pairs"),
+        table("Tensors that two models share, bit for bit", columns, rows, "identical-pairs"),
         el("details", el("summary", "Their names"), *lists, class_="fold"),
     )
