@@ -33,6 +33,7 @@ __all__ = [
     "BackendUnavailableError",
     "CheckpointError",
     "ConfigError",
+    "Described",
     "InexactExportError",
     "ModelNotFoundError",
     "NameTakenError",

@@ -152,7 +152,9 @@ class BinShard(Shard):
             if not isinstance(name, str):
                 raise CheckpointError(self.path, f"a tensor called {name!r}", "names that are strings")
             if not isinstance(tensor, torch.Tensor):
-                raise CheckpointError(self.path, f"is a {type(tensor).__name__}", "a tensor", tensor=name)
+                raise CheckpointError(
+                    self.path, f"is of type {type(tensor).__name__}", "a tensor", tensor=name
+                )
             try:
                 dtype = dtype_name(tensor.dtype)
             except ConfigError as error:

@@ -276,5 +276,5 @@ def test_interrupted_before_anything_is_planned(silent_hub, tmp_path):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "")
-    assert err == "qformats: interrupted; the target was not touched\n"
+    assert err == "qformats: interrupted; the target is unchanged\n"
     assert list(tmp_path.iterdir()) == []

@@ -195,7 +195,7 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     other, foreign = outcome.results
     assert foreign is None
     assert outcome.notes[1] == (
-        "No tensor has the name and shape of one of the base: weights are not compared.",
+        "No tensor has the name and shape of one in the base, so weights are not compared.",
     )
     assert "model.embed_tokens.weight" not in {tensor.name for tensor in other.by_tensor}
     said = " ".join(outcome.notes[0])

@@ -202,7 +202,7 @@ def test_what_is_no_file(tmp_path):
     with pytest.raises(ModelNotFoundError, match="no such file"):
         read(tmp_path / "absent.gguf")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CheckpointError, match="is no regular file"):
+    with pytest.raises(CheckpointError, match="is not a regular file"):
         read(tmp_path / "pipe")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -129,7 +129,7 @@ def test_git_lfs_pointers(folder, name):
     if name.endswith(".bin"):
         (folder / "model.safetensors").unlink()
     (folder / name).write_text(POINTER)
-    with pytest.raises(CheckpointError, match=f"{name}: a Git-LFS pointer.*git lfs pull"):
+    with pytest.raises(CheckpointError, match=f"{name}: is a Git LFS pointer.*git lfs pull"):
         qformats.open(folder)
 
 

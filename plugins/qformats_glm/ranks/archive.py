@@ -146,7 +146,7 @@ class RankFile:
         if not isinstance(name, str):
             raise CheckpointError(self.path, f"a tensor called {name!r}", "names that are strings")
         if not isinstance(tensor, torch.Tensor):
-            raise CheckpointError(self.path, f"is a {type(tensor).__name__}", "a tensor", tensor=name)
+            raise CheckpointError(self.path, f"is of type {type(tensor).__name__}", "a tensor", tensor=name)
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise CheckpointError(self.path, f"layout {tensor.layout}", "a dense tensor", tensor=name)
         try:
