@@ -175,7 +175,7 @@ class LogitsWriter:
         self._file.write(_MAGIC + len(header).to_bytes(8, "little") + header)
         self._file.write(xxhash.xxh3_128_digest(header))
         self._file.flush()
-        # Reserving the space now tells a full disk before the work, not after it.
+        # Reserving the space now reveals a full disk before the work, not after it.
         size = self._windows * _block_bytes(self._rows, vocabulary)
         os.posix_fallocate(self._file.fileno(), self._file.tell(), size)
 

@@ -92,7 +92,7 @@ class OutputFiles:
     plan : Plan
         Says which files, how large, and what their headers hold.
     folder : Path
-        Where they lie.
+        Where to store them.
 
     Raises
     ------
@@ -122,7 +122,7 @@ class OutputFiles:
             if os.fstat(handle).st_size != file.size:
                 os.ftruncate(handle, file.size)
             if file.size:
-                # Reserving the space now tells a full disk before the work, not after it.
+                # Reserving the space now reveals a full disk before the work, not after it.
                 os.posix_fallocate(handle, 0, file.size)
             for offset, content in ((0, file.header), *file.parts):
                 _write_at(handle, memoryview(content), offset)
@@ -180,12 +180,12 @@ class OutputFiles:
         return found
 
     def recovered(self, piece: Slice, spans: Sequence[Span]) -> bool:
-        """Whether spans that a journal tells are this slice's, and the files hold what their checksums say."""
+        """Whether spans from a journal are this slice's, and the files match their checksums."""
         told = [(span.file, span.offset, span.nbytes) for span in spans]
         return told == [place[:3] for place in self.places(piece)] and self.match(spans)
 
     def match(self, spans: Sequence[Span]) -> bool:
-        """Whether the files hold what the checksums say."""
+        """Whether the files match the checksums."""
         return all(self.digest(span.file, span.offset, span.nbytes) == span.digest for span in spans)
 
     @contextlib.contextmanager
@@ -285,7 +285,7 @@ def _convert(plan: Plan, piece: Slice, files: OutputFiles, check: SelfCheck) -> 
     except PluginError as error:
         error.about(tensor=tensor.name)
         raise
-    # What was packed for the slice alone gets the fields of the whole tensor; what is copied has its own.
+    # A slice packed by itself gets the fields of the whole tensor; a copied one has its own.
     fields = packed.fields if packed is part else {**packed.fields, **tensor.fixed}
     spans = []
     for file, offset, nbytes, field in files.places(piece):
@@ -357,7 +357,7 @@ def encode(
 
 
 def _measure_of(tensor: TensorPlan, part: PackedTensor, start: int) -> Measure | None:
-    """What became of a slice that was packed before, if it came from a quantized tensor."""
+    """How the values of an already packed slice changed, if it came from a quantized tensor."""
     if tensor.before is not None:
         return compared(tensor.before.read(start, start + part.shape[0]), part, tensor.reason)
     weights = math.prod(part.shape)

@@ -148,7 +148,7 @@ class Journal:
         if not self.placed:
             self._put_back()
             return
-        # Not ignoring errors: the next export would find the old output in its way.
+        # Errors are not ignored: the next export would find the old output in its way.
         if self._replaced.exists():
             shutil.rmtree(self._replaced)
         self._moves = []

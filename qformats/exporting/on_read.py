@@ -117,5 +117,5 @@ def _piece(
 ) -> PackedTensor:
     part = own.read(start, stop)
     packed, _ = encode(tensor, part, quantizer, start)
-    # What was packed for the slice alone gets the fields of the whole tensor; what is copied has its own.
+    # A slice packed by itself gets the fields of the whole tensor; a copied one has its own.
     return packed if packed is part else replace(packed, fields={**packed.fields, **tensor.fixed})

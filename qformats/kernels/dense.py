@@ -1,4 +1,4 @@
-"""Plain floats: casts that notice what the target cannot hold, and what a kernel could not quantize."""
+"""Plain floats: casts that detect values which the target, or a kernel, cannot hold."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def require_finite(tensor: Tensor) -> None:
 
 
 def refuse(outcome: Outcome, weight: Tensor, blocks: int, dtype: str, what: str = "blocks") -> None:
-    """Refuse what a kernel has found in a weight that it quantized.
+    """Refuse values that a kernel could not quantize.
 
     Parameters
     ----------

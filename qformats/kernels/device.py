@@ -50,7 +50,7 @@ AFFINE, MINIMUM, TABLE = 0, 1, 2
 
 
 class DeviceForm(NamedTuple):
-    """What the kernels must know of a weight beside its tensors: numbers alone, equal for layers of one kind.
+    """What the kernels must know about a weight besides its tensors: only numbers, equal for layers of one kind.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ def _width(quantized: QuantizedTensor, bits: int | None) -> tuple[int, int]:
 
 
 def uncovered(quantized: QuantizedTensor, bits: int | None = None) -> str | None:
-    """Say why the shared kernels do not cover a tensor, in words that follow "because"; None if they do.
+    """Why the shared kernels do not support a tensor, in words that follow "because"; None if they do.
 
     Parameters
     ----------
@@ -270,12 +270,12 @@ def arrange(quantized: QuantizedTensor, bits: int | None = None) -> DeviceWeight
     Returns
     -------
     DeviceWeight
-        From which :func:`restore` gives back the same codes, scales, zero points and minima.
+        From which :func:`restore` recovers the same codes, scales, zero points and minima.
 
     Raises
     ------
     ConfigError
-        If the kernels' modes do not cover it; :func:`uncovered` says why beforehand.
+        If the kernels' modes do not support it; :func:`uncovered` says why beforehand.
     """
     import torch
 

@@ -19,7 +19,7 @@ from qformats.kernels.dispatch import uses_triton
 
 __all__ = ["dequantize", "embedding", "linear"]
 
-# Its methods have no types, as torch publishes them.
+# torch publishes its methods without types.
 _library: Any = cast(Any, torch.library.Library)("qformats", "DEF")
 _WEIGHT = "Tensor[] planes, Tensor scale, Tensor? shift, Tensor? table, Tensor? order, int[] form"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -166,9 +166,9 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None = None) -> Tenso
     Raises
     ------
     ShapeError
-        If `x` has other columns than the weight.
+        If `x` and the weight differ in columns.
     ConfigError
-        If the dtype of `x` is another.
+        If the dtype of `x` is a different one.
     """
     _check(x.dtype)
     if x.shape[-1] != weight.form.columns:
@@ -188,7 +188,7 @@ def dequantize(weight: DeviceWeight, dtype: torch.dtype = torch.float32) -> Tens
     Raises
     ------
     ConfigError
-        If `dtype` is another.
+        If `dtype` is a different one.
     """
     _check(dtype)
     result: Tensor = torch.ops.qformats.dequantize(*_flat(weight), dtype)
@@ -215,7 +215,7 @@ def embedding(ids: Tensor, weight: DeviceWeight, dtype: torch.dtype = torch.floa
     Raises
     ------
     ConfigError
-        If `dtype` is another.
+        If `dtype` is a different one.
     """
     _check(dtype)
     result: Tensor = torch.ops.qformats.embedding(ids, *_flat(weight), dtype)

@@ -62,8 +62,8 @@ def bounded(
     """Work on pieces, and give their results as they come.
 
     Signals are held back and delivered between two pieces, several times a second (see
-    :func:`~qformats.work.signals.interruptible`). When the block is left by an error, pieces that have not begun are
-    dropped and those that have are waited for.
+    :func:`~qformats.work.signals.interruptible`). If the block ends with an error, pieces that have not begun are
+    dropped, and the others are waited for.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def bounded(
     workers : int
         Threads.
     weight : callable
-        How much a piece weighs, in units of `limit`.
+        Weight of a piece, in units of `limit`.
     limit : int
         Most weight in flight; a piece that is heavier by itself is worked on alone.
     ahead : int

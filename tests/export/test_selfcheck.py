@@ -110,7 +110,8 @@ def test_an_exception_of_a_packer_names_plugin_format_and_tensor(install, tmp_pa
     install(Breaks)
     with pytest.raises(PluginError) as caught:
         qformats.export("demo", tmp_path / "out", format="odd")
-    told = rf"plugin \w+: Breaks\.pack raised KeyError: 'no such key' \(format odd:x, {FIRST}\)\. Report it to the plugin's authors"
+    told = rf"plugin \w+: Breaks\.pack raised KeyError: 'no such key' \(format odd:x, {FIRST}\)\. "
+    told += "Report it to the plugin's authors"
     assert re.match(told, str(caught.value))
     assert isinstance(caught.value.__cause__, KeyError)
     assert list(tmp_path.iterdir()) == []
