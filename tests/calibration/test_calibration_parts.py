@@ -101,7 +101,7 @@ def test_texts_that_cannot_be_used_are_refused(tmp_path):
     for name, error, message in (
         ("short.txt", ConfigError, r"tokens in .*short.txt.*512 or more"),
         ("bytes.txt", CheckpointError, "not UTF-8 text"),
-        ("bad.jsonl", CheckpointError, "no object with a text"),
+        ("bad.jsonl", CheckpointError, "not an object with a text"),
         ("absent.txt", ConfigError, "a text file, or a data set"),
     ):
         with pytest.raises(error, match=message):

@@ -259,7 +259,9 @@ def test_hub_that_cannot_be_reached(silent_hub, tmp_path):
         result = run("inspect", "some/model", HF_HOME=str(tmp_path), **changes)
         assert time.monotonic() - began < 30
         assert (result.code, result.out) == (3, "")
-        assert result.err.startswith("qformats: some/model: no file or folder here, not in the local cache")
+        assert result.err.startswith(
+            "qformats: some/model: no such file or folder, not in the local hub cache"
+        )
         assert reason in result.err
         assert (
             "copy the model's folder (config.json, *.safetensors, tokenizer files) here and give its path"

@@ -212,7 +212,7 @@ def test_models_with_less_context_than_a_window(made, tmp_path):
     llama, gpt2, good = report.models
     for model in (llama, gpt2):
         assert model.behaviour is None
-        assert any("takes 64 tokens and a window has 128" in note for note in model.notes)
+        assert any("takes at most 64 tokens and a window has 128" in note for note in model.notes)
     assert llama.weights is not None
     assert good.behaviour is not None
     assert not good.notes
@@ -230,8 +230,11 @@ def test_the_speed_of_a_model_with_little_context(text, tmp_path):
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (RuntimeError("shapes do not fit\nand a trace"), "fails while it runs (shapes do not fit)."),
-        (torch.OutOfMemoryError("CUDA out of memory"), "has not enough memory to run gptq. Use --device cpu"),
+        (RuntimeError("shapes do not fit\nand a trace"), "failed while running (shapes do not fit)."),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "does not have enough memory to run gptq. Use --device cpu",
+        ),
     ],
 )
 def test_a_model_that_fails_while_it_runs(error, says, made, monkeypatch):

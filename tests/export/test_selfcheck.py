@@ -158,6 +158,6 @@ def test_a_quantizer_is_told_its_options(monkeypatch, tmp_path):
 
 def test_a_quantizer_that_needs_a_model_is_refused_for_a_tensor():
     with pytest.raises(
-        ConfigError, match=r"found 'gptq, which needs a whole model; expected rtn.*qformats\.export"
+        ConfigError, match=r"found gptq, which needs a whole model; expected rtn.*qformats\.export"
     ):
         qformats.quantize(torch.ones(2, 64), "gguf:q4_0", quantizer="gptq")

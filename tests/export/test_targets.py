@@ -198,7 +198,7 @@ def test_source_is_never_the_target(capsys, copy, tmp_path):
     before = tree(tmp_path)
     for target, found in (
         (copy, "is the model being read"),
-        (copy.parent, "holds the model that is"),
+        (copy.parent, "holds the model being read"),
     ):
         result = call(capsys, "export", copy, "-f", "dense:f16", "-o", target, "--force")
         assert result.code == 4

@@ -286,7 +286,7 @@ def test_a_container_holds_only_what_it_can_declare(tmp_path):
     """A config.json names one quantized format; a GGUF file has a number for each of its own types."""
     for format, other, message in (
         ("toy", "gguf:q4_0", r"gguf:q4_0.*the container huggingface can hold: .*toy:int6"),
-        ("gguf", "toy:int6", r"toy:int6.*the container gguf holds: .*gguf:q4_0"),
+        ("gguf", "toy:int6", r"toy:int6.*the container gguf can hold: .*gguf:q4_0"),
         ("dense", "toy:int6", r"down_proj.*toy:int6.*plain numbers.*config\.json"),
     ):
         with pytest.raises(ConfigError, match=message):

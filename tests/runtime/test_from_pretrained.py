@@ -267,7 +267,7 @@ def test_a_plugin_that_cannot_tell_its_method(monkeypatch):
     monkeypatch.delitem(AUTO_QUANTIZER_MAPPING, "qformats")
     monkeypatch.delitem(AUTO_QUANTIZATION_CONFIG_MAPPING, "qformats")
     with pytest.warns(
-        UserWarning, match="family broken cannot be loaded by Transformers: .*RuntimeError: no idea"
+        UserWarning, match="Transformers cannot load folders of the family broken: .*RuntimeError: no idea"
     ):
         register()
     assert AUTO_QUANTIZATION_CONFIG_MAPPING["qformats"] is QformatsConfig

@@ -139,7 +139,7 @@ def test_the_context_ends_the_text(capsys, words):
     refused = call(capsys, "generate", "demo", prompt + text[:200])
     assert (refused.code, refused.out) == (2, "")
     assert re.fullmatch(
-        r"qformats: prompt: found '\d+ tokens'; expected fewer than the model's context of 512\.\n",
+        r"qformats: prompt: found \d+ tokens; expected fewer than the model's context of 512\.\n",
         refused.err.splitlines(keepends=True)[-1],
     )
 
