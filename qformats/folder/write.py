@@ -82,7 +82,7 @@ def lay_out_folder(
                 f"type of {assignment.draft.name}",
                 packer.name,
                 "plain numbers" + ("" if default.dense_dtype else f" or {default.name}"),
-                "config.json can declare only one quantized format",
+                "a folder's config.json can declare only one quantized format",
             )
     groups = _shard([_fields(i, assignment) for i, assignment in enumerate(assignments)], max_shard_size)
     single = len(groups) == 1
