@@ -21,7 +21,7 @@ EXIT_FAILED = 1
 def check(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="Format, family of formats, quantizer or container."),
+        typer.Argument(metavar="NAME", help="Format, family of formats, quantizer or container."),
     ],
     only: Annotated[
         list[str] | None,

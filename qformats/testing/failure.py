@@ -47,7 +47,18 @@ class CheckFailure(QFormatsError, AssertionError):
 
 
 class NotApplicable(QFormatsError):
-    """A check that says nothing about this format, quantizer or container, and why."""
+    """A check that says nothing about this format, quantizer or container, and why.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.testing import NotApplicable, check_sqnr_floor
+    >>> try:
+    ...     check_sqnr_floor(qformats.packer("dense:f32"))
+    ... except NotApplicable as reason:
+    ...     print(reason)
+    the descriptor declares no sqnr_floor_db
+    """
 
 
 class Mismatch(Exception):

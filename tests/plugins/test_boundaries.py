@@ -301,7 +301,12 @@ def test_the_search_for_formats_finds_them():
         assert not any(f in text for text, _ in _words(ast.parse(code)) for f in FORMATS), code
 
 
-OPTIONAL = {"triton": "comes with CUDA's torch", "peft": "extra", "datasets": "asked for by name"}
+OPTIONAL = {
+    "triton": "comes with CUDA's torch",
+    "peft": "extra",
+    "datasets": "asked for by name",
+    "pytest": "extra",
+}
 """Third parties that are imported where they are used, with a sentence if they are missing."""
 
 
