@@ -146,10 +146,12 @@ class Packer(Guarded):
             If the format cannot store the shape, or a field is missing or of another shape or dtype.
         """
         self.require(packed.shape)
-        return self.complete(packed)
+        return self.intact(packed)
 
-    def complete(self, packed: PackedTensor) -> PackedTensor:
-        """Do what :meth:`checked` does for a shape that is only read, which :meth:`veto` may not allow to be written.
+    def intact(self, packed: PackedTensor) -> PackedTensor:
+        """Refuse a packed tensor whose fields are not those of its shape, whatever :meth:`veto` says of the shape.
+
+        It is for formats that read more shapes than they write; all others call :meth:`checked`.
 
         Raises
         ------
