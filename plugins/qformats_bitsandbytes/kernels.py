@@ -10,20 +10,15 @@ This module imports numba. Import it inside functions.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numpy import float32, int8, int32, uint8
 from numpy.typing import NDArray
 
 from qformats.errors import ConfigError, ShapeError, UnknownFormatError
-from qformats.kernels import cpu, lanes
+from qformats.kernels import cpu
 from qformats.kernels.cpu import Outcome
-from qformats.kernels.lanes import I64, Lanes
 from qformats_bitsandbytes import tables
 
 __all__ = [
@@ -37,304 +32,105 @@ __all__ = [
 ]
 
 _WIDTH = 32
-"""Elements that are worked on together; every block size is a multiple."""
+"""Every block size is a multiple."""
 _TABLES = {"nf4": tables.NF4, "fp4": tables.FP4}
 _SMALLEST = 1e-38
 """Blocks smaller than this are multiplied by its inverse, not by infinity."""
-_I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
-_PAIR = ir.VectorType(ir.FloatType(), 2)
-_SIZES = (4, 2, 2)
+_NF4 = np.array(tables.NF4_THRESHOLDS, np.float32)
+_FP4 = np.array(tables.FP4_THRESHOLDS, np.float32)
 
 
-def _magnitudes(x: Lanes) -> Lanes:
-    return x.bits() & 0x7FFFFFFF
+@cpu.jit(tables.__file__, inline="code")
+def _nf4(value: Any) -> Any:
+    """Code of a value in [-1, 1]."""
+    code = int32(0)
+    for number in range(15):
+        code = int32(code + int32(value > _NF4[number]))
+    return code
 
 
-def _join(codes: Lanes) -> Lanes:
-    """Put neighbouring codes (8-bit lanes) into one byte, the first one high."""
-    pairs = codes.as_type(ir.VectorType(_I16, codes.count // 2))
-    return ((pairs << 4) | (pairs >> 8)).resize(8)
+@cpu.jit(tables.__file__, inline="code")
+def _fp4(value: Any) -> Any:
+    """Code of a value in [-1, 1]; of the two zeros the first one."""
+    magnitude = int32(cpu.magnitude_bits(value)).view(float32)
+    level = int32(0)
+    for number in range(7):
+        level = int32(level + int32(magnitude > _FP4[number]))
+    # Magnitudes ascend in the order of the codes 0 1 6 7 4 5 2 3.
+    code = int32(level ^ int32(int32(level & int32(2)) << int32(1)))
+    return int32(code | int32(int32(value < -_FP4[0]) << int32(3)))
 
 
-def _split(packed: Lanes) -> Lanes:
-    """Give the two codes of every byte as neighbouring 8-bit lanes."""
-    wide = packed.resize(16)
-    pairs = (wide >> 4) | ((wide & 15) << 8)
-    return pairs.as_type(ir.VectorType(_I8, 2 * packed.count))
+@cpu.jit(tables.__file__)
+def _quantize(source: Any, packed: Any, absmax: Any, nf4: Any) -> Any:
+    worst = int32(0)
+    for number in range(source.shape[0]):
+        x, codes = source[number], packed[number]
+        largest = int32(0)
+        for j in range(x.size):
+            largest = max(largest, cpu.magnitude_bits(cpu.widen(x[j])))
+        worst = max(worst, largest)
+        scale = int32(largest).view(float32)
+        absmax[number] = scale
+        inverse = float32(float32(1.0) / (scale if scale > float32(_SMALLEST) else float32(_SMALLEST)))
+        if nf4:
+            for j in range(codes.size):
+                high = _nf4(float32(cpu.widen(x[2 * j]) * inverse))
+                low = _nf4(float32(cpu.widen(x[2 * j + 1]) * inverse))
+                codes[j] = uint8(int32(high << int32(4)) | low)
+        else:
+            for j in range(codes.size):
+                high = _fp4(float32(cpu.widen(x[2 * j]) * inverse))
+                low = _fp4(float32(cpu.widen(x[2 * j + 1]) * inverse))
+                codes[j] = uint8(int32(high << int32(4)) | low)
+    return worst >= int32(cpu.F32_INF)
 
 
-def _above(x: Lanes, thresholds: tuple[float, ...]) -> Lanes:
-    """Count the thresholds that each value exceeds, int32 lanes."""
-    count = x.bits().full(0)
-    for threshold in thresholds:
-        count = count + x.full(threshold).lt(x).resize(32)
-    return count
+@cpu.jit()
+def _dequantize(pairs: Any, packed: Any, absmax: Any, out: Any) -> None:
+    found = np.empty(packed.shape[1], np.uint64)
+    levels = found.view(np.float32)
+    for number in range(out.shape[0]):
+        codes, values, scale = packed[number], out[number], absmax[number]
+        for j in range(codes.size):
+            found[j] = pairs[codes[j]]
+        for j in range(values.size):
+            cpu.write(values, j, float32(levels[j] * scale))
 
 
-def _codes(x: Lanes, kind: str) -> Lanes:
-    """Codes of values in [-1, 1], int32 lanes."""
-    if kind == "nf4":
-        return _above(x, tables.NF4_THRESHOLDS)
-    level = _above(_magnitudes(x).floats(), tables.FP4_THRESHOLDS)
-    # Magnitudes ascend in the order of the codes 0 1 6 7 4 5 2 3; of the two zeros the first one is written.
-    negative = x.lt(-tables.FP4_THRESHOLDS[0]).resize(32)
-    return (level ^ ((level & 2) << 1)) | (negative << 3)
+@cpu.jit()
+def _quantize_rows(source: Any, codes: Any, absmax: Any, rounded: Any) -> Any:
+    """Int8; values are rounded to the format of the array `rounded` first."""
+    worst = int32(0)
+    for row in range(source.shape[0]):
+        x, line = source[row], codes[row]
+        largest = int32(0)
+        for j in range(x.size):
+            largest = max(largest, cpu.magnitude_bits(cpu.widen(x[j])))
+        # The maximum of rounded values is the rounded maximum.
+        scale = cpu.round_to(int32(largest).view(float32), rounded)
+        worst = max(worst, cpu.magnitude_bits(scale))
+        absmax[row] = scale
+        factor = float32(float32(float32(1.0) / scale) * float32(127.0)) if scale != 0 else float32(0.0)
+        for j in range(x.size):
+            value = cpu.round_to(cpu.widen(x[j]), rounded)
+            line[j] = int8(cpu.nearest(float32(value * factor)))
+    return worst >= int32(cpu.F32_INF)
 
 
-def _quantize_typer(
-    typingctx: Any,
-    kind: Any,
-    source_kind: Any,
-    stamp: Any,
-    source: Any,
-    target: Any,
-    scales: Any,
-    blocks: Any,
-    chunks: Any,
-) -> Any:
-    name, floats = list(_TABLES)[kind.literal_value], source_kind.literal_value
-    stride = _WIDTH * _SIZES[floats]
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, _, _, origin, destination, maxima, count, pieces = args
-        worst = cpu.variable(builder, _I32(0))
-        with cgutils.for_range(builder, count) as block:
-            first = builder.mul(block.index, pieces)
-            largest = cpu.variable(builder, ir.Constant(ir.VectorType(_I32, _WIDTH), [0] * _WIDTH))
-            builder.store(ir.Constant(ir.VectorType(_I32, _WIDTH), [0] * _WIDTH), largest)
-
-            def at(index: Any, start: Any = first) -> Any:
-                return builder.add(start, index)
-
-            with cgutils.for_range(builder, pieces) as piece:
-                place = builder.add(origin, builder.mul(at(piece.index), I64(stride)))
-                magnitudes = _magnitudes(cpu.load_floats(builder, floats, place, _WIDTH))
-                builder.store(magnitudes.max(Lanes(builder, builder.load(largest))).value, largest)
-            top = Lanes(builder, builder.load(largest)).fold(Lanes.max)
-            builder.store(top.max(Lanes(builder, builder.load(worst))).value, worst)
-            scale = top.floats()
-            lanes.store(scale, builder.add(maxima, builder.mul(block.index, I64(4))), 0)
-            inverse = scale.full(1.0) / scale.max(scale.full(_SMALLEST))
-            with cgutils.for_range(builder, pieces) as piece:
-                place = builder.add(origin, builder.mul(at(piece.index), I64(stride)))
-                codes = _codes(cpu.load_floats(builder, floats, place, _WIDTH) * inverse, name)
-                to = builder.add(destination, builder.mul(at(piece.index), I64(_WIDTH // 2)))
-                lanes.store(_join(codes.resize(8)), to, 0)
-        return builder.zext(Lanes(builder, builder.load(worst)).ge(lanes.F32_INF).value, I64)
-
-    return types.int64(kind, source_kind, stamp, *(types.int64,) * 5), codegen
-
-
-def _dequantize_typer(
-    typingctx: Any,
-    target_kind: Any,
-    stamp: Any,
-    table: Any,
-    source: Any,
-    scales: Any,
-    target: Any,
-    blocks: Any,
-    chunks: Any,
-) -> Any:
-    floats = target_kind.literal_value
-    stride = _WIDTH * _SIZES[floats]
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, _, pairs, origin, maxima, destination, count, pieces = args
-        with cgutils.for_range(builder, count) as block:
-            scale = lanes.load(
-                builder, builder.add(maxima, builder.mul(block.index, I64(4))), 0, ir.FloatType()
-            )
-            first = builder.mul(block.index, pieces)
-            with cgutils.for_range(builder, pieces) as piece:
-                index = builder.add(first, piece.index)
-                place = builder.add(origin, builder.mul(index, I64(_WIDTH // 2)))
-                found = []
-                for byte in range(_WIDTH // 2):
-                    offset = builder.zext(lanes.load(builder, place, byte, _I8).value, I64)
-                    entry = builder.add(pairs, builder.shl(offset, I64(3)))
-                    pointer = builder.inttoptr(entry, _PAIR.as_pointer())
-                    found.append(Lanes(builder, builder.load(pointer, align=8)))
-                while len(found) > 1:
-                    found = [a.then(b) for a, b in zip(found[::2], found[1::2], strict=True)]
-                to = builder.add(destination, builder.mul(index, I64(stride)))
-                cpu.store_floats(found[0] * scale, floats, to)
-        return count
-
-    return types.int64(target_kind, stamp, *(types.int64,) * 6), codegen
-
-
-def _halves(builder: Any, floats: int, place: Any, width: int) -> tuple[Lanes, Lanes]:
-    """Read values of any format rounded to float16: their bits (int32 lanes, without the sign), and as float32."""
-    if floats == 1:
-        bits = lanes.load(builder, place, 0, _I16, width)
-    else:
-        bits = lanes.narrow_f16(cpu.load_floats(builder, floats, place, width))
-    return bits.resize(32) & 0x7FFF, lanes.widen_f16(bits)
-
-
-def _quantize_int8_typer(
-    typingctx: Any,
-    source_kind: Any,
-    stamp: Any,
-    source: Any,
-    target: Any,
-    scales: Any,
-    rows: Any,
-    columns: Any,
-) -> Any:
-    floats = source_kind.literal_value
-    size = _SIZES[floats]
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, _, origin, destination, maxima, count, width = args
-        worst = cpu.variable(builder, _I32(0))
-        zeros = ir.Constant(ir.VectorType(_I32, _WIDTH), [0] * _WIDTH)
-        largest = {_WIDTH: cpu.variable(builder, zeros), 0: cpu.variable(builder, _I32(0))}
-        with cgutils.for_range(builder, count) as row:
-            first = builder.mul(row.index, width)
-            builder.store(zeros, largest[_WIDTH])
-            builder.store(_I32(0), largest[0])
-
-            def measure(index: Any, lane_count: int, first: Any = first) -> None:
-                place = builder.add(origin, builder.mul(builder.add(first, index), I64(size)))
-                magnitudes, _ = _halves(builder, floats, place, lane_count)
-                variable = largest[lane_count]
-                builder.store(magnitudes.max(Lanes(builder, builder.load(variable))).value, variable)
-
-            cpu.for_vectors(builder, width, measure)
-            top = Lanes(builder, builder.load(largest[_WIDTH])).fold(Lanes.max)
-            top = top.max(Lanes(builder, builder.load(largest[0])))
-            builder.store(top.max(Lanes(builder, builder.load(worst))).value, worst)
-            scale = lanes.widen_f16(top.resize(16))
-            lanes.store(scale, builder.add(maxima, builder.mul(row.index, I64(4))), 0)
-            factor = scale.eq(0.0).where(scale.full(0.0), scale.full(1.0) / scale * 127.0)
-
-            def encode(index: Any, lane_count: int, first: Any = first, factor: Lanes = factor) -> None:
-                at = builder.add(first, index)
-                _, x = _halves(builder, floats, builder.add(origin, builder.mul(at, I64(size))), lane_count)
-                codes = (x * factor).nearest().resize(8)
-                lanes.store(codes, builder.add(destination, at), 0)
-
-            cpu.for_vectors(builder, width, encode)
-        return builder.zext(Lanes(builder, builder.load(worst)).ge(lanes.F16_INF).value, I64)
-
-    return types.int64(source_kind, stamp, *(types.int64,) * 5), codegen
-
-
-def _dequantize_int8_typer(
-    typingctx: Any,
-    target_kind: Any,
-    stamp: Any,
-    source: Any,
-    scales: Any,
-    target: Any,
-    rows: Any,
-    columns: Any,
-) -> Any:
-    floats = target_kind.literal_value
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, _, origin, steps, destination, count, width = args
-        with cgutils.for_range(builder, count) as row:
-            first = builder.mul(row.index, width)
-            scale = lanes.load(builder, builder.add(steps, builder.mul(row.index, I64(4))), 0, ir.FloatType())
-
-            def decode(index: Any, lane_count: int, first: Any = first, scale: Lanes = scale) -> None:
-                at = builder.add(first, index)
-                codes = lanes.load(builder, builder.add(origin, at), 0, _I8, lane_count)
-                to = builder.add(destination, builder.mul(at, I64(_SIZES[floats])))
-                cpu.store_floats(codes.sign_extend(32).to_float() * scale, floats, to)
-
-            cpu.for_vectors(builder, width, decode)
-        return count
-
-    return types.int64(target_kind, stamp, *(types.int64,) * 5), codegen
-
-
-def _repack_typer(typingctx: Any, join: Any, stamp: Any, source: Any, target: Any, count: Any) -> Any:
-    joining = bool(join.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, _, origin, destination, chunks = args
-        read, write = (2 * _WIDTH, _WIDTH) if joining else (_WIDTH, 2 * _WIDTH)
-        with cgutils.for_range(builder, chunks) as loop:
-            place = builder.add(origin, builder.mul(loop.index, I64(read)))
-            found = lanes.load(builder, place, 0, _I8, read)
-            to = builder.add(destination, builder.mul(loop.index, I64(write)))
-            lanes.store(_join(found) if joining else _split(found), to, 0)
-        return chunks
-
-    return types.int64(join, stamp, *(types.int64,) * 3), codegen
-
-
-_quantize: Any = intrinsic(prefer_literal=True)(_quantize_typer)
-_dequantize: Any = intrinsic(prefer_literal=True)(_dequantize_typer)
-_quantize_rows: Any = intrinsic(prefer_literal=True)(_quantize_int8_typer)
-_dequantize_rows: Any = intrinsic(prefer_literal=True)(_dequantize_int8_typer)
-_repack: Any = intrinsic(prefer_literal=True)(_repack_typer)
+@cpu.jit()
+def _dequantize_rows(codes: Any, scale: Any, out: Any) -> None:
+    for row in range(codes.shape[0]):
+        line, values, step = codes[row], out[row], scale[row]
+        for j in range(line.size):
+            cpu.write(values, j, float32(float32(int32(line[j])) * step))
 
 
 @functools.cache
-def _quantize_kernel(kind: int, floats: int) -> Callable[..., int]:
-    stamp = cpu.source_stamp(tables.__file__)
-
-    @cpu.jit()
-    def quantize_blocks(source: int, target: int, scales: int, blocks: int, chunks: int) -> Any:
-        return _quantize(kind, floats, stamp, source, target, scales, blocks, chunks)
-
-    return quantize_blocks
-
-
-@functools.cache
-def _dequantize_kernel(floats: int) -> Callable[..., int]:
-    stamp = cpu.source_stamp()
-
-    @cpu.jit()
-    def dequantize_blocks(table: int, source: int, scales: int, target: int, blocks: int, chunks: int) -> Any:
-        return _dequantize(floats, stamp, table, source, scales, target, blocks, chunks)
-
-    return dequantize_blocks
-
-
-@functools.cache
-def _quantize_rows_kernel(floats: int) -> Callable[..., int]:
-    stamp = cpu.source_stamp()
-
-    @cpu.jit()
-    def quantize_rows(source: int, target: int, scales: int, rows: int, columns: int) -> Any:
-        return _quantize_rows(floats, stamp, source, target, scales, rows, columns)
-
-    return quantize_rows
-
-
-@functools.cache
-def _dequantize_rows_kernel(floats: int) -> Callable[..., int]:
-    stamp = cpu.source_stamp()
-
-    @cpu.jit()
-    def dequantize_rows(source: int, scales: int, target: int, rows: int, columns: int) -> Any:
-        return _dequantize_rows(floats, stamp, source, scales, target, rows, columns)
-
-    return dequantize_rows
-
-
-@functools.cache
-def _repack_kernel(join: int) -> Callable[..., int]:
-    stamp = cpu.source_stamp()
-
-    @cpu.jit()
-    def repack(source: int, target: int, chunks: int) -> Any:
-        return _repack(join, stamp, source, target, chunks)
-
-    return repack
-
-
-@functools.cache
-def _pairs(kind: str) -> NDArray[np.float32]:
-    """Values of the two codes of every byte, ``(256, 2)``."""
+def _pairs(kind: str) -> NDArray[np.uint64]:
+    """Values of the two codes of every byte: two float32 numbers in 64 bits."""
     table = np.array(_TABLES[kind], np.float32)
-    return np.ascontiguousarray(np.stack([np.repeat(table, 16), np.tile(table, 16)], axis=1))
+    return np.stack([np.repeat(table, 16), np.tile(table, 16)], axis=1).reshape(-1).view(np.uint64)
 
 
 def _check(what: str, array: NDArray[Any], shape: tuple[int, ...], dtype: type | None = None) -> None:
@@ -395,17 +191,20 @@ def quantize_4bit(
     Runs on the calling thread without the GIL. Every block is multiplied by the float32 inverse of its maximum.
     """
     blocks = _check_blocks(kind, source, packed, absmax, block_size)
-    floats = cpu.float_kind(source.dtype, "dtype of the weights")
-    kernel, done = _quantize_kernel(list(_TABLES).index(kind), floats), blocks * block_size
-    bad = kernel(cpu.address(source), cpu.address(packed), cpu.address(absmax), blocks, block_size // _WIDTH)
+    cpu.float_kind(source.dtype, "dtype of the weights")
+    done = blocks * block_size
+    bad = _quantize(
+        cpu.for_reading(source[:done], (blocks, block_size)),
+        packed[: done // 2].reshape(blocks, block_size // 2),
+        absmax[:blocks],
+        kind == "nf4",
+    )
     if done < source.size:
-        last = np.zeros(block_size, source.dtype)
-        last[: source.size - done] = source[done:]
-        codes = np.empty(block_size // 2, np.uint8)
-        bad |= kernel(
-            cpu.address(last), cpu.address(codes), cpu.address(absmax[blocks:]), 1, block_size // _WIDTH
-        )
-        packed[done // 2 :] = codes[: packed.size - done // 2]
+        last = np.zeros((1, block_size), source.dtype)
+        last[0, : source.size - done] = source[done:]
+        codes = np.empty((1, block_size // 2), np.uint8)
+        bad |= _quantize(cpu.for_reading(last), codes, absmax[blocks:], kind == "nf4")
+        packed[done // 2 :] = codes[0, : packed.size - done // 2]
     return cpu.count_nonfinite(source) if bad else 0
 
 
@@ -437,16 +236,20 @@ def dequantize_4bit(
         If the arguments do not fit together.
     """
     blocks = _check_blocks(kind, out, packed, absmax, block_size)
-    kernel = _dequantize_kernel(cpu.float_kind(out.dtype, "dtype of the output"))
-    table, done = cpu.address(_pairs(kind)), blocks * block_size
-    chunks = block_size // _WIDTH
-    kernel(table, cpu.address(packed), cpu.address(absmax), cpu.address(out), blocks, chunks)
+    cpu.float_kind(out.dtype, "dtype of the output")
+    pairs, done = _pairs(kind), blocks * block_size
+    _dequantize(
+        pairs,
+        cpu.for_reading(packed[: done // 2], (blocks, block_size // 2)),
+        cpu.for_reading(absmax[:blocks]),
+        cpu.for_writing(out[:done], (blocks, block_size)),
+    )
     if done < out.size:
-        codes = np.zeros(block_size // 2, np.uint8)
-        codes[: packed.size - done // 2] = packed[done // 2 :]
-        last = np.empty(block_size, out.dtype)
-        kernel(table, cpu.address(codes), cpu.address(absmax[blocks:]), cpu.address(last), 1, chunks)
-        out[done:] = last[: out.size - done]
+        codes = np.zeros((1, block_size // 2), np.uint8)
+        codes[0, : packed.size - done // 2] = packed[done // 2 :]
+        last = np.empty((1, block_size), out.dtype)
+        _dequantize(pairs, cpu.for_reading(codes), cpu.for_reading(absmax[blocks:]), cpu.for_writing(last))
+        out[done:] = last[0, : out.size - done]
 
 
 def pack_codes(codes: NDArray[np.uint8], packed: NDArray[np.uint8], spare: int) -> None:
@@ -464,12 +267,10 @@ def pack_codes(codes: NDArray[np.uint8], packed: NDArray[np.uint8], spare: int) 
     count = codes.size
     _check("codes", codes, (count,), np.uint8)
     _check("packed", packed, (-(-count // 2),), np.uint8)
-    chunks = count // (2 * _WIDTH)
-    _repack_kernel(1)(cpu.address(codes), cpu.address(packed), chunks)
-    rest = codes[chunks * 2 * _WIDTH :]
-    if rest.size % 2:
-        rest = np.append(rest, np.uint8(spare))
-    packed[chunks * _WIDTH :] = rest[::2] << 4 | rest[1::2]
+    whole = count // 2
+    cpu.join_nibbles(codes[: 2 * whole], packed[:whole])
+    if count % 2:
+        packed[-1] = codes[-1] << 4 | np.uint8(spare)
 
 
 def unpack_codes(packed: NDArray[np.uint8], codes: NDArray[np.uint8]) -> None:
@@ -485,10 +286,10 @@ def unpack_codes(packed: NDArray[np.uint8], codes: NDArray[np.uint8]) -> None:
     count = codes.size
     _check("codes", codes, (count,), np.uint8)
     _check("packed", packed, (-(-count // 2),), np.uint8)
-    chunks = count // (2 * _WIDTH)
-    _repack_kernel(0)(cpu.address(packed), cpu.address(codes), chunks)
-    rest, left = packed[chunks * _WIDTH :], codes[chunks * 2 * _WIDTH :]
-    left[::2], left[1::2] = rest >> 4, rest[: left.size // 2] & 15
+    whole = count // 2
+    cpu.split_nibbles(packed[:whole], codes[: 2 * whole])
+    if count % 2:
+        codes[-1] = packed[-1] >> 4
 
 
 def quantize_int8(source: NDArray[Any], codes: NDArray[np.int8], absmax: NDArray[np.float32]) -> Outcome:
@@ -516,9 +317,11 @@ def quantize_int8(source: NDArray[Any], codes: NDArray[np.int8], absmax: NDArray
     _check("source", source, (*source.shape[:1], *source.shape[1:2]))
     _check("codes", codes, source.shape, np.int8)
     _check("absmax", absmax, source.shape[:1], np.float32)
-    kernel = _quantize_rows_kernel(cpu.float_kind(source.dtype, "dtype of the weights"))
-    rows, columns = source.shape
-    if not kernel(cpu.address(source), cpu.address(codes), cpu.address(absmax), rows, columns):
+    cpu.float_kind(source.dtype, "dtype of the weights")
+    # What is float16 already need not be rounded.
+    rounded = np.empty(0, np.float32 if source.dtype == np.float16 else np.float16)
+    values, like = cpu.for_reading(source), cpu.for_reading(rounded)
+    if not _quantize_rows(values, codes, absmax, like):
         return Outcome(0, 0)
     nonfinite = cpu.count_nonfinite(source)
     if nonfinite:
@@ -546,5 +349,5 @@ def dequantize_int8(codes: NDArray[np.int8], scale: NDArray[np.float32], out: ND
     _check("codes", codes, (*codes.shape[:1], *codes.shape[1:2]), np.int8)
     _check("scale", scale, codes.shape[:1], np.float32)
     _check("out", out, codes.shape)
-    kernel = _dequantize_rows_kernel(cpu.float_kind(out.dtype, "dtype of the output"))
-    kernel(cpu.address(codes), cpu.address(scale), cpu.address(out), *codes.shape)
+    cpu.float_kind(out.dtype, "dtype of the output")
+    _dequantize_rows(cpu.for_reading(codes), cpu.for_reading(scale), cpu.for_writing(out))

@@ -11,28 +11,20 @@ This module imports numba. Import it inside functions.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numpy import float32, int8, int32, uint8, uint16, uint32, uint64
 from numpy.typing import NDArray
 
 from qformats.errors import ShapeError, UnknownFormatError
-from qformats.kernels import cpu, lanes
+from qformats.kernels import cpu
 from qformats.kernels.cpu import Outcome
-from qformats.kernels.lanes import I64, Lanes
 
 __all__ = ["BLOCK", "LAYOUTS", "TYPES", "BlockLayout", "Outcome", "dequantize", "quantize"]
 
 BLOCK = 32
-_SIGN = 0x80000000
-_I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 
 
 @dataclass(frozen=True)
@@ -67,177 +59,224 @@ LAYOUTS = {
 }
 TYPES = {name: kind.size for name, kind in LAYOUTS.items()}
 """Bytes of one block, by type name."""
-_ORDER = tuple(LAYOUTS.values())
 
 
-def _first_is_negative(x: Lanes, chosen: Lanes) -> Lanes:
-    """Tell whether the first lane that `chosen` marks has its sign bit set."""
-    marks = chosen.mask()
-    first = marks & (marks.full(0) - marks)
-    return (x.bits().ge(_SIGN).mask() & first).eq(0).where(marks.full(0), marks.full(_SIGN))
+@cpu.jit(inline="code")
+def _inverse(d: Any) -> Any:
+    """1/d; 0 where d is 0 or so small that 1/d is infinite."""
+    inverse = float32(float32(1.0) / d)
+    return float32(0.0) if cpu.is_infinite(inverse) else inverse
 
 
-def _inverse(d: Lanes) -> tuple[Lanes, Lanes]:
-    """Give 1/d, 0 where d is 0 or so small that 1/d is infinite, and whether the latter was the case."""
-    inverse = d.full(1.0) / d
-    infinite = (inverse.bits() & 0x7FFFFFFF).ge(lanes.F32_INF)
-    tiny = infinite & (d.eq(0.0) ^ 1)
-    return infinite.where(d.full(0.0), inverse), tiny
+@cpu.jit(inline="code")
+def put_half(block: Any, place: Any, half: Any) -> None:
+    """Write the bits of a float16."""
+    block[place], block[place + 1] = uint8(half), uint8(half >> 8)
 
 
-def _encode_signed(x: Lanes, kind: BlockLayout) -> tuple[Lanes, Lanes]:
+@cpu.jit(inline="code")
+def get_half(block: Any, place: Any) -> Any:
+    """Read the bits of a float16."""
+    return uint16(block[place] | (uint16(block[place + 1]) << 8))
+
+
+@cpu.jit(inline="code")
+def _put_rounded(block: Any, place: Any, value: Any) -> Any:
+    """Write a value as float16; tell whether it is too large."""
+    half = cpu.f32_to_f16(value)
+    put_half(block, place, half)
+    return (half & 0x7FFF) >= 0x7C00
+
+
+@cpu.jit(inline="code")
+def put_nibbles(codes: Any, target: Any) -> None:
+    """Write the lower 4 bits of 32 codes."""
+    for j in range(cpu.block_length(codes) >> 1):
+        target[j] = uint8(uint8(codes[j] & uint8(15)) | uint8(codes[j + 16] << uint8(4)))
+
+
+@cpu.jit(inline="code")
+def fifth_bits(word: Any) -> Any:
+    """Gather bit 4 of the 8 bytes of a word."""
+    ones = uint64(uint64(word >> uint64(4)) & uint64(0x0101010101010101))
+    # The product moves bit 0 of byte i to bit 56 + i.
+    return uint8(uint64(ones * uint64(0x0102040810204080)) >> uint64(56))
+
+
+@cpu.jit(inline="source")
+def _first_is_negative(x: Any, magnitude: Any) -> Any:
+    """Tell whether the first value with these magnitude bits has its sign bit set."""
+    first = int32(64)
+    for j in range(cpu.block_length(x)):
+        bits = float32(cpu.widen(x[j])).view(uint32)
+        place = int32(int32(int32(j) << int32(1)) | int32(uint32(bits >> uint32(31))))
+        first = min(first, place if uint32(bits & uint32(0x7FFFFFFF)) == uint32(magnitude) else int32(64))
+    return (first & 1) != 0
+
+
+@cpu.jit()
+def _quantize_signed(source: Any, out: Any, bits: Any, codes_at: Any) -> Any:
     """q4_0, q5_0: the extreme value, whatever its sign, gets code 0; d = extreme / -8 (or -16)."""
-    half = 1 << (kind.bits - 1)
-    magnitudes = x.bits() & 0x7FFFFFFF
-    largest = magnitudes.fold(Lanes.max)
-    # Of +a and -a the first one counts; all zeros count as +0, whatever their signs.
-    sign = largest.eq(0).where(largest.full(0), _first_is_negative(x, magnitudes.eq(largest)))
-    d = ((largest.floats() * (1.0 / half)).bits() | (sign ^ _SIGN)).floats()
-    inverse, tiny = _inverse(d)
-    # C converts x * inf to an int8 here; x86 makes that 0.
-    offset = tiny.where(d.full(0.0), d.full(half + 0.5))
-    codes = (x * inverse + offset).toward_zero()
-    return codes.min(codes.full(2 * half - 1)), lanes.parameters(d)
+    half = float32(1 << (bits - 1))
+    step, last = float32(float32(1.0) / half), int32((1 << bits) - 1)
+    codes = np.empty(source.shape[1], np.uint8)
+    words = codes.view(np.uint64)
+    worst, overflow = int32(0), 0
+    for number in range(source.shape[0]):
+        x, block = source[number], out[number]
+        # The largest magnitudes of either sign; the bits of the other sign are negative numbers.
+        positive, negative = int32(0), int32(0)
+        for j in range(cpu.block_length(x)):
+            value = float32(cpu.widen(x[j])).view(int32)
+            positive = max(positive, value)
+            negative = max(negative, int32(value ^ int32(-0x80000000)))
+        largest = max(positive, negative)
+        worst = max(worst, largest)
+        minus = negative > positive
+        # Of +a and -a the first one counts; all zeros count as +0, whatever their signs.
+        if negative == positive and largest != 0:
+            minus = _first_is_negative(x, largest)
+        d = float32(int32(largest).view(float32) * step)
+        d = d if minus else float32(-d)
+        overflow += _put_rounded(block, 0, d)
+        inverse = _inverse(d)
+        # C converts x * inf to an int8 where 1/d is infinite; x86 makes that 0.
+        offset = float32(0.0) if inverse == 0 and d != 0 else float32(half + float32(0.5))
+        for j in range(cpu.block_length(x)):
+            code = int32(float32(float32(cpu.widen(x[j]) * inverse) + offset))
+            codes[j] = uint8(min(code, last))
+        put_nibbles(codes, block[codes_at:])
+        if bits == 5:
+            for j in range(4):
+                block[codes_at - 4 + j] = fifth_bits(words[j])
+    return -1 if worst >= int32(cpu.F32_INF) else overflow
 
 
-def _encode_minimum(x: Lanes, kind: BlockLayout) -> tuple[Lanes, Lanes]:
+@cpu.jit(inline="code")
+def _ordered(value: Any) -> Any:
+    """Map the bits of floats to integers of the same order, -0 before +0, and back."""
+    return int32(value ^ int32(int32(value >> int32(31)) & int32(0x7FFFFFFF)))
+
+
+@cpu.jit()
+def _quantize_minimum(source: Any, out: Any, bits: Any, codes_at: Any) -> Any:
     """q4_1, q5_1: d = (max - min) / 15 (or 31); codes count from the minimum."""
-    low = x.fold(Lanes.min)
-    high = x.fold(Lanes.max)
-    # Of equal zeros both folds keep the same one, so that a block of zeros has d = +0, not -0.
-    d = (high - low) / float((1 << kind.bits) - 1)
-    inverse, _ = _inverse(d)
-    codes = ((x - low) * inverse + 0.5).toward_zero()
-    # Where -0 and +0 are the minimum, the first one is stored.
-    sign = _first_is_negative(x, x.eq(low))
-    minimum = ((low.bits() & 0x7FFFFFFF) | sign).floats()
-    return codes, lanes.parameters(d, minimum)
+    steps = float32((1 << bits) - 1)
+    codes = np.empty(source.shape[1], np.uint8)
+    words = codes.view(np.uint64)
+    worst, overflow = int32(0), 0
+    for number in range(source.shape[0]):
+        x, block = source[number], out[number]
+        low_bits, high_bits = int32(0x7FFFFFFF), int32(-0x80000000)
+        for j in range(cpu.block_length(x)):
+            place = _ordered(float32(cpu.widen(x[j])).view(int32))
+            low_bits, high_bits = min(low_bits, place), max(high_bits, place)
+        low, high = int32(_ordered(low_bits)).view(float32), int32(_ordered(high_bits)).view(float32)
+        # Where -0 and +0 are the minimum, the first one is stored.
+        if low == 0:
+            low = float32(-0.0) if _first_is_negative(x, int32(0)) else float32(0.0)
+        worst = max(worst, cpu.magnitude_bits(low), cpu.magnitude_bits(high))
+        d = float32(float32(high - low) / steps)
+        beyond = _put_rounded(block, 0, d)
+        overflow += beyond | _put_rounded(block, 2, low)
+        inverse = _inverse(d)
+        for j in range(cpu.block_length(x)):
+            code = int32(float32(float32(float32(cpu.widen(x[j]) - low) * inverse) + float32(0.5)))
+            codes[j] = uint8(code)
+        put_nibbles(codes, block[codes_at:])
+        if bits == 5:
+            for j in range(4):
+                block[codes_at - 4 + j] = fifth_bits(words[j])
+    return -1 if worst >= int32(cpu.F32_INF) else overflow
 
 
-def _encode_q8(x: Lanes, kind: BlockLayout) -> tuple[Lanes, Lanes]:
+@cpu.jit()
+def _quantize_q8(source: Any, out: Any) -> Any:
     """q8_0: d = max|x| / 127, codes rounded half away from zero."""
-    largest = (x.bits() & 0x7FFFFFFF).fold(Lanes.max)
-    d = largest.floats() / 127.0
-    inverse, _ = _inverse(d)
-    scaled = x * inverse
-    # The float32 just below 0.5: with 0.5 itself 0.49999997 would become 1.
-    nudge = ((scaled.bits() & _SIGN) | 0x3EFFFFFF).floats()
-    return (scaled + nudge).toward_zero(), lanes.parameters(d)
+    worst, overflow = int32(0), 0
+    for number in range(source.shape[0]):
+        x, block = source[number], out[number]
+        largest = int32(0)
+        for j in range(cpu.block_length(x)):
+            largest = max(largest, cpu.magnitude_bits(cpu.widen(x[j])))
+        worst = max(worst, largest)
+        d = float32(int32(largest).view(float32) / float32(127.0))
+        overflow += _put_rounded(block, 0, d)
+        inverse = _inverse(d)
+        codes = block[2:]
+        for j in range(cpu.block_length(x)):
+            scaled = float32(cpu.widen(x[j]) * inverse)
+            # The float32 just below 0.5: with 0.5 itself 0.49999997 would become 1.
+            nudge = int32(int32(scaled.view(int32) & int32(-0x80000000)) | int32(0x3EFFFFFF)).view(float32)
+            codes[j] = uint8(int32(float32(scaled + nudge)))
+    return -1 if worst >= int32(cpu.F32_INF) else overflow
 
 
-def _emit_quantize(
-    builder: Any, kind: BlockLayout, source_kind: int, source: Any, target: Any
-) -> tuple[Lanes, Lanes]:
-    """Encode one block; give the magnitude bits of its values (uint32 lanes) and whether its scales fit."""
-    x = cpu.load_floats(builder, source_kind, source, BLOCK)
-    if kind.bits == 8:
-        codes, values = _encode_q8(x, kind)
-        lanes.store(codes.resize(8), target, kind.codes_at)
-    else:
-        codes, values = (_encode_minimum if kind.minimum else _encode_signed)(x, kind)
-        low, high = codes.part(0, 16), codes.part(16, 16)
-        if kind.fifth:
-            fifth = (codes & 16).eq(16).mask()
-            lanes.store(fifth, target, kind.codes_at - 4)
-            low = low & 15
-        # The bits of `high` above the byte are cut off with the rest of the word.
-        lanes.store((low | (high << 4)).resize(8), target, kind.codes_at)
-    halves = lanes.narrow_f16(values)
-    lanes.store(halves, target, 0)
-    overflow = (halves & 0x7FFF).ge(lanes.F16_INF).mask()
-    return x.bits() & 0x7FFFFFFF, overflow.eq(0)
+@cpu.jit(inline="code")
+def fifths(block: Any, codes_at: Any) -> Any:
+    """Read the highest bits of codes of 5 bits; 0 where codes have 4."""
+    word = uint32(0)
+    if codes_at >= 6:
+        for j in range(4):
+            word = uint32(word | uint32(uint32(block[codes_at - 4 + j]) << uint32(8 * j)))
+    return word
 
 
-def _quantize_typer(
-    typingctx: Any, number: Any, source_kind: Any, stamp: Any, source: Any, target: Any, count: Any
-) -> Any:
-    kind, floats = _ORDER[number.literal_value], source_kind.literal_value
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, _, _, origin, destination, blocks = args
-        words = ir.VectorType(_I32, BLOCK)
-        worst = cpu.variable(builder, ir.Constant(words, [0] * BLOCK))
-        overflows = cpu.variable(builder, I64(0))
-        stride = BLOCK * (4 if floats == 0 else 2)
-        with cgutils.for_range(builder, blocks) as loop:
-            at = builder.add(origin, builder.mul(loop.index, I64(stride)))
-            to = builder.add(destination, builder.mul(loop.index, I64(kind.size)))
-            magnitudes, fits = _emit_quantize(builder, kind, floats, at, to)
-            builder.store(magnitudes.max(Lanes(builder, builder.load(worst))).value, worst)
-            overflow = builder.zext(builder.not_(fits.value), I64)
-            builder.store(builder.add(builder.load(overflows), overflow), overflows)
-        largest = Lanes(builder, builder.load(worst)).fold(Lanes.max)
-        # One number for both: negative if anything was not finite, else the count of blocks that overflowed.
-        result = largest.lt(lanes.F32_INF).where(
-            Lanes(builder, builder.load(overflows)), Lanes(builder, I64(-1))
-        )
-        return result.value
-
-    return types.int64(number, source_kind, stamp, types.int64, types.int64, types.int64), codegen
+@cpu.jit()
+def _dequantize(source: Any, out: Any, bits: Any, codes_at: Any) -> None:
+    """q4_0, q5_0."""
+    middle = int32(1 << (bits - 1))
+    for number in range(out.shape[0]):
+        block, values = source[number], out[number]
+        packed, d = block[codes_at:], cpu.f16_to_f32(get_half(block, 0))
+        if bits == 4:
+            for j in range(cpu.block_length(values) >> 1):
+                low, high = int32(packed[j] & uint8(15)), int32(packed[j] >> uint8(4))
+                cpu.write(values, j, float32(float32(int32(low - middle)) * d))
+                cpu.write(values, j + 16, float32(float32(int32(high - middle)) * d))
+        else:
+            word = fifths(block, codes_at)
+            for j in range(cpu.block_length(values) >> 1):
+                rest = uint32(word >> uint32(j))
+                low = int32(uint32(packed[j] & uint8(15)) | uint32(uint32(rest << uint32(4)) & uint32(16)))
+                high = int32(uint32(packed[j] >> uint8(4)) | uint32(uint32(rest >> uint32(12)) & uint32(16)))
+                cpu.write(values, j, float32(float32(int32(low - middle)) * d))
+                cpu.write(values, j + 16, float32(float32(int32(high - middle)) * d))
 
 
-def _emit_dequantize(builder: Any, kind: BlockLayout, source: Any) -> Lanes:
-    """Decode one block into 32 lanes of float32."""
-    d = lanes.widen_f16(lanes.load(builder, source, 0, _I16))
-    if kind.bits == 8:
-        return lanes.load(builder, source, kind.codes_at, _I8, BLOCK).sign_extend(32).to_float() * d
-    packed = lanes.load(builder, source, kind.codes_at, _I8, 16)
-    codes = (packed & 15).then(packed >> 4).resize(32)
-    if kind.fifth:
-        fifth = lanes.load(builder, source, kind.codes_at - 4, _I32).as_type(
-            ir.VectorType(ir.IntType(1), BLOCK)
-        )
-        codes = codes | (fifth.resize(32) << 4)
-    if kind.minimum:
-        return codes.to_float() * d + lanes.widen_f16(lanes.load(builder, source, 2, _I16))
-    return (codes - (1 << (kind.bits - 1))).to_float() * d
+@cpu.jit()
+def _dequantize_minimum(source: Any, out: Any, bits: Any, codes_at: Any) -> None:
+    """q4_1, q5_1."""
+    for number in range(out.shape[0]):
+        block, values = source[number], out[number]
+        packed, d = block[codes_at:], cpu.f16_to_f32(get_half(block, 0))
+        minimum = cpu.f16_to_f32(get_half(block, 2))
+        if bits == 4:
+            for j in range(cpu.block_length(values) >> 1):
+                low, high = int32(packed[j] & uint8(15)), int32(packed[j] >> uint8(4))
+                cpu.write(values, j, float32(float32(float32(low) * d) + minimum))
+                cpu.write(values, j + 16, float32(float32(float32(high) * d) + minimum))
+        else:
+            word = fifths(block, codes_at)
+            for j in range(cpu.block_length(values) >> 1):
+                rest = uint32(word >> uint32(j))
+                low = int32(uint32(packed[j] & uint8(15)) | uint32(uint32(rest << uint32(4)) & uint32(16)))
+                high = int32(uint32(packed[j] >> uint8(4)) | uint32(uint32(rest >> uint32(12)) & uint32(16)))
+                cpu.write(values, j, float32(float32(float32(low) * d) + minimum))
+                cpu.write(values, j + 16, float32(float32(float32(high) * d) + minimum))
 
 
-def _dequantize_typer(
-    typingctx: Any, number: Any, target_kind: Any, stamp: Any, source: Any, target: Any, count: Any
-) -> Any:
-    kind, floats = _ORDER[number.literal_value], target_kind.literal_value
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, _, _, origin, destination, blocks = args
-        stride = BLOCK * (4 if floats == 0 else 2)
-        with cgutils.for_range(builder, blocks) as loop:
-            at = builder.add(origin, builder.mul(loop.index, I64(kind.size)))
-            to = builder.add(destination, builder.mul(loop.index, I64(stride)))
-            cpu.store_floats(_emit_dequantize(builder, kind, at), floats, to)
-        return blocks
-
-    return types.int64(number, target_kind, stamp, types.int64, types.int64, types.int64), codegen
+@cpu.jit()
+def _dequantize_q8(source: Any, out: Any) -> None:
+    for number in range(out.shape[0]):
+        block, values = source[number], out[number]
+        d, codes = cpu.f16_to_f32(get_half(block, 0)), block[2:]
+        for j in range(cpu.block_length(values)):
+            cpu.write(values, j, float32(float32(int32(int8(codes[j]))) * d))
 
 
-_quantize_blocks: Any = intrinsic(prefer_literal=True)(_quantize_typer)
-_dequantize_blocks: Any = intrinsic(prefer_literal=True)(_dequantize_typer)
-
-
-@functools.cache
-def _quantize_kernel(number: int, source_kind: int) -> Callable[[int, int, int], int]:
-    stamp = cpu.source_stamp()
-
-    @cpu.jit()
-    def quantize_blocks(source: int, target: int, blocks: int) -> Any:
-        return _quantize_blocks(number, source_kind, stamp, source, target, blocks)
-
-    return quantize_blocks
-
-
-@functools.cache
-def _dequantize_kernel(number: int, target_kind: int) -> Callable[[int, int, int], int]:
-    stamp = cpu.source_stamp()
-
-    @cpu.jit()
-    def dequantize_blocks(source: int, target: int, blocks: int) -> Any:
-        return _dequantize_blocks(number, target_kind, stamp, source, target, blocks)
-
-    return dequantize_blocks
-
-
-def _check(type_name: str, floats: NDArray[Any], packed: NDArray[np.uint8]) -> int:
-    """Check both arrays of a call; give the position of the type."""
+def _check(type_name: str, floats: NDArray[Any], packed: NDArray[np.uint8]) -> BlockLayout:
+    """Check both arrays of a call; give the layout of the type."""
     if type_name not in LAYOUTS:
         raise UnknownFormatError(type_name, LAYOUTS, kind="GGUF block type")
     if floats.ndim != 2 or floats.shape[1] % BLOCK or not floats.flags.c_contiguous:
@@ -246,7 +285,7 @@ def _check(type_name: str, floats: NDArray[Any], packed: NDArray[np.uint8]) -> i
     if packed.shape != expected or packed.dtype != np.uint8 or not packed.flags.c_contiguous:
         found = f"{packed.shape} of {packed.dtype}"
         raise ShapeError("packed", found, f"{expected} of uint8, C-contiguous, for {type_name}")
-    return list(LAYOUTS).index(type_name)
+    return LAYOUTS[type_name]
 
 
 def quantize(type_name: str, source: NDArray[Any], out: NDArray[np.uint8]) -> Outcome:
@@ -276,9 +315,15 @@ def quantize(type_name: str, source: NDArray[Any], out: NDArray[np.uint8]) -> Ou
     -----
     Runs on the calling thread without the GIL. Source: llama.cpp:ggml/src/ggml-quants.c.
     """
-    number = _check(type_name, source, out)
-    kind = cpu.float_kind(source.dtype, "dtype of the weights")
-    overflow = _quantize_kernel(number, kind)(cpu.address(source), cpu.address(out), source.size // BLOCK)
+    kind = _check(type_name, source, out)
+    cpu.float_kind(source.dtype, "dtype of the weights")
+    count = source.size // BLOCK
+    values, blocks = cpu.for_reading(source, (count, BLOCK)), out.reshape(count, kind.size)
+    if kind.bits == 8:
+        overflow = int(_quantize_q8(values, blocks))
+    else:
+        kernel = _quantize_minimum if kind.minimum else _quantize_signed
+        overflow = int(kernel(values, blocks, kind.bits, kind.codes_at))
     if overflow < 0:
         return Outcome(cpu.count_nonfinite(source), 0)
     return Outcome(0, overflow)
@@ -307,6 +352,12 @@ def dequantize(type_name: str, packed: NDArray[np.uint8], out: NDArray[Any]) -> 
     Value ``d * q`` or ``d * q + m`` in float32, the product being exact. Runs on the calling thread without
     the GIL.
     """
-    number = _check(type_name, out, packed)
-    kind = cpu.float_kind(out.dtype, "dtype of the output")
-    _dequantize_kernel(number, kind)(cpu.address(packed), cpu.address(out), out.size // BLOCK)
+    kind = _check(type_name, out, packed)
+    cpu.float_kind(out.dtype, "dtype of the output")
+    count = out.size // BLOCK
+    blocks, values = cpu.for_reading(packed, (count, kind.size)), cpu.for_writing(out, (count, BLOCK))
+    if kind.bits == 8:
+        _dequantize_q8(blocks, values)
+    else:
+        kernel = _dequantize_minimum if kind.minimum else _dequantize
+        kernel(blocks, values, kind.bits, kind.codes_at)

@@ -5,103 +5,80 @@ Layouts as in :mod:`qformats_gguf.kernels`. This module imports numba. Import it
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numpy import uint8, uint32
 from numpy.typing import NDArray
 
 from qformats.errors import ShapeError
-from qformats.kernels import cpu, lanes
-from qformats.kernels.lanes import I64, Lanes
-from qformats_gguf.kernels import BLOCK, LAYOUTS, BlockLayout
+from qformats.kernels import cpu
+from qformats_gguf import kernels
+from qformats_gguf.kernels import BLOCK, LAYOUTS, fifth_bits, fifths, get_half, put_half, put_nibbles
 
 __all__ = ["pack", "unpack"]
 
-_I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
-_ORDER = tuple(LAYOUTS.values())
 
-
-def _emit_pack(builder: Any, kind: BlockLayout, codes: Any, block: Any) -> None:
-    values = lanes.load(builder, codes, 0, _I8, BLOCK)
-    if kind.bits == 8:
-        lanes.store(values ^ 0x80, block, kind.codes_at)
-        return
-    if kind.fifth:
-        lanes.store((values & 16).eq(16).mask(), block, kind.codes_at - 4)
-    low, high = values.part(0, 16), values.part(16, 16)
-    lanes.store((low & 15) | (high << 4), block, kind.codes_at)
-
-
-def _emit_unpack(builder: Any, kind: BlockLayout, block: Any, codes: Any) -> None:
-    if kind.bits == 8:
-        lanes.store(lanes.load(builder, block, kind.codes_at, _I8, BLOCK) ^ 0x80, codes, 0)
-        return
-    packed = lanes.load(builder, block, kind.codes_at, _I8, 16)
-    values = (packed & 15).then(packed >> 4)
-    if kind.fifth:
-        word = lanes.load(builder, block, kind.codes_at - 4, _I32)
-        values = values | (word.as_type(ir.VectorType(ir.IntType(1), BLOCK)).resize(8) << 4)
-    lanes.store(values, codes, 0)
-
-
-def _typer(
-    typingctx: Any,
-    number: Any,
-    packing: Any,
-    stamp: Any,
+@cpu.jit(kernels.__file__)
+def _pack(
     codes: Any,
+    words: Any,
     scale: Any,
     minimum: Any,
-    blocks: Any,
-    count: Any,
-) -> Any:
-    kind, to_blocks = _ORDER[number.literal_value], bool(packing.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, _, _, codes_at, scale_at, minimum_at, blocks_at, total = args
-        with cgutils.for_range(builder, total) as loop:
-
-            def at(base: Any, stride: int) -> Any:
-                return builder.add(base, builder.mul(loop.index, I64(stride)))
-
-            block, row = at(blocks_at, kind.size), at(codes_at, BLOCK)
-            halves = [(at(scale_at, 2), 0)] + ([(at(minimum_at, 2), 2)] if kind.minimum else [])
-            for place, offset in halves:
-                if to_blocks:
-                    lanes.store(lanes.load(builder, place, 0, _I16), block, offset)
-                else:
-                    lanes.store(lanes.load(builder, block, offset, _I16), place, 0)
-            (_emit_pack if to_blocks else _emit_unpack)(
-                builder, kind, *((row, block) if to_blocks else (block, row))
-            )
-        return Lanes(builder, total).value
-
-    return types.int64(number, packing, stamp, *(types.int64,) * 5), codegen
+    out: Any,
+    bits: Any,
+    codes_at: Any,
+    has_minimum: Any,
+) -> None:
+    """Make blocks; `words` are `codes`, 8 at a time."""
+    for number in range(out.shape[0]):
+        values, block = codes[number], out[number]
+        put_half(block, 0, scale[number])
+        if has_minimum:
+            put_half(block, 2, minimum[number])
+        if bits == 8:
+            stored = block[codes_at:]
+            for j in range(cpu.block_length(values)):
+                stored[j] = uint8(values[j] ^ uint8(0x80))
+        else:
+            put_nibbles(values, block[codes_at:])
+            if bits == 5:
+                for j in range(4):
+                    block[codes_at - 4 + j] = fifth_bits(words[4 * number + j])
 
 
-_recode: Any = intrinsic(prefer_literal=True)(_typer)
+@cpu.jit(inline="code")
+def _fifth(word: Any, j: Any) -> Any:
+    """Give bit `j` of a word as bit 4 of a code."""
+    return uint32(uint32(uint32(word >> uint32(j)) & uint32(1)) << uint32(4))
 
 
-@functools.cache
-def _kernel(number: int, packing: int) -> Callable[[int, int, int, int, int], int]:
-    stamp = cpu.source_stamp()
-
-    @cpu.jit()
-    def recode_blocks(codes: int, scale: int, minimum: int, blocks: int, count: int) -> Any:
-        return _recode(number, packing, stamp, codes, scale, minimum, blocks, count)
-
-    return recode_blocks
+@cpu.jit(kernels.__file__)
+def _unpack(
+    blocks: Any, codes: Any, scale: Any, minimum: Any, bits: Any, codes_at: Any, has_minimum: Any
+) -> None:
+    for number in range(blocks.shape[0]):
+        block, values = blocks[number], codes[number]
+        scale[number] = get_half(block, 0)
+        if has_minimum:
+            minimum[number] = get_half(block, 2)
+        stored = block[codes_at:]
+        if bits == 8:
+            for j in range(cpu.block_length(values)):
+                values[j] = uint8(stored[j] ^ uint8(0x80))
+        elif bits == 4:
+            for j in range(cpu.block_length(values) >> 1):
+                values[j], values[j + 16] = uint8(stored[j] & uint8(15)), uint8(stored[j] >> uint8(4))
+        else:
+            word = fifths(block, codes_at)
+            for j in range(cpu.block_length(values) >> 1):
+                values[j] = uint8(uint8(stored[j] & uint8(15)) | uint8(_fifth(word, j)))
+                values[j + 16] = uint8(uint8(stored[j] >> uint8(4)) | uint8(_fifth(word, j + 16)))
 
 
 def _run(
     type_name: str,
-    packing: int,
+    packing: bool,
     codes: NDArray[np.uint8],
     scale: NDArray[np.uint16],
     minimum: NDArray[np.uint16] | None,
@@ -119,9 +96,15 @@ def _run(
             raise ShapeError(f"a part of {type_name}", array.shape, f"{shape}, C-contiguous")
     if kind.minimum != (minimum is not None):
         raise ShapeError(f"minimum of {type_name}", None, "one value a block" if kind.minimum else "none")
-    second = 0 if minimum is None else cpu.address(minimum)
-    places = (cpu.address(codes), cpu.address(scale), second, cpu.address(blocks))
-    _kernel(list(LAYOUTS).index(type_name), packing)(*places, rows * count)
+    # Where there is no minimum, the kernel gets an array that it leaves alone.
+    first, second = (half.reshape(-1) for half in (scale, scale if minimum is None else minimum))
+    values, packed = codes.reshape(-1, BLOCK), blocks.reshape(-1, kind.size)
+    layout = (kind.bits, kind.codes_at, kind.minimum)
+    if packing:
+        parts: list[NDArray[Any]] = [values, codes.reshape(-1).view(np.uint64), first, second]
+        _pack(*map(cpu.for_reading, parts), packed, *layout)
+    else:
+        _unpack(cpu.for_reading(packed), values, first, second, *layout)
 
 
 def pack(
@@ -149,7 +132,7 @@ def pack(
     ShapeError
         If the arrays do not fit together, or are not C-contiguous.
     """
-    _run(type_name, 1, codes, scale, minimum, out)
+    _run(type_name, True, codes, scale, minimum, out)
 
 
 def unpack(
@@ -166,4 +149,4 @@ def unpack(
     ShapeError
         If the arrays do not fit together, or are not C-contiguous.
     """
-    _run(type_name, 0, codes, scale, minimum, packed)
+    _run(type_name, False, codes, scale, minimum, packed)

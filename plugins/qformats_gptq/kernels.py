@@ -1,9 +1,10 @@
 """GPTQ on the processor: floats to codes, codes to words and back, and words to floats.
 
 ``qweight`` is a bit stream along each column of an int32 matrix ``(K * bits / 32, N)``: code ``k`` of output ``n``
-lies in bits ``bits * k`` and up of column ``n``. So 32 codes are `bits` whole words for every width, and they move
-together: 8 codes a 64-bit lane are pushed together in three steps of halving, and the bytes that are left are the
-words. Source: AutoGPTQ:auto_gptq/nn_modules/qlinear/qlinear_cuda.py.
+lies in bits ``bits * k`` and up of column ``n``. So 32 codes are `bits` whole words for every width. 8 codes are a
+number of 64 bits, an octet, which is pushed together or pulled apart in three steps of halving. Loops over 32 rows do
+this with vectors, in a tile that is transposed on its way from or to the rows. Source:
+AutoGPTQ:auto_gptq/nn_modules/qlinear/qlinear_cuda.py.
 
 Weights are rounded by the rule of :class:`qformats_gptq.grid.GroupGrid`, whose codes and parameters these kernels give.
 
@@ -12,21 +13,15 @@ This module imports numba. Import it inside functions.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numpy import float32, int32, uint8, uint32, uint64
 from numpy.typing import NDArray
 
 from qformats.errors import ConfigError, ShapeError
-from qformats.kernels import cpu, lanes
+from qformats.kernels import cpu
 from qformats.kernels.cpu import Outcome
-from qformats.kernels.lanes import F32, I64, Lanes
 
 __all__ = ["BITS", "Outcome", "dequantize", "pack", "quantize", "unpack"]
 
@@ -34,304 +29,169 @@ BITS = (2, 3, 4, 8)
 """Code widths."""
 
 _STEP = 32
-"""Codes that are whole words in every width."""
-_TILE = 16
-"""Columns that are worked on together: as many words as a cache line holds."""
-_I8, _I32 = ir.IntType(8), ir.IntType(32)
-_FLOAT_BYTES = (4, 2, 2)
-_QUADS = ir.VectorType(I64, _STEP // 8)
-_BYTES = ir.VectorType(_I8, _STEP)
+"""Codes that are whole words in every width, and rows of a tile."""
+_OCTETS = 8
+"""Numbers of 8 codes each in a row of a tile: what it reads and writes are whole cache lines."""
 
 
-def _every(width: int, bits: int) -> int:
-    """64 bits of which the lowest `bits` of every `width` are set."""
-    return sum(((1 << bits) - 1) << at for at in range(0, 64, width))
+def _steps(bits: int) -> NDArray[np.uint64]:
+    """Masks and shifts of three steps that push 8 codes together, by halving: ``(3, 3)``."""
+    steps = []
+    for width, kept in ((8, bits), (16, 2 * bits), (32, 4 * bits)):
+        low = sum(((1 << kept) - 1) << at for at in range(0, 64, 2 * width))
+        steps.append((low, low << kept, width - kept))
+    return np.array(steps, np.uint64)
 
 
-def _choose(value: Lanes, order: Sequence[int]) -> Lanes:
-    """Lanes in another order; those from the number of lanes on are zero."""
-    wanted = ir.Constant(ir.VectorType(_I32, len(order)), list(order))
-    zeros = ir.Constant(value.value.type, [0] * value.count)
-    return Lanes(value.builder, value.builder.shuffle_vector(value.value, zeros, wanted))
+@cpu.jit(inline="code")
+def _join(codes: Any, steps: Any) -> Any:
+    """Push 8 codes together."""
+    for step in range(3):
+        shifted = uint64(uint64(codes >> steps[step, 2]) & steps[step, 1])
+        codes = uint64(uint64(codes & steps[step, 0]) | shifted)
+    return codes
 
 
-def _join(codes: Lanes, bits: int) -> Lanes:
-    """Words of 32 codes: int8 lanes to `bits` int32 lanes."""
-    packed = codes.as_type(_QUADS)
-    for width in (8, 16, 32):
-        kept = width // 8 * bits
-        if kept < width:
-            low = _every(2 * width, kept)
-            packed = (packed & low) | ((packed >> (width - kept)) & (low << kept))
-    wanted = [8 * quad + byte for quad in range(_QUADS.count) for byte in range(bits)]
-    return _choose(packed.as_type(_BYTES), wanted).as_type(ir.VectorType(_I32, bits))
+@cpu.jit(inline="code")
+def _split(packed: Any, steps: Any) -> Any:
+    """Pull 8 codes apart; higher bits are dropped."""
+    for number in range(3):
+        step = 2 - number
+        # The place of what was pushed: the mask moved back.
+        shifted = uint64(uint64(packed & steps[step, 1]) << steps[step, 2])
+        packed = uint64(uint64(packed & steps[step, 0]) | shifted)
+    return packed
 
 
-def _split(words: Lanes, bits: int) -> Lanes:
-    """Inverse of :func:`_join`."""
-    total = 4 * bits
-    wanted = [
-        bits * quad + byte if byte < bits else total for quad in range(_QUADS.count) for byte in range(8)
-    ]
-    codes = _choose(words.as_type(ir.VectorType(_I8, total)), wanted).as_type(_QUADS)
-    for width in (32, 16, 8):
-        kept = width // 8 * bits
-        if kept < width:
-            low = _every(2 * width, kept)
-            codes = (codes & low) | ((codes << (width - kept)) & (low << width))
-    return codes.as_type(_BYTES)
+@cpu.jit(inline="source")
+def _read_words(words: Any, first: Any, octet: Any, bits: Any, steps: Any, line: Any) -> None:
+    """Read 8 codes of 32 rows."""
+    start = 8 * bits * octet
+    at, shift = start >> 5, uint64(start & 31)
+    above = at + 1 if (start & 31) + 8 * bits > 32 else at
+    lower, upper = words[at, first : first + 32], words[above, first : first + 32]
+    for r in range(cpu.block_length(line)):
+        both = uint64(uint64(lower[r]) | uint64(uint64(upper[r]) << uint64(32)))
+        line[r] = _split(uint64(both >> shift), steps)
 
 
-def _for_tiles(builder: Any, rows: Any, columns: Any, body: Callable[[Any, Any], None]) -> None:
-    """Emit ``body(row, column)`` for every 32 columns of every row.
-
-    A tile of rows goes through two steps at a time: what it reads and writes stays in the first-level cache.
-    """
-    tiles, pairs = builder.udiv(rows, I64(_TILE)), builder.udiv(columns, I64(2 * _STEP))
-    rest = builder.udiv(builder.urem(columns, I64(2 * _STEP)), I64(_STEP))
-
-    def tile(first: Any, column: Any, steps: int) -> None:
-        with cgutils.for_range(builder, I64(_TILE)) as loop:
-            row = builder.add(first, loop.index)
-            for step in range(steps):
-                body(row, builder.add(column, I64(step * _STEP)))
-
-    with cgutils.for_range(builder, tiles) as outer:
-        first = builder.mul(outer.index, I64(_TILE))
-        with cgutils.for_range(builder, pairs) as inner:
-            tile(first, builder.mul(inner.index, I64(2 * _STEP)), 2)
-        with cgutils.for_range(builder, rest):
-            tile(first, builder.mul(pairs, I64(2 * _STEP)), 1)
-
-
-def _word_places(builder: Any, bits: int, base: Any, rows: Any, row: Any, column: Any) -> list[Any]:
-    """Address of each word that holds the codes of 32 columns of a row."""
-    line = builder.mul(builder.udiv(column, I64(_STEP)), I64(bits))
-    at = builder.add(builder.mul(line, rows), row)
-    stride = builder.mul(rows, I64(4))
-    places = [builder.add(base, builder.mul(at, I64(4)))]
-    while len(places) < bits:
-        places.append(builder.add(places[-1], stride))
-    return places
-
-
-def _load_codes(builder: Any, bits: int, base: Any, rows: Any, row: Any, column: Any) -> Lanes:
-    places = _word_places(builder, bits, base, rows, row, column)
-    return _split(lanes.parameters(*(lanes.load(builder, place, 0, _I32) for place in places)), bits)
-
-
-def _recode_typer(
-    typingctx: Any, bits: Any, packing: Any, stamp: Any, codes: Any, words: Any, rows: Any, columns: Any
-) -> Any:
-    width, to_words = bits.literal_value, bool(packing.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        *_, codes_at, words_at, count, length = args
-
-        def body(row: Any, column: Any) -> None:
-            at = builder.add(codes_at, builder.add(builder.mul(row, length), column))
-            if to_words:
-                joined = _join(lanes.load(builder, at, 0, _I8, _STEP), width)
-                places = _word_places(builder, width, words_at, count, row, column)
-                for number, place in enumerate(places):
-                    lanes.store(joined.lane(number), place, 0)
-            else:
-                lanes.store(_load_codes(builder, width, words_at, count, row, column), at, 0)
-
-        _for_tiles(builder, count, length, body)
-        return length
-
-    return types.int64(bits, packing, stamp, *(types.int64,) * 4), codegen
-
-
-def _dequantize_typer(
-    typingctx: Any,
-    bits: Any,
-    stamp: Any,
-    words: Any,
-    scale: Any,
-    zero: Any,
-    out: Any,
-    rows: Any,
-    columns: Any,
-    group: Any,
-    groups: Any,
-) -> Any:
-    width = bits.literal_value
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        *_, words_at, scale_at, zero_at, out_at, count, length, block, blocks = args
-
-        def body(row: Any, column: Any) -> None:
-            place = builder.add(builder.mul(row, blocks), builder.udiv(column, block))
-            place = builder.mul(place, I64(4))
-            codes = _load_codes(builder, width, words_at, count, row, column).resize(32).to_float()
-            factor = lanes.load(builder, builder.add(scale_at, place), 0, F32)
-            offset = lanes.load(builder, builder.add(zero_at, place), 0, F32)
-            at = builder.mul(builder.add(builder.mul(row, length), column), I64(4))
-            lanes.store((codes - offset) * factor, builder.add(out_at, at), 0)
-
-        _for_tiles(builder, count, length, body)
-        return length
-
-    return types.int64(bits, stamp, *(types.int64,) * 8), codegen
-
-
-def _emit_group(
-    builder: Any, bits: int, symmetric: bool, kinds: tuple[int, int], columns: Any, places: tuple[Any, ...]
-) -> tuple[Lanes, Lanes]:
-    """Quantize one group of a row; give the largest magnitude's bits and the bits of its scale's magnitude."""
-    source, target, scale_at, zero_at = places
-    kind, scale_kind = kinds
-    top = (1 << bits) - 1
-
-    def values(column: Any, count: int) -> Lanes:
-        at = builder.add(source, builder.mul(column, I64(_FLOAT_BYTES[kind])))
-        return cpu.load_floats(builder, kind, at, count)
-
-    # Lowest and highest value, 0 among them; vectors and single columns apart.
-    ends = {}
-    for count in (_STEP, 0):
-        zeros = ir.Constant(ir.VectorType(F32, count) if count else F32, [0.0] * count if count else 0.0)
-        none = ir.Constant(ir.VectorType(_I32, count) if count else _I32, [0] * count if count else 0)
-        ends[count] = [cpu.variable(builder, initial) for initial in (zeros, zeros, none)]
-
-    def measure(column: Any, count: int) -> None:
-        value = values(column, count)
-        low, high, largest = ends[count]
-        for place, seen, choose in (
-            (low, value, Lanes.min),
-            (high, value, Lanes.max),
-            (largest, value.bits() & 0x7FFFFFFF, Lanes.max),
-        ):
-            builder.store(choose(seen, Lanes(builder, builder.load(place))).value, place)
-
-    cpu.for_vectors(builder, columns, measure)
-    low, high, largest = (
-        choose(
-            Lanes(builder, builder.load(wide)).fold(choose),
-            Lanes(builder, builder.load(single)),
-        )
-        for wide, single, choose in zip(ends[_STEP], ends[0], (Lanes.min, Lanes.max, Lanes.max), strict=True)
-    )
-    if symmetric:
-        high = largest.floats()
-        low = high * -1.0
-    empty = low.eq(high)
-    low, high = empty.where(low.full(-1.0), low), empty.where(high.full(1.0), high)
-    cpu.store_floats((high - low) / float(top), scale_kind, scale_at)
-    scale = cpu.load_floats(builder, scale_kind, scale_at, 0)
-    # Where the scale underflows, every weight is far below 0.5, and codes become the zero point.
-    divisor = scale.eq(0.0).where(scale.full(1.0), scale)
-    if symmetric:
-        zero = Lanes(builder, _I32(1 << (bits - 1)))
+@cpu.jit(inline="source")
+def _turn(source: Any, target: Any) -> None:
+    """Transpose a tile, or its beginning; of loops whose length is spelled out LLVM makes plain moves."""
+    if source.shape[0] == 8:
+        for r in range(source.shape[1]):
+            for number in range(8):
+                target[r, number] = source[number, r]
+    elif source.shape[1] == 8:
+        for r in range(source.shape[0]):
+            for number in range(8):
+                target[number, r] = source[r, number]
     else:
-        steps = (low * -1.0) / divisor
-        zero = steps.min(steps.full(float(top))).max(steps.full(0.0)).nearest()
-        lanes.store(zero.resize(8), zero_at, 0)
+        for r in range(source.shape[1]):
+            for number in range(source.shape[0]):
+                target[r, number] = source[number, r]
+
+
+@cpu.jit()
+def _pack(octets: Any, words: Any, bits: Any, steps: Any) -> None:
+    size = 8 * bits
+    tile = np.empty((_OCTETS, _STEP), np.uint64)
+    for first in range(0, octets.shape[0], _STEP):
+        for start in range(0, octets.shape[1], _OCTETS):
+            part = octets[first : first + _STEP, start : start + _OCTETS]
+            _turn(part, tile)
+            for number in range(part.shape[1]):
+                line = tile[number]
+                for r in range(cpu.block_length(line)):
+                    line[r] = _join(line[r], steps)
+            for word in range(part.shape[1] * bits >> 2):
+                # A word has bits of two octets at most; of one that has none, the shift leaves none.
+                number = 32 * word // size
+                left = uint64(32 * word - number * size)
+                right = uint64(min(size - 32 * word + number * size, 63))
+                lower, upper = tile[number], tile[min(number + 1, part.shape[1] - 1)]
+                found = words[(start * size >> 5) + word, first : first + _STEP]
+                for r in range(cpu.block_length(lower)):
+                    found[r] = uint32(uint64(lower[r] >> left) | uint64(upper[r] << right))
+
+
+@cpu.jit(inline="source")
+def _unpack_rows(words: Any, first: Any, octets: Any, bits: Any, steps: Any, tile: Any) -> None:
+    """Unpack 32 rows."""
+    for start in range(0, octets.shape[1], _OCTETS):
+        part = octets[:, start : start + _OCTETS]
+        for number in range(part.shape[1]):
+            _read_words(words, first, start + number, bits, steps, tile[number])
+        _turn(tile[: part.shape[1]], part)
+
+
+@cpu.jit()
+def _unpack(words: Any, octets: Any, bits: Any, steps: Any) -> None:
+    tile = np.empty((_OCTETS, _STEP), np.uint64)
+    for first in range(0, octets.shape[0], _STEP):
+        _unpack_rows(words, first, octets[first : first + _STEP], bits, steps, tile)
+
+
+@cpu.jit()
+def _dequantize(words: Any, scale: Any, zero: Any, out: Any, bits: Any, steps: Any, group: Any) -> None:
+    tile = np.empty((_OCTETS, _STEP), np.uint64)
+    octets = np.empty((_STEP, out.shape[1] >> 3), np.uint64)
+    codes = octets.view(np.uint8)
+    for first in range(0, out.shape[0], _STEP):
+        _unpack_rows(words, first, octets, bits, steps, tile)
+        for r in range(_STEP):
+            for place in range(scale.shape[1]):
+                factor, offset = scale[first + r, place], zero[first + r, place]
+                found = codes[r, place * group : (place + 1) * group]
+                values = out[first + r, place * group : (place + 1) * group]
+                for j in range(found.size):
+                    values[j] = float32(float32(float32(int32(found[j])) - offset) * factor)
+
+
+@cpu.jit()
+def _quantize(source: Any, codes: Any, scale: Any, zero: Any, bits: Any, group: Any, symmetric: Any) -> Any:
+    top = float32((1 << bits) - 1)
     # What is beyond the codes is so far beyond that no zero point brings it back.
-    limit = float(2 * top + 2)
-    offset, last = zero.to_float(), float(top)
-
-    def encode(column: Any, count: int) -> None:
-        steps = values(column, count) / divisor.spread(count)
-        steps = steps.min(steps.full(limit)).max(steps.full(-limit))
-        level = steps.nearest().to_float() + offset
-        level = level.min(level.full(last)).max(level.full(0.0))
-        lanes.store(level.toward_zero().resize(8), builder.add(target, column), 0)
-
-    cpu.for_vectors(builder, columns, encode)
-    return largest, scale.bits() & 0x7FFFFFFF
-
-
-def _quantize_typer(
-    typingctx: Any,
-    bits: Any,
-    symmetric: Any,
-    source_kind: Any,
-    scale_kind: Any,
-    stamp: Any,
-    source: Any,
-    codes: Any,
-    scale: Any,
-    zero: Any,
-    rows: Any,
-    columns: Any,
-    group: Any,
-) -> Any:
-    width, middle = bits.literal_value, bool(symmetric.literal_value)
-    kinds = (source_kind.literal_value, scale_kind.literal_value)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        *_, source_at, codes_at, scale_at, zero_at, count, length, block = args
-        worst = cpu.variable(builder, _I32(0))
-        overflows = cpu.variable(builder, I64(0))
-        groups = builder.udiv(builder.add(length, builder.sub(block, I64(1))), block)
-        with cgutils.for_range(builder, builder.mul(count, groups)) as loop:
-            row, number = builder.udiv(loop.index, groups), builder.urem(loop.index, groups)
-            first = builder.mul(number, block)
-            rest = builder.sub(length, first)
-            size = builder.select(builder.icmp_unsigned("<", rest, block), rest, block)
-            start = builder.add(builder.mul(row, length), first)
-            places = (
-                builder.add(source_at, builder.mul(start, I64(_FLOAT_BYTES[kinds[0]]))),
-                builder.add(codes_at, start),
-                builder.add(scale_at, builder.mul(loop.index, I64(_FLOAT_BYTES[kinds[1]]))),
-                builder.add(zero_at, loop.index),
-            )
-            largest, magnitude = _emit_group(builder, width, middle, kinds, size, places)
-            builder.store(largest.max(Lanes(builder, builder.load(worst))).value, worst)
-            overflow = magnitude.ge(lanes.F32_INF).resize(64).value
-            builder.store(builder.add(builder.load(overflows), overflow), overflows)
-        # One number for both: negative if anything was not finite, else the count of groups that overflowed.
-        finite = Lanes(builder, builder.load(worst)).lt(lanes.F32_INF)
-        return finite.where(Lanes(builder, builder.load(overflows)), Lanes(builder, I64(-1))).value
-
-    return types.int64(bits, symmetric, source_kind, scale_kind, stamp, *(types.int64,) * 7), codegen
-
-
-_encode: Any = intrinsic(prefer_literal=True)(_quantize_typer)
-_recode: Any = intrinsic(prefer_literal=True)(_recode_typer)
-_decode: Any = intrinsic(prefer_literal=True)(_dequantize_typer)
-
-
-@functools.cache
-def _recode_kernel(bits: int, packing: int) -> Callable[[int, int, int, int], int]:
-    stamp = cpu.source_stamp()
-
-    @cpu.jit()
-    def recode_words(codes: int, words: int, rows: int, columns: int) -> Any:
-        return _recode(bits, packing, stamp, codes, words, rows, columns)
-
-    return recode_words
-
-
-@functools.cache
-def _dequantize_kernel(bits: int) -> Callable[..., int]:
-    stamp = cpu.source_stamp()
-
-    @cpu.jit()
-    def dequantize_words(
-        words: int, scale: int, zero: int, out: int, rows: int, columns: int, group: int, groups: int
-    ) -> Any:
-        return _decode(bits, stamp, words, scale, zero, out, rows, columns, group, groups)
-
-    return dequantize_words
-
-
-@functools.cache
-def _quantize_kernel(bits: int, symmetric: int, source_kind: int, scale_kind: int) -> Callable[..., int]:
-    stamp = cpu.source_stamp()
-
-    @cpu.jit()
-    def quantize_groups(
-        source: int, codes: int, scale: int, zero: int, rows: int, columns: int, group: int
-    ) -> Any:
-        return _encode(
-            bits, symmetric, source_kind, scale_kind, stamp, source, codes, scale, zero, rows, columns, group
-        )
-
-    return quantize_groups
+    limit = float32(2 * (1 << bits))
+    worst, overflow = int32(0), 0
+    for row in range(source.shape[0]):
+        for place in range(scale.shape[1]):
+            x = source[row, place * group : (place + 1) * group]
+            found = codes[row, place * group : (place + 1) * group]
+            # The largest magnitudes of either sign; the bits of the other sign are negative numbers.
+            positive, negative = int32(0), int32(0)
+            for j in range(x.size):
+                value = float32(cpu.widen(x[j])).view(int32)
+                positive = max(positive, value)
+                negative = max(negative, int32(value ^ int32(-0x80000000)))
+            largest = max(positive, negative)
+            worst = max(worst, largest)
+            high, low = int32(positive).view(float32), float32(-int32(negative).view(float32))
+            if symmetric:
+                high = int32(largest).view(float32)
+                low = float32(-high)
+            if low == high:
+                low, high = float32(-1.0), float32(1.0)
+            cpu.write(scale[row], place, float32(float32(high - low) / top))
+            step = cpu.widen(scale[row, place])
+            overflow += cpu.is_infinite(step)
+            # Where the scale underflows, every weight is far below 0.5, and codes become the zero point.
+            divisor = step if step != 0 else float32(1.0)
+            middle = int32(1 << (bits - 1))
+            if not symmetric:
+                steps = float32(float32(-low) / divisor)
+                steps = steps if steps < top else top
+                middle = cpu.nearest(steps if steps > 0 else float32(0.0))
+                zero[row, place] = uint8(middle)
+            offset = float32(middle)
+            for j in range(x.size):
+                steps = float32(cpu.widen(x[j]) / divisor)
+                steps = steps if steps < limit else limit
+                steps = steps if steps > -limit else float32(-limit)
+                level = float32(float32(cpu.nearest(steps)) + offset)
+                level = level if level < top else top
+                found[j] = uint8(int32(level if level > 0 else float32(0.0)))
+    return -1 if worst >= int32(cpu.F32_INF) else overflow
 
 
 def _check(bits: int, words: NDArray[np.int32], by_row: NDArray[Any], what: str, dtype: str) -> None:
@@ -365,7 +225,7 @@ def pack(bits: int, codes: NDArray[np.uint8], words: NDArray[np.int32]) -> None:
         If the arguments do not fit together.
     """
     _check(bits, words, codes, "codes", "uint8")
-    _recode_kernel(bits, 1)(cpu.address(codes), cpu.address(words), *codes.shape)
+    _pack(cpu.for_reading(codes.view("<u8")), words.view(np.uint32), bits, _steps(bits))
 
 
 def unpack(bits: int, words: NDArray[np.int32], codes: NDArray[np.uint8]) -> None:
@@ -377,7 +237,7 @@ def unpack(bits: int, words: NDArray[np.int32], codes: NDArray[np.uint8]) -> Non
         If the arguments do not fit together.
     """
     _check(bits, words, codes, "codes", "uint8")
-    _recode_kernel(bits, 0)(cpu.address(codes), cpu.address(words), *codes.shape)
+    _unpack(cpu.for_reading(words.view(np.uint32)), codes.view("<u8"), bits, _steps(bits))
 
 
 def dequantize(
@@ -416,8 +276,7 @@ def dequantize(
         shape = (out.shape[0], groups)
         if values.shape != shape or values.dtype != np.float32 or not values.flags.c_contiguous:
             raise ShapeError(name, f"{values.shape} of {values.dtype}", f"{shape} of float32, C-contiguous")
-    places = (cpu.address(words), cpu.address(scale), cpu.address(zero), cpu.address(out))
-    _dequantize_kernel(bits)(*places, *out.shape, group, groups)
+    _dequantize(*map(cpu.for_reading, (words.view(np.uint32), scale, zero)), out, bits, _steps(bits), group)
 
 
 def quantize(
@@ -461,10 +320,8 @@ def quantize(
     """
     if bits not in BITS or group < 1:
         raise ConfigError("bits and group", (bits, group), "one of 2, 3, 4, 8, and 1 column or more")
-    kinds = (
-        cpu.float_kind(source.dtype, "dtype of the weights"),
-        cpu.float_kind(scale.dtype, "dtype of the scales"),
-    )
+    cpu.float_kind(source.dtype, "dtype of the weights")
+    cpu.float_kind(scale.dtype, "dtype of the scales")
     shape = (source.shape[0], -(-source.shape[1] // group))
     parts: list[tuple[str, NDArray[Any], tuple[int, ...]]] = [
         ("source", source, source.shape),
@@ -476,9 +333,10 @@ def quantize(
     for what, array, wanted in parts:
         if array.shape != wanted or len(wanted) != 2 or not array.flags.c_contiguous:
             raise ShapeError(what, array.shape, f"{wanted}, C-contiguous")
-    places = (cpu.address(source), cpu.address(codes), cpu.address(scale))
-    kernel = _quantize_kernel(bits, int(zero is None), *kinds)
-    overflow = kernel(*places, 0 if zero is None else cpu.address(zero), *source.shape, group)
+    # On a symmetric grid the kernel leaves zero points alone.
+    points = np.empty((0, 0), np.uint8) if zero is None else zero
+    values, steps = cpu.for_reading(source), cpu.for_writing(scale)
+    overflow = int(_quantize(values, codes, steps, points, bits, group, zero is None))
     if overflow < 0:
         return Outcome(cpu.count_nonfinite(source), 0)
     return Outcome(0, overflow)

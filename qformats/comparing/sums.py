@@ -79,9 +79,11 @@ def compare(base: Tensor, model: Tensor) -> Sums:
     """
     import numpy as np
 
-    first, second = _floats(base), _floats(model)
+    from qformats.kernels.cpu import for_reading
+
+    first, second = for_reading(_floats(base)), for_reading(_floats(model))
     found = np.zeros(4)
-    bits = _kernel(first.dtype.name, second.dtype.name)(_bits(first), _bits(second), found)
+    bits = _kernel()(first, second, found)
     largest = float(np.int32(bits).view(np.float32))
     error, squares, others, product = map(float, found)
     return Sums(first.size, error, squares, others, product, largest)
@@ -98,24 +100,12 @@ def _floats(values: Tensor) -> NDArray[Any]:
     return as_numpy(values.contiguous().reshape(-1))
 
 
-def _bits(values: NDArray[Any]) -> NDArray[Any]:
-    return values.view("uint16") if values.dtype.name == "float16" else values
-
-
 @functools.cache
-def _kernel(first: str, second: str) -> Callable[[NDArray[Any], NDArray[Any], NDArray[np.float64]], int]:
-    """Kernel for two dtypes: fills in the four sums, gives the bits of the largest error."""
+def _kernel() -> Callable[[NDArray[Any], NDArray[Any], NDArray[np.float64]], int]:
+    """Kernel that fills in the four sums and gives the bits of the largest error."""
     import numpy as np
-    from numba import njit
 
-    from qformats.kernels.cpu import bf16_to_f32, f16_to_f32, jit, source_stamp
-
-    @njit
-    def same(value: Any) -> Any:
-        return value
-
-    widen = {"float32": same, "float16": f16_to_f32, "uint16": bf16_to_f32}
-    left, right, stamp = widen[first], widen[second], source_stamp()
+    from qformats.kernels.cpu import jit, widen
 
     # Sums may be taken in any order: that costs less than the last bits of float64 and makes them vectors.
     @jit(fastmath=frozenset({"reassoc", "nsz"}))
@@ -123,10 +113,10 @@ def _kernel(first: str, second: str) -> Callable[[NDArray[Any], NDArray[Any], ND
         error = squares = others = product = 0.0
         # Magnitudes of floats are ordered as their bits are, NaN last: a maximum of integers also tells what is not
         # finite.
-        largest = np.int32(stamp & 0)
+        largest = np.int32(0)
         for i in range(base.size):
-            x = np.float64(left(base[i]))
-            y = np.float64(right(model[i]))
+            x = np.float64(widen(base[i]))
+            y = np.float64(widen(model[i]))
             change = y - x
             error += change * change
             squares += x * x

@@ -1,36 +1,41 @@
 """Kernels on the processor: how they are compiled, and the casts between checkpoints' three float formats.
 
-A kernel gets the addresses of its arrays as integers. So one compilation serves writable and read-only
-(memory-mapped) arrays, and dispatch costs about a microsecond. Every kernel runs on the calling thread and
-releases the GIL: callers split rows over a thread pool.
+Kernels are plain loops that numba compiles and LLVM turns into vector code. Four habits keep LLVM doing so:
 
-Float formats by numpy dtype: float32; float16; uint16, which means bf16 bits (numpy has no bf16).
+- Loops over a block run :func:`block_length` times: LLVM unrolls a loop of 32 rounds completely before it looks for
+  vectors, and finds none afterwards; and of a loop of any length it makes vectors that are too long for a block.
+- Loops count from 0 through slices: of an index with an offset numba cannot tell that it is not negative, and tests it.
+- Every result of integer arithmetic is cast back (``uint32(a + b)``), since numba computes integers in 64 bits; LLVM
+  removes the detour.
+- Magnitudes are compared as integers: the bits of floats without their sign are ordered as the magnitudes are, NaN
+  last. A maximum of integers may be taken in any order, one of floats may not, because of NaN and zeros.
+
+Every kernel runs on the calling thread and releases the GIL: callers split rows over a thread pool.
+
+Float formats by numpy dtype: float32; float16; uint16, which means bf16 bits (numpy has no bf16). Kernels get float16
+as uint16 and bf16 as int16 (numba has no float16), see :func:`for_reading`, and use :func:`widen` and :func:`write`.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import overload
+from numpy import float32, int16, int32, uint8, uint16, uint32
 from numpy.typing import NDArray
 
 from qformats.errors import ConfigError, ShapeError
-from qformats.kernels import lanes
-from qformats.kernels.lanes import F32, I64, Lanes
 
 __all__ = [
     "FLOATS",
     "Outcome",
-    "address",
     "bf16_to_f32",
+    "block_length",
     "cast",
     "count_nonfinite",
     "f16_to_f32",
@@ -38,23 +43,30 @@ __all__ = [
     "f32_to_f16",
     "first_nonfinite",
     "float_kind",
-    "for_vectors",
+    "for_reading",
+    "for_writing",
+    "is_infinite",
     "jit",
-    "load_floats",
+    "join_nibbles",
+    "magnitude_bits",
+    "nearest",
+    "round_to",
     "source_stamp",
-    "store_floats",
-    "variable",
+    "split_nibbles",
+    "widen",
+    "write",
 ]
 
 FLOATS = ("float32", "float16", "uint16")
-"""numpy dtypes of float data; uint16 holds bf16 bits. A kernel is told the position in this tuple."""
+"""numpy dtypes of float data; uint16 holds bf16 bits."""
 
-_BYTES = (4, 2, 2)
-# Magnitude of infinity in the bits of each format: this or more is not finite.
-_INFINITY = (0x7F800000, 0x7C00, 0x7F80)
+F32_INF = 0x7F800000
+"""Magnitude bits of infinity: these or more are not finite."""
+_INFINITY = (F32_INF, 0x7C00, 0x7F80)
 _MAGNITUDE = (0x7FFFFFFF, 0x7FFF, 0x7FFF)
-# Vectors as long as a block of most formats: 2 registers of AVX-512, 4 of AVX2.
-_WIDTH = 32
+_TOO_LARGE = (F32_INF, 0x477FF000, 0x7F7F8000)
+"""Magnitude bits of the smallest float32 that each format rounds to infinity."""
+_RAW = (np.float32, np.uint16, np.int16)
 
 
 class Outcome(NamedTuple):
@@ -73,13 +85,42 @@ class Outcome(NamedTuple):
     overflow: int
 
 
-def jit(*, fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile a function with numba: without the GIL, cached on disk where a cache can be written.
+def source_stamp(*modules: str) -> int:
+    """Hash source files into 60 bits.
+
+    numba's cache on disk notices changes only in the file of the kernel itself, not in what the kernel calls.
+    :func:`jit` puts this number into the names of a kernel's cache files.
 
     Parameters
     ----------
+    *modules : str
+        Paths of source files (``__file__``); this module is always included.
+    """
+    digest = hashlib.sha256()
+    for path in (__file__, *modules):
+        digest.update(Path(path).read_bytes())
+    return int.from_bytes(digest.digest()[:8], "little") >> 4
+
+
+_STAMP = source_stamp()
+
+
+def jit(
+    *modules: str, fastmath: frozenset[str] = frozenset(), inline: Literal["no", "code", "source"] = "no"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile a function with numba: without the GIL, cached on disk where a cache can be written.
+
+    Division by zero gives infinity or NaN.
+
+    Parameters
+    ----------
+    *modules : str
+        Paths of source files (``__file__``) whose functions or constants the kernel uses, beside its own and this one.
     fastmath : frozenset of str
         LLVM fast-math flags. Only for kernels whose results cannot depend on them.
+    inline : {"no", "code", "source"}
+        For helpers: their optimized code is copied into what calls them, or their source is, which LLVM then optimizes
+        as a whole. The latter helps helpers with loops, and compiles slowly.
 
     Returns
     -------
@@ -94,9 +135,13 @@ def jit(*, fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[..., An
     """
     if fastmath & {"contract", "fast"}:
         raise ValueError("a kernel must not be compiled with the flags 'contract' or 'fast'")
+    stamp = source_stamp(*modules) if modules else _STAMP
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath) or False}
+        # numba names the files of its cache after this.
+        function.__qualname__ += f"_{stamp:x}"
+        options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath) or False, "error_model": "numpy"}
+        options |= {"forceinline": inline == "code", "inline": "always" if inline == "source" else "never"}
         try:
             return njit(cache=True, **options)(function)  # type: ignore[no-any-return]
         except RuntimeError as error:
@@ -106,24 +151,6 @@ def jit(*, fastmath: frozenset[str] = frozenset()) -> Callable[[Callable[..., An
             return njit(**options)(function)  # type: ignore[no-any-return]
 
     return decorate
-
-
-def source_stamp(*modules: str) -> int:
-    """Hash source files into 60 bits, for a kernel to carry as a constant.
-
-    numba's cache on disk notices changes only in the file of the kernel itself; a constant of the enclosing
-    function is part of its key, so a kernel that closes over this number is compiled again when one of
-    `modules` changed.
-
-    Parameters
-    ----------
-    *modules : str
-        Paths of source files (``__file__``); this module and `lanes` are always included.
-    """
-    digest = hashlib.sha256()
-    for path in (__file__, lanes.__file__, *modules):
-        digest.update(Path(path).read_bytes())
-    return int.from_bytes(digest.digest()[:8], "little") >> 4
 
 
 def float_kind(dtype: np.dtype[Any], what: str = "dtype") -> int:
@@ -141,121 +168,220 @@ def float_kind(dtype: np.dtype[Any], what: str = "dtype") -> int:
     return FLOATS.index(dtype.name)
 
 
-def address(array: NDArray[Any]) -> int:
-    """Give the address of a C-contiguous array's first byte."""
-    return int(array.__array_interface__["data"][0])
-
-
-def for_vectors(builder: Any, count: Any, body: Callable[[Any, int], None], single: int = 1) -> None:
-    """Emit ``body(index, lanes)`` over `count` elements: vectors of 32 as far as they go, then `single` at a time.
+def for_reading(array: NDArray[Any], shape: tuple[int, ...] | int | None = None) -> NDArray[Any]:
+    """View of a C-contiguous array as kernels read it.
 
     Parameters
     ----------
-    builder, count
-        Where the instructions go, and an int64.
-    body : callable
-        Gets the first element and the number of lanes; 0 lanes stand for a scalar.
-    single : int
-        Elements that belong together, such as two codes of a byte; `count` is a multiple of it.
+    array : ndarray
+        Floats in one of the three formats become float32, uint16 (float16 bits) or int16 (bf16 bits); other dtypes
+        stay.
+    shape : tuple of int, optional
+        Shape of the view.
+
+    Returns
+    -------
+    ndarray
+        Read-only, always: numba compiles one kernel for writable arrays and for memory-mapped ones.
     """
-    vectors = builder.udiv(count, I64(_WIDTH))
-    with cgutils.for_range(builder, vectors) as loop:
-        body(builder.mul(loop.index, I64(_WIDTH)), _WIDTH)
-    rest = builder.udiv(builder.urem(count, I64(_WIDTH)), I64(single))
-    with cgutils.for_range(builder, rest) as loop:
-        first = builder.add(builder.mul(vectors, I64(_WIDTH)), builder.mul(loop.index, I64(single)))
-        body(first, single if single > 1 else 0)
+    view = for_writing(array, shape)
+    view.flags.writeable = False
+    return view
 
 
-def variable(builder: Any, initial: Any) -> Any:
-    """Emit a local variable that a loop may change; LLVM keeps it in registers."""
-    allocate: Any = cgutils.alloca_once_value
-    return allocate(builder, initial)
+def for_writing(array: NDArray[Any], shape: tuple[int, ...] | int | None = None) -> NDArray[Any]:
+    """View of a C-contiguous array as kernels write it, see :func:`for_reading`."""
+    raw = _RAW[FLOATS.index(array.dtype.name)] if array.dtype.name in FLOATS else array.dtype
+    return array.view(raw).reshape(array.shape if shape is None else shape)
 
 
-def load_floats(builder: Any, kind: int, source: Any, count: int, offset: int = 0) -> Lanes:
-    """Emit a read of `count` values (0: a scalar) of format ``FLOATS[kind]``, widened to float32."""
-    if kind == 0:
-        return lanes.load(builder, source, offset, F32, count)
-    bits = lanes.load(builder, source, offset, ir.IntType(16), count)
-    return lanes.widen_f16(bits) if kind == 1 else lanes.widen_bf16(bits)
+# The two half formats by integer arithmetic: numba has no float16.
+@jit(inline="code")
+def bf16_to_f32(bits: Any) -> Any:
+    """Turn bf16 bits into the float32 of the same value."""
+    return uint32(uint32(uint16(bits)) << uint32(16)).view(float32)
 
 
-def store_floats(value: Lanes, kind: int, target: Any, offset: int = 0) -> Lanes:
-    """Emit a write of float32 lanes in format ``FLOATS[kind]``, rounded once to even; give its bits."""
-    if kind == 0:
-        lanes.store(value, target, offset)
-        return value.bits()
-    bits = lanes.narrow_f16(value) if kind == 1 else lanes.narrow_bf16(value)
-    lanes.store(bits, target, offset)
-    return bits
+@jit(inline="code")
+def f16_to_f32(bits: Any) -> Any:
+    """Turn fp16 bits into the float32 of the same value; NaN keeps its payload."""
+    wide = uint32(bits)
+    magnitude = uint32(wide & uint32(0x7FFF))
+    # The exponent moves by 127 - 15; that of infinity and NaN by twice as much, to stay all ones.
+    shift = uint32(0x70000000) if magnitude >= uint32(0x7C00) else uint32(0x38000000)
+    normal = uint32(uint32(magnitude << uint32(13)) + shift)
+    subnormal = float32(float32(int32(magnitude)) * float32(2.0**-24)).view(uint32)
+    found = subnormal if magnitude < uint32(0x0400) else normal
+    return uint32(found | uint32(uint32(wide & uint32(0x8000)) << uint32(16))).view(float32)
 
 
-def _scalar(function: Callable[[Lanes], Lanes], result: Any, argument: Any) -> Any:
-    def typer(typingctx: Any, value: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return function(Lanes(builder, args[0])).value
-
-        return result(argument), codegen
-
-    return intrinsic(typer)
-
-
-# For use inside other jitted functions; LLVM vectorizes them as it does any arithmetic.
-f16_to_f32 = _scalar(lanes.widen_f16, types.float32, types.uint16)
-bf16_to_f32 = _scalar(lanes.widen_bf16, types.float32, types.uint16)
-f32_to_f16 = _scalar(lanes.narrow_f16, types.uint16, types.float32)
-f32_to_bf16 = _scalar(lanes.narrow_bf16, types.uint16, types.float32)
-
-
-def _emit_stream(builder: Any, count: Any, body: Callable[[Any, int], Lanes]) -> Any:
-    """Emit ``sum over i of body(i, lanes)``: vectors as far as they go, then single elements."""
-    total = variable(builder, I64(0))
-    vectors = builder.udiv(count, I64(_WIDTH))
-    with cgutils.for_range(builder, vectors) as loop:
-        hits = body(builder.mul(loop.index, I64(_WIDTH)), _WIDTH).mask()
-        population = builder.ctpop(hits.value)
-        builder.store(builder.add(builder.load(total), builder.zext(population, I64)), total)
-    with cgutils.for_range(builder, builder.urem(count, I64(_WIDTH))) as loop:
-        hit = body(builder.add(builder.mul(vectors, I64(_WIDTH)), loop.index), 0)
-        builder.store(builder.add(builder.load(total), builder.zext(hit.value, I64)), total)
-    return builder.load(total)
+@jit(inline="code")
+def f32_to_f16(value: Any) -> Any:
+    """Round float32 to fp16 bits (uint16), to nearest, ties to even; NaN stays a quiet NaN."""
+    bits = float32(value).view(uint32)
+    magnitude = uint32(bits & uint32(0x7FFFFFFF))
+    # Adding just below half of the dropped part, plus the kept last bit, rounds ties to even; a carry moves
+    # the exponent.
+    odd = uint32(uint32(magnitude >> uint32(13)) & uint32(1))
+    normal = uint32(uint32(magnitude + uint32(odd + uint32(0xC8000FFF))) >> uint32(13))
+    # The last place of 0.5 is worth 2**-24, the spacing of fp16 subnormals: the addition does the rounding.
+    half = float32(uint32(magnitude).view(float32) + float32(0.5))
+    subnormal = uint32(float32(half).view(uint32) - uint32(0x3F000000))
+    finite = subnormal if magnitude < uint32(0x38800000) else normal
+    nan = uint32(uint32(uint32(magnitude >> uint32(13)) & uint32(0x03FF)) | uint32(0x7E00))
+    large = uint32(0x7C00) if magnitude <= uint32(F32_INF) else nan
+    found = finite if magnitude < uint32(0x477FF000) else large
+    return uint16(uint32(found | uint32(uint32(bits >> uint32(16)) & uint32(0x8000))))
 
 
-def _stream_typer(
-    typingctx: Any, source_kind: Any, target_kind: Any, stamp: Any, source: Any, target: Any, count: Any
-) -> Any:
-    first, second = source_kind.literal_value, target_kind.literal_value
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, _, _, origin, destination, length = args
-
-        def body(index: Any, width: int) -> Lanes:
-            at = builder.add(origin, builder.mul(index, I64(_BYTES[first])))
-            if second < 0:  # Count only: no need to widen.
-                bits = lanes.load(builder, at, 0, ir.IntType(8 * _BYTES[first]), width)
-                return (bits & _MAGNITUDE[first]).ge(_INFINITY[first])
-            to = builder.add(destination, builder.mul(index, I64(_BYTES[second])))
-            bits = store_floats(load_floats(builder, first, at, width), second, to)
-            return (bits & _MAGNITUDE[second]).ge(_INFINITY[second])
-
-        return _emit_stream(builder, length, body)
-
-    return types.int64(source_kind, target_kind, stamp, types.int64, types.int64, types.int64), codegen
+@jit(inline="code")
+def f32_to_bf16(value: Any) -> Any:
+    """Round float32 to bf16 bits (uint16), to nearest, ties to even; NaN stays a quiet NaN."""
+    bits = float32(value).view(uint32)
+    high = uint32(bits >> uint32(16))
+    rounded = uint32(uint32(bits + uint32(uint32(high & uint32(1)) + uint32(0x7FFF))) >> uint32(16))
+    finite = uint32(bits & uint32(0x7FFFFFFF)) <= uint32(F32_INF)
+    return uint16(rounded if finite else uint32(high | uint32(0x0040)))
 
 
-_stream: Any = intrinsic(prefer_literal=True)(_stream_typer)
+@jit(inline="code")
+def block_length(block: Any) -> Any:
+    """Length of an array of 32 elements: a number that LLVM does not know, only that it is at most 32."""
+    return block.size & 32
 
 
-@functools.cache
-def _stream_kernel(source_kind: int, target_kind: int) -> Callable[[int, int, int], int]:
-    stamp = source_stamp()
+@jit(inline="code")
+def magnitude_bits(value: Any) -> Any:
+    """Bits of a float32 without its sign, int32."""
+    return int32(float32(value).view(int32) & int32(0x7FFFFFFF))
 
-    @jit()
-    def stream(source: int, target: int, count: int) -> Any:
-        return _stream(source_kind, target_kind, stamp, source, target, count)
 
-    return stream
+@jit(inline="code")
+def is_infinite(value: Any) -> Any:
+    """Tell whether a float32 is infinite or NaN."""
+    return magnitude_bits(value) >= int32(F32_INF)
+
+
+@jit(inline="code")
+def nearest(value: Any) -> Any:
+    """Round float32 to int32, ties to even; right below 2**22 in magnitude."""
+    # In a sum with 1.5 * 2**23 the last place is worth 1: the addition does the rounding.
+    return int32(float32(float32(value) + float32(1.5 * 2.0**23)).view(int32) - int32(0x4B400000))
+
+
+def widen(value: Any) -> Any:
+    """Inside a kernel: float32 of an element of an array that :func:`for_reading` has made."""
+    raise NotImplementedError
+
+
+def write(array: Any, place: Any, value: Any) -> None:
+    """Inside a kernel: ``array[place] = value``, rounded to the format of the array, ties to even."""
+    raise NotImplementedError
+
+
+def round_to(value: Any, array: Any) -> Any:
+    """Inside a kernel: a float32 rounded to the format of `array`, as float32."""
+    raise NotImplementedError
+
+
+def _widen(value: Any) -> Any:
+    if value == types.float32:
+        return lambda value: value
+    if value == types.uint16:
+        return lambda value: f16_to_f32(value)
+    return lambda value: bf16_to_f32(value)
+
+
+def _write(array: Any, place: Any, value: Any) -> Any:
+    def same(array: Any, place: Any, value: Any) -> None:
+        array[place] = value
+
+    def to_f16(array: Any, place: Any, value: Any) -> None:
+        array[place] = f32_to_f16(value)
+
+    def to_bf16(array: Any, place: Any, value: Any) -> None:
+        array[place] = int16(f32_to_bf16(value))
+
+    return {types.float32: same, types.uint16: to_f16}.get(array.dtype, to_bf16)
+
+
+def _round_to(value: Any, array: Any) -> Any:
+    if array.dtype == types.float32:
+        return lambda value, array: value
+    if array.dtype == types.uint16:
+        return lambda value, array: f16_to_f32(f32_to_f16(value))
+    return lambda value, array: bf16_to_f32(f32_to_bf16(value))
+
+
+overload(widen, strict=False)(_widen)
+overload(write, strict=False)(_write)
+overload(round_to, strict=False)(_round_to)
+
+
+_CHUNK = 1 << 16
+"""Values that are counted in 32 bits."""
+
+
+@jit()
+def _cast(source: Any, target: Any, limit: Any) -> Any:
+    """Convert; count the values whose float32 has the bits `limit` or more, without its sign."""
+    total: Any = 0
+    for start in range(0, source.size, _CHUNK):
+        count = uint32(0)
+        part, out = source[start : start + _CHUNK], target[start : start + _CHUNK]
+        for i in range(part.size):
+            value = widen(part[i])
+            write(out, i, value)
+            count = uint32(count + uint32(magnitude_bits(value) >= limit))
+        total += count
+    return total
+
+
+@jit()
+def _count(bits: Any, magnitude: Any, infinity: Any) -> Any:
+    total: Any = 0
+    for start in range(0, bits.size, _CHUNK):
+        count = uint32(0)
+        part = bits[start : start + _CHUNK]
+        for i in range(part.size):
+            count = uint32(count + uint32((part[i] & magnitude) >= infinity))
+        total += count
+    return total
+
+
+@jit()
+def _join(pairs: Any, packed: Any, flip: Any) -> None:
+    for i in range(packed.size):
+        packed[i] = uint8(uint16(uint16(pairs[i] << uint16(4)) | uint16(pairs[i] >> uint16(8))) ^ flip)
+
+
+@jit()
+def _split(packed: Any, pairs: Any, flip: Any) -> None:
+    for i in range(packed.size):
+        wide = uint16(packed[i] ^ flip)
+        pairs[i] = uint16(uint16(wide >> uint16(4)) | uint16(uint16(wide & uint16(15)) << uint16(8)))
+
+
+def join_nibbles(codes: NDArray[Any], packed: NDArray[Any], flip: int = 0) -> None:
+    """Put two neighbouring codes of 4 bits into each byte, the first one in its high half.
+
+    Parameters
+    ----------
+    codes : ndarray
+        uint8, C-contiguous, 0 to 15, twice as many as there are bytes.
+    packed : ndarray
+        uint8 or int8, C-contiguous; overwritten.
+    flip : int
+        Bits of a code to turn over, such as 8 to make unsigned codes signed.
+    """
+    pairs = for_reading(codes.reshape(-1).view(np.uint8).view("<u2"))
+    _join(pairs, packed.reshape(-1).view(np.uint8), np.uint16(flip * 17))
+
+
+def split_nibbles(packed: NDArray[Any], codes: NDArray[Any], flip: int = 0) -> None:
+    """Give every code its own byte, the inverse of :func:`join_nibbles`."""
+    pairs = codes.reshape(-1).view(np.uint8).view("<u2")
+    _split(for_reading(packed.reshape(-1).view(np.uint8)), pairs, np.uint8(flip * 17))
 
 
 def _check_contiguous(array: NDArray[Any], what: str) -> None:
@@ -292,14 +418,15 @@ def cast(source: NDArray[Any], target: NDArray[Any]) -> int:
         raise ShapeError("target of a cast", target.shape, f"the shape {source.shape} of its source")
     _check_contiguous(source, "source of a cast")
     _check_contiguous(target, "target of a cast")
-    return _stream_kernel(*kinds)(address(source), address(target), source.size)
+    return int(_cast(for_reading(source, -1), for_writing(target, -1), np.int32(_TOO_LARGE[kinds[1]])))
 
 
 def count_nonfinite(source: NDArray[Any]) -> int:
     """Count NaN and infinities in float32, float16 or uint16 (bf16 bits) values; C-contiguous, any shape."""
     kind = float_kind(source.dtype)
     _check_contiguous(source, "array to check")
-    return _stream_kernel(kind, -1)(address(source), 0, source.size)
+    bits = for_reading(source.reshape(-1).view(np.uint32 if kind == 0 else np.uint16))
+    return int(_count(bits, *(bits.dtype.type(limit[kind]) for limit in (_MAGNITUDE, _INFINITY))))
 
 
 def first_nonfinite(source: NDArray[Any]) -> int | None:

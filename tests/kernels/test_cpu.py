@@ -187,11 +187,37 @@ def test_stamp_follows_the_source(tmp_path):
     assert 0 <= before < 2**60
 
 
+def test_cached_code_is_named_after_its_sources(tmp_path):
+    module = tmp_path / "module.py"
+
+    def name():
+        def double(x):
+            return 2 * x
+
+        return cpu.jit(str(module))(double).py_func.__qualname__
+
+    module.write_text("a = 1\n")
+    before = name()
+    assert name() == before
+    module.write_text("a = 2\n")
+    assert name() != before
+
+
+def test_arrays_at_any_address():
+    values = np.random.default_rng(4).standard_normal(100, dtype=np.float32)
+    moved = np.zeros(values.nbytes + 1, np.uint8)[1:].view(np.float32)
+    moved[:] = values
+    assert not moved.flags.aligned
+    np.testing.assert_array_equal(*(_cast(source, np.float16)[0] for source in (values, moved)))
+    assert cpu.cast(values.astype(np.float16), moved) == 0
+    np.testing.assert_array_equal(moved, values.astype(np.float16).astype(np.float32))
+
+
 def test_second_process_reads_the_cache(tmp_path):
     program = (
         "import numpy as np; from qformats.kernels import cpu;"
         "a = np.ones(9, np.float32); cpu.cast(a, a.astype(np.float16));"
-        "s = cpu._stream_kernel(0, 1).stats; print(sum(s.cache_hits.values()), sum(s.cache_misses.values()))"
+        "s = cpu._cast.stats; print(sum(s.cache_hits.values()), sum(s.cache_misses.values()))"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     runs = [

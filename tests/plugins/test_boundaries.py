@@ -85,7 +85,6 @@ PUBLIC = {
     "qformats.interfaces",
     "qformats.kernels.cpu",
     "qformats.kernels.dense",
-    "qformats.kernels.lanes",
     "qformats.numbers",
     "qformats.testing",
     "qformats.work.files",
