@@ -48,10 +48,11 @@ def _spoilt(fields: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tenso
         yield f"no {name}", {field: other for field, other in fields.items() if field != name}
         flat = value.reshape(-1)
         longer = torch.cat([flat, flat[:1]])
+        other_dtype = torch.float32 if value.dtype == torch.float64 else torch.float64
         for what, other in (
             ("an element too many", longer),
             ("a dimension too many", value.unsqueeze(0)),
-            ("another dtype", value.to(torch.float64)),
+            ("another dtype", value.to(other_dtype)),
         ):
             yield f"{what} in {name}", {**fields, name: other}
 
