@@ -43,8 +43,9 @@ class Packer(Guarded):
     ...         return PackedTensor(self, quantized.shape, fields)
     ...
     ...     def unpack(self, packed):
-    ...         scale = packed.fields["scale"].unsqueeze(1)
-    ...         return QuantizedTensor(packed.fields["codes"], scale, (1, packed.shape[1]), zero_point=128)
+    ...         fields = self.checked(packed).fields
+    ...         scale = fields["scale"].unsqueeze(1)
+    ...         return QuantizedTensor(fields["codes"], scale, (1, packed.shape[1]), zero_point=128)
     >>> import torch
     >>> packed = Byte().encode_reference(torch.tensor([[0.5, -1.0, 0.25, 1.0]]))
     >>> packed.nbytes, packed.fields["codes"].tolist()

@@ -622,7 +622,7 @@ BROKEN = {
     "check_not_finite_is_refused": [
         Case(
             Replacing,
-            r"bytes for a weight with nan in f32; expected NonFiniteError\. Call .*require_finite first",
+            r"bytes for weights with nan in f32; expected NonFiniteError\. Call .*require_finite first",
         )
     ],
     "check_random_bytes": [
@@ -669,7 +669,7 @@ BROKEN = {
     "check_encode_packs_what_quantize_gives": [
         Case(OtherEncode, r"encode of normal weights for companion:symmetric, field 'codes'|field 'scale'")
     ],
-    "check_quantizer_refuses_nan": [Case(TakingNaN, r"bytes for a weight with nan; expected NonFiniteError")],
+    "check_quantizer_refuses_nan": [Case(TakingNaN, r"bytes for weights with nan; expected NonFiniteError")],
     "check_options": [
         Case(NoHelp, r"the option 'share' without help; expected a line that tells users"),
         Case(Parsing, r"for share='no such value': .*ValueError.*; expected ConfigError\. Read options with"),

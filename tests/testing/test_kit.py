@@ -102,7 +102,9 @@ def test_what_a_plugin_raises_is_the_cause_and_told_in_one_line():
 def test_a_check_that_does_not_apply_says_why():
     with pytest.raises(NotApplicable, match="the format is only read"):
         kit.check_hard_weights(qformats.packer("gguf:q6_k"))
-    with pytest.raises(NotApplicable, match="an export needs the registry, and no plugin registers it"):
+    with pytest.raises(
+        NotApplicable, match="folders and exports ask the registry, and no plugin registers it"
+    ):
         kit.check_checkpoint(broken.Right())
 
 
@@ -113,7 +115,7 @@ def test_another_plugin_under_the_same_name_is_not_exported(install):
     install(Kit)
     other = broken.Right()
     other.spec = Kit.packers[0].spec
-    with pytest.raises(NotApplicable, match="needs the registry, and another one has its name"):
+    with pytest.raises(NotApplicable, match="ask the registry, and another one has its name"):
         kit.check_checkpoint(other)
 
 

@@ -63,7 +63,7 @@ def _decoders(packer: Packer) -> list[tuple[str, Callable[[PackedTensor], Any]]]
 
 
 def _raised(decode: Callable[[PackedTensor], Any], packed: PackedTensor, what: str) -> QFormatsError | None:
-    """What decoding raises; a failure if it is none of the framework's own errors."""
+    """What decoding raises; a failure if that is not one of the framework's own errors."""
     try:
         decode(packed)
     except PluginError as error:
