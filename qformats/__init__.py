@@ -98,7 +98,7 @@ _HOMES = {
     "numbers": ("AffineGrid", "Grid", "GridParams", "QuantizedTensor", "TableGrid"),
     "version": ("__version__",),
 }
-"""Rooms of the names that plugins fill and users hold; functions are at home in the room ``api``."""
+"""Modules of the names that plugins implement and users hold; functions are in ``api``."""
 
 
 def __getattr__(name: str) -> Any:

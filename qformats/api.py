@@ -61,12 +61,12 @@ def open(model: str | PathLike[str], *, options: Mapping[str, str] | None = None
         A file or folder, ``"demo"`` for the model that comes with qformats, or a hub id such as
         ``"organisation/model"``, which is downloaded.
     options : mapping of str to str, optional
-        What the loader should know better than the files say, such as ``{"arch": "llama"}``.
+        What overrides or completes what the files say, such as ``{"arch": "llama"}``.
 
     Raises
     ------
     ModelNotFoundError
-        If nothing is there, or no loader recognises it.
+        If nothing is found, or no loader recognises it.
     CheckpointError
         If a file is missing, truncated or corrupt.
 
@@ -109,11 +109,11 @@ def export(
     model : str, path or Checkpoint
         See :func:`open`.
     target : str or path
-        File or folder to make.
+        File or folder to write.
     format : str
         ``family:variant``, or a family for its default variant.
     quantizer : str
-        How codes are chosen; ``"rtn"`` is each format's own reference rule.
+        Method that chooses codes; ``"rtn"`` is each format's own reference rule.
     quantizer_options : mapping of str to str, optional
         Options of the quantizer.
     tensor_types : mapping of str to str, optional
@@ -123,7 +123,7 @@ def export(
     pure : bool
         Use one variant for every tensor that is quantized, without the container's own mix.
     container : str, optional
-        Loader that writes the output, where it is not the format's usual one.
+        Loader that writes the output, if not the format's usual one.
     require_exact : bool
         Refuse, before anything is written, if a value of the source would change.
     force : bool
@@ -133,7 +133,7 @@ def export(
     options : mapping of str to str, optional
         Options of the loaders involved.
     progress : Progress, optional
-        Is told how far the work is.
+        Receives progress reports.
 
     Returns
     -------
@@ -180,7 +180,7 @@ def export(
         progress=progress,
     )
     if "transformers" in sys.modules:
-        # What was written may be loaded with Transformers next, in this process.
+        # The output may be loaded with Transformers next, in this process.
         register_with_transformers()
     return report
 
@@ -200,7 +200,7 @@ def load_model(
     """Load a model of any format to run it, as a Transformers model whose weights stay packed.
 
     Tensors are loaded one after the other; quantized ones are never held as plain numbers. The model's attribute
-    ``qformats_report`` tells what became of them.
+    ``qformats_report`` tells how each was loaded.
 
     Parameters
     ----------
@@ -209,16 +209,16 @@ def load_model(
     device : str or torch.device, optional
         By default the first CUDA device, or the CPU where there is none.
     dtype : str or torch.dtype, optional
-        What is computed in, and what plain numbers are cast to: ``"f32"``, ``"f16"``, ``"bf16"``. By default float32
+        Dtype to compute in, to which plain numbers are cast: ``"f32"``, ``"f16"``, ``"bf16"``. By default float32
         on a CPU, elsewhere bfloat16 if the model has it and float16 if not.
     format : str, optional
-        Quantize while loading, one tensor at a time: what an export to this format would hold.
+        Quantize while loading, one tensor at a time, to what an export to this format would hold.
     quantizer, quantizer_options, tensor_types
-        As :func:`export` has them; for `format` only.
+        As in :func:`export`; for `format` only.
     options : mapping of str to str, optional
         Options of the loaders involved.
     progress : Progress, optional
-        Is told how far the work is.
+        Receives progress reports.
 
     Returns
     -------
@@ -231,7 +231,7 @@ def load_model(
     UnsupportedModelError
         If Transformers has no class for the model.
     CheckpointError
-        If a tensor is missing, unknown, or of another shape than the model's class wants.
+        If a tensor is missing, unknown, or not of the shape that the model's class needs.
     QFormatsError
         Whatever else is wrong with the input.
 
@@ -259,7 +259,7 @@ def load_model(
 
 
 def from_pretrained(model: str | PathLike[str] | Checkpoint, **options: Any) -> PreTrainedModel:
-    """Do what :func:`load_model` does, under the name that Transformers has for it.
+    """Same as :func:`load_model`, under the name that Transformers uses.
 
     Parameters
     ----------
@@ -285,8 +285,8 @@ def from_pretrained(model: str | PathLike[str] | Checkpoint, **options: Any) -> 
 def register_with_transformers() -> None:
     """Let Transformers load and save folders in the formats of installed plugins that it does not know itself.
 
-    Without it Transformers logs that the quantization method is unknown, and fills the layers at random. It holds for
-    the process; :func:`load_model` does not need it.
+    Without it Transformers logs that the quantization method is unknown, and fills the layers with random
+    numbers. It lasts for the process; :func:`load_model` does not need it.
 
     Examples
     --------
@@ -345,21 +345,21 @@ def merge_adapter(
     Parameters
     ----------
     model : peft.PeftModel
-        Over a model of :func:`load_model`. Not modified.
+        On a model from :func:`load_model`. Not modified.
     target : str or path
-        File or folder to make.
+        File or folder to write.
     format : str, optional
         ``family:variant``. By default every tensor goes back into the format that it has in the source, which
         quantizes changed ones again if it is a quantized one; ``"dense:bf16"`` or another plain format keeps the sum.
     source : str, path or Checkpoint, optional
         The base model, by default what `model` was loaded from.
     force, workers, options, progress
-        As :func:`export` has them.
+        As in :func:`export`.
 
     Returns
     -------
     MergeReport
-        What was written, and what rounding added; where tensors were quantized again, that is also warned of.
+        What was written, and what rounding added; a warning also says which tensors were quantized again.
 
     Raises
     ------
@@ -415,12 +415,12 @@ def compare(
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> CompareReport:
-    """Compare the same model in several formats: size, weights, and with a text what it predicts.
+    """Compare the same model in several formats: size, weights, and with a text its predictions.
 
     Parameters
     ----------
     base : str, path or Checkpoint
-        What all others are measured against; see :func:`open`.
+        The model that all others are measured against; see :func:`open`.
     *models : str, path or Checkpoint
         The others.
     try_ : sequence of str
@@ -429,25 +429,25 @@ def compare(
         UTF-8 file that the models read, or ``"demo"`` for the one that comes with the package. Without it only weights
         are compared.
     quantizer, quantizer_options, pure
-        As :func:`export` has them; for `try_` only.
+        As in :func:`export`; for `try_` only.
     window : int
-        Tokens of a window of the text; the second half of each is scored.
+        Tokens per window of the text; the second half of each is scored.
     windows : int, optional
-        Windows at most, from the beginning of the text; all by default.
+        Most windows to use, from the beginning of the text; all by default.
     logits : str or path, optional
-        File that keeps what the base predicts. If it exists, the base is not run again.
+        File that keeps the base's predictions. If it exists, the base is not run again.
     speed : bool
         Also measure speed and memory.
     device : str, optional
         Where models run; a GPU if there is one.
     dtype : str
-        What models compute in: ``"f32"``, ``"f16"`` or ``"bf16"``.
+        Dtype that models compute in: ``"f32"``, ``"f16"`` or ``"bf16"``.
     workers : int, optional
         Threads that compare weights; all cores by default.
     options : mapping of str to str, optional
         Options of the loaders involved.
     progress : Progress, optional
-        Is told how far the work is.
+        Receives progress reports.
 
     Returns
     -------
@@ -458,7 +458,7 @@ def compare(
     ------
     QFormatsError
         Whatever is wrong with the input, such as a NaN among the weights. Models that differ so much that something
-        cannot be compared are no error: the report's notes say what is missing.
+        cannot be compared are not errors: the report's notes say what is missing.
 
     Examples
     --------

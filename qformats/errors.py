@@ -7,19 +7,19 @@
       NameTakenError(ValueError)              two plugins claim one name
       PluginLoadError(ImportError)            a plugin could not be loaded
       PluginError(RuntimeError)               a plugin's code raised what it should not have
-      ShapeError(ValueError)                  a tensor has another shape than its format needs
-      ConfigError(ValueError)                 an option or a configuration value is not possible
+      ShapeError(ValueError)                  a tensor's shape is not the one its format needs
+      ConfigError(ValueError)                 an option or a configuration value is not allowed
       CheckpointError(ValueError)             a file is missing, truncated or corrupt
-      ModelNotFoundError(FileNotFoundError)   no model under this path or name
-      UnsupportedModelError(ValueError)       an architecture or a tokenizer that no table row describes
+      ModelNotFoundError(FileNotFoundError)   no model at this path or under this name
+      UnsupportedModelError(ValueError)       an architecture or a tokenizer that is not supported
       NonFiniteError(ValueError)              values are NaN or infinite, or too large for the format
       WeightsError(ValueError)                the same, with the file and the tensor named
-      NotExactError(ValueError)               a tensor cannot be kept as it is in another format
-      InexactExportError(ValueError)          an export that was to keep every value would change some
+      NotExactError(ValueError)               another format cannot hold a tensor's values unchanged
+      InexactExportError(ValueError)          an export that must keep every value would change some
       OutputError(OSError)                    the target cannot be written
-      BackendUnavailableError(RuntimeError)   a runtime that was asked for is not there
+      BackendUnavailableError(RuntimeError)   a requested runtime is not available
 
-Constructors take data and format the sentence once.
+Constructors take data and format the sentence in one place.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = [
     "BackendUnavailableError",
     "CheckpointError",
     "ConfigError",
+    "Described",
     "InexactExportError",
     "ModelNotFoundError",
     "NameTakenError",
@@ -50,7 +51,7 @@ __all__ = [
 
 
 _SHOWN_REASONS = 5
-"""Different reasons that one message lists."""
+"""How many different reasons one message lists."""
 
 
 def _sentence(subject: str, found: str, expected: str | None, hint: str | None) -> str:
@@ -67,8 +68,17 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str | None:
     return f"Did you mean {close[0]!r}?" if close else None
 
 
+class Described(str):
+    """What was found, in words: a message prints it without the quotes that a value gets."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 class QFormatsError(Exception):
-    """Root of the family: catch this to catch whatever qformats reports about its input.
+    """Base class: catch it to catch everything that qformats reports about its input.
 
     Examples
     --------
@@ -82,12 +92,12 @@ class QFormatsError(Exception):
 
 
 class UnknownFormatError(QFormatsError, LookupError):
-    """A format (or quantizer, or loader) name that nothing installed answers to.
+    """A name of a format, quantizer or loader that no installed plugin provides.
 
     Parameters
     ----------
     name : str
-        The name that was asked for.
+        The requested name.
     installed : iterable of str
         The names that would have worked.
     failed : mapping of str to str
@@ -114,7 +124,7 @@ class UnknownFormatError(QFormatsError, LookupError):
         suggestion = _did_you_mean(name, self.installed)
         listed = "installed: " + ", ".join(self.installed)
         if not self.installed:
-            listed = "no plugin is registered at all: install the package (pip install .)"
+            listed = "no plugin is installed: install the package (pip install .)"
         head = f"no {kind} {name!r}"
         parts = [
             f"{head}. {suggestion} {listed[0].upper()}{listed[1:]}" if suggestion else f"{head}; {listed}"
@@ -142,7 +152,7 @@ class NameTakenError(QFormatsError, ValueError):
     def __init__(self, kind: str, name: str, owner: str, intruder: str) -> None:
         self.kind, self.name, self.owner, self.intruder = kind, name, owner, intruder
         super().__init__(
-            f"the {kind} name {name!r} is taken by {owner}; {intruder} claims it too and was refused. "
+            f"the {kind} name {name!r} is taken by {owner}; {intruder} claims it too and was rejected. "
             f"Rename it in {intruder}, or uninstall one of the two."
         )
 
@@ -163,7 +173,7 @@ class PluginLoadError(QFormatsError, ImportError):
 
 
 class PluginError(QFormatsError, RuntimeError):
-    """A plugin's code raised an exception that says nothing to its users; it is the cause of this one.
+    """A plugin's code raised an unexpected exception, which is the cause of this one.
 
     Parameters
     ----------
@@ -190,7 +200,7 @@ class PluginError(QFormatsError, RuntimeError):
         super().__init__()
 
     def about(self, *, subject: str = "", tensor: str = "") -> None:
-        """Add what it was at work on (``"format toy:int6"``) and for which tensor, unless that is known by now."""
+        """Add the subject (``"format toy:int6"``) and the tensor, unless they are known already."""
         self.subject, self.tensor = self.subject or subject, self.tensor or tensor
 
     def __str__(self) -> str:
@@ -199,7 +209,7 @@ class PluginError(QFormatsError, RuntimeError):
         where = [self.subject] if self.subject else []
         where += [f"tensor {self.tensor!r}"] if self.tensor else []
         within = f" ({', '.join(where)})" if where else ""
-        hint = "Tell the plugin's authors; qformats --debug shows the traceback"
+        hint = "Report it to the plugin's authors; qformats --debug shows the traceback"
         return f"plugin {self.plugin}: {self.what} raised {raised}{within}. {hint}."
 
 
@@ -219,7 +229,7 @@ class ShapeError(QFormatsError, ValueError):
 
 
 class ConfigError(QFormatsError, ValueError):
-    """An option or a configuration value that is not possible.
+    """An option or a configuration value that is not allowed; a value told in words is :class:`Described`.
 
     Examples
     --------
@@ -258,7 +268,7 @@ class CheckpointError(QFormatsError, ValueError):
 
 
 class ModelNotFoundError(QFormatsError, FileNotFoundError):
-    """Nothing that could be a model lies under this path or name.
+    """There is no model at this path or under this name.
 
     Examples
     --------
@@ -273,7 +283,7 @@ class ModelNotFoundError(QFormatsError, FileNotFoundError):
 
 
 class UnsupportedModelError(QFormatsError, ValueError):
-    """An architecture or a tokenizer that no row of a table describes.
+    """An architecture or a tokenizer that is not supported.
 
     Examples
     --------
@@ -284,11 +294,12 @@ class UnsupportedModelError(QFormatsError, ValueError):
 
     def __init__(self, what: str, found: object, supported: Iterable[str], hint: str | None = None) -> None:
         self.what, self.found, self.supported = what, found, sorted(supported)
-        super().__init__(_sentence(what, f"found {found!r}", "one of " + ", ".join(self.supported), hint))
+        one_of = "one of " if len(self.supported) > 1 else ""
+        super().__init__(_sentence(what, f"found {found!r}", one_of + ", ".join(self.supported), hint))
 
 
 class NonFiniteError(QFormatsError, ValueError):
-    """Values that a format cannot hold, in a tensor that the one who notices cannot name.
+    """Values that a format cannot hold, noticed where the tensor's name is not known.
 
     Examples
     --------
@@ -303,7 +314,7 @@ class NonFiniteError(QFormatsError, ValueError):
 
 
 class WeightsError(QFormatsError, ValueError):
-    """A tensor holding values that the output cannot hold.
+    """A tensor with values that the output cannot hold.
 
     Examples
     --------
@@ -318,12 +329,12 @@ class WeightsError(QFormatsError, ValueError):
 
 
 class NotExactError(QFormatsError, ValueError):
-    """A quantized tensor whose values another format does not have.
+    """A quantized tensor whose values another format cannot represent.
 
     Parameters
     ----------
     reason : str
-        What does not fit, as a clause: ``"levels -8 to 8 need 17 codes and there are 16"``.
+        What does not fit, as a clause: ``"levels -8 to 8 need 17 codes, but there are only 16"``.
 
     Examples
     --------
@@ -338,7 +349,7 @@ class NotExactError(QFormatsError, ValueError):
 
 
 def alike(reasons: Mapping[str, str]) -> list[list[str]]:
-    """Names whose reasons differ in nothing but numbers, together."""
+    """Group names whose reasons differ only in numbers."""
     groups: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         groups.setdefault(re.sub(r"-?[\d.]+(e[-+]?\d+)?", "#", reason), []).append(name)
@@ -346,16 +357,16 @@ def alike(reasons: Mapping[str, str]) -> list[list[str]]:
 
 
 class InexactExportError(QFormatsError, ValueError):
-    """An export that was to keep every value would change some.
+    """An export that must keep every value would change some.
 
     Parameters
     ----------
     source, format : str
-        What was to be exported, and into what.
+        The model and the format to export it to.
     reasons : mapping of str to str
-        Why each tensor cannot stay what it is, by its name in the output.
+        Why each tensor cannot stay unchanged, by its name in the output.
     complete : bool
-        Whether all tensors were looked at.
+        Whether all tensors were checked.
 
     Examples
     --------
@@ -379,7 +390,7 @@ class InexactExportError(QFormatsError, ValueError):
             shown.append(f"{len(groups) - _SHOWN_REASONS} other reasons")
         count = f"{'' if complete else 'at least '}{len(reasons)} tensor{'s' if len(reasons) > 1 else ''}"
         found = f"{count} cannot become {format} unchanged: {'; '.join(shown)}"
-        hint = "Leave --require-exact out to round them, or choose another format"
+        hint = "Leave out --require-exact to round them, or choose another format"
         super().__init__(_sentence(source, found, None, hint))
 
 
@@ -399,7 +410,7 @@ class OutputError(QFormatsError, OSError):
 
 
 class BackendUnavailableError(QFormatsError, RuntimeError):
-    """A runtime that was asked for and is not there.
+    """A requested runtime that is not available.
 
     Examples
     --------

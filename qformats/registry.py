@@ -34,19 +34,19 @@ SWITCH = "QFORMATS_PLUGINS"
 
 
 class PluginWarning(UserWarning):
-    """A plugin was not loaded, or not wholly."""
+    """A plugin was not loaded, or only in part."""
 
 
 @dataclass
 class PluginRecord:
-    """What became of one plugin.
+    """State of one plugin.
 
     Attributes
     ----------
     name : str
         Name of its entry point.
     distribution, version : str
-        Installed package that brought it.
+        Installed package that provides it.
     target : str
         Module of the entry point.
     error : str or None
@@ -66,7 +66,7 @@ class PluginRecord:
 
     @property
     def owner(self) -> str:
-        """How messages call it."""
+        """How messages refer to it."""
         return f"plugin {self.name!r} of {self.distribution} {self.version}"
 
 
@@ -175,23 +175,23 @@ class Registry:
         Raises
         ------
         UnknownFormatError
-            If nothing installed answers to the name.
+            If nothing installed provides the name.
         """
         return self._found(format)[1]
 
     def family(self, packer: Packer) -> Family:
-        """Family that a packer is of: the one that lists its variant, or else understands its name.
+        """Family of a packer: the one that lists its variant, or else understands its name.
 
         Raises
         ------
         UnknownFormatError
-            If nothing installed answers to the packer's name.
+            If nothing installed provides the packer's name.
         """
         return self._found(packer.name)[0]
 
     def _found(self, format: str) -> tuple[Family, Packer]:
         name, _, variant = format.partition(":")
-        # Who lists a variant comes before those whose `parse` would accept it as well.
+        # A family that lists a variant comes before those whose `parse` would accept it as well.
         if format in self._formats:
             family = self._formats[format][0]
             return family, family.parse(variant)
@@ -263,7 +263,7 @@ class Registry:
 
 
 def _in_order(points: Iterable[EntryPoint]) -> list[EntryPoint]:
-    """Sort built-ins first, so that nobody can displace them, then by distribution and name."""
+    """Sort built-ins first, so that nothing can displace them, then by distribution and name."""
     wanted = os.environ.get(SWITCH)
     chosen = None if wanted is None else {name.strip() for name in wanted.split(",")}
 
@@ -284,7 +284,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _suggested(manager: pluggy.PluginManager, plugin: object, reason: str) -> str:
-    """The reason why pluggy refused a plugin, with the right name of a hook that it misspelt."""
+    """Why pluggy refused a plugin, with the correct name of a hook that it misspelt."""
     known = [name for name in vars(hookspecs) if name.startswith("qformats_")]
     for name in dir(plugin):
         if manager.parse_hookimpl_opts(plugin, name) is not None and name not in known:
@@ -308,7 +308,7 @@ def _guarded(record: PluginRecord, what: str, call: Callable[[], T]) -> T:
 def _classes(
     manager: pluggy.PluginManager, plugin: object, kind: str, base: Any, record: PluginRecord
 ) -> Sequence[type[Any]]:
-    """Classes that a plugin's hook for quantizers, families or loaders gives."""
+    """Classes that a plugin's hook for quantizers, families or loaders returns."""
     hook = f"qformats_register_{kind}"
     caller = getattr(manager.hook, hook)
     for implementation in caller.get_hookimpls():

@@ -1,11 +1,11 @@
-"""One tensor there and back: quantize, pack, unpack, dequantize."""
+"""Round trips of one tensor: quantize, pack, unpack, dequantize."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, Described
 from qformats.interfaces import PackedTensor, Packer
 from qformats.numbers import QuantizedTensor
 from qformats.registry import registry
@@ -27,7 +27,7 @@ def packer(format: str) -> Packer:
     Raises
     ------
     UnknownFormatError
-        If nothing installed answers to the name.
+        If nothing installed provides the name.
 
     Examples
     --------
@@ -56,7 +56,7 @@ def quantize(
     format : str
         ``family:variant`` whose grid is used.
     quantizer : str
-        How codes are chosen; ``"rtn"`` is the format's own reference rule.
+        Method that chooses codes; ``"rtn"`` is the format's own reference rule.
     quantizer_options : mapping of str to str, optional
         Options of the quantizer.
 
@@ -88,7 +88,7 @@ def quantize(
 
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         found = getattr(tensor, "dtype", type(tensor).__name__)
-        raise ConfigError("weight", str(found), "a torch tensor of floats")
+        raise ConfigError("weight", str(found), "a floating-point torch tensor")
     tensor = tensor.detach()
     chosen = _quantizing(format)
     chosen.require(tensor.shape)
@@ -96,7 +96,7 @@ def quantize(
     if how.prepares:
         able = [name for name in registry().quantizer_names() if not registry().quantizer(name).prepares]
         hint = "It chooses codes by what a model computes: use qformats.export or qformats.load_model"
-        found = f"{quantizer}, which needs a whole model"
+        found = Described(f"{quantizer}, which needs a whole model")
         raise ConfigError("quantizer of a tensor", found, " or ".join(able), hint)
     require_finite(tensor)
     weight = tensor.float() if tensor.dtype == torch.float64 else tensor
@@ -107,7 +107,7 @@ def _quantizing(format: str) -> Packer:
     chosen = packer(format)
     if chosen.grid is None:
         writable = [p.name for p in registry().formats() if p.grid is not None]
-        raise ConfigError("format", chosen.name, "a format that quantizes: " + ", ".join(writable))
+        raise ConfigError("format", chosen.name, "a quantized format: " + ", ".join(writable))
     return chosen
 
 
@@ -128,7 +128,7 @@ def pack(quantized: QuantizedTensor, format: str) -> PackedTensor:
     """
     if not isinstance(quantized, QuantizedTensor):
         raise ConfigError(
-            "tensor to pack", type(quantized).__name__, "a QuantizedTensor, as quantize gives it"
+            "tensor to pack", type(quantized).__name__, "a QuantizedTensor, as returned by quantize"
         )
     chosen = _quantizing(format)
     assert chosen.grid is not None
@@ -174,5 +174,5 @@ def dequantize(packed: PackedTensor) -> Tensor:
 
 def _packed(packed: PackedTensor) -> PackedTensor:
     if not isinstance(packed, PackedTensor):
-        raise ConfigError("tensor to unpack", type(packed).__name__, "a PackedTensor, as pack gives it")
+        raise ConfigError("tensor to unpack", type(packed).__name__, "a PackedTensor, as returned by pack")
     return packed

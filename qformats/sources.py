@@ -20,7 +20,7 @@ DEMO = "demo"
 """Name of the small model that comes with the package; write ``./demo`` for a folder of that name."""
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
 _PATIENCE = 10.0
-"""Seconds that the hub has for its first answer."""
+"""Seconds to wait for the hub's first answer."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
@@ -38,12 +38,12 @@ def open_model(model: str | PathLike[str], options: Mapping[str, str]) -> Checkp
 
 
 def outline_model(model: str | PathLike[str], options: Mapping[str, str]) -> Checkpoint:
-    """Open a model, or only its configuration where there is nothing else: a config.json, or a folder without weights.
+    """Open a model, or only its configuration if there is nothing else: a config.json, or a folder without weights.
 
     Raises
     ------
     CheckpointError, UnsupportedModelError
-        If the configuration describes no known model.
+        If the configuration does not describe a known model.
     """
     path, name = _locate(model)
     config = path / "config.json" if path.is_dir() else path
@@ -56,7 +56,7 @@ def outline_model(model: str | PathLike[str], options: Mapping[str, str]) -> Che
         if outline is not None:
             outline.name = config.resolve().parent.name if config.name == "config.json" else name
             return outline
-    raise CheckpointError(config, "not a model that a loader knows", "a model's config.json")
+    raise CheckpointError(config, "no loader knows this model", "a model's config.json")
 
 
 def check_options(options: Mapping[str, str]) -> None:
@@ -81,7 +81,7 @@ def _locate(model: str | PathLike[str]) -> tuple[Path, str]:
             resolved = path.resolve()
             return path, resolved.stem if resolved.is_file() else resolved.name
     except (OSError, RuntimeError, ValueError) as error:
-        # No permission, a name that is too long, or the home of nobody.
+        # No permission, a name that is too long, or an unknown user's home.
         raise ModelNotFoundError(text, f"cannot be a file or folder ({error})", hint) from error
     found = _HUB_ID.fullmatch(text) if isinstance(model, str) and not text.startswith(".") else None
     if found is not None and (found[2] is None or found[2].endswith(_suffixes())):
@@ -129,7 +129,7 @@ def _download(model: str, repository: str, file: str | None) -> Path:
     unreached: Exception | None = None
     names: list[str] = []
     try:
-        # Downloads retry for minutes; that a hub does not answer shows here.
+        # Downloads retry for minutes; an unreachable hub shows here.
         info = HfApi().model_info(repository, timeout=_PATIENCE)
         names = [sibling.rfilename for sibling in info.siblings or []]
     except HfHubHTTPError as error:
@@ -156,7 +156,7 @@ def _unreachable(model: str, error: Exception) -> ModelNotFoundError:
     reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
     return ModelNotFoundError(
         model,
-        f"no file or folder here, not in the local cache of the hub, and not to be had from the hub ({reason[:200]})",
+        f"no such file or folder, not in the local hub cache, and not available from the hub ({reason[:200]})",
         "Check the name and the network; without a network, copy the model's folder (config.json, *.safetensors, "
         "tokenizer files) here and give its path",
     )

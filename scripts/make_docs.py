@@ -31,7 +31,7 @@ def formats_page() -> str:
         "`N` is out_features (rows), `K` in_features (columns); `/` rounds up. Level 0 can be dequantized,",
         "level 1 also has a canonical form, level 2 also runs on the shared GPU kernel.",
         "",
-        "| format | bits a weight | block | use | level | stored fields | |",
+        "| format | bits per weight | block | use | level | stored fields | |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for packer in Registry().formats():

@@ -89,7 +89,7 @@ def measured(title: str, recipes: list[Recipe], settings: Settings) -> None:
     report = compare(qformats.open("demo"), [], recipes, settings)
     print(f"\n{title}\n")
     print(
-        "| format | quantizer | bits a weight | error | perplexity | over base | KL, 1/1000 nats | same top |"
+        "| format | quantizer | bits per weight | error | perplexity | over base | KL, 1/1000 nats | same top |"
     )
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     print(f"| {report.base.format} | | 16 | | {report.base.behaviour.perplexity.value:.3f} | | | |")
@@ -110,7 +110,7 @@ def sizes() -> None:
     """Bytes of Llama-2-13B in several formats."""
     formats = ("dense:f16", *dict.fromkeys((*GROUPS, *(format for format, _ in FAMILIES))))
     print("\nLlama-2-13B, from its configuration\n")
-    print("| format | linear layers, GB | bits a weight | whole model, GB |")
+    print("| format | linear layers, GB | bits per weight | whole model, GB |")
     print("| --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(LLAMA_2_13B))

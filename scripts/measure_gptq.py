@@ -144,7 +144,7 @@ def groups(arguments):
     inputs += inputs.roll(1, 1) * 0.8 + inputs.roll(7, 1) * 0.5
     second = inputs.T @ inputs / len(inputs)
     hessian, whole = factor(second, 0.01, reorder=True), float(((weight @ second) * weight).sum())
-    print("| format | bits a weight | rounded | by GPTQ | output error of a layer of 4096 inputs |")
+    print("| format | bits per weight | rounded | by GPTQ | output error of a layer of 4096 inputs |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for format in ("gptq:4bit-32g", "gptq:4bit-128g", "gptq:4bit-1024g", "gptq:4bit--1g"):
         packer = qformats.packer(format)

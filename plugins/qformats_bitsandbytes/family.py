@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qformats import Family, Packer
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, Described
 from qformats.interfaces import ModuleFields
 from qformats_bitsandbytes.packers import FourBitPacker, Int8Packer
 from qformats_bitsandbytes.quant_state import BLOCK_SIZES, KEY, LONGEST, QuantState
@@ -53,14 +53,16 @@ class BitsAndBytes(Family):
         return FourBitPacker(kind, bool(nested), [*sizes, 64][0], [*storage, "u8"][0])
 
     def detect(self, quantization_config: Mapping[str, Any]) -> Packer | None:
-        """Packer that most modules of such a folder have; :meth:`locate` tells of each one which it is."""
+        """Packer of most modules of such a folder; :meth:`locate` decides for each one."""
         config = quantization_config
         four, eight = (config.get(f"load_in_{bits}bit", config.get(f"_load_in_{bits}bit")) for bits in (4, 8))
         method = config.get("quant_method")
         if method not in _METHODS and (method is not None or not (four is True or eight is True)):
             return None
         if four and eight:
-            raise ConfigError("load_in_4bit and load_in_8bit", True, "one of them to be true")
+            raise ConfigError(
+                "load_in_4bit and load_in_8bit", Described("both true"), "only one of them to be true"
+            )
         if eight:
             return self.parse("int8")
         kind = config.get("bnb_4bit_quant_type")
@@ -128,24 +130,26 @@ class BitsAndBytes(Family):
         if stored.keys() & {*_INT8}:
             return _locate_int8(module)
         if len(states) != 1:
-            found = " and ".join(states) if states else f"{', '.join(others)} without a quant_state"
-            raise ConfigError(f"type of {module.name}", found, f"one of {KEY}nf4 and {KEY}fp4")
+            found = Described(
+                " and ".join(states) if states else f"{', '.join(others)} without a quant_state"
+            )
+            raise ConfigError(f"type of {module.name}", found, f"either {KEY}nf4 or {KEY}fp4")
         return _locate_four_bit(module, states[0])
 
 
 def _refuse_codes(module: ModuleFields) -> None:
-    """A module with a weight only holds plain numbers, unless the fields beside its codes are missing."""
+    """Refuse codes without the fields that belong to them; a weight alone must hold plain numbers."""
     _, dtype = module.stored["weight"]
     if dtype in ("u8", "i8"):
         missing = f"SCB and {_INT8[1]}" if dtype == "i8" else f"absmax, quant_map and {KEY}nf4 (or fp4)"
-        raise ConfigError(f"weight of {module.name}", f"{dtype} codes alone", f"{missing} beside them")
+        raise ConfigError(f"weight of {module.name}", Described(f"only {dtype} codes"), f"{missing} as well")
 
 
 def _expect(module: ModuleFields, field: str, shape: tuple[int, ...], dtype: str, why: str = "") -> None:
     found_shape, found = module.stored[field]
     if (found_shape, found) != (shape, dtype):
         allowed = f"{dtype} of shape {shape}{why}"
-        raise ConfigError(f"{field} of {module.name}", f"{found} of shape {found_shape}", allowed)
+        raise ConfigError(f"{field} of {module.name}", Described(f"{found} of shape {found_shape}"), allowed)
 
 
 def _complete(module: ModuleFields, fields: Sequence[str]) -> None:
@@ -154,7 +158,7 @@ def _complete(module: ModuleFields, fields: Sequence[str]) -> None:
         raise ConfigError(f"fields of {module.name}", sorted(module.stored), "also " + ", ".join(missing))
     surplus = sorted(module.stored.keys() - {*fields})
     if surplus:
-        raise ConfigError(f"fields of {module.name}", surplus, "none besides " + ", ".join(fields))
+        raise ConfigError(f"fields of {module.name}", surplus, "only " + ", ".join(fields))
 
 
 def _locate_int8(module: ModuleFields) -> tuple[Packer, tuple[int, int]]:
@@ -162,15 +166,17 @@ def _locate_int8(module: ModuleFields) -> tuple[Packer, tuple[int, int]]:
     _complete(module, ["weight", "SCB", *optional])
     shape, dtype = module.stored["weight"]
     if len(shape) != 2 or dtype != "i8" or not all(shape):
-        raise ConfigError(f"weight of {module.name}", f"{dtype} of shape {shape}", "i8 of shape (N, K)")
-    _expect(module, "SCB", shape[:1], "f32", ", one a row")
+        raise ConfigError(
+            f"weight of {module.name}", Described(f"{dtype} of shape {shape}"), "i8 of shape (N, K)"
+        )
+    _expect(module, "SCB", shape[:1], "f32", ", one per row")
     if optional:
         # Files of versions before 0.38 do not have it.
         _expect(module, "weight_format", (), "u8")
         layout = module.read("weight_format")
         if layout != b"\0":
             raise ConfigError(
-                f"weight_format of {module.name}", layout[0], "0 (rows)", "other layouts are of old GPUs"
+                f"weight_format of {module.name}", layout[0], "0 (rows)", "other layouts are for old GPUs"
             )
     return Int8Packer(), (shape[0], shape[1])
 
@@ -181,24 +187,26 @@ def _locate_four_bit(module: ModuleFields, kind: str) -> tuple[Packer, tuple[int
     _complete(module, [*_PLAIN, *(_NESTED if nested else ()), key])
     (length, *more), dtype = module.stored[key] if module.stored[key][0] else ((0, 0), "")
     if more or dtype != "u8" or not 0 < length <= LONGEST:
-        found = f"{dtype} of shape {module.stored[key][0]}"
+        found = Described(f"{dtype} of shape {module.stored[key][0]}")
         raise ConfigError(f"{key} of {module.name}", found, f"1 to {LONGEST} bytes of JSON")
     state = QuantState.parse(module.read(key), kind)
     if (state.offset is not None) != nested:
-        found = "no nested_offset" if nested else "a nested_offset"
-        allowed = "one if and only if there are nested scales"
+        found = Described("no nested_offset" if nested else "a nested_offset")
+        allowed = "one, since scales are nested" if nested else "none, since scales are not nested"
         raise ConfigError(f"{key} of {module.name}", found, allowed)
     told = f" for a weight of {state.shape}"
     codes, storage = module.stored["weight"]
     if storage not in STORAGE or len(codes) != 2 or codes[1] != 1:
         raise ConfigError(
-            f"weight of {module.name}", f"{storage} of shape {codes}", "packed bytes of shape (n, 1)"
+            f"weight of {module.name}",
+            Described(f"{storage} of shape {codes}"),
+            "packed bytes of shape (n, 1)",
         )
     packer = FourBitPacker(kind, nested, state.block_size, storage)
     problem = packer.veto(state.shape)
     if problem:
         raise ConfigError(
-            f"weight of {module.name}", f"{storage}{told}", f"another storage dtype ({problem})"
+            f"weight of {module.name}", Described(f"{storage}{told}"), f"another storage dtype ({problem})"
         )
     for field, (shape, dtype) in packer.stored(state.shape).items():
         if field != key:

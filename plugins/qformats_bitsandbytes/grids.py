@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qformats import AffineGrid, GridParams, QuantizedTensor, TableGrid
-from qformats.errors import ConfigError, NonFiniteError, ShapeError
+from qformats.errors import ConfigError, Described, NonFiniteError, ShapeError
 from qformats_bitsandbytes import tables
 from qformats_bitsandbytes.nested import (
     NestedParams,
@@ -57,11 +57,11 @@ class FourBitGrid(TableGrid):
         return cls(tables.FP4_LEVELS, block_size, thresholds=tables.FP4_THRESHOLDS)
 
     def _flat(self, values: Tensor) -> Tensor:
-        """Blocks of a weight, float32 ``(blocks, block_size)``; the last one is filled up with zeros."""
+        """Blocks of a weight, float32 ``(blocks, block_size)``; the last one is padded with zeros."""
         import torch
 
         if values.ndim != 2 or not values.numel():
-            raise ShapeError("weight", tuple(values.shape), "two dimensions, none of them empty")
+            raise ShapeError("weight", tuple(values.shape), "two dimensions, neither of them empty")
         flat = values.float().reshape(-1)
         return torch.nn.functional.pad(flat, (0, -flat.numel() % self.block_size)).view(-1, self.block_size)
 
@@ -139,7 +139,9 @@ class NestedGrid(FourBitGrid):
         """Refuse codes or parameters that lie off the grid; see :meth:`~qformats.Grid.validate`."""
         super().validate(quantized)
         if reproduce(quantized.scale.float().flatten(), carried_by(quantized)) is None:
-            raise ConfigError("scale", "values that double quantization changes", "what it gives back")
+            raise ConfigError(
+                "scale", Described("values that double quantization changes"), "values that it keeps"
+            )
 
 
 @dataclass(frozen=True)
@@ -209,5 +211,5 @@ def beyond_half(count: int, weight: Tensor) -> NonFiniteError:
     """Error for weights that are infinite after the cast to float16."""
     from qformats.kernels.dense import too_large
 
-    found = f"{count} of {weight.numel()} values are too large for float16, which int8 rounds to first"
+    found = f"{count} of {weight.numel()} values are too large for float16, to which int8 rounds first"
     return too_large(found, weight)

@@ -83,7 +83,7 @@ def double_quantize(scale: Tensor, rule: str = "nearest") -> Nested:
     Raises
     ------
     ConfigError
-        If there is no such rule.
+        If the rule does not exist.
     """
     import torch
 

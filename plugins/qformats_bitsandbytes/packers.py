@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qformats import FieldSpec, FormatSpec, KernelSpec, PackedTensor, Packer, QuantizedTensor
-from qformats.errors import ConfigError, NotExactError
+from qformats.errors import ConfigError, Described, NotExactError
 from qformats.interfaces import Answer, foresee
 from qformats.numbers import SIZES, dtype_name, torch_dtype
 from qformats_bitsandbytes.grids import (
@@ -41,13 +41,13 @@ class _BnBPacker(Packer):
     def veto(self, shape: Sequence[int]) -> str | None:
         """Two dimensions only: Transformers leaves stacked experts of such folders plain."""
         if len(shape) == 3:
-            return "3 dimensions: Transformers does not load stacked experts from bitsandbytes folders"
+            return "it has 3 dimensions, and Transformers does not load stacked experts from bitsandbytes folders"
         if len(shape) != 2:
-            return f"{len(shape)} dimensions instead of 2"
-        return None if shape[0] and shape[1] else "no elements"
+            return f"it has {len(shape)} dimensions instead of 2"
+        return None if shape[0] and shape[1] else "it has no elements"
 
     def _dense(self, dense: Tensor) -> Tensor:
-        """Check a weight to encode; give it contiguous, float64 as float32."""
+        """A weight to encode, checked and contiguous, float64 as float32."""
         import torch
 
         self.require(dense.shape)
@@ -89,7 +89,7 @@ class FourBitPacker(_BnBPacker):
         self.spec = FormatSpec(
             FAMILY,
             four_bit_variant(kind, nested, block_size, storage),
-            f"{kind.upper()} table, a scale per {block_size}" + (", scales in 8 bits" if nested else ""),
+            f"{kind.upper()} table, one scale per {block_size}" + (", 8-bit scales" if nested else ""),
             (
                 codes,
                 scale,
@@ -124,10 +124,10 @@ class FourBitPacker(_BnBPacker):
         return FourBitPacker(self.kind, False, self.block_size, self.storage) if self.nested else self
 
     def foresee(self, source: Packer, shape: Sequence[int]) -> tuple[Answer, str]:
-        """Tell whether :meth:`represent` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
+        """Whether :meth:`represent` accepts what `source` stores; see :meth:`~qformats.Packer.foresee`."""
         if self.nested and source.name != self.name:
             plain = FourBitPacker(self.kind, False, self.block_size, self.storage)
-            return _at_best(plain.foresee(source, shape), "double quantization must give the scales back")
+            return _at_best(plain.foresee(source, shape), "double quantization must keep the scales")
         return super().foresee(source, shape)
 
     def fixed(self, shape: Sequence[int], dtype: str) -> dict[str, Tensor]:
@@ -163,7 +163,7 @@ class FourBitPacker(_BnBPacker):
         return QuantState.parse(state, self.kind).dtype
 
     def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
-        """Check tables and scales, and fill the description up to its length."""
+        """Check tables and scales, and pad the description to its length."""
         import torch
 
         key = KEY + self.kind
@@ -173,12 +173,12 @@ class FourBitPacker(_BnBPacker):
         if bool((fields["weight.quant_map"] != self._table()).any()):
             found = fields["weight.quant_map"].tolist()
             raise ConfigError(
-                "weight.quant_map", found, f"the table of {self.kind}, which readers use in its place"
+                "weight.quant_map", found, f"the table of {self.kind}, which readers use instead"
             )
         for name in ("weight.absmax", "weight.nested_absmax", "weight.nested_quant_map"):
             if name in fields and not bool(fields[name].isfinite().all()):
                 bad = int((~fields[name].isfinite()).sum())
-                raise ConfigError(name, f"{bad} values that are NaN or infinite", "finite scales")
+                raise ConfigError(name, Described(f"{bad} values that are NaN or infinite"), "finite scales")
         return PackedTensor(self, shape, kept)
 
     def _assemble(
@@ -197,7 +197,7 @@ class FourBitPacker(_BnBPacker):
         return PackedTensor(self, (int(shape[0]), int(shape[1])), fields)
 
     def represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
-        """Give a tensor of the same values, if quantizing its scales changes none of them."""
+        """A tensor of the same values, if quantizing its scales changes none of them."""
         if not self.nested:
             return super().represent(quantized)
         plain = FourBitPacker(self.kind, False, self.block_size, self.storage).represent(quantized)
@@ -207,7 +207,7 @@ class FourBitPacker(_BnBPacker):
         return self.grid.quantized(plain.codes, NestedParams(plain.scale, nested=nested))
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
-        """Bytes of codes and scales; both are taken as they are.
+        """Bytes of codes and scales; both are stored unchanged.
 
         Raises
         ------
@@ -217,7 +217,9 @@ class FourBitPacker(_BnBPacker):
         scale = quantized.scale.float().flatten().contiguous()
         nested = reproduce(scale, carried_by(quantized)) if self.nested else None
         if self.nested and nested is None:
-            raise ConfigError("scale", "values that double quantization changes", "what it gives back")
+            raise ConfigError(
+                "scale", Described("values that double quantization changes"), "values that it keeps"
+            )
         return self._assemble(quantized.shape, "f32", self._join(quantized.codes), scale, nested)
 
     def _join(self, codes: Tensor) -> Tensor:
@@ -238,7 +240,7 @@ class FourBitPacker(_BnBPacker):
             return fields["weight.absmax"], None
         state = QuantState.parse(fields[KEY + self.kind].cpu().numpy().tobytes(), self.kind)
         if state.offset is None:
-            raise ConfigError(KEY + self.kind, "no nested_offset", "one, for scales that are quantized")
+            raise ConfigError(KEY + self.kind, Described("no nested_offset"), "one, since scales are nested")
         nested = Nested(
             fields["weight.absmax"],
             fields["weight.nested_absmax"],
@@ -309,7 +311,7 @@ class FourBitPacker(_BnBPacker):
 
 
 def _at_best(answer: tuple[Answer, str], condition: str) -> tuple[Answer, str]:
-    """An answer that depends on the data at least."""
+    """The answer, with "always" lowered to "needs the data"."""
     return (Answer.DATA, condition) if answer[0] is Answer.ALWAYS else answer
 
 
@@ -330,7 +332,7 @@ class Int8Packer(_BnBPacker):
         self.spec = FormatSpec(
             FAMILY,
             "int8",
-            "8 bits, a scale per row (LLM.int8)",
+            "8 bits, one scale per row (LLM.int8)",
             (
                 FieldSpec("weight", ("N", "K"), "i8", "codes"),
                 FieldSpec("SCB", ("N",), "f32", "weight units, 127 steps"),
@@ -344,11 +346,11 @@ class Int8Packer(_BnBPacker):
         )
 
     def row_step(self, shape: Sequence[int]) -> int:
-        """Every row is by itself."""
+        """Every row is separate."""
         return 1
 
     def foresee(self, source: Packer, shape: Sequence[int]) -> tuple[Answer, str]:
-        """Tell whether :meth:`represent` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
+        """Whether :meth:`represent` accepts what `source` stores; see :meth:`~qformats.Packer.foresee`."""
         if source.grid is None or not source.spec.level or self.veto(shape):
             return super().foresee(source, shape)
         answer = foresee(source.grid, self.grid.plain(), (int(shape[0]), int(shape[1])))
@@ -367,7 +369,7 @@ class Int8Packer(_BnBPacker):
         """Check the scales; old files lack the mark of the layout."""
         bad = int((~fields["SCB"].isfinite()).sum())
         if bad:
-            raise ConfigError("SCB", f"{bad} values that are NaN or infinite", "finite scales")
+            raise ConfigError("SCB", Described(f"{bad} values that are NaN or infinite"), "finite scales")
         return PackedTensor(self, shape, {**fields, **self.fixed(shape, "f32")})
 
     def _assemble(self, codes: Tensor, maxima: Tensor) -> PackedTensor:

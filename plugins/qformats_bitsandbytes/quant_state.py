@@ -1,6 +1,6 @@
 """The JSON object beside each 4-bit weight, which tells its shape and how it was quantized.
 
-Written as bitsandbytes does (keys in its order, Python's separators), then filled up with spaces to a fixed length:
+Written as bitsandbytes does (keys in its order, Python's separators), then padded with spaces to a fixed length:
 the offset prints with a varying number of digits, and no size of an output may depend on data. JSON allows spaces at
 the end, and bitsandbytes reads them. Source: bitsandbytes:bitsandbytes/functional.py (``QuantState.as_dict``).
 """
@@ -25,14 +25,14 @@ BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCK = 256
 """Scales that share a scale where they are quantized themselves."""
 LONGEST = 1 << 16
-"""Bytes that are read of a foreign one."""
+"""Bytes read of one from another program."""
 _DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _NESTED = ("nested_blocksize", "nested_dtype", "nested_offset")
 
 
 @dataclass(frozen=True)
 class QuantState:
-    """What the object tells.
+    """Content of the object.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class QuantState:
     offset: float | None = None
 
     def to_bytes(self) -> bytes:
-        """Text of the object, filled up to :data:`LENGTH` bytes."""
+        """Text of the object, padded to :data:`LENGTH` bytes."""
         content: dict[str, Any] = {
             "quant_type": self.kind,
             "blocksize": self.block_size,
@@ -75,7 +75,7 @@ class QuantState:
         data : bytes
             Content of the field.
         kind : str
-            Type that the field's name tells.
+            Type that the field's name gives.
 
         Raises
         ------
@@ -121,7 +121,7 @@ def _whole(value: object) -> bool:
 
 
 def _float32(value: object) -> float | None:
-    """Nearest float32 of a JSON number; ``None`` if it is none, or too large."""
+    """Nearest float32 of a JSON number; ``None`` if it is not a number, or too large."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

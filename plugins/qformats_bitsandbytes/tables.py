@@ -60,6 +60,6 @@ _DYNAMIC = _floats(
 DYNAMIC = (*(-value for value in reversed(_DYNAMIC)), 0.0, *_DYNAMIC, 1.0)
 """Values of codes 0 to 255 of scales that are quantized themselves, ascending.
 
-They are constants because programs disagree: without fused multiply-add, torch computes 42 of them one or two last
-places apart. Files carry their own table, and readers use that one.
+They are constants because programs disagree: without fused multiply-add, torch computes 42 of them one or two
+units in the last place apart. Files carry their own table, and readers use that one.
 """

@@ -29,7 +29,7 @@ __all__ = ["GGUFCheckpoint"]
 class GGUFCheckpoint(Checkpoint):
     """A GGUF file or split model; see :class:`~qformats.Checkpoint`.
 
-    An architecture that is not in the table is readable all the same: its tensors keep their GGUF names and row
+    An architecture that is not in the table can still be read: its tensors keep their GGUF names and row
     order, and only `config` says that it cannot be expressed.
 
     Attributes
@@ -70,7 +70,7 @@ class GGUFCheckpoint(Checkpoint):
 
     def _resolve(self) -> Architecture:
         if not self.stored:
-            # llama.cpp keeps vocabularies as files without tensors; their metadata can be looked at.
+            # llama.cpp keeps vocabularies as files without tensors; their metadata can be inspected.
             raise CheckpointError(self.path, "holds no tensors (a vocabulary only?)", "a model with weights")
         extra = {}
         if "rope_freqs.weight" in self.stored:
@@ -99,7 +99,7 @@ class GGUFCheckpoint(Checkpoint):
             architecture.check_shape(whole, tensor.shape, name)
             for mapping, end in zip(mappings, ends, strict=True):
                 if mapping.canonical in tensors:
-                    raise CheckpointError(self.path, "stored twice", "each weight once", tensor=name)
+                    raise CheckpointError(self.path, "is stored twice", "each weight once", tensor=name)
                 part = tensor if len(mappings) == 1 else tensor.slice_rows(end - mapping.shape[0], end)
                 part = part.renamed(mapping.canonical)
                 if mapping.permute is not None:
@@ -161,7 +161,7 @@ class GGUFCheckpoint(Checkpoint):
 
 
 def _readable(item: Any) -> Any:
-    """A plain number for numpy's; of a float32 the shortest one that means it: 1e-05, not 9.999999747378752e-06."""
+    """Plain number of a numpy one; for a float32 the shortest that means it: 1e-05, not 9.999999747378752e-06."""
     if isinstance(item, np.float32):
         return float(str(item))
     return item.item() if isinstance(item, np.generic) else item

@@ -58,7 +58,7 @@ _U64 = Struct("<Q")
 
 
 def short(text: str) -> str:
-    """`text` quoted for a message, however long or unprintable it is."""
+    """`text` quoted for a message, even if it is long or unprintable."""
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
@@ -88,14 +88,14 @@ class Cursor:
     def fail(
         self, found: str, expected: str | None = None, *, tensor: str | None = None, hint: str | None = None
     ) -> NoReturn:
-        """Raise the error for what was found in this file."""
+        """Raise an error about this file."""
         raise CheckpointError(self.path, found, expected, tensor=tensor, hint=hint)
 
     def _take(self, count: int, what: str) -> int:
         start = self.position
         if count > self.size - start:
             self.fail(
-                f"{what} needs {count} bytes from byte {start} on, and the file ends at byte {self.size}",
+                f"{what} needs {count} bytes from byte {start}, but the file ends at byte {self.size}",
                 "a complete header",
                 hint="the file is truncated or corrupt: download or write it again",
             )
@@ -167,7 +167,7 @@ class Cursor:
     def _strings(self, count: int, what: str) -> list[str]:
         if count * 8 > self.remaining:
             self.fail(
-                f"{what} is an array of {count} strings, and {self.remaining} bytes follow",
+                f"{what} is an array of {count} strings, but only {self.remaining} bytes follow",
                 f"at least {count * 8}, 8 for each string's length",
             )
         # Vocabularies have hundreds of thousands of entries: no method calls in this loop.
@@ -179,7 +179,7 @@ class Cursor:
             start = begin + length
             if start > size or length > MAX_STRING_BYTES:
                 self.fail(
-                    f"string {index} of {what} starts at byte {begin} and the file ends at byte {size}",
+                    f"string {index} of {what} starts at byte {begin}, but the file ends at byte {size}",
                     f"strings of at most {MAX_STRING_BYTES} bytes that end inside the file",
                     hint="the file is truncated or corrupt: download or write it again",
                 )

@@ -1,4 +1,4 @@
-"""Writing GGUF headers: every byte before the tensor data, and where each tensor's data has to go.
+"""Writing GGUF headers: every byte before the tensor data, and where each tensor's data goes.
 
 Sizes and offsets follow from names, types and shapes alone, so a file is laid out before any data exists.
 The same input gives the same bytes.
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, Described
 
 from .cursor import (
     MAX_ITEMS,
@@ -40,7 +40,7 @@ _INT64_MAX = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor that is to be written.
+    """A tensor to write.
 
     Attributes
     ----------
@@ -58,12 +58,12 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the data, padding excluded.
+        """Bytes of the data, without padding.
 
         Raises
         ------
         ConfigError
-            If a row is no multiple of the type's block.
+            If a row is not a multiple of the type's block.
         """
         return math.prod(self.shape[:-1]) * row_bytes(self.type, self.shape[-1])
 
@@ -74,7 +74,7 @@ class Header(NamedTuple):
     Attributes
     ----------
     data : bytes
-        Start of the file, padding up to the first tensor included.
+        Start of the file, including padding up to the first tensor.
     offsets : tuple of int
         Absolute offset of each tensor, in the order given.
     total_size : int
@@ -96,7 +96,7 @@ def serialize(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int 
     tensors : sequence of TensorInfo
         Written in this order, back to back, which is the only layout that llama.cpp accepts.
     alignment : int, optional
-        What `metadata` says under ``general.alignment``, or 32. Another value is added as that key.
+        By default what `metadata` says under ``general.alignment``, or 32. Another value is added as that key.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def serialize(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int 
     offsets, end, seen = [], 0, set()
     for tensor in tensors:
         if tensor.name in seen:
-            raise ConfigError("tensor name", tensor.name, "every name once")
+            raise ConfigError("tensor name", tensor.name, "a name that no other tensor has")
         seen.add(tensor.name)
         parts.append(_entry(tensor, end))
         offsets.append(end)
@@ -137,7 +137,7 @@ def split(
     max_tensors : int, optional
         Tensors in one part.
     max_bytes : int, optional
-        Bytes of padded tensor data in one part; headers come on top. A tensor that is larger alone gets a
+        Bytes of padded tensor data in one part; headers come on top. A larger tensor gets a
         part of its own.
 
     Returns
@@ -175,7 +175,7 @@ def shard_metadata(metadata: Metadata, index: int, count: int, total_tensors: in
     index : int
         From 0.
     count : int
-        Number of parts. With 1 there is nothing to say, and no key is added.
+        Number of parts. With 1, no key is added.
     total_tensors : int
         Tensors of all parts.
     """
@@ -220,7 +220,7 @@ def _check_count(what: str, count: int, limit: int) -> None:
 def _with_alignment(metadata: Metadata, alignment: int | None) -> tuple[Metadata, int]:
     stored = metadata.get("general.alignment")
     if stored is not None and stored.type != ValueType.U32:
-        raise ConfigError("general.alignment", stored, "a value of type u32, which llama.cpp insists on")
+        raise ConfigError("general.alignment", stored, "a value of type u32, as llama.cpp requires")
     if stored is not None and alignment not in (None, stored.data):
         raise ConfigError("alignment", alignment, f"{stored.data}, as in general.alignment")
     chosen: int = stored.data if stored else alignment if alignment is not None else _DEFAULT_ALIGNMENT
@@ -239,9 +239,9 @@ def _name(what: str, text: str, limit: int) -> bytes:
     try:
         raw = text.encode()
     except UnicodeEncodeError:
-        raise ConfigError(what, text, "text that UTF-8 can hold") from None
+        raise ConfigError(what, text, "text that UTF-8 can encode") from None
     if not 1 <= len(raw) <= limit:
-        raise ConfigError(what, f"{len(raw)} bytes", f"1 to {limit} bytes")
+        raise ConfigError(what, Described(f"{len(raw)} bytes"), f"1 to {limit} bytes")
     return pack("<Q", len(raw)) + raw
 
 
@@ -254,7 +254,7 @@ def _entry(tensor: TensorInfo, offset: int) -> bytes:
         raise ConfigError(key, shape, f"at most {_INT64_MAX} elements")
     if shape[-1] % tensor.type.block_size:
         raise ConfigError(
-            key, shape, f"rows of a multiple of {tensor.type.block_size} elements for {tensor.type.name}"
+            key, shape, f"rows whose length is a multiple of {tensor.type.block_size} for {tensor.type.name}"
         )
     return name + pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), tensor.type.id, offset)
 
@@ -267,7 +267,7 @@ def _value(key: str, value: Value) -> Iterable[bytes]:
         return (_numbers(what, value.type, [value.data]),)
     item, data = value.item, value.data
     if item is None or item == ValueType.ARRAY:
-        raise ConfigError(what, item, "an array with an element type that is not an array itself")
+        raise ConfigError(what, item, "an array of numbers, booleans or strings")
     _check_count(f"elements of {what}", len(data), MAX_ITEMS)
     start = pack("<IQ", item, len(data))
     if item == ValueType.STRING:
@@ -283,9 +283,9 @@ def _strings(what: str, data: Iterable[Any]) -> list[bytes]:
         try:
             raw = text.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
-            raise ConfigError(what, text, "text or escaped bytes: no other surrogates") from None
+            raise ConfigError(what, text, "text or escaped bytes, without other surrogates") from None
         if len(raw) > MAX_STRING_BYTES:
-            raise ConfigError(what, f"{len(raw)} bytes", f"at most {MAX_STRING_BYTES}")
+            raise ConfigError(what, Described(f"{len(raw)} bytes"), f"at most {MAX_STRING_BYTES}")
         parts += (pack("<Q", len(raw)), raw)
     return parts
 
@@ -303,7 +303,8 @@ def _numbers(what: str, item: ValueType, data: Any) -> bytes:
     kind = "bool" if item == ValueType.BOOL else "float" if dtype.kind == "f" else "int"
     if isinstance(data, np.ndarray):
         if data.ndim != 1 or data.dtype.kind not in {"bool": "b", "int": "iu", "float": "iuf"}[kind]:
-            raise ConfigError(what, f"an array of {data.dtype} and shape {data.shape}", f"a list of {kind}s")
+            found = Described(f"an array of {data.dtype} and shape {data.shape}")
+            raise ConfigError(what, found, f"a list of {kind}s")
     else:
         allowed, expected = _KINDS[kind]
         for number in data:
@@ -320,7 +321,8 @@ def _numbers(what: str, item: ValueType, data: Any) -> bytes:
             wide = np.asarray(data, np.float64 if kind == "float" else None if kind == "bool" else dtype)
             cast = wide.astype(dtype)
     except OverflowError:
-        raise ConfigError(what, "an integer beyond float64", f"a number that {item.name} can hold") from None
+        found = Described("an integer beyond float64")
+        raise ConfigError(what, found, f"a number that {item.name} can hold") from None
     if kind == "float" and not np.array_equal(np.isinf(cast), np.isinf(wide)):
         raise ConfigError(
             what, float(wide[np.isinf(cast) != np.isinf(wide)][0]), f"a number that {item.name} can hold"

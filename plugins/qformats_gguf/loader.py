@@ -1,4 +1,4 @@
-"""GGUF files: reading, and laying out what is written."""
+"""GGUF files: reading them, and laying out new ones."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class GGUFLoader(Loader):
         return policy.mix(draft, packer)
 
     def fallback(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
-        """f16 where rows do not divide by the block."""
+        """f16 if rows do not divide into blocks."""
         return policy.fallback(packer)
 
     def lay_out(
@@ -161,7 +161,7 @@ def _constant(name: str, values: np.ndarray, source: Checkpoint) -> StoredTensor
 
 
 def _check_vocabulary(metadata: Metadata, infos: Sequence[TensorInfo], source: Checkpoint) -> None:
-    """Refuse a tokenizer that has not one token for each row of the embedding: llama.cpp would refuse the file."""
+    """Refuse a tokenizer without one token for each row of the embedding: llama.cpp would refuse the file."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     embedding = next((info for info in infos if info.name == "token_embd.weight"), None)
     if tokens is not None and embedding is not None and len(tokens.data) != embedding.shape[0]:

@@ -1,6 +1,6 @@
 """Typed values of a GGUF header's key-value section.
 
-GGUF keeps a type beside every value (a ``u32`` and an ``i32`` of the same number are different bytes),
+GGUF stores a type with every value (a ``u32`` and an ``i32`` of the same number are different bytes),
 so metadata travels through the plugin as :class:`Value`, never as bare Python objects.
 
 Source: ggml-org/llama.cpp:docs and ggml/src/gguf.cpp (GGUF version 3).

@@ -9,9 +9,9 @@ from qformats.interfaces import Option, switch
 __all__ = ["OPTIONS", "ignore_unsupported"]
 
 OPTIONS = (
-    Option("arch", "GGUF architecture, where config.json does not tell it", flag=True),
-    Option("pre", "pre-tokenizer, where tokenizer.json is not recognised", flag=True),
-    Option("ignore-unsupported", "yes: go on although a feature of the model is not computed there"),
+    Option("arch", "GGUF architecture, if config.json does not tell it", flag=True),
+    Option("pre", "pre-tokenizer, if tokenizer.json is not recognised", flag=True),
+    Option("ignore-unsupported", "yes: go on even if the target does not support a feature of the model"),
     Option(
         "max-shard-size",
         "split the output into files of at most this size, such as 2GB",

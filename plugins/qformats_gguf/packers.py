@@ -66,16 +66,16 @@ DECODE_ONLY = (
     *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0", "mxfp4", "nvfp4"),
     *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
 )
-"""Types that gguf-py decodes and nobody here encodes yet."""
+"""Types that gguf-py decodes and nothing here encodes yet."""
 _SUMMARIES = {
     "f32": "float32",
     "f16": "float16",
     "bf16": "bfloat16",
-    "q8_0": "8 bits, a scale per 32",
-    "q4_0": "4 bits, a signed scale per 32",
-    "q4_1": "4 bits, scale and minimum per 32",
-    "q5_0": "5 bits, a signed scale per 32",
-    "q5_1": "5 bits, scale and minimum per 32",
+    "q8_0": "8 bits, one scale per 32",
+    "q4_0": "4 bits, one signed scale per 32",
+    "q4_1": "4 bits, one scale and minimum per 32",
+    "q5_0": "5 bits, one signed scale per 32",
+    "q5_1": "5 bits, one scale and minimum per 32",
 }
 
 
@@ -89,18 +89,18 @@ class GGUFPacker(Packer):
     def veto(self, shape: Sequence[int]) -> str | None:
         """Blocks lie along rows; stacked matrices (experts) are rows too."""
         if len(shape) < 2:
-            return f"{len(shape)} dimensions instead of 2 or more"
+            return f"it has {len(shape)} dimensions instead of 2 or more"
         if shape[-1] % self.spec.block_size:
             return f"rows of {shape[-1]} do not divide into blocks of {self.spec.block_size}"
         return None
 
     def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Give the one field: a row of blocks for each row of the weight, leading dimensions kept."""
+        """The one field: a row of blocks for each row of the weight, leading dimensions kept."""
         width = int(shape[-1]) // self.type.block_size * self.type.block_bytes
         return {"blocks": ((*shape[:-1], width), "u8")}
 
     def blocks(self, packed: PackedTensor) -> Tensor:
-        """Check and give the stored bytes of a packed tensor.
+        """Stored bytes of a packed tensor, checked.
 
         Raises
         ------
@@ -137,11 +137,11 @@ class PlainPacker(DensePacker, GGUFPacker):
     def veto(self, shape: Sequence[int]) -> str | None:
         """Vectors are float32 in every file of llama.cpp: with another type it aborts when the model runs."""
         if len(shape) < 2 and self.spec.variant in ("f16", "bf16"):
-            return "llama.cpp computes with vectors of float32 only"
+            return "llama.cpp computes only with float32 vectors"
         return None
 
     def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Give the tensor itself."""
+        """The tensor itself."""
         assert self.dense_dtype is not None
         return {"values": (tuple(shape), self.dense_dtype)}
 
@@ -151,7 +151,7 @@ class DecodeOnlyPacker(GGUFPacker):
 
     def __init__(self, kind: GGMLType) -> None:
         self.type = kind
-        self.spec = _spec(kind, f"{kind.bits_per_weight:g} bits a weight; read-only", canonical=False)
+        self.spec = _spec(kind, f"{kind.bits_per_weight:g} bits per weight; read-only", canonical=False)
 
     @property
     def readable(self) -> bool:
@@ -166,7 +166,7 @@ class DecodeOnlyPacker(GGUFPacker):
 
         blocks = self.blocks(packed)
         try:
-            # Scales of a file may be infinite or NaN; what they decode to is infinite or NaN, and no warning.
+            # Scales of a file may be infinite or NaN; so are the values then, without a warning.
             with np.errstate(all="ignore"):
                 kind = gguf.GGMLQuantizationType(self.type.id)
                 values = gguf.quants.dequantize(blocks.cpu().numpy(), kind)
@@ -193,7 +193,7 @@ class BlockPacker(GGUFPacker):
         )
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
-        """Bytes of codes and scales; both are taken as they are."""
+        """Bytes of codes and scales; both are stored unchanged."""
         import torch
 
         rows, columns = quantized.shape
@@ -319,20 +319,20 @@ class BlockPacker(GGUFPacker):
 
 
 class UnknownTypePacker(GGUFPacker):
-    """A tensor type that is younger than this program: it can be listed, and nothing else."""
+    """A tensor type newer than this program, which can only list it."""
 
     def __init__(self, type_id: int) -> None:
         self.spec = FormatSpec(
-            "gguf", f"type-{type_id}", "a type that is not known here", (), canonical=False
+            "gguf", f"type-{type_id}", "a type that this version does not know", (), canonical=False
         )
 
     @property
     def readable(self) -> bool:
-        """Nobody here knows its blocks."""
+        """Its blocks are not known here."""
         return False
 
     def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Refuse: how many bytes a row takes is not known."""
+        """Refuse: the bytes per row are not known."""
         raise ConfigError("tensor type", self.spec.variant, "a type that this version knows")
 
 
@@ -354,7 +354,7 @@ LISTED = tuple(
 
 
 def _half_bits(values: Tensor) -> NDArray[np.uint16]:
-    """Bits of float16 numbers; of a float16 tensor a view."""
+    """Bits of float16 numbers; a view of a float16 tensor."""
     import numpy as np
     import torch
 

@@ -28,7 +28,7 @@ OUTPUT_TYPE = "gguf:q8_0"
 
 
 def role(name: str) -> str | None:
-    """Role that options address a tensor by."""
+    """Role by which options address a tensor."""
     return _ROLES.get(name)
 
 
@@ -37,7 +37,7 @@ def keep(name: str, dimensions: int) -> str | None:
     if dimensions < 2:
         return "vector"
     if not name.endswith("weight"):
-        return "no weight matrix"
+        return "not a weight matrix"
     if name in _NEVER_WHOLE or any(part in name for part in _NEVER):
         return "kept in full precision by llama.cpp"
     return None
@@ -49,9 +49,9 @@ def mix(draft: Draft, packer: Packer) -> tuple[str, str] | None:
     if not is_output or not packer.quantizes or packer.name == OUTPUT_TYPE:
         return None
     layer = "tied output" if draft.tied else "output"
-    return OUTPUT_TYPE, f"{layer} layer, as llama.cpp keeps it better (--pure to switch off)"
+    return OUTPUT_TYPE, f"{layer} layer, kept at higher precision as by llama.cpp (--pure switches this off)"
 
 
 def fallback(packer: Packer) -> tuple[str, ...]:
-    """Types for rows that do not divide by the block: llama.cpp's tool takes f16 for the 32-blocks."""
+    """Types for rows that do not divide into blocks: llama.cpp's tool uses f16 for blocks of 32."""
     return ("gguf:f16",) if packer.quantizes else ()

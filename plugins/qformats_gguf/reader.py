@@ -117,7 +117,7 @@ class GGUFFile:
             If the file was closed.
         """
         if self._bytes is None:
-            raise ValueError(f"{self.path} was closed")
+            raise ValueError(f"{self.path} is closed")
         found = self.tensors[tensor if isinstance(tensor, str) else tensor.name]
         return self._bytes[found.offset : found.offset + found.nbytes]
 
@@ -126,7 +126,7 @@ class GGUFFile:
         self._bytes = None
         data, self._data = self._data, None
         if data is not None:
-            # BufferError: somebody still holds a view. Dropping our reference is all there is to do.
+            # BufferError: something still holds a view. All we can do is drop our reference.
             with contextlib.suppress(BufferError):
                 data.close()
 
@@ -152,16 +152,16 @@ def read(path: str | os.PathLike[str]) -> GGUFFile:
     path = Path(path)
     try:
         mode = path.stat().st_mode
-        # Before opening: to open a named pipe would block.
+        # Before opening: opening a named pipe would block.
         if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-            raise CheckpointError(path, f"is {kind}", "a GGUF file", hint="name the .gguf file itself")
+            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise CheckpointError(path, f"is {kind}", "a GGUF file", hint="give the .gguf file itself")
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             _check_magic(path, stream.read(4), size)
             data = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise ModelNotFoundError(path, "there is no such file") from None
+        raise ModelNotFoundError(path, "no such file") from None
     except OSError as error:
         raise CheckpointError(path, f"cannot be read ({error.strerror})") from error
     return GGUFFile(path, data)
@@ -215,7 +215,7 @@ def _check_counts(cursor: Cursor, key_count: int, tensor_count: int) -> None:
         possible = min(limit, cursor.remaining // record)
         if count > possible:
             cursor.fail(
-                f"claims {count} {what}",
+                f"declares {count} {what}",
                 f"at most {possible} in a file of {cursor.size} bytes",
                 hint="the file is truncated or corrupt: download or write it again",
             )
@@ -226,7 +226,7 @@ def _metadata(cursor: Cursor, count: int) -> Metadata:
     for index in range(count):
         key = cursor.text(f"metadata key {index}", MAX_KEY_BYTES)
         if not key:
-            cursor.fail(f"metadata key {index} is empty", "a name")
+            cursor.fail(f"metadata key {index} is empty", "a key with a name")
         if key in metadata:
             cursor.fail(f"metadata key {short(key)} appears twice", "every key once")
         metadata[key] = cursor.value(key)
@@ -266,7 +266,7 @@ def _entry(cursor: Cursor, index: int) -> StoredTensor:
     if type_id in REMOVED:
         cursor.fail(
             f"has type {type_id} ({REMOVED[type_id]})",
-            "a type that GGUF still has",
+            "a type that GGUF still supports",
             tensor=name,
             hint="it was removed from llama.cpp: quantize the original model again, or download another file",
         )
@@ -290,7 +290,7 @@ def _place(
 ) -> dict[str, StoredTensor]:
     """Check where the tensors lie and make their offsets absolute.
 
-    llama.cpp wants them back to back in header order. Gaps and other orders are harmless to a reader that
+    llama.cpp requires them back to back in header order. Gaps and other orders are harmless to a reader that
     looks data up by offset, so only overlaps are refused.
     """
     tensors = {entry.name: entry for entry in entries}
@@ -303,14 +303,14 @@ def _place(
             cursor.fail(f"starts at offset {entry.offset}", f"a multiple of {alignment}", tensor=entry.name)
         if end > cursor.size:
             cursor.fail(
-                f"needs bytes {start} to {end}, and the file ends at byte {cursor.size}",
+                f"needs bytes {start} to {end}, but the file ends at byte {cursor.size}",
                 "a file that holds all its tensors",
                 tensor=entry.name,
                 hint="the file is truncated: download or write it again",
             )
         if end > limit:
             cursor.fail(
-                f"covers bytes {start} to {end}, and tensor {by_offset[index + 1].name!r} starts at {limit}",
+                f"covers bytes {start} to {end}, but tensor {by_offset[index + 1].name!r} starts at {limit}",
                 "tensors that do not overlap",
                 tensor=entry.name,
             )

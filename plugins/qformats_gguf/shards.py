@@ -126,7 +126,7 @@ def _parts(file: GGUFFile) -> list[Path]:
             file.path,
             f"says it is part {number + 1} of {count}",
             f"a file name that ends in -{number + 1:05d}-of-{count:05d}.gguf",
-            hint="give the parts their original names: they are found by them",
+            hint="give the parts their original names: that is how they are found",
         )
     paths = [file.path.with_name(f"{match[1]}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)]
     missing = [path.name for path in paths if not path.exists()]
@@ -160,5 +160,5 @@ def _check_total(first: GGUFFile, found: int, count: int) -> None:
             first.path,
             f"its {count} parts hold {found} tensors",
             "the key split.tensors.count" if total is None else f"{total} (split.tensors.count)",
-            hint="a part belongs to another model, or was written incompletely: download the parts again",
+            hint="a part belongs to another model, or is incomplete: download the parts again",
         )

@@ -48,9 +48,9 @@ class GGMLType:
         What one block is made of, in byte order. Types that only gguf-py decodes have one opaque field.
     file_type : int or None
         ``general.file_type`` of a file whose weights are mostly of this type, as llama.cpp guesses it;
-        ``None`` where there is no such number. Informational: the types of the tensors rule.
+        ``None`` if there is no such number. Informational: the types of the tensors decide.
     in_files : bool
-        False for what llama.cpp only keeps activations in while it computes.
+        False for types in which llama.cpp only keeps activations while it computes.
     """
 
     id: int
@@ -67,7 +67,7 @@ class GGMLType:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits that one element costs, scales included."""
+        """Bits per element, including scales."""
         return 8 * self.block_bytes / self.block_size
 
 
@@ -146,7 +146,7 @@ REMOVED: dict[int, str] = {
     37: "iq4_nl_4_8",
     38: "iq4_nl_8_8",
 }
-"""Ids that files of the past used and that no reader of today accepts."""
+"""Ids that old files used and that no current reader accepts."""
 
 _BY_NAME = {row.name: row for row in _TABLE}
 
@@ -171,7 +171,7 @@ def row_bytes(type: GGMLType, k: int) -> int:
     Raises
     ------
     ConfigError
-        If `k` is no multiple of the type's block.
+        If `k` is not a multiple of the type's block.
     """
     if k < 0 or k % type.block_size:
         raise ConfigError(

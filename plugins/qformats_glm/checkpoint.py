@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qformats import Checkpoint, PackedTensor, Packer, StoredTensor
-from qformats.errors import CheckpointError, ConfigError
+from qformats.errors import CheckpointError, ConfigError, Described
 from qformats.folder import FolderCheckpoint
 from qformats.interfaces import ModuleFields, dense
 from qformats.work.files import refuse_pointer
@@ -54,10 +54,10 @@ class _FolderFamily(GLM):
                 break
         else:
             expected = f"({rows}, {columns}) in int8 or ({rows}, {columns // 2}) in int4"
-            raise ConfigError("weight", f"i8 of shape {dims}", f"{expected}, as config.json has it")
+            raise ConfigError("weight", Described(f"i8 of shape {dims}"), f"{expected}, from config.json")
         if self._declared not in (0, bits):
             raise ConfigError(
-                "weight", f"packed as int{bits}", f"quantization_bit {self._declared} of config.json"
+                "weight", Described(f"int{bits}"), f"int{self._declared}, the quantization_bit of config.json"
             )
         return super().locate(GLMPacker(bits), module)
 
@@ -118,7 +118,7 @@ class ChatGLMCheckpoint(Checkpoint):
         CheckpointError
             If a file is missing or broken, or the tensors are not those of the configuration.
         UnsupportedModelError
-            If the model is of no known generation.
+            If the model's generation is not known.
         """
         file = path / "config.json"
         own = generation(config, file)
@@ -183,14 +183,14 @@ def _checked(
             raise CheckpointError(files[0].parent, "is missing", "a complete model", tensor=weight.name)
         if tuple(tensor.shape) != weight.shape:
             found_shape = f"shape {tuple(tensor.shape)}"
-            expected = f"{weight.shape}, as config.json has it"
+            expected = f"{weight.shape}, from config.json"
             raise CheckpointError(tensor.file, found_shape, expected, tensor=weight.name)
         checked[weight.name] = tensor
     for name, tensor in found.items():
         if name not in checked and name not in own.ignored:
-            hint = "it belongs to another model, or to an adapter, which has to be merged first"
+            hint = "it belongs to another model, or to an adapter, which must be merged first"
             raise CheckpointError(
-                tensor.file, "not known", "the tensors of the model", tensor=name, hint=hint
+                tensor.file, "is not known", "only tensors of the model", tensor=name, hint=hint
             )
     return checked
 
@@ -201,7 +201,7 @@ def outline(config: Mapping[str, Any], path: Path) -> ChatGLMCheckpoint:
     Raises
     ------
     CheckpointError, UnsupportedModelError
-        If the configuration describes no such model.
+        If the configuration does not describe such a model.
     """
     own = generation(config, path)
     bits = _declared_bits(config, path)
@@ -213,7 +213,7 @@ def outline(config: Mapping[str, Any], path: Path) -> ChatGLMCheckpoint:
 def _empty(weight: Weight, bits: int, dtype: str, path: Path) -> StoredTensor:
     def load(start: int, stop: int) -> PackedTensor:
         raise CheckpointError(
-            path, "a configuration without weights", "a folder with weights", tensor=weight.name
+            path, "has no weights, only a configuration", "a folder with weights", tensor=weight.name
         )
 
     if weight.linear and bits:

@@ -35,7 +35,7 @@ class GLM(Family):
         if dtype is None or scale is None or dtype[1] != "i8" or not isinstance(packer, GLMPacker):
             return super().locate(packer, module)
         if scale[1] not in SCALES:
-            raise ConfigError("weight_scale", f"{scale[1]} of shape {scale[0]}", "scales of f16, bf16 or f32")
+            raise ConfigError("weight_scale", scale[1], "scales in f16, bf16 or f32")
         parts = scale[0][1] if len(scale[0]) == 2 else 1
         own = GLMPacker(packer.bits, scale[1], max(1, parts))
         fields = {field.name: module.stored[field.name] for field in own.spec.fields}

@@ -77,7 +77,7 @@ class ChatGLMFolder(Loader):
             name, packed = assignment.draft.name, assignment.packer.quantizes
             if packed != (bool(bits) and name in linear):
                 expected = f"glm:int{bits}" if name in linear and bits else "plain numbers"
-                hint = "ChatGLM's code expects the four linear layers of every block in one format, and nothing else"
+                hint = "ChatGLM's code expects the four linear layers of every block, and nothing else, in one format"
                 raise ConfigError(f"type of {name}", assignment.packer.name, expected, hint)
         config = {
             k: v for k, v in config.items() if k not in ("quantization_bit", "quantization_config", "dtype")
@@ -113,7 +113,7 @@ def _draft(name: str, tensor: StoredTensor, own: Generation, linear: bool) -> Dr
         return Draft(name, tensor, role, tied=tied, linear=True)
     dtype = tensor.packer.dense_dtype
     why = role.replace("_", " ") if role else "not a linear weight"
-    # The frequencies are no weights; nobody reads them, and they stay what they are.
+    # The frequencies are not weights; nothing reads them, and they stay unchanged.
     along = not name.endswith("inv_freq")
     return Draft(name, tensor, role, f"dense:{dtype or 'f32'}", why, tied=tied, cast_along=along)
 

@@ -3,7 +3,7 @@
 Three generations share one number format and differ in everything else:
 
 =============  ===========================  ====================================================
-generation     told by                      models
+generation     recognised by                models
 =============  ===========================  ====================================================
 GLM-130B       ``model_type: glm-130b``     GLM-130B; its checkpoints have no config.json
 ChatGLM-6B     ``inner_hidden_size``        ChatGLM-6B and its int4, int8 and int4-qe repositories
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.errors import CheckpointError, Described, UnsupportedModelError
 
 __all__ = ["ChatGLM2Sizes", "Generation", "Weight", "chatglm2_sizes", "generation", "is_ours"]
 
@@ -27,9 +27,12 @@ _MOST_LAYERS = 4096
 _FLAGS: dict[str, tuple[bool, str]] = {
     "rmsnorm": (True, "the native class has RMS norms"),
     "post_layer_norm": (True, "the native class has a norm after the last layer"),
-    "original_rope": (True, "the other rotation of positions is not known"),
-    "add_bias_linear": (False, "the native class has biases on queries, keys and values only"),
-    "apply_residual_connection_post_layernorm": (False, "the native class adds what comes before the norm"),
+    "original_rope": (True, "no other rotary embedding is known"),
+    "add_bias_linear": (False, "the native class has biases only on queries, keys and values"),
+    "apply_residual_connection_post_layernorm": (
+        False,
+        "the native class takes the residual before the norm",
+    ),
 }
 """Switches of ChatGLM2's code that every published model leaves at the value given here."""
 
@@ -130,7 +133,9 @@ def generation(config: Mapping[str, Any], path: Path) -> Generation:
         If the model is none of the three generations, or has parts that none of them has.
     """
     if "vision_config" in config:
-        raise UnsupportedModelError(f"{path}: model", "one with a vision part", ["language models"])
+        raise UnsupportedModelError(
+            f"{path}: model", Described("a model with a vision part"), ["a language model"]
+        )
     if config.get("model_type") == "glm-130b":
         return _first(config, path, "glm-130b")
     if "ffn_hidden_size" in config:
@@ -154,7 +159,7 @@ def chatglm2_sizes(config: Mapping[str, Any], path: Path) -> ChatGLM2Sizes:
     for name, (usual, why) in _FLAGS.items():
         found = config.get(name, usual)
         if found is not usual:
-            hint = f"{why}, and no published ChatGLM model is like this"
+            hint = f"{why}, and no published ChatGLM model differs"
             raise UnsupportedModelError(f"{path}: {name}", found, [str(usual)], hint)
     hidden, heads = _size(config, "hidden_size", path), _size(config, "num_attention_heads", path)
     shared = config.get("multi_query_attention", False) is True

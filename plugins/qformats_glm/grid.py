@@ -1,6 +1,6 @@
 """The numbers that a GLM row can represent, and upstream's rule for choosing them.
 
-One scale a row, no zero point. On a weight ``W`` of some float dtype upstream's code computes::
+One scale per row, no zero point. On a weight ``W`` of some float dtype upstream's code computes::
 
     s = (max(|W[r]|) / top) -> dtype of the scale        top = 7 or 127
     q = round_half_to_even(W[r] / s)

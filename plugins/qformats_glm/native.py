@@ -187,7 +187,9 @@ def stored_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         ("hidden_act", config.get("hidden_act", "silu"), "silu"),
     ):
         if found != usual:
-            raise UnsupportedModelError(f"{path}: {name}", found, [str(usual)], "ChatGLM's code has no other")
+            raise UnsupportedModelError(
+                f"{path}: {name}", found, [str(usual)], "ChatGLM's code supports no other value"
+            )
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     head_dim = config.get("head_dim")
     if head_dim is None and isinstance(heads, int) and isinstance(hidden, int) and heads:

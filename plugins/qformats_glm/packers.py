@@ -10,7 +10,7 @@ codes the high nibble is the even column. Variants:
 ``int8-f32``, ``int4-f32``
     As ChatGLM-6B writes them on a CPU.
 ``int4-tp2``, ``int8-bf16-tp8``, ...
-    `p` scales a row, ``weight_scale`` ``(N, p)``, each for ``K / p`` columns: what row-parallel shards with scales of
+    `p` scales per row, ``weight_scale`` ``(N, p)``, each for ``K / p`` columns: what row-parallel shards with scales of
     their own are as one tensor. No program reads it; it is readable here, and another format may hold it exactly.
 
 Codes are int8 on disk and unsigned in canonical form (zero point 8 or 128). Codes -8 and -128 are legal; upstream
@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qformats import FieldSpec, FormatSpec, KernelSpec, PackedTensor, Packer, QuantizedTensor
-from qformats.errors import ConfigError, NotExactError
+from qformats.errors import ConfigError, Described, NotExactError
 from qformats.interfaces import represent
 from qformats.numbers import torch_dtype
 from qformats_glm.grid import RowGrid
@@ -59,19 +59,19 @@ class GLMPacker(Packer):
     def __init__(self, bits: int, scale_dtype: str = "f16", parts: int = 1) -> None:
         self.bits, self.scale_dtype, self.parts = bits, scale_dtype, parts
         variant = f"int{bits}" + ("" if scale_dtype == "f16" else f"-{scale_dtype}")
-        summary = f"{bits} bits, one {_NAMES[scale_dtype]} scale a row"
+        summary = f"{bits} bits, one {_NAMES[scale_dtype]} scale per row"
         shape: tuple[str, ...] = ("N",)
         self.grid = RowGrid(bits, scale_dtype=scale_dtype)
         if parts > 1:
             variant, shape, self.grid = f"{variant}-tp{parts}", ("N", str(parts)), None
-            summary = f"{bits} bits, {parts} {_NAMES[scale_dtype]} scales a row; read-only"
+            summary = f"{bits} bits, {parts} {_NAMES[scale_dtype]} scales per row; read-only"
         self.spec = FormatSpec(
             FAMILY,
             variant,
             summary,
             (
                 FieldSpec("weight", ("N", f"K / {8 // bits}" if bits < 8 else "K"), "i8", "packed codes"),
-                FieldSpec("weight_scale", shape, scale_dtype, "weight units a step"),
+                FieldSpec("weight_scale", shape, scale_dtype, "weight units per step"),
             ),
             bits=bits,
             block_size=0,
@@ -83,21 +83,21 @@ class GLMPacker(Packer):
         )
 
     def with_parts(self, parts: int) -> GLMPacker:
-        """Packer of the same width and dtype of scale with `parts` scales a row."""
+        """Packer of the same width and dtype of scale with `parts` scales per row."""
         return GLMPacker(self.bits, self.scale_dtype, parts)
 
     def veto(self, shape: Sequence[int]) -> str | None:
         """Rows are whole bytes, and divide into as many blocks of whole bytes as there are scales."""
         if len(shape) != 2:
-            return f"{len(shape)} dimensions instead of 2"
+            return f"it has {len(shape)} dimensions instead of 2"
         columns = int(shape[1])
         if not columns:
-            return "rows have no columns"
+            return "it has no columns"
         if columns % self.parts:
             return f"{columns} columns do not divide into {self.parts} equal parts"
         if columns // self.parts * self.bits % 8:
             part = "" if self.parts == 1 else f" in each of {self.parts} parts"
-            return f"{columns // self.parts} columns{part} are an odd number, and a byte holds two"
+            return f"{columns // self.parts} columns{part} are an odd number, but a byte holds two"
         return None
 
     def weight_shape(self, stored: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[int, int]:
@@ -105,17 +105,19 @@ class GLMPacker(Packer):
         shape = super().weight_shape(stored)
         problem = self.veto(shape)
         if problem:
-            raise ConfigError("weight", f"shape {stored['weight'][0]}", f"rows of {self.name} ({problem})")
+            raise ConfigError(
+                "weight", Described(f"shape {stored['weight'][0]}"), f"rows of {self.name} ({problem})"
+            )
         return shape
 
     def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
-        """Packed tensor of fields as they lie in a file; scales are checked."""
+        """Packed tensor of fields as stored in a file; scales are checked."""
         if not bool(fields["weight_scale"].isfinite().all()):
-            raise ConfigError("weight_scale", "infinity or NaN", "finite scales")
+            raise ConfigError("weight_scale", Described("infinity or NaN"), "finite scales")
         return PackedTensor(self, shape, fields)
 
     def fields(self, packed: PackedTensor) -> tuple[Tensor, Tensor]:
-        """Check and give the bytes and the scales of a packed tensor.
+        """Bytes and scales of a packed tensor, checked.
 
         Raises
         ------
@@ -126,7 +128,7 @@ class GLMPacker(Packer):
         return packed.fields["weight"], packed.fields["weight_scale"]
 
     def represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
-        """Give a canonical tensor of the same values; see :meth:`qformats.Packer.represent`."""
+        """Canonical tensor of the same values; see :meth:`qformats.Packer.represent`."""
         if self.grid is not None:
             return super().represent(quantized)
         problem = self.veto(quantized.shape)
@@ -136,7 +138,7 @@ class GLMPacker(Packer):
         return represent(quantized, RowGrid(self.bits, block, scale_dtype=self.scale_dtype))
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
-        """Bytes of codes and scales; both are taken as they are.
+        """Bytes of codes and scales; both are stored unchanged.
 
         Raises
         ------
@@ -149,7 +151,7 @@ class GLMPacker(Packer):
         self.require(quantized.shape)
         block = (1, columns // self.parts)
         if quantized.block_size != block or quantized.codebook is not None or quantized.minimum is not None:
-            raise ConfigError("block_size", quantized.block_size, f"{block}, with levels equally spaced")
+            raise ConfigError("block_size", quantized.block_size, f"{block}, with equally spaced levels")
         if quantized.zero_point != 1 << (self.bits - 1):
             raise ConfigError("zero_point", quantized.zero_point, str(1 << (self.bits - 1)))
         codes = quantized.codes.to(torch.uint8).contiguous()
@@ -198,7 +200,7 @@ class GLMPacker(Packer):
 
         rows, columns = int(packed.shape[0]), int(packed.shape[1])
         out = torch.empty((rows, columns), dtype=torch.float32)
-        # Several scales a row are as many shorter rows.
+        # Several scales per row are as many shorter rows.
         short = (rows * self.parts, columns // self.parts)
         kernels.dequantize(
             self.bits,
@@ -216,7 +218,7 @@ class GLMPacker(Packer):
         NonFiniteError
             If a weight is not finite, or so large that its row's scale is beyond the stored dtype.
         ShapeError
-            If rows are no whole bytes.
+            If rows are not whole bytes.
         """
         import torch
 
@@ -259,6 +261,6 @@ def overflowed_rows(packed: PackedTensor) -> Tensor:
         If it is of another family.
     """
     if packed.packer.family != FAMILY:
-        raise ConfigError("format", packed.format, "one of the family glm")
+        raise ConfigError("format", packed.format, "a format of the family glm")
     codes = packed.unpack().codes
     return (codes == 0).any(1).nonzero().flatten()

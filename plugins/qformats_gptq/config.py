@@ -71,7 +71,7 @@ def declared(config: Mapping[str, Any]) -> Declared | None:
         raise ConfigError("bits", bits, "one of " + ", ".join(map(str, BITS)))
     group = _number(config, "group_size", "q_group_size")
     if group is not None and group < -1:
-        raise ConfigError("group_size", group, "-1 (the whole row) or columns of a group")
+        raise ConfigError("group_size", group, "-1 (the whole row) or the number of columns of a group")
     symmetric = config.get("sym")
     if symmetric is not None and not isinstance(symmetric, bool):
         raise ConfigError("sym", symmetric, "true or false")

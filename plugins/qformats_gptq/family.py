@@ -44,7 +44,7 @@ class GPTQFamily(Family):
         return GPTQPacker(int(found[1]), group, "actorder" in flags, "asym" not in flags, [*dtypes, "f16"][0])
 
     def detect(self, quantization_config: Mapping[str, Any]) -> GPTQPacker | None:
-        """Packer that most modules of such a folder have; :meth:`locate` tells of each one which it is."""
+        """Packer of most modules of such a folder; :meth:`locate` decides for each one."""
         found = declared(quantization_config)
         if found is None:
             return None

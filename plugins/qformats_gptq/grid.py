@@ -37,7 +37,7 @@ class GroupGrid(AffineGrid):
     reordered: bool = False
 
     def blocks(self, weight: Tensor) -> Tensor:
-        """View `weight` as ``(N, groups, columns of a group)``; a short last group is filled up with zeros."""
+        """View `weight` as ``(N, groups, columns of a group)``; a short last group is padded with zeros."""
         import torch
 
         columns = int(weight.shape[1])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, Described
 from qformats.interfaces import ModuleFields
 from qformats_gptq.config import BITS
 from qformats_gptq.zeros import VERSIONS, constant_words
@@ -83,7 +83,7 @@ def examine(
         return None
     for name in ("qweight", "qzeros", "scales"):
         if name not in stored:
-            found = ", ".join(sorted(stored)) + " only"
+            found = Described("only " + ", ".join(sorted(stored)))
             raise ConfigError(f"fields of {module.name}", found, "qweight, qzeros and scales")
     words, outputs = _matrix(module, "qweight", ("i32",))
     groups, scaled = _matrix(module, "scales", _SCALES)
@@ -91,19 +91,19 @@ def examine(
     if length:
         bits, rest = divmod(32 * words, length)
         if rest or bits not in BITS:
-            allowed = f"one that is {', '.join(map(str, BITS))} / 32 of the {length} columns in g_idx"
-            raise ConfigError(f"qweight of {module.name}", f"{words} rows", allowed)
+            allowed = f"{', '.join(map(str, BITS[:-1]))} or {BITS[-1]} / 32 of the {length} columns in g_idx"
+            raise ConfigError(f"qweight of {module.name}", Described(f"{words} rows"), allowed)
     columns = 32 * words // bits
     if outputs % 32 or columns % 32 or words * 32 != columns * bits:
         allowed = "outputs and columns that are multiples of 32"
-        raise ConfigError(f"weight of {module.name}", f"{outputs} x {columns}", allowed)
+        raise ConfigError(f"weight of {module.name}", Described(f"{outputs} x {columns}"), allowed)
     for name, found_shape, wanted in (
         ("scales", (groups, scaled), (groups, outputs)),
         ("qzeros", _matrix(module, "qzeros", ("i32",)), (groups, outputs * bits // 32)),
     ):
         if found_shape != wanted or not 0 < groups <= columns:
             allowed = f"{wanted} for a weight of ({outputs}, {columns}) in {bits} bits"
-            raise ConfigError(f"{name} of {module.name}", f"shape {found_shape}", allowed)
+            raise ConfigError(f"{name} of {module.name}", Described(f"shape {found_shape}"), allowed)
     order = normal_order(_array(module, "g_idx", kind), groups) if length else None
     size, ordered = _group_size(module.name, columns, groups, group_size, order)
     known: str | None = version
@@ -116,7 +116,7 @@ def _matrix(module: ModuleFields, field: str, dtypes: tuple[str, ...]) -> tuple[
     shape, dtype = module.stored[field]
     if len(shape) != 2 or not all(shape) or dtype not in dtypes:
         allowed = f"a matrix of {' or '.join(dtypes)}"
-        raise ConfigError(f"{field} of {module.name}", f"{dtype} of shape {shape}", allowed)
+        raise ConfigError(f"{field} of {module.name}", Described(f"{dtype} of shape {shape}"), allowed)
     return shape[0], shape[1]
 
 
@@ -126,7 +126,9 @@ def _order(module: ModuleFields) -> tuple[int, str]:
         return 0, "i32"
     shape, dtype = module.stored["g_idx"]
     if len(shape) != 1 or dtype not in _INDICES:
-        raise ConfigError(f"g_idx of {module.name}", f"{dtype} of shape {shape}", "i32 of shape (K,)")
+        raise ConfigError(
+            f"g_idx of {module.name}", Described(f"{dtype} of shape {shape}"), "i32 of shape (K,)"
+        )
     return shape[0], dtype
 
 
@@ -148,8 +150,8 @@ def normal_order(g_idx: np.ndarray[Any, Any], groups: int) -> np.ndarray[Any, An
 
     order = np.where(g_idx < 0, g_idx + groups, g_idx)
     if len(order) and (order.min() < 0 or order.max() >= groups):
-        found = f"{int(g_idx.min())} to {int(g_idx.max())}"
-        raise ConfigError("g_idx", found, f"groups 0 to {groups - 1}, as there are scales")
+        found = Described(f"groups {int(g_idx.min())} to {int(g_idx.max())}")
+        raise ConfigError("g_idx", found, f"0 to {groups - 1}, one for each row of scales")
     return order.astype(np.int32)
 
 
@@ -187,7 +189,8 @@ def _group_size(
         if (groups == 1 if size == 0 else -(-columns // size) == groups)
     ]
     if not possible:
-        raise ConfigError(f"scales of {name}", f"{groups} groups", f"a number that divides {columns} columns")
+        allowed = f"a number that divides {columns} columns"
+        raise ConfigError(f"scales of {name}", Described(f"{groups} groups"), allowed)
     if order is None:
         return possible[0], True
     for size in possible:
@@ -207,7 +210,7 @@ def _symmetry(
             if version is not None and name != version:
                 warnings.warn(
                     f"GPTQ zero points are {middle - offset}, as checkpoint_format {name!r} stores them, although "
-                    f"{version!r} is declared: the zero points are believed",
+                    f"{version!r} is declared: they are read as {name!r}",
                     UserWarning,
                     stacklevel=2,
                 )

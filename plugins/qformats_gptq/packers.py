@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qformats import FieldSpec, FormatSpec, KernelSpec, PackedTensor, Packer, QuantizedTensor
-from qformats.errors import ConfigError, NotExactError, ShapeError
+from qformats.errors import ConfigError, Described, NotExactError, ShapeError
 from qformats.interfaces import Answer, foresee, represent
 from qformats.numbers import torch_dtype
 from qformats_gptq.grid import GroupGrid
@@ -46,7 +46,7 @@ class Reading:
     version : str or None
         ``checkpoint_format``; ``None``: as this packer writes them.
     labelled : bool
-        Whether the folder says so; else the weights are asked.
+        Whether the folder says so; otherwise the weights decide.
     zeros : str
         One of :data:`~qformats_gptq.zeros.CONVENTIONS`.
     group_size : int or None
@@ -97,7 +97,7 @@ class GPTQPacker(Packer):
         self.grid = GroupGrid(bits, group_size, kind, scale_dtype, reordered=actorder)
         groups = f"K / {group_size}" if group_size else "1"
         flags = ["actorder"] * actorder + ["asym"] * (not symmetric) + [scale_dtype] * (scale_dtype != "f16")
-        summary = f"{bits} bits, {'symmetric' if symmetric else 'a zero point'}, a scale per "
+        summary = f"{bits} bits, {'symmetric, one scale' if symmetric else 'one scale and zero point'} per "
         summary += f"{group_size} columns" if group_size else "row"
         self.spec = FormatSpec(
             FAMILY,
@@ -106,7 +106,7 @@ class GPTQPacker(Packer):
             (
                 FieldSpec("qweight", (f"K / 32 * {bits}", "N"), "i32", "packed codes"),
                 FieldSpec("qzeros", (groups, f"N / 32 * {bits}"), "i32", "packed zero points"),
-                FieldSpec("scales", (groups, "N"), scale_dtype, "weight units a step"),
+                FieldSpec("scales", (groups, "N"), scale_dtype, "weight units per step"),
                 FieldSpec("g_idx", ("K",), "i32", "group of each column"),
             ),
             bits=bits,
@@ -153,7 +153,7 @@ class GPTQPacker(Packer):
         kept = {name: fields[name] for name in ("qweight", "qzeros", "scales")}
         if not bool(kept["scales"].isfinite().all()):
             bad = int((~kept["scales"].isfinite()).sum())
-            raise ConfigError("scales", f"{bad} values that are NaN or infinite", "finite scales")
+            raise ConfigError("scales", Described(f"{bad} values that are NaN or infinite"), "finite scales")
         columns = shape[1]
         groups = self.grid_shape(shape)[1]
         g_idx = fields.get("g_idx")
@@ -161,12 +161,13 @@ class GPTQPacker(Packer):
             g_idx = self._order(columns)
         kept["g_idx"] = torch.from_numpy(normal_order(g_idx.numpy(), groups))
         if not self.actorder and not in_order(kept["g_idx"].numpy(), self.group_size):
-            raise ConfigError("g_idx", "columns in another order", f"the order of {self.name}")
+            raise ConfigError("g_idx", Described("columns in another order"), f"the order of {self.name}")
         version = self.reading.version or self.version
         if self.symmetric:
             stored = torch.from_numpy(self._constant(shape[0], version)).expand(groups, -1)
             if not torch.equal(kept["qzeros"], stored):
-                raise ConfigError("qzeros", "zero points that differ", f"{1 << (self.bits - 1)} everywhere")
+                expected = f"{1 << (self.bits - 1)} everywhere"
+                raise ConfigError("qzeros", Described("zero points that differ"), expected)
             if version != self.version:
                 kept["qzeros"] = torch.from_numpy(self._constant(shape[0], self.version)).repeat(groups, 1)
         elif self.reading.version is not None:
@@ -174,9 +175,9 @@ class GPTQPacker(Packer):
                 version = self._told_by_weights(kept)
             elif self.bits < 8 and self._told_by_weights(kept) != version:
                 warnings.warn(
-                    f"GPTQ weights are far from zero on average unless their zero points are stored otherwise than "
-                    f"checkpoint_format {version!r} says; it is believed (the option quantization-config reads them "
-                    "otherwise)",
+                    f"GPTQ weights are far from zero on average with zero points stored as "
+                    f"checkpoint_format {version!r} says; they are still read so (to read them "
+                    "otherwise, use the option quantization-config)",
                     UserWarning,
                     stacklevel=2,
                 )
@@ -202,7 +203,7 @@ class GPTQPacker(Packer):
     def veto(self, shape: Sequence[int]) -> str | None:
         """Whole words in both dimensions; the last group of a row may be short."""
         if len(shape) != 2:
-            return f"{len(shape)} dimensions instead of 2"
+            return f"it has {len(shape)} dimensions instead of 2"
         for size, what in zip(shape, ("outputs", "columns"), strict=True):
             if size % 32 or not size:
                 return f"{size} {what} are not a multiple of 32"
@@ -233,7 +234,7 @@ class GPTQPacker(Packer):
     # What stays exact.
 
     def foresee(self, source: Packer, shape: Sequence[int]) -> tuple[Answer, str]:
-        """Tell whether :meth:`represent` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
+        """Whether :meth:`represent` accepts what `source` stores; see :meth:`~qformats.Packer.foresee`."""
         if source.grid is None or not source.spec.level or self.veto(shape):
             return super().foresee(source, shape)
         rows, columns, short = int(shape[0]), int(shape[1]), self._short(shape)
@@ -255,7 +256,7 @@ class GPTQPacker(Packer):
         return Answer.ALWAYS, ""
 
     def represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
-        """Give a canonical tensor of the same values; see :meth:`~qformats.Packer.represent`.
+        """Canonical tensor of the same values; see :meth:`~qformats.Packer.represent`.
 
         An order of columns is kept if this variant has one and groups are of its size.
         """
@@ -298,7 +299,7 @@ class GPTQPacker(Packer):
     # Bytes.
 
     def _fields(self, packed: PackedTensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Check and give the fields of a packed tensor, in the descriptor's order."""
+        """Fields of a packed tensor, checked, in the descriptor's order."""
         self.checked(packed)
         words, zeros, scales, g_idx = (packed.fields[field.name] for field in self.spec.fields)
         return words, zeros, scales, g_idx
@@ -337,7 +338,7 @@ class GPTQPacker(Packer):
         return words
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
-        """Bytes of codes and parameters; all are taken as they are.
+        """Bytes of codes and parameters; all are stored unchanged.
 
         Raises
         ------
@@ -352,12 +353,13 @@ class GPTQPacker(Packer):
         self.require(shape)
         block = self.grid.block_of(quantized.codes)
         if quantized.block_size != block or quantized.codebook is not None or quantized.minimum is not None:
-            raise ConfigError("block_size", quantized.block_size, f"{block}, with levels equally spaced")
+            raise ConfigError("block_size", quantized.block_size, f"{block}, with equally spaced levels")
         if quantized.g_idx is not None and not self.actorder:
-            raise ConfigError("g_idx", "columns in another order", "columns in order", "Use -actorder")
+            hint = "Use the variant with -actorder"
+            raise ConfigError("g_idx", Described("columns in another order"), "columns in order", hint)
         grid_shape, zero = self.grid_shape(shape), quantized.zero_point
         if tuple(quantized.scale.shape) != grid_shape:
-            raise ShapeError("scale", tuple(quantized.scale.shape), f"{grid_shape}, one value a group")
+            raise ShapeError("scale", tuple(quantized.scale.shape), f"{grid_shape}, one value per group")
         if self.symmetric:
             middle = 1 << (self.bits - 1)
             if bool((torch.as_tensor(zero) != middle).any()):
@@ -457,7 +459,7 @@ def _columns(quantized: QuantizedTensor, first: int, last: int) -> QuantizedTens
     parameters: dict[str, Any] = {}
     if block_rows == 0:
         if columns % block_columns:
-            raise NotExactError("its blocks run over the ends of rows")
+            raise NotExactError("its blocks cross the ends of rows")
         # Blocks of the flattened tensor that end with the rows.
         block_rows, shape = 1, (quantized.shape[0], columns // block_columns)
         for name in ("scale", "zero_point", "minimum"):

@@ -24,24 +24,24 @@ class GPTQ(Quantizer):
     """Rounds each column of a weight so that it makes up for the errors of those before it, by calibration on text."""
 
     name = "gptq"
-    summary = "calibrated on text: least change of each layer's output (GPTQ), for any format"
+    summary = "calibrated on text to change each layer's output least (GPTQ), for any format"
     prepares = True
     options = (
         *OPTIONS,
-        Option("damping", "share of its mean that is added to the Hessian's diagonal (0.01)"),
-        Option("act-order", "begin with the columns whose inputs are largest: yes or no (yes)"),
-        Option("search", "search for the range of every block: yes or no (yes)"),
-        Option("rounds", "how often scales are fitted to codes, and codes chosen again (4)"),
+        Option("damping", "share of its mean to add to the Hessian's diagonal (0.01)"),
+        Option("act-order", "start with the columns whose inputs are largest: yes or no (yes)"),
+        Option("search", "search for the best range of every block: yes or no (yes)"),
+        Option("rounds", "how often to fit scales to codes and choose codes again (4)"),
         Option(
             "correct",
-            "make up for the errors of earlier layers: yes or no (yes); doubles the runs of the model",
+            "compensate for the errors of earlier layers: yes or no (yes); doubles the runs of the model",
         ),
     )
 
     def quantize(self, weight: Tensor, packer: Packer, importance: Tensor | None = None) -> QuantizedTensor:
         """Quantize a weight without calibration: every input counts alone, so there is nothing to make up for."""
         if packer.grid is None:
-            raise ConfigError("format", packer.name, "a format that quantizes")
+            raise ConfigError("format", packer.name, "a quantized format")
         return packer.grid.quantize(weight, importance)
 
     def prepare(
@@ -53,7 +53,7 @@ class GPTQ(Quantizer):
     ) -> Checkpoint:
         """Calibrate a model: its blocks' linear layers in their new formats, the rest as it was.
 
-        See :meth:`qformats.Quantizer.prepare`; `work` keeps one file a finished block.
+        See :meth:`qformats.Quantizer.prepare`; `work` keeps one file per finished block.
         """
         method = _method(self.given)
         return calibrate(
@@ -93,7 +93,7 @@ def _rounder(method: Method) -> Callable[..., Iterator[Rounded]]:
         if hessian.damping > method.damping:
             tell(
                 f"damping raised from {method.damping:g} to {hessian.damping:g} for {layers[0].name}: "
-                "its inputs depend on each other, more samples may help"
+                "its inputs are linearly dependent; more samples may help"
             )
         for layer in layers:
             grid: Any = layer.packer.grid

@@ -1,6 +1,6 @@
 """Zero points: what ``qzeros`` stores, and what readers make of it.
 
-``gptq`` (v1) stores the zero point less 1, ``gptq_v2`` the zero point itself. A zero point of 0 has no code in v1.
+``gptq`` (v1) stores the zero point minus 1, ``gptq_v2`` the zero point itself. A zero point of 0 has no code in v1.
 Files hold one nevertheless, as the largest code, and programs read it in three ways (:data:`CONVENTIONS`).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, Described
 from qformats.numbers import pack_bits, unpack_bits
 
 if TYPE_CHECKING:
@@ -112,11 +112,11 @@ def unpack_zeros(words: Tensor, bits: int, version: str, convention: str = "mask
     if not largest:
         return fields + offset
     if convention == "nomask":
-        found = f"{largest} stored as {top}, which stand for {top + 1} if they are not masked"
-        raise ConfigError("qzeros", found, f"zero points of 0 to {top}", 'Read them as "mask" or "word"')
+        found = Described(f"{largest} stored as {top}, which stands for {top + 1} unless masked")
+        raise ConfigError("qzeros", found, f"zero points from 0 to {top}", 'Read them as "mask" or "word"')
     warnings.warn(
         f"GPTQ zero points are stored as {top} in checkpoint_format 'gptq', which has no code for zero points of 0: "
-        f"they are read as 0 (convention {convention!r}); other programs may read other weights",
+        f"they are read as 0 (convention {convention!r}); other programs may read different weights",
         UserWarning,
         stacklevel=2,
     )

@@ -10,7 +10,7 @@ __all__ = ["Dense"]
 
 
 class Dense(Family):
-    """Weights as they are. The other dtypes (integers, f64) can be read and copied."""
+    """Plain weights. Other dtypes (integers, f64) can be read and copied."""
 
     name = "dense"
     packers = (dense("f32"), dense("f16"), dense("bf16"))

@@ -1,4 +1,4 @@
-"""Quantizers that need nothing but the weight."""
+"""Quantizers that need only the weight."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RoundToNearest(Quantizer):
     def quantize(self, weight: Tensor, packer: Packer, importance: Tensor | None = None) -> QuantizedTensor:
         """Codes and parameters of one weight."""
         if packer.grid is None:
-            raise ConfigError("format", packer.name, "a format that quantizes")
+            raise ConfigError("format", packer.name, "a quantized format")
         return packer.grid.quantize(weight, importance)
 
     def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:

@@ -1,8 +1,8 @@
-"""Running a model block by block over text, to choose codes by what the weights do.
+"""Running a model block by block over text, to choose codes by the effect of the weights.
 
 One decoder block is in memory at a time. Linear layers are quantized in the order in which data reaches them, each
-group of layers with one input (query, key and value) by the statistics of what that input is once everything before it
-is quantized. What is finished lies on disk, so that a killed run goes on from there.
+group of layers with one input (query, key and value) by the statistics of that input once everything before it
+is quantized. Finished blocks are on disk, so that a killed run goes on from there.
 """
 
 from __future__ import annotations

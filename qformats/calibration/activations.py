@@ -1,4 +1,4 @@
-"""What a block is computed from, between two blocks and within one: in memory up to a bound, the rest on disk."""
+"""Inputs of a block, between two blocks and within one: in memory up to a limit, the rest on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Activations", "Kept", "Memory"]
 
 @dataclass
 class Memory:
-    """A bound that several holders of tensors share.
+    """A limit that several holders of tensors share.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Memory:
     used: int = 0
 
     def reserve(self, nbytes: int) -> bool:
-        """Reserve memory; ``False`` if there is not so much left."""
+        """Reserve memory; ``False`` if not enough is left."""
         if self.used + nbytes > self.limit:
             return False
         self.used += nbytes
@@ -44,7 +44,7 @@ class Kept:
     Parameters
     ----------
     memory : Memory
-        What they may take.
+        Memory that they may take.
     """
 
     def __init__(self, memory: Memory) -> None:
@@ -72,14 +72,14 @@ class Kept:
 
 
 class Activations:
-    """Hidden states of the calibration text: a tensor a batch, each replaced by what the next block makes of it.
+    """Hidden states of the calibration text: one tensor per batch, each replaced by the output of the next block.
 
     Parameters
     ----------
     folder : Path
         Where batches are spilled.
     memory : Memory
-        What the others may take.
+        Memory that the others may take.
     """
 
     def __init__(self, folder: Path, memory: Memory) -> None:
@@ -92,7 +92,7 @@ class Activations:
 
     @property
     def spilled(self) -> int:
-        """Batches that lie on disk."""
+        """Batches that are on disk."""
         return len(self._spilled)
 
     def put(self, index: int, states: Tensor) -> None:
@@ -113,7 +113,7 @@ class Activations:
             self._folder.mkdir(parents=True, exist_ok=True)
             states.view(torch.uint8).numpy().tofile(self._file(index))
         except OSError as error:
-            found = f"hidden states cannot be spilled ({error.strerror or error})"
+            found = f"hidden states cannot be written to disk ({error.strerror or error})"
             hint = "free some space, or take fewer samples"
             raise OutputError(self._folder, found, hint) from error
         self._spilled[index] = states.new_empty(states.shape, device="meta")

@@ -27,12 +27,12 @@ _BETWEEN = "//"
 
 
 class FinishedBlocks:
-    """One file a block, and what they were made from.
+    """One file per block, and what they were made from.
 
     Parameters
     ----------
     folder : Path
-        Where they lie. Blocks of another calibration are removed.
+        Where to store them. Blocks of another calibration are removed.
     identity : str
         What decides the result.
 
@@ -66,7 +66,7 @@ class FinishedBlocks:
         return block
 
     def write(self, block: int, tensors: Mapping[str, PackedTensor]) -> None:
-        """Put a block on disk, all of it or nothing.
+        """Write a block to disk, all of it or nothing.
 
         Raises
         ------
@@ -106,7 +106,9 @@ class FinishedBlocks:
                 told = json.loads(file.metadata()["tensors"])
                 keys = list(file.keys())
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(path, f"is damaged ({error})", hint="remove it") from error
+            raise CheckpointError(
+                path, f"is damaged ({error})", hint="remove it, then export again"
+            ) from error
         found = {}
         for order, (name, (format, shape)) in enumerate(told.items()):
             fields = [key.partition(_BETWEEN)[2] for key in keys if key.startswith(name + _BETWEEN)]

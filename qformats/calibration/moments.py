@@ -49,7 +49,7 @@ class Moments:
         Parameters
         ----------
         inputs : Tensor
-            Float of any width, ``(..., K)``: a row a token. Products are summed in float32.
+            Float of any width, ``(..., K)``: one row per token. Products are summed in float32.
         unquantized : Tensor, optional
             The same tokens in the unquantized model. Their difference, a correction, is multiplied in the dtype of
             `inputs`.
@@ -69,7 +69,7 @@ class Moments:
         if self._drift is not None and unquantized is not None:
             change = (unquantized.reshape(-1, columns).float() - wide).to(inputs.dtype)
             del wide
-            # In panels as well: products are as large as what they are added to.
+            # In panels too: products are as large as what they are added to.
             for start in range(0, columns, panel):
                 stop = min(columns, start + panel)
                 product = (change[:, start:stop].t() @ rows).float()
@@ -96,7 +96,7 @@ class Moments:
         return self._upper
 
     def release(self) -> Tensor:
-        """Give :attr:`second` away, so that its memory is free once the receiver is done with it."""
+        """Hand over :attr:`second`, so that its memory is freed once the receiver is done with it."""
         second = self.second
         self._upper = second.new_empty((0, 0))
         return second

@@ -1,4 +1,4 @@
-"""Quantizing a model block by block, each layer by what reaches it."""
+"""Quantizing a model block by block, each layer by its inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qformats.calibration.settings import Settings
 from qformats.calibration.skeleton import Skeleton
 from qformats.calibration.stream import Stream, observe
 from qformats.calibration.text import sample_tokens
-from qformats.errors import ConfigError, NonFiniteError, OutputError, WeightsError
+from qformats.errors import ConfigError, Described, NonFiniteError, OutputError, WeightsError
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.stored import StoredTensor
@@ -75,7 +75,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Rounded:
-    """What became of a layer.
+    """Result of a layer.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ class Rounded:
 
 
 Round = Callable[[Sequence[Layer], Moments, Callable[[str], None]], Iterator[Rounded]]
-"""Quantizes layers that have the same input; the third argument tells the user something."""
+"""Quantizes layers that have the same input; the third argument shows the user a notice."""
 
 
 def calibrate(
@@ -136,7 +136,7 @@ def calibrate(
     drift : bool
         Whether to run the unquantized model beside the quantized one, and gather how their inputs differ.
     progress : Progress
-        Is told how far the work is.
+        Receives progress reports.
 
     Returns
     -------
@@ -211,7 +211,7 @@ class _Run:
         plain = Activations(self.work / "plain", self.memory) if self.drift else None
         finished = blocks.count
         if finished:
-            self.progress.notice(f"going on with a calibration of which {finished} blocks are finished")
+            self.progress.notice(f"going on with an interrupted calibration: {finished} blocks are finished")
         arguments: list[list[dict[str, Any]]] = []
         try:
             if finished < len(skeleton.blocks):
@@ -238,7 +238,7 @@ class _Run:
         return ReplacedTensors(self.source, replaced)
 
     def _check(self, skeleton: Skeleton) -> None:
-        """Refuse what would be left out silently."""
+        """Refuse tensors that would be skipped silently."""
         linears = {
             skeleton.name(number, f"{local}.weight")
             for number in range(len(skeleton.blocks))
@@ -247,11 +247,11 @@ class _Run:
         within = [name for name in self.formats if name.startswith(f"{skeleton.prefix}.")]
         strange = [name for name in within if name not in linears]
         if strange:
-            raise refused(strange, "weights of linear layers (fused experts are none)")
+            raise refused(strange, "weights of linear layers (fused experts are not supported)")
         outside = [name for name in self.formats if name not in linears]
         if outside:
             names = ", ".join(outside)
-            self.progress.notice(f"rounded without calibration, since they are outside the blocks: {names}")
+            self.progress.notice(f"rounded without calibration, being outside the blocks: {names}")
 
     def _identity(self, more: Mapping[str, str], tokens: Tensor) -> str:
         state = {
@@ -267,7 +267,7 @@ class _Run:
         return json.dumps(state, sort_keys=True)
 
     def tell(self, text: str) -> None:
-        """Tell the user something, once."""
+        """Show the user a notice, once."""
         if text not in self._told:
             self._told.add(text)
             self.progress.notice(text)
@@ -366,7 +366,7 @@ class _Block:
         Raises
         ------
         ConfigError
-            If data reaches some of them not at all.
+            If data does not reach all of them.
         """
         linears = self.skeleton.linears(self.number)
         wanted = [local for local in linears if self._name(local) in self.run.formats]
@@ -388,7 +388,7 @@ class _Block:
         return self.skeleton.name(self.number, f"{local}.weight")
 
     def _gather(self, group: Sequence[str], *, advance: bool) -> Moments:
-        """Statistics of what reaches layers with the same input.
+        """Statistics of the input that layers share.
 
         Parameters
         ----------
@@ -404,12 +404,12 @@ class _Block:
             plain = None if self.twin is None else self.twin.input(group[0], index, advance=advance)
             moments.add(inputs, plain)
         if not bool(moments.diagonal.isfinite().all()):
-            found = f"what reaches {self._name(group[0])} is not finite in {self.run.dtype}"
+            found = f"the inputs of {self._name(group[0])} are not finite in {self.run.dtype}"
             raise NonFiniteError(found, "run the model in f32 (compute-dtype=f32)")
         if moments.tokens < len(moments.diagonal):
             self.run.tell(
                 f"few samples: {moments.tokens} tokens for layers of {len(moments.diagonal)} inputs; "
-                "take at least as many tokens as inputs, better ten times as many"
+                "take at least as many tokens as inputs, and preferably ten times as many"
             )
         return_freed()
         return moments
@@ -452,7 +452,7 @@ class _Block:
         return replace(packed, fields={**packed.fields, **fixed})
 
     def _assign(self, name: str, packed: PackedTensor) -> None:
-        """Let the block compute with what is stored."""
+        """Make the block compute with the stored weights."""
         weight = packed.dequantize()
         local = name.removeprefix(self.skeleton.name(self.number, "")).removesuffix(".weight")
         self.skeleton.assign(self.module.get_submodule(local), "weight", weight, name)
@@ -462,7 +462,7 @@ def refused(names: Sequence[str], wanted: str) -> ConfigError:
     """Error for tensors that cannot be calibrated."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     hint = "Keep them in another format (--tensor-type), or use --quantizer rtn"
-    return ConfigError("tensors to calibrate", shown, wanted, hint)
+    return ConfigError("tensors to calibrate", Described(shown), wanted, hint)
 
 
 def _columns(module: Any) -> int:

@@ -1,4 +1,4 @@
-"""What a user may say about a calibration."""
+"""Settings of a calibration."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ __all__ = ["OPTIONS", "Settings"]
 OPTIONS = (
     Option(
         "calibration",
-        "text file, .jsonl file or data set on the hub to calibrate on (a public-domain text)",
+        "text file, .jsonl file or hub data set to calibrate on (default: a public-domain text)",
         flag=True,
         metavar="FILE",
     ),
-    Option("samples", "how many pieces of text (128)", flag=True, metavar="N"),
+    Option("samples", "number of pieces of text (128)", flag=True, metavar="N"),
     Option(
         "sequence-length",
-        "tokens of a piece (as many as the model takes, 2048 at most)",
+        "tokens per piece (as many as the model takes, at most 2048)",
         flag=True,
         metavar="N",
     ),
-    Option("seed", "which pieces of the text are taken (0)"),
+    Option("seed", "decides which pieces of the text are taken (0)"),
     Option("device", "where to compute: cpu, cuda, cuda:1, ... (a GPU if there is one)"),
     Option(
         "compute-dtype",
-        "what the model runs in: f32, f16 or bf16 (its own, where the device is fast with it)",
+        "dtype that the model runs in: f32, f16 or bf16 (its own, if the device is fast with it)",
     ),
     Option(
         "activation-memory",
-        "how much of the hidden states is kept in memory, not on disk, such as 4GB (2GB)",
+        "how much of the hidden states to keep in memory rather than on disk, such as 4GB (2GB)",
         decides=False,
     ),
     Option(
         "log",
-        "file for loss, damping and time of every layer, as JSON lines",
+        "file for the loss, damping and time of every layer, as JSON lines",
         decides=False,
         flag=True,
         metavar="FILE",
@@ -67,7 +67,7 @@ class Settings:
     activation_memory : int
         Bytes of hidden states that are kept in memory.
     log : Path or None
-        File for a line of JSON a layer.
+        File for one line of JSON per layer.
 
     Examples
     --------
@@ -88,7 +88,7 @@ class Settings:
 
     @classmethod
     def parse(cls, options: Mapping[str, str]) -> Settings:
-        """Read options as users write them; those of others are left alone.
+        """Read options as users write them; other options are ignored.
 
         Raises
         ------

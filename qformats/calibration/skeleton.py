@@ -1,4 +1,4 @@
-"""A Transformers model whose weights are not there, but can be loaded module by module."""
+"""A Transformers model without weights, which can be loaded module by module."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from qformats.errors import CheckpointError, UnsupportedModelError, WeightsError
+from qformats.errors import CheckpointError, Described, UnsupportedModelError, WeightsError
 from qformats.interfaces.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class Skeleton:
         }
         if not lists:
             found = type(self.model).__name__
-            raise UnsupportedModelError("model to calibrate", found, ["models with a list of decoder blocks"])
+            raise UnsupportedModelError(
+                "model to calibrate", found, ["a model with a list of decoder blocks"]
+            )
         name = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
         return name, lists[name]
 
@@ -127,15 +129,13 @@ class Skeleton:
             If it holds NaN or infinity.
         """
         if name not in self._source.tensors:
-            hint = "such models can be quantized without calibration (--quantizer rtn)"
-            raise CheckpointError(
-                self._source.path, f"holds no {name}, which its model class wants", hint=hint
-            )
+            hint = "quantize such a model without calibration (--quantizer rtn)"
+            raise CheckpointError(self._source.path, f"lacks {name}, which its model class needs", hint=hint)
         import torch
 
         stored = self._source.tensors[name]
         values = torch.empty(stored.shape, dtype=dtype or torch.float32)
-        # In slices: as float32, and while it is looked at, a weight is several times as large as it is stored.
+        # In slices: as float32, and while it is checked, a weight is several times as large as when stored.
         step = stored.rows
         if stored.step:
             step = max(1, _SLICE // max(1, stored.numel // stored.rows) // stored.step) * stored.step
@@ -156,14 +156,14 @@ class Skeleton:
         module._parameters[key] = _parameter(weight.to(self.device, self.dtype))
 
     def batches(self, tokens: Tensor, size: int) -> Iterator[tuple[Tensor, list[dict[str, Any]]]]:
-        """What the blocks are called with.
+        """Arguments that the blocks are called with.
 
         Parameters
         ----------
         tokens : Tensor
             int64, ``(pieces, tokens of a piece)``.
         size : int
-            Pieces a batch.
+            Pieces per batch.
 
         Yields
         ------
@@ -180,7 +180,7 @@ class Skeleton:
             yield states, known[count]
 
     def _record(self, batch: Tensor, *, every: bool) -> tuple[Tensor, list[dict[str, Any]] | None]:
-        """Run the model up to its blocks; past them too, the first one for real, to see what each is called with."""
+        """Run the model up to its blocks, and past them (only the first for real), to record their arguments."""
         hidden: list[Tensor] = []
         arguments: list[dict[str, Any]] = []
         original = [block.forward for block in self.blocks]
@@ -217,13 +217,13 @@ class Skeleton:
             if every:
                 self.free_block(0)
         if not hidden or (every and len(arguments) != len(self.blocks)):
-            found = f"{type(self.model).__name__}, whose blocks are not called one after the other"
-            raise UnsupportedModelError("model to calibrate", found, ["models that run block by block"])
+            found = Described(f"{type(self.model).__name__}, whose blocks do not run one after the other")
+            raise UnsupportedModelError("model to calibrate", found, ["a model that runs block by block"])
         return hidden[0], arguments if every else None
 
 
 class _SeenEnoughError(Exception):
-    """Ends a run of which the rest is not needed."""
+    """Ends a run whose rest is not needed."""
 
 
 def _positional(forward: Any) -> list[str]:

@@ -73,7 +73,7 @@ def observe(module: Any, linears: Mapping[str, Any], states: Tensor, arguments: 
 
 
 class Stream:
-    """One version of a block, quantized as far as it goes or not at all, and its hidden states.
+    """One version of a block, as quantized so far or not at all, and its hidden states.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class Stream:
         self._ends: Mapping[str, tuple[str, int]] = {}
 
     def follow(self, course: Course) -> None:
-        """Keep from now on what makes running parts of the block again unnecessary."""
+        """From now on, keep what makes running parts of the block again unnecessary."""
         self._ends = course.ends
 
     def run(self, index: int) -> Tensor:
@@ -115,7 +115,7 @@ class Stream:
         return result
 
     def input(self, local: str, index: int, *, advance: bool = False) -> Tensor:
-        """What reaches a layer for one batch.
+        """Input of a layer for one batch.
 
         Parameters
         ----------

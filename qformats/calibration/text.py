@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qformats.calibration.settings import Settings
-from qformats.errors import BackendUnavailableError, CheckpointError, ConfigError
+from qformats.errors import BackendUnavailableError, CheckpointError, ConfigError, Described
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.work.progress import Progress
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["calibration_text", "sample_tokens"]
 
 _LONGEST = 2048
-"""Tokens of a piece, where the model takes more and the user does not ask for more."""
+"""Tokens of a piece, if the model takes more and the user does not ask for more."""
 _CHARACTERS = 32
-"""Characters a token that are tokenized at most: a large corpus is not tokenized whole."""
+"""Most characters per token to tokenize: a large corpus is not tokenized whole."""
 
 
 def calibration_text(name: str, characters: int) -> str:
@@ -32,7 +32,7 @@ def calibration_text(name: str, characters: int) -> str:
         A text file; a ``.jsonl`` file whose objects have a ``text``; or ``owner/name`` of a data set with such a
         column.
     characters : int
-        How much is wanted of a data set.
+        How much of a data set is needed.
 
     Raises
     ------
@@ -60,10 +60,10 @@ def _file_text(path: Path) -> str:
             return content
         return "\n\n".join(json.loads(line)["text"] for line in content.splitlines() if line.strip())
     except UnicodeDecodeError as error:
-        raise CheckpointError(path, f"is no UTF-8 text ({error.reason})", "text to calibrate on") from error
+        raise CheckpointError(path, f"is not UTF-8 text ({error.reason})", "text to calibrate on") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            path, f"has a line that is no object with a text ({error})", "JSON lines"
+            path, f"has a line that is not an object with a text ({error})", "JSON lines"
         ) from error
 
 
@@ -72,7 +72,9 @@ def _hub_text(name: str, characters: int) -> str:
         from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         hint = "Install it (pip install datasets), or give a text file"
-        raise BackendUnavailableError("datasets", "is not installed, and fetches data sets", hint) from error
+        raise BackendUnavailableError(
+            "datasets", "is not installed, but is needed to fetch data sets", hint
+        ) from error
     parts, found = [], 0
     try:
         for row in load_dataset(name, split="train", streaming=True):
@@ -81,7 +83,7 @@ def _hub_text(name: str, characters: int) -> str:
             if found >= characters:
                 break
     except Exception as error:
-        raise ConfigError("calibration", name, f"a data set with a column text ({error})") from error
+        raise ConfigError("calibration", name, f"a data set with a column 'text' ({error})") from error
     return "\n\n".join(parts)
 
 
@@ -106,14 +108,15 @@ def sample_tokens(source: Checkpoint, settings: Settings, progress: Progress) ->
     takes = int(config.get("max_position_embeddings", config.get("n_positions", _LONGEST)) or _LONGEST)
     length = settings.sequence_length or min(takes, _LONGEST)
     if length > takes:
-        raise ConfigError("sequence-length", length, f"at most {takes}, which is what the model takes")
+        raise ConfigError("sequence-length", length, f"at most {takes}, the model's limit")
     wanted = settings.samples * length
     text = calibration_text(settings.calibration, wanted * _CHARACTERS)[: wanted * _CHARACTERS]
     ids = torch.tensor(_tokenizer(source)(text), dtype=torch.int64)
     pieces = len(ids) // length
     if not pieces:
         where = settings.calibration or "the calibration text"
-        raise ConfigError("calibration", f"{len(ids)} tokens in {where}", f"{length} or more")
+        found = Described(f"{len(ids)} tokens in {where}")
+        raise ConfigError("calibration", found, f"{length} or more")
     count = min(settings.samples, pieces)
     if count < settings.samples:
         progress.notice(f"the calibration text has {count} pieces of {length} tokens, not {settings.samples}")

@@ -1,4 +1,4 @@
-"""The program: its commands, and what becomes of errors."""
+"""The program: its commands, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, in a shape that typer lets through; its text says what became of the target."""
+    """Ctrl-C or SIGTERM, in a shape that typer lets through; its text says what happened to the target."""
 
 
 class Program(TyperGroup):
@@ -56,7 +56,7 @@ class Program(TyperGroup):
         return found
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Name the commands of plugins below our own; what they do, their own help tells: that needs no import here."""
+        """List plugins' commands below our own; their own help describes them, so nothing is imported here."""
         known = ", ".join(sorted(commands()))
         if known and _PLUGINS not in str(self.epilog):
             self.epilog = f"{_PLUGINS}: {known} (qformats NAME --help).\n\n{self.epilog}"
@@ -74,7 +74,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=(
         f"Exit codes: 0 done, {EXIT_FAILED} a check failed, 2 wrong command line, 3 unusable model, "
-        "4 unwritable target, 130 interrupted. "
+        "4 target not writable, 130 interrupted. "
         "NO_COLOR=1 switches colours off."
     ),
 )
@@ -108,7 +108,7 @@ def options(
     ] = False,
     debug: Annotated[
         bool,
-        typer.Option("--debug", callback=_debug, help="Where something fails, show the traceback too."),
+        typer.Option("--debug", callback=_debug, help="Show tracebacks of errors too."),
     ] = False,
 ) -> None:
     """Quantized LLM weights: any format into any other."""
@@ -118,13 +118,13 @@ def run() -> None:
     """Run the program, and turn every expected error into one line and an exit code."""
     warnings.showwarning = _warn
     for stream in (sys.stdout, sys.stderr):
-        # A file name or a tensor name may hold what the terminal's encoding does not.
+        # File names and tensor names may hold characters that the terminal's encoding lacks.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except Interrupted as error:
-        print(f"qformats: interrupted; {str(error) or 'the target was not touched'}", file=sys.stderr)
+        print(f"qformats: interrupted; {str(error) or 'the target is unchanged'}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         # Imported late: only a failing run needs to know the error family.
@@ -148,9 +148,9 @@ def _told(error: OSError) -> str:
     """One sentence about an error of the operating system, which may name no file."""
     file = "" if error.filename is None else f"{error.filename}: "
     told = error.strerror or " ".join(str(error).split()) or type(error).__name__
-    # Python says so where it found no folder that takes a temporary file.
+    # Python's message if no folder accepts a temporary file.
     no_room = error.errno in _FULL or "temporary directory" in told
-    hint = ". Free some space, or let TMPDIR name a folder with room for temporary files" if no_room else ""
+    hint = ". Free some space, or set TMPDIR to a folder with room for temporary files" if no_room else ""
     return f"{file}{told}{hint}"
 
 

@@ -1,6 +1,6 @@
-"""What commands are made of, those of plugins too: shared options, and an export carried out as they say.
+"""What commands, including plugins', are made of: shared options, and an export that follows them.
 
-A plugin names its commands in the entry-point group ``qformats.commands``; each is a function as typer takes it.
+A plugin names its commands in the entry-point group ``qformats.commands``; each is a typer function.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ LoaderOptions = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing target.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with exact sizes; write nothing.")]
 CheckExact = Annotated[
-    bool, typer.Option("--check-exact", help="Read the model once and tell which tensors stay unchanged.")
+    bool, typer.Option("--check-exact", help="Read the model once to tell which tensors stay unchanged.")
 ]
 RequireExact = Annotated[
     bool, typer.Option("--require-exact", help="Fail before writing if a value would change.")
 ]
 KeepPartial = Annotated[
-    bool, typer.Option("--keep-partial", help="When interrupted, keep what is written, to go on later.")
+    bool,
+    typer.Option("--keep-partial", help="If interrupted, keep what is written, to go on from there later."),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Threads; all cores by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
@@ -97,14 +98,14 @@ def export_as_told(
     workers: int | None = None,
     json: bool = False,
 ) -> None:
-    """Export a model, or show the plan of an export, and print what became of it.
+    """Export a model, or show the plan of an export, and print the result.
 
     Parameters
     ----------
     source : Checkpoint
         The model.
     output : Path or None
-        File or folder to make; by default it is named after the model and the format.
+        File or folder to write; by default it is named after the model and the format.
     format, quantizer, quantizer_options, tensor_types, output_type, token_embedding_type, pure, container, options
         See :func:`qformats.export`.
     force, dry_run, check_exact, require_exact, keep_partial, workers, json
@@ -164,7 +165,7 @@ def export_as_told(
         except KeyboardInterrupt:
             if not keep_partial:
                 raise
-            raise KeyboardInterrupt("what is written is kept; the same command goes on from there") from None
+            raise KeyboardInterrupt("what was written is kept; run the same command again to go on") from None
     if json:
         print_json(report.to_dict())
     elif planned:

@@ -28,14 +28,14 @@ _HUGE = 1e6
 _MUCH = 10
 """Relative errors above it too."""
 _NONE = "-"
-"""Stands where there is no number."""
+"""Shown instead of a number that does not exist."""
 _PAIRS = 4
 """Sentences on shared tensors; the files have the others."""
 
 
 def compare(
     base: Annotated[
-        str, typer.Argument(help="What the others are measured against: file, folder, hub id, or demo.")
+        str, typer.Argument(help="Model to measure the others against: file, folder, hub id, or demo.")
     ],
     models: Annotated[list[str] | None, typer.Argument(help="The others, in any format.")] = None,
     text: Annotated[
@@ -44,49 +44,50 @@ def compare(
             "--text",
             "-t",
             metavar="FILE",
-            help="Text to run the models on, or demo for one that comes along.",
+            help="Text file to run the models on, or demo for the included text.",
         ),
     ] = None,
     try_: Annotated[
         list[str] | None,
         typer.Option("--try", metavar="FORMAT", help="Quantize the base on the fly; repeatable."),
     ] = None,
-    quantizer: Annotated[str, typer.Option(help="With --try: how codes are chosen.")] = "rtn",
+    quantizer: Annotated[str, typer.Option(help="With --try: method that chooses codes.")] = "rtn",
     quantizer_option: Annotated[
         list[str] | None,
         typer.Option("--quantizer-option", "-Q", metavar="NAME=VALUE", help="An option of the quantizer."),
     ] = None,
     pure: Annotated[
-        bool, typer.Option("--pure", help="With --try: one type for all, without the container's own mix.")
+        bool,
+        typer.Option("--pure", help="With --try: one type for all tensors, without the container's own mix."),
     ] = False,
-    window: Annotated[int, typer.Option(min=4, help="Tokens of a window; its second half is scored.")] = 512,
-    windows: Annotated[int | None, typer.Option(min=1, help="Windows at most; all by default.")] = None,
+    window: Annotated[int, typer.Option(min=4, help="Tokens per window; the second half is scored.")] = 512,
+    windows: Annotated[int | None, typer.Option(min=1, help="Most windows to run; all by default.")] = None,
     logits: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep what the base predicts, for the next time.")
+        Path | None, typer.Option(metavar="FILE", help="Keep the base's predictions here for the next time.")
     ] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Measure speed and memory too.")] = False,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU by default if there is one.")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
     ] = None,
     dtype: Annotated[
-        str, typer.Option(metavar="TYPE", help="f32, f16 or bf16, for what is computed.")
+        str, typer.Option(metavar="TYPE", help="Dtype to compute in: f32, f16 or bf16.")
     ] = "f32",
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write all numbers as JSON; - for standard output.")
     ] = None,
     csv: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write a line a model; - for standard output.")
+        str | None,
+        typer.Option(metavar="FILE", help="Write one line per model as CSV; - for standard output."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one page with charts, which needs no network.")
+        Path | None, typer.Option(metavar="FILE", help="Write a page with charts that needs no network.")
     ] = None,
     option: LoaderOptions = None,
     workers: Workers = None,
 ) -> None:
-    """Tell what a model loses in other formats: size, weights, and with a text what it predicts.
+    """Report what a model loses in other formats: in size and weights, and with a text in its predictions.
 
-    Windows of the text are scored as llama.cpp's perplexity tool scores them, so that the numbers can be compared with
-    its own.
+    Windows of the text are scored as in llama.cpp's perplexity tool, so that the numbers can be compared with its own.
     """
     import qformats
     from qformats.cli.console import Bar
@@ -167,7 +168,7 @@ def _print_weights(out: Console, models: Sequence[ModelResult]) -> None:
         )
     out.print(rows)
     out.print(
-        "bits a weight of all tensors and of the blocks' quantized ones; of the latter, relative error and signal "
+        "bits per weight of all tensors and of the blocks' quantized ones; of the latter, relative error and signal "
         "to noise"
     )
 
@@ -212,7 +213,7 @@ def _print_behaviour(out: Console, report: CompareReport) -> None:
     out.print(
         f"{_count(text.scored, 'token')} scored in {_count(text.windows, 'window')} of {text.window_length} of "
         f"{plain(text.source)}; "
-        "KL in nats, change of the right token's probability as root mean square"
+        "KL in nats; change of the right token's probability as root mean square"
     )
 
 
@@ -242,7 +243,7 @@ def _print_speed(out: Console, models: Sequence[ModelResult]) -> None:
         )
     out.print()
     out.print(rows)
-    out.print("one sequence at a time; memory that loading and running added at most")
+    out.print("one sequence at a time; memory is the most that loading and running added")
 
 
 def _count(number: int, what: str) -> str:
@@ -250,7 +251,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _alike(report: CompareReport) -> list[str]:
-    """Which models share how much of their blocks; what no format quantizes is no news, nor are embeddings."""
+    """Which models share how much of their blocks; what no format quantizes, and embeddings, do not count."""
     blocks = {
         tensor.name
         for model in report.models
@@ -265,17 +266,20 @@ def _alike(report: CompareReport) -> list[str]:
     said = [f"{names}: {_shared(pairs[0])}" for pairs in groups.values() for names in _together(pairs)]
     if len(said) <= _PAIRS:
         return said
-    return [*said[:_PAIRS], f"{len(said) - _PAIRS} more such groups of models are in the files (--json)."]
+    return [
+        *said[:_PAIRS],
+        f"{len(said) - _PAIRS} more such groups of models are in the JSON report (--json).",
+    ]
 
 
 def _shared(pair: IdenticalTensors) -> str:
-    kinds = ((pair.same_bytes, "the same bytes"), (pair.same_values, "other bytes of the same values"))
+    kinds = ((pair.same_bytes, "the same bytes"), (pair.same_values, "other bytes but the same values"))
     what = " and ".join(f"{len(names)} have {kind}" for names, kind in kinds if names)
     return f"of {pair.common} tensors {what}"
 
 
 def _together(pairs: Sequence[IdenticalTensors]) -> list[str]:
-    """Names of models every two of which are one of these pairs, as few lists as a simple search finds."""
+    """Names of models that all form such pairs with each other, in as few lists as a simple search finds."""
     left = {(pair.first, pair.second): None for pair in pairs}
     found = []
     while left:

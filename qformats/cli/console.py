@@ -1,4 +1,4 @@
-"""What all commands print with: tables on standard output, progress on standard error."""
+"""Output of all commands: tables on standard output, progress on standard error."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["Bar", "console", "plain", "print_json", "size", "table"]
 
 _UNLIMITED = 100_000
-"""Columns where standard output is no terminal: whoever searches it wants whole lines."""
+"""Columns if standard output is not a terminal: searching it needs whole lines."""
 
 
 def console() -> Console:
-    """Console on standard output; plain where it is no terminal, colourless with NO_COLOR."""
+    """Console on standard output; plain if it is not a terminal, colourless with NO_COLOR."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED)
@@ -33,7 +33,7 @@ def print_json(data: Any) -> None:
 
 
 def _jsonable(data: Any) -> Any:
-    """The same data where JSON has a word for it, and text where it has none (NaN, paths)."""
+    """The same data if JSON can express it, and text otherwise (NaN, paths)."""
     if isinstance(data, Mapping):
         return {str(key): _jsonable(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -83,7 +83,7 @@ def size(nbytes: float) -> str:
 
 
 class Bar:
-    """Progress bar with bytes and time left; silent where standard error is no terminal."""
+    """Progress bar with bytes and time left; silent if standard error is not a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console

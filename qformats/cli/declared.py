@@ -17,7 +17,7 @@ from qformats.interfaces.option import Option
 __all__ = ["Declared", "WithDeclaredOptions", "command", "commands", "given"]
 
 GROUP = "qformats.commands"
-"""Entry-point group of commands: a command's name, and a function as typer takes it."""
+"""Entry-point group of commands: a command's name, and a typer function."""
 _PANEL = "Options of plugins"
 
 
@@ -30,12 +30,12 @@ class Declared:
 
 
 def given(context: typer.Context) -> Declared:
-    """What the user set of the options that plugins declare."""
+    """Options of plugins that the user set."""
     return context.obj if isinstance(context.obj, Declared) else Declared()
 
 
 class WithDeclaredOptions(TyperCommand):
-    """A command that has the options of loaders and quantizers that ask for it, each as an option of its own."""
+    """A command that also has the options that loaders and quantizers mark as flags."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Parameters of the command, then those of plugins."""
@@ -56,7 +56,7 @@ class WithDeclaredOptions(TyperCommand):
 
 
 def _declared(taken: frozenset[str]) -> dict[str, tuple[str, Option]]:
-    """Options of loaders and quantizers that are not there yet: whose they are, by the names of parameters."""
+    """Options of loaders and quantizers that are not added yet, with their owners, by parameter name."""
     from qformats.registry import registry
 
     known = registry()
@@ -66,7 +66,7 @@ def _declared(taken: frozenset[str]) -> dict[str, tuple[str, Option]]:
     for kind, options in sources:
         for option in options:
             if option.flag and f"--{option.name}" not in taken:
-                # Several containers may have one option.
+                # Several containers may share an option.
                 found.setdefault(f"plugin_{option.name.replace('-', '_')}", (kind, option))
     return found
 
@@ -95,7 +95,7 @@ def _parameters(declared: Mapping[str, tuple[str, Option]]) -> list[Any]:
 
 
 def commands() -> dict[str, EntryPoint]:
-    """Commands of plugins by name; of two with one name the built-in one, or else the first."""
+    """Commands of plugins by name; of two with the same name the built-in one, or else the first."""
     wanted = os.environ.get("QFORMATS_PLUGINS")
     chosen = None if wanted is None else {name.strip() for name in wanted.split(",")}
 

@@ -27,10 +27,12 @@ __all__ = ["export"]
 def export(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="File or folder, a hub id (organisation/name), or demo.")],
-    format: Annotated[str, typer.Option("--format", "-f", help="Family, or family:variant (see formats).")],
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="Family or family:variant (see qformats formats).")
+    ],
     type: Annotated[str | None, typer.Option("--type", "-t", help="Variant, such as q4_0.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder to make.")] = None,
-    quantizer: Annotated[str, typer.Option(help="How codes are chosen.")] = "rtn",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder to write.")] = None,
+    quantizer: Annotated[str, typer.Option(help="Method that chooses codes.")] = "rtn",
     quantizer_option: Annotated[
         list[str] | None,
         typer.Option("--quantizer-option", "-Q", metavar="NAME=VALUE", help="An option of the quantizer."),
@@ -38,7 +40,7 @@ def export(
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="REGEX=TYPE", help="Type of the tensors whose name matches; repeatable, first wins."
+            metavar="REGEX=TYPE", help="Type of tensors whose name matches; repeatable, the first match wins."
         ),
     ] = None,
     output_tensor_type: Annotated[
@@ -48,10 +50,10 @@ def export(
         str | None, typer.Option(metavar="TYPE", help="Type of the token embedding.")
     ] = None,
     pure: Annotated[
-        bool, typer.Option("--pure", help="One type for all, without the container's own mix.")
+        bool, typer.Option("--pure", help="One type for all tensors, without the container's own mix.")
     ] = False,
     container: Annotated[
-        str | None, typer.Option(help="Container to write, where it is not the format's usual one.")
+        str | None, typer.Option(help="Container to write, if not the format's usual one.")
     ] = None,
     option: LoaderOptions = None,
     force: Force = False,
@@ -65,7 +67,7 @@ def export(
     """Write a model in another format.
 
     The target appears only when all of it is written, checked and synced. A killed export goes on where it
-    stopped when the same command is given again.
+    stopped when the same command is run again.
     """
     import qformats
     from qformats.cli.declared import given
@@ -81,7 +83,7 @@ def export(
     declared = given(context)
     options = pairs("option", option) | declared.loader
     name = f"{format}:{type}" if type else format
-    # A misspelt format is told before a model is fetched.
+    # A misspelt format is reported before a model is fetched.
     qformats.packer(name)
     export_as_told(
         qformats.open(model, options=options),

@@ -61,11 +61,11 @@ def _print(facts: dict[str, Any]) -> None:
                 name, f"{row['bits_per_weight']:.4g}", block, str(row["level"]), plain(row["summary"])
             )
     out.print(shown)
-    out.print("\n* default of its family; bits: bits a weight, scales included")
+    out.print("\n* default of its family; bits: bits per weight, scales included")
     out.print("level 0: stored and decoded; 1: can be quantized into; 2: also runs on the shared GPU kernel")
     read_only = [row for row in facts["formats"] if not row["write"]]
     for family in dict.fromkeys(row["name"].partition(":")[0] for row in read_only):
-        out.print(f"\n[bold]{family}, read only[/bold] (bits a weight)")
+        out.print(f"\n[bold]{family}, read only[/bold] (bits per weight)")
         out.print(_listed([row for row in read_only if row["name"].startswith(f"{family}:")]))
     for title in ("quantizers", "containers"):
         out.print(f"\n[bold]{title}[/bold]")

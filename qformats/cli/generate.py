@@ -1,4 +1,4 @@
-"""``qformats generate``: let a model write, from whatever format it is in."""
+"""``qformats generate``: let a model in any format write text."""
 
 from __future__ import annotations
 
@@ -23,26 +23,30 @@ _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 def generate(
     model: Annotated[str, typer.Argument(help="File or folder, a hub id (organisation/name), or demo.")],
-    prompt: Annotated[str, typer.Argument(help="What the text begins with.")],
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Most tokens.")] = 128,
+    prompt: Annotated[str, typer.Argument(help="Beginning of the text.")],
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", min=1, help="Most tokens to write.")
+    ] = 128,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="Draw tokens; 0 takes the most likely one each time.")
+        float, typer.Option(min=0.0, help="Sample tokens; 0 always takes the likeliest.")
     ] = 0.0,
     top_p: Annotated[
         float | None,
         typer.Option(
-            min=0.0, max=1.0, help="With --temperature: only the likeliest, up to this probability."
+            min=0.0,
+            max=1.0,
+            help="With --temperature: sample only the likeliest tokens, up to this probability.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="With --temperature: another seed draws another text.")] = 0,
+    seed: Annotated[int, typer.Option(help="With --temperature: another seed gives another text.")] = 0,
     chat: Annotated[
-        bool, typer.Option("--chat", help="The prompt is a message, in the model's chat template.")
+        bool, typer.Option("--chat", help="Put the prompt into the model's chat template as a message.")
     ] = False,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU by default if there is one.")
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="f32, f16 or bf16, for what is computed.")
+        str | None, typer.Option(metavar="TYPE", help="Dtype to compute in: f32, f16 or bf16.")
     ] = None,
     format: Annotated[
         str | None, typer.Option("--format", "-f", help="Quantize into this format while loading.")
@@ -52,7 +56,7 @@ def generate(
 ) -> None:
     """Let a model continue a text; its weights stay packed in memory.
 
-    The text goes to standard output as it is made, speed and memory to standard error at the end.
+    The text goes to standard output as it is written, and speed and memory to standard error at the end.
     """
     written = _Written()
     try:
@@ -73,7 +77,7 @@ def generate(
     except KeyboardInterrupt:
         if written.open_line:
             print(flush=True)
-        raise KeyboardInterrupt(f"{written.tokens} tokens were made") from None
+        raise KeyboardInterrupt(f"{written.tokens} tokens were written") from None
 
 
 class _Written:
@@ -158,7 +162,7 @@ def _run(
 
 
 def _sampling(temperature: float, top_p: float | None) -> dict[str, Any]:
-    """How tokens are chosen, as Transformers calls it."""
+    """How to choose tokens, in Transformers' terms."""
     from qformats.errors import ConfigError
 
     if temperature:
@@ -166,18 +170,19 @@ def _sampling(temperature: float, top_p: float | None) -> dict[str, Any]:
         return {"do_sample": True, "temperature": temperature, "top_p": kept, "top_k": 0}
     if top_p is not None:
         raise ConfigError(
-            "--top-p", top_p, "a --temperature with it: without one the likeliest token is taken"
+            "--top-p", top_p, "--temperature too: without it the likeliest token is always taken"
         )
     return {"do_sample": False}
 
 
 def _ids(tokenizer: Any, prompt: str, config: Any, *, chat: bool) -> list[int]:
     """Ids that the model starts from."""
-    from qformats.errors import BackendUnavailableError, ConfigError
+    from qformats.errors import BackendUnavailableError, ConfigError, Described
 
     if chat:
         if not getattr(tokenizer, "chat_template", None):
-            raise ConfigError("--chat", "a model without a chat template", "a chat model; leave --chat out")
+            found = Described("a model without a chat template")
+            raise ConfigError("--chat", found, "a chat model", "Leave out --chat")
         messages = [{"role": "user", "content": prompt}]
         try:
             text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -192,20 +197,20 @@ def _ids(tokenizer: Any, prompt: str, config: Any, *, chat: bool) -> list[int]:
     if not ids and isinstance(first, int):
         ids = [first]
     if not ids:
-        raise ConfigError("prompt", prompt, "some text, since this model has no token to begin with")
+        raise ConfigError("prompt", prompt, "some text, since this model has no token that begins texts")
     return [int(each) for each in ids]
 
 
 def _room(config: Any, used: int, wanted: int) -> int:
-    """How many tokens can be made before the model's context is full."""
-    from qformats.errors import ConfigError
+    """How many tokens fit before the model's context is full."""
+    from qformats.errors import ConfigError, Described
     from qformats.runtime.context import context_limit
 
     limit = context_limit(config)
     if limit is None:
         return wanted
     if used >= limit:
-        raise ConfigError("prompt", f"{used} tokens", f"fewer than the model's context of {limit}")
+        raise ConfigError("prompt", Described(f"{used} tokens"), f"fewer than the model's context of {limit}")
     return min(wanted, limit - used)
 
 
@@ -214,7 +219,7 @@ def _generate(model: Any, ids: Sequence[int], count: int, sampling: dict[str, An
     from transformers import GenerationConfig
 
     given = model.generation_config
-    # What makes a text end is the model's; how tokens are chosen is said on the command line alone.
+    # The model decides what ends a text; only the command line decides how tokens are chosen.
     ends = given.eos_token_id if given.eos_token_id is not None else model.config.eos_token_id
     last = ends[0] if isinstance(ends, list) else ends
     config: Any = GenerationConfig
@@ -231,7 +236,7 @@ def _generate(model: Any, ids: Sequence[int], count: int, sampling: dict[str, An
 
 
 class _Pieces:
-    """Turns ids into text while they come, and tells how fast they come; Transformers calls it a streamer.
+    """Turns ids into text as they arrive, and measures their speed; a streamer in Transformers' terms.
 
     Parameters
     ----------
@@ -260,7 +265,7 @@ class _Pieces:
 
     @property
     def ids(self) -> list[int]:
-        """Ids that were made."""
+        """Ids generated so far."""
         return self._all[self._prompt :]
 
     @property
@@ -270,7 +275,7 @@ class _Pieces:
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second after the first one; None if there is no second."""
+        """Tokens per second after the first one; None if there is no second one."""
         spent = self._last - self._first
         return (len(self.ids) - 1) / spent if len(self.ids) > 1 and spent > 0 else None
 
@@ -302,7 +307,7 @@ class _Pieces:
         self._told = self._decode(self._all[self._from :])
 
     def end(self) -> None:
-        """Give what is left, complete or not."""
+        """Write what is left, complete or not."""
         text = self._decode(self._all[self._from :])
         if len(text) > len(self._told):
             self._tell(text)

@@ -1,4 +1,4 @@
-"""``qformats inspect``: what a model on disk is."""
+"""``qformats inspect``: describe a model on disk."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 _SHOWN_ITEMS = 8
-"""Elements of a list that are shown in the table."""
+"""How many elements of a list the table shows."""
 _SHOWN = 160
-"""Characters of a metadata value that are shown in the table."""
+"""How many characters of a metadata value the table shows."""
 
 
 def inspect(
@@ -31,24 +31,28 @@ def inspect(
         str | None,
         typer.Option(
             metavar="FORMAT",
-            help="Predict bytes and memory in this format instead; a config.json is enough.",
+            help="Predict bytes and memory in this format instead; config.json is enough.",
         ),
     ] = None,
     context: Annotated[
-        int | None, typer.Option(min=1, help="With --plan: tokens of the cache; the model's own by default.")
+        int | None,
+        typer.Option(min=1, help="With --plan: tokens in the cache; by default the model's context."),
     ] = None,
     pure: Annotated[
-        bool, typer.Option("--pure", help="With --plan: without the container's own mix.")
+        bool,
+        typer.Option(
+            "--pure", help="With --plan: one type for all tensors, without the container's own mix."
+        ),
     ] = False,
     container: Annotated[
-        str | None, typer.Option(help="With --plan: container, where it is not the format's usual one.")
+        str | None, typer.Option(help="With --plan: container, if not the format's usual one.")
     ] = None,
     option: LoaderOptions = None,
-    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Report everything as JSON.")] = False,
 ) -> None:
-    """Tell a model's architecture, size, bits a weight, tensor types and metadata.
+    """Show a model's architecture, size, bits per weight, tensor types and metadata.
 
-    With --plan, tell how large it becomes in a format and how much memory running that takes.
+    With --plan, predict its size in a format and the memory it takes to run.
     """
     import qformats
     from qformats.cli.console import print_json
@@ -69,7 +73,7 @@ def inspect(
         return
     for name, value in (("--context", context), ("--pure", pure or None), ("--container", container)):
         if value is not None:
-            raise ConfigError(name, value, "none without --plan")
+            raise ConfigError(name, value, "--plan with this option")
     found = qformats.open(model, options=options)
     if json:
         print_json(_facts(found))
@@ -124,7 +128,7 @@ def _print(model: Checkpoint, tensors: bool) -> None:
     count = "1 file" if len(files) == 1 else f"{len(files)} files"
     head.add_row("bytes", f"{model.nbytes:,} of tensors; {on_disk:,} ({size(on_disk)}) in {count}")
     if model.parameters:
-        head.add_row("bits a weight", f"{model.bits_per_weight:.3f}")
+        head.add_row("bits per weight", f"{model.bits_per_weight:.3f}")
     out.print(head)
     if model.tensors:
         out.print()
@@ -155,12 +159,12 @@ def _print_footprint(found: Footprint, tensors: bool) -> None:
         stored.add_row(kind, f"{count:,}", f"{nbytes:,}")
     stored.add_row("all tensors", f"{len(found.tensors):,}", f"{found.nbytes:,}")
     out.print(stored)
-    out.print(f"{size(found.nbytes)}, {found.bits_per_weight:.3f} bits a weight")
+    out.print(f"{size(found.nbytes)}, {found.bits_per_weight:.3f} bits per weight")
     out.print()
     run = table("running", "bytes", "", right=("bytes",))
     run.add_row("weights", f"{found.nbytes:,}", "")
     run.add_row("cache", f"{found.cache:,}", f"{found.context:,} tokens in 16 bits")
-    run.add_row("largest matrix", f"{found.decoded:,}", "decoded to 16 bits, where the runtime does so")
+    run.add_row("largest matrix", f"{found.decoded:,}", "decoded to 16 bits, if the runtime does so")
     run.add_row("activations", f"{found.activations:,}", f"{found.chunk:,} tokens at a time, and the logits")
     run.add_row("together", f"{found.running:,}", f"{size(found.running)}, without the runtime's own")
     out.print(run)

@@ -14,7 +14,7 @@ __all__ = ["plugins"]
 
 
 def plugins(json: Annotated[bool, typer.Option("--json", help="List as JSON.")] = False) -> None:
-    """List every plugin, also those that failed to load."""
+    """List every plugin, including those that failed to load."""
     from qformats.cli.console import console, plain, print_json, table
     from qformats.registry import registry
 

@@ -1,4 +1,4 @@
-"""What an export prints: its plan, or what became of the model."""
+"""What an export prints: its plan, or its result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def print_plan(report: ExportReport) -> None:
     from qformats.cli.console import console, plain, size, table
 
     out = console()
-    # Whether values change is a question where the source is quantized; plain numbers always are rounded.
+    # Whether values change matters only if the source is quantized; plain numbers are always rounded.
     quantized = any(tensor.action in ("transcoded", "requantized") for tensor in report.tensors)
     exact = ["unchanged"] if quantized else []
     rows = table("tensor", "shape", "from", "to", "bytes", *exact, right=("bytes", "shape"))
@@ -44,7 +44,7 @@ def print_plan(report: ExportReport) -> None:
     out.print(files)
     out.print(
         f"\nNothing was written. {plain(report.target)} would take {report.file_nbytes:,} bytes "
-        f"({size(report.file_nbytes)}), {report.bits_per_weight:.2f} bits a weight."
+        f"({size(report.file_nbytes)}), {report.bits_per_weight:.2f} bits per weight."
     )
 
 
@@ -61,7 +61,7 @@ def print_summary(report: ExportReport) -> None:
     rows.add_row("bytes in", f"{report.source_nbytes:,} ({size(report.source_nbytes)})")
     files = f" in {len(report.files)} files" if len(report.files) > 1 else ""
     rows.add_row("bytes out", f"{report.file_nbytes:,} ({size(report.file_nbytes)}){files}")
-    rows.add_row("bits a weight", f"{before:.2f} -> {report.bits_per_weight:.2f}")
+    rows.add_row("bits per weight", f"{before:.2f} -> {report.bits_per_weight:.2f}")
     rows.add_row("time", f"{report.seconds:.1f} s")
     out.print(f"[bold]{plain(report.target)}[/bold]  {report.format}, quantizer {plain(report.quantizer)}")
     out.print(rows)
@@ -92,7 +92,7 @@ def _needs_us(target: Path) -> bool:
 
 
 def _print_notes(out: Console, report: ExportReport, every: bool) -> None:
-    """Why tensors got another type than the one asked for, the usual reasons only with `every`."""
+    """Why tensors got a type other than the requested one; the usual reasons only with `every`."""
     from qformats.cli.console import plain
 
     noted: dict[tuple[str, str], list[str]] = {}
@@ -117,7 +117,7 @@ def _print_exactness(out: Console, report: ExportReport, every: bool) -> None:
     unknown = [t for t in moved if t.exact == "needs the data"]
     if unknown:
         out.print(
-            f"{len(unknown)} quantized tensors: whether they can keep every value needs the data (--check-exact)"
+            f"{len(unknown)} quantized tensors: only the data tells whether they keep every value (--check-exact)"
         )
     lost = {t.name: t for t in moved if t.exact in ("never", "no")}
     groups = alike({name: t.reason for name, t in lost.items()})
@@ -125,12 +125,12 @@ def _print_exactness(out: Console, report: ExportReport, every: bool) -> None:
         shown = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...)"
         errors = [error for name in names if (error := lost[name].relative_error) is not None]
         cost = f"; relative error {_span(errors)}" if errors else ""
-        since = "since" if len(names) == 1 else "the first since"
-        out.print(f"{plain(shown)}: rounded once more, {since} {plain(lost[names[0]].reason)}{cost}")
+        since = "because" if len(names) == 1 else "the first because"
+        out.print(f"{plain(shown)}: rounded again, {since} {plain(lost[names[0]].reason)}{cost}")
     if len(groups) > _SHOWN_REASONS and not every:
-        out.print(f"... and for {len(groups) - _SHOWN_REASONS} other reasons (all of them in qformats.json)")
+        out.print(f"... and for {len(groups) - _SHOWN_REASONS} other reasons (qformats.json lists them all)")
     if lost:
-        out.print("An unquantized source gives a better result for tensors that are rounded once more")
+        out.print("An unquantized source gives better results for tensors that are rounded again")
 
 
 def _tensors(count: int, kind: str = "") -> str:

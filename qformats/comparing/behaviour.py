@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["alone", "behaviour", "predict"]
 
 _CHUNK = 1 << 22
-"""Logits that are turned into float64 at a time."""
+"""How many logits are converted to float64 at a time."""
 _LEAST = -16.0
-"""Nats: tokens that the base finds less likely than that do not count in a divergence."""
+"""Nats: tokens that the base finds less likely than this do not count in a divergence."""
 _WORST = 20
 _TOP = 5
 _BEFORE = 200
@@ -49,7 +49,7 @@ class _Change:
 def predict(
     runner: LoadedModel, windows: Windows, writer: LogitsWriter, name: str, progress: Progress
 ) -> NDArray[np.float64]:
-    """Run the base over the text and write down what it predicts.
+    """Run the base over the text and record its predictions.
 
     Returns
     -------
@@ -140,14 +140,14 @@ def _run(
         logits = runner.logits(ids, windows.scored + 1)[:-1]
         if bool((logits.isnan() | logits.isposinf()).any()):
             module = runner.first_nonfinite(ids)
-            where = f"; the first module whose output is not finite is {module}" if module else ""
+            where = f"; the first module with a non-finite output is {module}" if module else ""
             raise NonFiniteError(f"{name} predicts NaN in window {window + 1} of {total}{where}")
         yield window, ids, logits
         progress.advance(windows.text.characters // total)
 
 
 def _targets(ids: NDArray[np.int64], windows: Windows, runner: LoadedModel) -> Tensor:
-    """Ids of the tokens that are really next at the scored positions."""
+    """Ids of the actual next tokens at the scored positions."""
     import torch
 
     return torch.from_numpy(ids[windows.first + 1 :]).to(runner.device)

@@ -32,7 +32,7 @@ __all__ = ["Settings", "compare"]
 _FEW = 100
 """Scored tokens below which statistics say little."""
 _PLAIN = "rtn"
-"""The quantizer that goes without saying."""
+"""The default quantizer."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Settings:
     text : str or None
         File that behaviour is measured on, or ``"demo"``; ``None`` for weights only.
     window : int
-        Tokens of a window.
+        Tokens per window.
     windows : int or None
         Windows at most, from the beginning of the text.
     logits : Path or None
@@ -54,7 +54,7 @@ class Settings:
     device : str or None
         Where models run; a GPU if there is one.
     dtype : str
-        What models compute in.
+        Dtype that models compute in.
     workers : int or None
         Threads that compare weights.
     options : mapping of str to str
@@ -91,7 +91,7 @@ def compare(
     if settings.logits is not None:
         check_place(settings.logits)
         if settings.logits.exists():
-            # What is no file of predictions is refused before the work.
+            # A file without predictions is refused before the work begins.
             with LogitsReader(settings.logits):
                 pass
     with contextlib.ExitStack() as stack:
@@ -138,12 +138,12 @@ def compare(
 def _tried(
     base: Checkpoint, recipe: Recipe, options: Mapping[str, str], progress: Progress
 ) -> Iterator[Checkpoint]:
-    """The base in another format; it lies in no file under anybody's name."""
+    """The base in another format; it is not in any named file."""
     from qformats.exporting.on_read import quantized_on_read
 
     with quantized_on_read(base, recipe, options, progress) as found:
         if isinstance(found, ReplacedTensors):
-            # As if it were on disk in this format: that it is not is told elsewhere.
+            # As if it were on disk in this format; that it is not is reported elsewhere.
             tensors = {name: replace(tensor, origin=None) for name, tensor in found.tensors.items()}
             found = ReplacedTensors(found, tensors)
         yield found
@@ -159,7 +159,7 @@ def _windows(base: Checkpoint, settings: Settings) -> tuple[Windows | None, Toke
     """The text in windows, and the tokenizer that made its tokens."""
     if settings.text is None:
         if settings.logits is not None:
-            raise ConfigError("logits", str(settings.logits), "none without a text (--text)")
+            raise ConfigError("logits", str(settings.logits), "a text (--text) too")
         return None, None
     from qformats.runtime.context import context_limit
 
@@ -169,16 +169,18 @@ def _windows(base: Checkpoint, settings: Settings) -> tuple[Windows | None, Toke
     windows = windows_of(text, name, tokenizer, settings.window, settings.windows, limit)
     known, highest = base.config.get("vocab_size"), int(windows.ids.max())
     if isinstance(known, int) and highest >= known:
-        found = f"its tokenizer makes token {highest} of the text"
-        raise CheckpointError(base.path, found, f"tokens below {known}, which the model knows")
+        found = f"its tokenizer produces token {highest} from the text"
+        raise CheckpointError(base.path, found, f"tokens below {known}, the size of the model's vocabulary")
     return windows, tokenizer
 
 
 def _notes(windows: Windows | None) -> tuple[str, ...]:
     if windows is None:
-        return ("Only weights are compared: give a text (--text FILE, or --text demo) for behaviour too.",)
+        return (
+            "Only weights are compared: give a text (--text FILE or --text demo) to compare behaviour too.",
+        )
     scored = windows.text.scored
     if scored < _FEW:
         tokens = "token is" if scored == 1 else "tokens are"
-        return (f"Only {scored} {tokens} scored: such statistics say little.",)
+        return (f"Only {scored} {tokens} scored: too few for meaningful statistics.",)
     return ()

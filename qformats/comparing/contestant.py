@@ -1,4 +1,4 @@
-"""A model of the comparison, and what has become known of it."""
+"""A model of the comparison, and what is known about it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Contestant:
     quantizer : str
         Of a format that is tried; empty for models in files.
     notes : list of str
-        What is to be known about its numbers, in sentences.
+        Notes about its numbers, in sentences.
     behaviour, speed
         Results so far.
     """
@@ -64,7 +64,7 @@ class Contestant:
         ours, theirs = self.checkpoint.config.get("model_type"), base.config.get("model_type")
         if ours != theirs:
             self.notes.append(
-                f"It is a {ours} and the base a {theirs}: of the weights, only tensors of the same name and shape are "
+                f"It is a {ours} and the base a {theirs}: only weights of the same name and shape are "
                 "compared."
             )
 
@@ -91,7 +91,7 @@ class Contestant:
 
 
 def distinguish(models: Sequence[Contestant]) -> None:
-    """Give each a name of its own: where several are alike, all but the first get their format or a number too."""
+    """Give each a unique name: of equal ones, all but the first get their format or a number added."""
     additions = [model.formats[0] for model in models], [str(i) for i in range(len(models))]
     for added in additions:
         counts = Counter(model.name for model in models)

@@ -53,7 +53,7 @@ class LoadedModel:
 
     @contextlib.contextmanager
     def reported(self) -> Iterator[None]:
-        """Turn what goes wrong while the model runs into one sentence.
+        """Turn errors while the model runs into one sentence.
 
         Raises
         ------
@@ -68,13 +68,13 @@ class LoadedModel:
             raise
         except torch.OutOfMemoryError as error:
             hint = "Use --device cpu, a smaller --window, or --dtype bf16"
-            found = f"has not enough memory to run {self.name}"
+            found = f"does not have enough memory to run {self.name}"
             raise BackendUnavailableError(str(self.device), found, hint) from error
         except (RuntimeError, IndexError) as error:
             # Messages of torch may go on with a trace of their own.
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise BackendUnavailableError(
-                str(self.device), f"{self.name} fails while it runs ({reason})"
+                str(self.device), f"{self.name} failed while running ({reason})"
             ) from error
 
     @property
@@ -93,7 +93,7 @@ class LoadedModel:
         import torch
 
         batch = torch.from_numpy(ids)[None].to(self.device)
-        # The head is the largest matrix of small models: it is spared what is not scored.
+        # The head is the largest matrix of small models: it computes only what is scored.
         keep = {"logits_to_keep": count} if self._keeps else {}
         with torch.inference_mode():
             found: Tensor = self.model(input_ids=batch, use_cache=False, **keep).logits[0, -count:]

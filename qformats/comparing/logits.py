@@ -1,12 +1,12 @@
-"""What the base predicts, kept in a file: 16 bits a token of the vocabulary, read and checked window by window.
+"""The base's predictions, kept in a file: 16 bits per token of the vocabulary, read and checked by window.
 
 A row holds the natural logarithms of the next token's probabilities. It is stored as its highest value, its depth, and
-for each token how far it lies below the highest, as the square root of its share of the depth: finer steps for likelier
+for each token how far it is below the highest, as the square root of its share of the depth: finer steps for likelier
 tokens. What statistics need exactly is stored beside it. When read, a row is normalized again: then the divergence of a
-model from itself is half the variance of the rounding, some 1e-9 nats; of a row that is not normalized, some 1e-4.
+model from itself is half the variance of the rounding, about 1e-9 nats; without normalizing, about 1e-4.
 
 The file: a line with its name and version, the length of the header (8 bytes, little endian), the header (JSON: what
-was run, and the file's measures) and its checksum, then one block a window, each with its checksum (xxh3-128).
+was run, and the file's dimensions) and its checksum, then one block per window, each with its checksum (xxh3-128).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Predictions:
     ----------
     rows : ndarray
         float64, ``(R, 4)``: highest log-probability, depth (nats from the highest to the lowest), log-probability of
-        the token that is really next, and id of the most probable token.
+        the actual next token, and id of the most probable token.
     steps : ndarray
         uint16, ``(R, V)``: 65535 times the square root of the share of the depth at which each token lies.
     """
@@ -66,13 +66,13 @@ class Predictions:
         log_probs : Tensor
             float64, ``(R, V)``; may hold minus infinity.
         targets : Tensor
-            int64, ``(R,)``: ids of the tokens that are really next.
+            int64, ``(R,)``: ids of the actual next tokens.
         """
         import torch
 
         high, top = log_probs.max(1)
         low = torch.maximum(log_probs.min(1).values, high - _DEPTH)
-        # A row of equal values has no depth of its own.
+        # A row of equal values has no depth.
         depth = (high - low).clamp_min(torch.finfo(torch.float64).tiny)
         share = ((high[:, None] - log_probs) / depth[:, None]).clamp_(0, 1)
         steps = share.sqrt_().mul_(_STEPS).round_()
@@ -82,7 +82,7 @@ class Predictions:
 
     @property
     def loss(self) -> NDArray[np.float64]:
-        """Negative log-likelihood of the tokens that are really next, ``(R,)``, nats."""
+        """Negative log-likelihood of the actual next tokens, ``(R,)``, nats."""
         return -self.rows[:, 2]
 
     def log_probs(self, start: int, stop: int, device: torch.device) -> Tensor:
@@ -147,7 +147,7 @@ class LogitsWriter:
             yield
         except OSError as error:
             hint = "Name a file on another disk (--logits), or score fewer windows (--windows)"
-            found = f"what the base predicts cannot be written ({error.strerror or error})"
+            found = f"the base's predictions cannot be written ({error.strerror or error})"
             raise OutputError(self.path, found, hint) from error
 
     def __enter__(self) -> LogitsWriter:
@@ -175,7 +175,7 @@ class LogitsWriter:
         self._file.write(_MAGIC + len(header).to_bytes(8, "little") + header)
         self._file.write(xxhash.xxh3_128_digest(header))
         self._file.flush()
-        # Reserving the space now tells a full disk before the work, not after it.
+        # Reserving the space now reveals a full disk before the work, not after it.
         size = self._windows * _block_bytes(self._rows, vocabulary)
         os.posix_fallocate(self._file.fileno(), self._file.tell(), size)
 
@@ -198,12 +198,12 @@ class LogitsReader:
     Parameters
     ----------
     path : Path
-        File that a :class:`LogitsWriter` has made.
+        File written by a :class:`LogitsWriter`.
 
     Raises
     ------
     CheckpointError
-        If it is none, or damaged.
+        If it is not one, or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -221,7 +221,7 @@ class LogitsReader:
         if self._file.read(len(_MAGIC)) != _MAGIC:
             hint = "Name another file; this one is not overwritten"
             raise CheckpointError(
-                self.path, "is no file of predictions", "one that --logits wrote", hint=hint
+                self.path, "is not a file of predictions", "one that --logits wrote", hint=hint
             )
         length = int.from_bytes(self._file.read(8), "little")
         header = self._file.read(min(length, _LONGEST_HEADER))
@@ -236,7 +236,7 @@ class LogitsReader:
 
     def _damaged(self) -> CheckpointError:
         return CheckpointError(
-            self.path, "is damaged", "the file as it was written", hint="Remove it: then it is made anew"
+            self.path, "is damaged", "the file as it was written", hint="Remove it to have it written again"
         )
 
     def check(self, identity: Mapping[str, Any], wanted: str) -> None:
@@ -257,7 +257,7 @@ class LogitsReader:
         now = json.loads(json.dumps(identity))
         differ = [key for key in now if self.identity.get(key) != now[key]]
         if differ:
-            found = f"holds predictions with another {' and another '.join(differ)}"
+            found = f"holds predictions for another {' and another '.join(differ)}"
             raise CheckpointError(self.path, found, wanted, hint="Remove it, or name another file")
 
     def __enter__(self) -> LogitsReader:

@@ -1,4 +1,4 @@
-"""Where the files of a report may go: not onto each other, and in place of earlier reports only."""
+"""Where the files of a report may go: not onto each other, and only in place of earlier reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qformats.errors import ConfigError, OutputError
 __all__ = ["check_outputs"]
 
 _HEAD = 1 << 12
-"""Bytes in which a report shows what it is."""
+"""Bytes by which a report can be recognised."""
 _BEGINS = {
     "json": '{\n  "base": {\n    "name": ',
     "csv": "name,path,format,formats,container,tried,quantizer,",
@@ -34,17 +34,17 @@ def check_outputs(files: Mapping[str, Path]) -> None:
     ConfigError
         If two of them are one file.
     OutputError
-        If a file cannot be written, or is there and is no earlier report.
+        If a file cannot be written, or exists and is not an earlier report.
     """
     taken: dict[str, str] = {}
     for kind, path in files.items():
         other = taken.setdefault(os.path.realpath(path), kind)
         if other != kind:
-            raise ConfigError(f"--{kind}", str(path), f"another file than that of --{other}")
+            raise ConfigError(f"--{kind}", str(path), f"a file other than that of --{other}")
     for kind, path in files.items():
         check_place(path)
         if kind != "logits" and path.exists() and not _is_report(path, kind):
-            found = f"is there already and is no {kind.upper()} report of an earlier comparison"
+            found = f"exists already and is not a {kind.upper()} report of an earlier comparison"
             raise OutputError(
                 path, f"{found}, so it is not replaced", "Name another file, or remove this one"
             )

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, Described
 
 __all__ = [
     "BehaviourChange",
@@ -95,7 +95,7 @@ class TensorError:
     nbytes : int
         Stored bytes.
     bits_per_weight : float
-        Stored bits a weight.
+        Stored bits per weight.
     quantized : bool
         Whether the format is one that quantizes; plain numbers are not.
     error : WeightError
@@ -141,7 +141,7 @@ class WeightsResult:
 
     @property
     def linear_bits_per_weight(self) -> float:
-        """Mean stored bits a weight of the tensors in `linears`; 0 if there are none."""
+        """Mean stored bits per weight of the tensors in `linears`; 0 if there are none."""
         return self.linear_nbytes * 8 / max(1, self.linear_parameters)
 
 
@@ -166,7 +166,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class KLDivergence:
-    """Kullback-Leibler divergence of the model's next-token distribution from the base's, nats a token.
+    """Kullback-Leibler divergence of the model's next-token distribution from the base's, nats per token.
 
     Attributes
     ----------
@@ -182,7 +182,7 @@ class KLDivergence:
 
 @dataclass(frozen=True)
 class ProbabilityChange:
-    """Probability of the token that is really next, the model's minus the base's; from -1 to 1.
+    """Probability of the actual next token, the model's minus the base's; from -1 to 1.
 
     Attributes
     ----------
@@ -232,7 +232,7 @@ class TokenChange:
     before : str
         Text before it, at most 200 characters.
     token : str
-        The token that is really next.
+        The actual next token.
     kl : float
         Kullback-Leibler divergence here, nats.
     p_base, p_model : float
@@ -261,13 +261,13 @@ class BehaviourChange:
     perplexity_difference, perplexity_ratio : Estimate
         The model's minus the base's, and the model's over the base's.
     log_ratio : Estimate
-        Logarithm of the ratio, nats a token.
+        Logarithm of the ratio, nats per token.
     correlation : float
         Of the two models' log-likelihoods, -1 to 1.
     kl : KLDivergence
-        Nats a token.
+        Nats per token.
     probability : ProbabilityChange
-        Of the token that is really next.
+        Of the actual next token.
     same_top : Estimate
         Share of positions where both models have the same most probable token, 0 to 1.
     kl_histogram : Histogram
@@ -289,7 +289,7 @@ class BehaviourChange:
 
 @dataclass(frozen=True)
 class BehaviourResult:
-    """What a model makes of the text.
+    """What a model predicts for the text.
 
     Attributes
     ----------
@@ -357,7 +357,7 @@ class ModelResult:
     parameters : int
         Number of weights.
     bits_per_weight : float
-        Mean stored bits a weight.
+        Mean stored bits per weight.
     weights : WeightsResult or None
         Against the base; ``None`` for the base, and for a model that shares no tensor with it.
     behaviour : BehaviourResult or None
@@ -365,7 +365,7 @@ class ModelResult:
     speed : SpeedResult or None
         ``None`` if not asked for, and where the model cannot be run.
     notes : tuple of str
-        What is to be known about these numbers, in sentences.
+        Notes about these numbers, in sentences.
     """
 
     name: str
@@ -440,7 +440,7 @@ class CompareReport:
     Attributes
     ----------
     base : ModelResult
-        What all others are measured against.
+        The model that all others are measured against.
     models : tuple of ModelResult
         The others, in the order in which they were named; tried formats last.
     text : TextUsed or None
@@ -450,7 +450,7 @@ class CompareReport:
     identical : tuple of IdenticalTensors
         For every two models that share a tensor, the base included.
     notes : tuple of str
-        What is to be known about the comparison, in sentences.
+        Notes about the comparison, in sentences.
     version : str
         Of qformats.
     """
@@ -482,7 +482,7 @@ class CompareReport:
             report = _typed(cls, data)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
-                "report", f"{error}", "the data of a whole report, as compare writes it"
+                "report", Described(error), "the data of a whole report, as compare writes it"
             ) from error
         assert isinstance(report, cls)
         return report
@@ -492,7 +492,7 @@ class CompareReport:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
-        """A line a model, the base first; names of columns are paths such as ``behaviour.against.kl.mean.value``.
+        """One line per model, the base first; names of columns are paths such as ``behaviour.against.kl.mean.value``.
 
         What a model has many of (tensors, tokens, notes) is in the JSON only; what is not known is empty.
         """

@@ -46,7 +46,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_allocated(device)
             return
-        # What was freed but not given back would hide what is taken anew.
+        # Memory that was freed but not returned would hide new allocations.
         return_freed()
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
@@ -134,7 +134,7 @@ def _wait(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """What to call a device in a report."""
+    """Name of a device in a report."""
     if device.type != "cuda":
         return device.type
     import torch
@@ -143,7 +143,7 @@ def device_name(device: torch.device) -> str:
 
 
 def machine(threads: int) -> dict[str, str]:
-    """What the numbers were measured on."""
+    """The machine that the numbers were measured on."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""

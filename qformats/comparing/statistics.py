@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["behaviour_alone", "behaviour_change", "mean_estimate"]
 
 _EDGES = tuple(float(edge) for edge in np.logspace(-7, 2, 46))
-"""Bounds of the histogram, nats: five bins a decade, the same for all models."""
+"""Bounds of the histogram, nats: five bins per decade, the same for all models."""
 _PERCENTS = (0, 0.1, 1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
 
 
@@ -49,7 +49,7 @@ def percentiles(values: Floats) -> Percentiles:
 
 
 def behaviour_alone(loss: Floats) -> BehaviourResult:
-    """What a model's own predictions tell.
+    """Statistics of a model's own predictions.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def _perplexity(loss: Estimate) -> Estimate:
 def behaviour_change(
     base: Floats, loss: Floats, kl: Floats, same_top: NDArray[np.bool_], worst: tuple[TokenChange, ...]
 ) -> BehaviourResult:
-    """What a model's predictions tell, against the base's at the same positions.
+    """Statistics of a model's predictions against the base's at the same positions.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def behaviour_change(
         _root(ours.error**2 + theirs.error**2 - 2 * covariance * ours.value * theirs.value),
     )
     spread = after.error * before.error
-    # Losses that do not vary, or of one token, vary alike.
+    # Losses that do not vary, or of one token, are equal.
     correlation = covariance / spread if spread and math.isfinite(spread) else 1.0
     same = float(same_top.mean())
     against = BehaviourChange(

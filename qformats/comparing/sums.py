@@ -40,7 +40,7 @@ class Sums:
     max_error: float = 0.0
 
     def result(self) -> WeightError:
-        """What these sums say about the distance."""
+        """The distance that follows from these sums."""
         relative = math.sqrt(self.error / self.base) if self.base else (math.inf if self.error else 0.0)
         lengths = math.sqrt(self.base) * math.sqrt(self.model)
         # Equal vectors are parallel, zeros too; with one zero vector there is no angle.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qformats.comparing.report import TextUsed
-from qformats.errors import CheckpointError, ConfigError
+from qformats.errors import CheckpointError, ConfigError, Described
 from qformats.interfaces.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def read_text(name: str) -> tuple[str, str]:
     Raises
     ------
     CheckpointError
-        If the file cannot be read, or is no UTF-8 text.
+        If the file cannot be read, or is not UTF-8 text.
     """
     if name == DEMO:
         file = files("qformats").joinpath("demo", "heldout.txt")
@@ -46,7 +46,7 @@ def read_text(name: str) -> tuple[str, str]:
     try:
         return str(path), path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(path, f"is no UTF-8 text ({error.reason})", expected) from error
+        raise CheckpointError(path, f"is not UTF-8 text ({error.reason})", expected) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         hint = f"Give a text file, or {DEMO} for the text that comes with qformats"
@@ -79,12 +79,12 @@ class Tokenizer:
         return list(found["input_ids"])
 
     def text(self, ids: Sequence[int]) -> str:
-        """Text of ids; bytes that are no UTF-8 become U+FFFD."""
+        """Text of ids; bytes that are not UTF-8 become U+FFFD."""
         return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     @property
     def beginning(self) -> int | None:
-        """The id that stands before every text, if there is one."""
+        """The id that precedes every text, if there is one."""
         plain, special = self.ids("a"), self.ids("a", special=True)
         return special[0] if special[1 : 1 + len(plain)] == plain and special != plain else None
 
@@ -115,11 +115,11 @@ class Windows:
 
     @property
     def scored(self) -> int:
-        """Positions a window that are scored; the last one predicts a token of the next window."""
+        """Scored positions per window; the last one predicts a token of the next window."""
         return self.text.window_length - 1 - self.first
 
     def difference(self, tokenizer: Tokenizer) -> int | None:
-        """First token of the windows that another tokenizer makes another one of; ``None`` if there is none."""
+        """First token of the windows that another tokenizer reads differently; ``None`` if there is none."""
         import numpy as np
 
         count, length = self.ids.shape
@@ -156,9 +156,9 @@ def windows_of(
     tokenizer : Tokenizer
         The base's.
     length : int
-        Tokens of a window.
+        Tokens per window.
     most : int, optional
-        Windows at most, from the beginning of the text; all by default.
+        Most windows to use, from the beginning of the text; all by default.
     takes : int, optional
         Tokens that the model takes.
 
@@ -170,14 +170,14 @@ def windows_of(
     if length < _SHORTEST:
         raise ConfigError("window", length, f"{_SHORTEST} tokens or more")
     if takes is not None and length > takes:
-        raise ConfigError("window", length, f"at most {takes} tokens, which is what the model takes")
+        raise ConfigError("window", length, f"at most {takes} tokens, the model's limit")
     if most is not None and most < 1:
         raise ConfigError("windows", most, "1 or more")
     ids = _cut(text, tokenizer, length, most)
     count = len(ids)
     if not count:
-        found = f"{len(tokenizer.ids(text))} tokens in {source}"
+        found = Described(f"{len(tokenizer.ids(text))} tokens in {source}")
         hint = "give a longer text, or shorter windows (--window)"
-        raise ConfigError("text", found, f"{length} or more: a whole window", hint)
+        raise ConfigError("text", found, f"{length} or more, a whole window", hint)
     scored = count * (length - 1 - length // 2)
     return Windows(ids, text, TextUsed(source, len(text), ids.size, count, length, scored))

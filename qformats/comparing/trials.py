@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Trials"]
 
 _IDS = 256
-"""Tokens to time a model with where there is no text."""
+"""Tokens to time a model with if there is no text."""
 
 
 class Trials:
@@ -56,7 +56,7 @@ class Trials:
     options : mapping of str to str
         Of the loaders.
     progress : Progress
-        Is told how far the work is.
+        Receives progress reports.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Trials:
         with tempfile.TemporaryDirectory(prefix="qformats-compare-") as folder:
             path = self._logits or Path(folder, "predictions")
             if not self._predictions(base, self._windows, path):
-                return ["The base cannot be run: behaviour is not compared."]
+                return ["The base cannot be run, so behaviour is not compared."]
             with LogitsReader(path) as reader:
                 for model in others:
                     fits = self._same_tokens(base, model) and self._takes_a_window(model)
@@ -128,9 +128,9 @@ class Trials:
         return True
 
     def _identity(self, base: Checkpoint, windows: Windows) -> dict[str, Any]:
-        """What decides the base's predictions; files are known by name, size and time of change."""
+        """What decides the base's predictions; files are identified by name, size and time of change."""
         state = base.fingerprint or fingerprint(base.files)
-        # Some options say what the files do not tell, such as the order of rows.
+        # Some options say what the files do not, such as the order of rows.
         loaders = (each for each in registry().loaders() if each.name == base.container)
         decisive = {option.name for each in loaders for option in each.options if option.decides}
         return {
@@ -149,17 +149,17 @@ class Trials:
         if content == base.checkpoint.tokenizer_files():
             return True
         if not content:
-            model.notes.append("It has no tokenizer: the base's is used.")
+            model.notes.append("It has no tokenizer, so the base's is used.")
             return True
         assert self._windows is not None
         try:
             differ = self._windows.difference(Tokenizer(model.checkpoint))
         except QFormatsError as error:
-            model.notes.append(f"Its tokenizer cannot be used, the base's is: {error}")
+            model.notes.append(f"Its tokenizer cannot be used, so the base's is: {error}")
             return True
         if differ is not None:
             model.notes.append(
-                f"Its tokenizer reads the text as other tokens, from token {differ} on: what it predicts cannot be "
+                f"Its tokenizer splits the text differently from token {differ} on, so its predictions cannot be "
                 "compared."
             )
         return differ is None
@@ -173,8 +173,8 @@ class Trials:
         if limit is None or length <= limit:
             return True
         model.notes.append(
-            f"It takes {limit} tokens and a window has {length}: it does not read the text. Shorter windows (--window "
-            f"{limit}) would do."
+            f"It takes at most {limit} tokens and a window has {length}, so it is not run. Use shorter windows "
+            f"(--window {limit})."
         )
         return False
 
@@ -191,7 +191,7 @@ class Trials:
         known = runner.vocabulary
         if known <= windows.ids.max():
             model.notes.append(
-                f"It knows {known} tokens, and the text holds number {windows.ids.max()}: it is not run."
+                f"It knows {known} tokens, but the text has token {windows.ids.max()}, so it is not run."
             )
             return
         try:
@@ -199,8 +199,8 @@ class Trials:
                 width = runner.logits(windows.ids[0, :1], 1).shape[1]
                 if width != reader.vocabulary:
                     model.notes.append(
-                        f"It chooses among {width} tokens, the base among {reader.vocabulary}: what they predict is "
-                        "not compared."
+                        f"It chooses among {width} tokens, the base among {reader.vocabulary}, so their predictions "
+                        "are not compared."
                     )
                     model.behaviour = alone(runner, windows, model.name, self._progress)
                 else:
@@ -208,7 +208,7 @@ class Trials:
                         runner, windows, reader, tokenizer, model.name, self._progress
                     )
         except (NonFiniteError, BackendUnavailableError) as error:
-            # One broken model is no reason to lose the others.
+            # One broken model must not cost the others.
             model.notes.append(f"Its behaviour is not known: {error}")
 
     def _loaded(self, model: Contestant) -> LoadedModel | None:
@@ -231,6 +231,6 @@ class Trials:
         return runner
 
     def _ids(self, runner: LoadedModel) -> Any:
-        """Something to read, of tokens that the model knows."""
+        """A text to read, of tokens that the model knows."""
         ids = np.arange(_IDS, dtype=np.int64) if self._windows is None else self._windows.ids[0]
         return ids % runner.vocabulary

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["WeightsOutcome", "compare_weights", "position"]
 
 _TASK = 1 << 21
-"""Weights that a thread takes at a time: enough to hide what handing them over costs."""
+"""Weights that a thread takes at a time: enough to hide the cost of handing them over."""
 _SLICE = 1 << 19
 """Weights that are decoded and compared at a time: they stay in the caches."""
 _IN_FLIGHT = 1 << 23
-"""Weights that are worked on together; a tensor that cannot be sliced may have more and is then alone."""
+"""Weights in progress at once; a tensor that cannot be sliced may have more and is then alone."""
 _FREED = 1 << 26
-"""Weights after which freed memory is given back: a C library that keeps it keeps more the larger the model is."""
+"""Weights after which freed memory is returned: a C library that keeps it keeps more for larger models."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class WeightsOutcome:
     Attributes
     ----------
     results : tuple of WeightsResult or None
-        A model each, without the base; ``None`` for one that shares no tensor with it.
+        One per model, without the base; ``None`` for one that shares no tensor with it.
     identical : tuple of IdenticalTensors
         For every two models that share a tensor.
     notes : tuple of tuple of str
-        A model each, without the base: tensors that could not be compared, in sentences.
+        One per model, without the base: tensors that could not be compared, in sentences.
     """
 
     results: tuple[WeightsResult | None, ...]
@@ -58,7 +58,7 @@ class WeightsOutcome:
 
 @dataclass
 class _Tally:
-    """What slices of one tensor of one model have told."""
+    """Results from slices of one tensor of one model."""
 
     bytes_digest: list[bytes] = field(default_factory=list)
     values_digest: list[bytes] = field(default_factory=list)
@@ -110,7 +110,7 @@ def compare_weights(
     threads : int
         Slices that are worked on at a time.
     progress : Progress
-        Is told how many stored bytes are read.
+        Receives the number of stored bytes read so far.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def compare_weights(
     tallies = {(i, name): _Tally() for name, users in shared.items() for i in users}
     pieces = list(_pieces(checkpoints, shared))
     progress.start("comparing weights", sum(piece.nbytes for piece in pieces))
-    # Values are looked at for their own sake only where two models, none of them the base, may share them.
+    # Values need a digest only if two models other than the base may share them.
     digest_values = len(models) > 2
 
     def work(piece: _Piece) -> _Found:
@@ -184,17 +184,17 @@ def _shared(models: Sequence[Checkpoint]) -> tuple[dict[str, list[int]], tuple[t
         missing = [name for name in base.tensors if name not in model.tensors]
         extra = [name for name in model.tensors if name not in base.tensors]
         said: tuple[str, ...] = (
-            _listed(differ, "has another shape than in the base", "have another shape than in the base"),
+            _listed(differ, "has a different shape from the base's", "have different shapes from the base's"),
             _listed(
                 hidden,
                 "is in a format that cannot be decoded",
                 "are in a format that cannot be decoded",
             ),
-            _listed(missing, "is in the base only", "are in the base only"),
-            _listed(extra, "is in this model only", "are in this model only"),
+            _listed(missing, "is only in the base", "are only in the base"),
+            _listed(extra, "is only in this model", "are only in this model"),
         )
         if not any(i in users for users in shared.values()):
-            said = ("No tensor has the name and shape of one of the base: weights are not compared.",)
+            said = ("No tensor has the name and shape of one in the base, so weights are not compared.",)
         notes.append(tuple(sentence for sentence in said if sentence))
     return shared, tuple(notes)
 
@@ -218,12 +218,12 @@ def _listed(names: Sequence[str], one: str, several: str) -> str:
 def _left_out(errors: Sequence[WeightsError]) -> tuple[str, ...]:
     if not errors:
         return ()
-    more = f" So it is with {len(errors) - 1} more of its tensors." if len(errors) > 1 else ""
+    more = f" The same applies to {len(errors) - 1} more of its tensors." if len(errors) > 1 else ""
     return (f"Not compared: {errors[0]}{more}",)
 
 
 def _pieces(models: Sequence[Checkpoint], shared: Mapping[str, list[int]]) -> Iterator[_Piece]:
-    """Slices in the order in which the base lies on disk."""
+    """Slices in the order of the base on disk."""
     base = models[0]
     order = sorted(shared, key=lambda name: (str(base.tensors[name].file), base.tensors[name].offset))
     for name in order:
@@ -256,7 +256,7 @@ def _compared(
         base: Tensor | None = None
         for k, tensor in enumerate(tensors):
             part = tensor.read(start, stop)
-            # Bytes are looked at for their own sake only where they may be those of another model.
+            # Bytes need a digest only if another model may have the same ones.
             if encodings[_encoding(tensor)] > 1:
                 _digest(raw[k], part)
             values = _values(part)
@@ -291,7 +291,7 @@ def _what_is_wrong(tensor: StoredTensor, name: str, values: Tensor, start: int) 
         _require_finite(tensor, name, values, start)
     except WeightsError as error:
         return error
-    return WeightsError(str(tensor.file), name, "differs from the base by more than float32 holds")
+    return WeightsError(str(tensor.file), name, "differs from the base by more than float32 can hold")
 
 
 def _values(part: PackedTensor) -> Tensor:
@@ -309,7 +309,7 @@ def _digest(digest: Any, part: PackedTensor) -> None:
 
 
 def _digest_values(digest: Any, values: Tensor) -> None:
-    """Take in numbers so that all formats of the same ones give the same digest: -0 equals +0."""
+    """Add numbers to a digest so that all formats of the same numbers give the same one: -0 equals +0."""
     digest.update((values.float() + 0.0).contiguous().numpy().data)
 
 

@@ -18,14 +18,14 @@ def check_place(path: Path) -> None:
     Raises
     ------
     OutputError
-        If `path` is a folder, or lies in none.
+        If `path` is a folder, or is not in one.
     """
     if path.is_dir():
         raise OutputError(path, "is a folder", "Name a file")
     if not path.parent.is_dir():
-        raise OutputError(path, f"there is no folder {path.parent}", "Make it, or choose another one")
+        raise OutputError(path, f"there is no folder {path.parent}", "Create it, or choose another one")
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(path, "its folder cannot be written", "Choose another one")
+        raise OutputError(path, "its folder is not writable", "Choose another one")
 
 
 def open_beside(path: Path) -> tuple[Path, IO[bytes]]:
@@ -38,7 +38,7 @@ def put_in_place(partial: Path, file: IO[bytes], path: Path) -> None:
     """Sync and close a file that :func:`open_beside` has made, and give it its name."""
     file.flush()
     os.fsync(file.fileno())
-    # It was made for this user alone, and becomes what any new file would be.
+    # It was created for this user only, and gets the permissions of any new file.
     mask = os.umask(0)
     os.umask(mask)
     os.fchmod(file.fileno(), 0o666 & ~mask)

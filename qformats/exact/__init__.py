@@ -1,4 +1,4 @@
-"""Whether a quantized tensor can live on another grid, unchanged, and why not.
+"""Whether another grid can hold a quantized tensor unchanged, and if not, why.
 
 Decided by arithmetic on codes and parameters, never by the names of formats. :func:`foresee` answers from two grids
 and a shape, :func:`represent` from the data.

@@ -42,7 +42,7 @@ class Blocks:
 
 
 def decide(run: Run, grid: AffineGrid | TableGrid, *, look: bool) -> Blocks | None:
-    """Give the blocks of `run` new numbers where their levels and scales are on the grid.
+    """Renumber the codes of blocks in `run` whose levels and scales are on the grid.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def decide(run: Run, grid: AffineGrid | TableGrid, *, look: bool) -> Blocks | No
     grid : AffineGrid or TableGrid
         The target.
     look : bool
-        Whether to look at the codes. Without, the range of all codes stands for that of each block, and no code is
+        Whether to look at the codes. If not, the range of all codes stands for that of each block, and no code is
         read unless every block can be decided so.
 
     Returns
@@ -215,7 +215,7 @@ def _into_table(run: Run, grid: TableGrid, look: bool) -> Blocks | None:
             return _nothing(run)
         levels = torch.arange(lowest, highest + 1, dtype=torch.float32, device=scale.device)
         index = (run.units - zero.to(torch.int64).unsqueeze(-1) - lowest).view(run.codes.shape)
-        # Blocks whose zero point does not count have indices of their own.
+        # Blocks whose zero point does not matter have their own indices.
         index = index.clamp(0, len(levels) - 1)
 
     def numbers(values: Tensor) -> tuple[Tensor, Tensor]:

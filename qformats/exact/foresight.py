@@ -1,4 +1,4 @@
-"""What can be said from two grids and a shape, before any data is read."""
+"""What two grids and a shape tell before any data is read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Answer(StrEnum):
 def foresee(
     source: Grid, target: Grid, shape: tuple[int, int], *, reordered: bool = False
 ) -> tuple[Answer, str]:
-    """Tell whether tensors on one grid can be held by another, and why not.
+    """Whether another grid can hold tensors of this one, and if not, why.
 
     Parameters
     ----------
@@ -49,10 +49,10 @@ def foresee(
     Returns
     -------
     tuple of Answer and str
-        ``ALWAYS``: :func:`~qformats.exact.represent` takes every tensor of finite values that ``source.validate``
-        accepts, whoever wrote it. ``NEVER``: it takes none, except where every block of the target has fewer than three
-        different levels besides zero, or values below the normal numbers of float32. ``DATA``: it depends; the reason
-        says on what.
+        ``ALWAYS``: :func:`~qformats.exact.represent` accepts every tensor of finite values that ``source.validate``
+        accepts, whoever wrote it. ``NEVER``: it accepts none, except where every block of the target has fewer than
+        three different levels besides zero, or values below the normal numbers of float32. ``DATA``: it depends; the
+        reason says on what.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def foresee(
     rows, columns = shape
     known = isinstance(target, AffineGrid | TableGrid) and target.independent
     if not known or not isinstance(source, AffineGrid | TableGrid):
-        return Answer.DATA, "what its grid can represent is known to its own plugin only"
+        return Answer.DATA, "only its own plugin knows what its grid can represent"
     assert isinstance(target, AffineGrid | TableGrid)
     block = target.block_size or columns
     if not block or (columns % block and not target.flat):
@@ -78,7 +78,7 @@ def foresee(
             return Answer.NEVER, reason
     doubts = [_levels_doubt(source, target), _dtype_doubt(source, target)]
     if type(target).storable is not Grid.storable:
-        doubts.append("scales are stored in a form of their own")
+        doubts.append("scales are stored in a special form")
     if reordered or source.reordered:
         doubts.insert(0, "columns may be in another order")
     elif not _within(source, block, rows, columns):
@@ -88,7 +88,7 @@ def foresee(
 
 
 def _within(source: Grid, block: int, rows: int, columns: int) -> bool:
-    """Whether each block of the target lies in one block of the source."""
+    """Whether each block of the target lies within one block of the source."""
     total, length = rows * columns, source.block_size or columns
     if source.flat and columns % length:
         return length % block == 0 or length >= total
@@ -126,7 +126,7 @@ def _float32(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _levels_doubt(source: AffineGrid | TableGrid, target: AffineGrid | TableGrid) -> str:
-    """Why levels of the source may be none of the target, with the scale as it is; empty if all are."""
+    """Why levels of the source may not be levels of the target at the same scale; empty if all are."""
     shifts = isinstance(source, AffineGrid) and source.kind == "minimum"
     if isinstance(target, AffineGrid) and target.kind == "minimum":
         return _minimum_doubt(source, target, shifts)
@@ -186,7 +186,7 @@ def _impossible(source: AffineGrid | TableGrid, target: AffineGrid | TableGrid) 
     return (
         "its levels are not equally spaced"
         if tables[0]
-        else "its levels are equally spaced, the table's are not"
+        else "its levels are equally spaced, but the table's are not"
     )
 
 

@@ -26,7 +26,7 @@ def search_minimum(
     Searched are, for blocks of one value: a scale of 0. For others: for every number of steps between the smallest
     and the largest value, the storable scale nearest to their distance over these steps, with its neighbours, and for
     every first code the nearest storable minimum (in float32 with its neighbours). That finds every pair that needs
-    no rounding, and most of those that do; other pairs whose rounding errors happen to cancel are not looked for.
+    no rounding, and most of those that do; other pairs whose rounding errors happen to cancel are not searched for.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def search_minimum(
     Returns
     -------
     Blocks
-        `blocks` with those that were found.
+        `blocks`, with those that were found filled in.
     """
     ok, codes = blocks.ok.clone(), blocks.codes.clone()
     scale, offset = blocks.scale.clone(), blocks.offset.clone()

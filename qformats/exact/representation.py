@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["represent"]
 
 _FIRST, _MOST = 1 << 13, 1 << 21
-"""Elements looked at first, and at most at a time; each step takes eight times as many as the one before."""
+"""Elements checked first, and the most at a time; each step takes eight times as many as the previous one."""
 _MEMORY = 1 << 21
 """Numbers that the search may hold at a time."""
 
@@ -44,10 +44,10 @@ class _Output:
 
 
 def represent(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
-    """Give a tensor of the same float32 values (-0 is +0) on `grid`.
+    """Tensor of the same float32 values (-0 is +0) on `grid`.
 
-    Decided on codes and parameters alone. Where the same scale serves, codes get other numbers at most; codes and
-    scales may come back as the very tensors that went in. Blocks that need another scale (a multiple, a fraction, a
+    Decided on codes and parameters alone. If the same scale works, codes are at most renumbered; codes and
+    scales may come back as the very same tensors. Blocks that need another scale (a multiple, a fraction, a
     storable neighbour, the opposite sign) are searched. For symmetric grids, zero points and tables the search is
     complete: what is refused has no representation. For grids with a float minimum see
     :func:`qformats.exact.minimum.search_minimum`.
@@ -70,7 +70,7 @@ def represent(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
     Raises
     ------
     NotExactError
-        With the reason in one clause. The first block that does not fit ends the work.
+        With the reason in one clause. The first block that does not fit ends the search.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def represent(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
     levels -127 to 127 need 255 codes and there are 16.
     """
     if not isinstance(grid, AffineGrid | TableGrid):
-        raise NotExactError("what its grid can represent is known to its own plugin only")
+        raise NotExactError("only its own plugin knows what its grid can represent")
     found = _representation(quantized, grid)
     if not grid.independent:
         try:
@@ -134,7 +134,7 @@ def _representation(quantized: QuantizedTensor, grid: AffineGrid | TableGrid) ->
 
 
 def _at_once(source: Source, grid: AffineGrid | TableGrid) -> Blocks | None:
-    """All blocks, if the range of all codes says that they fit."""
+    """All blocks, if the range of all codes shows that they fit."""
     # Blocks of the source, where they are whole numbers of those of the target, are fewer.
     within = source.length and source.length % source.block == 0
     length = source.length if within else source.block
@@ -181,7 +181,7 @@ def _decided(run: Run, source: Source, grid: AffineGrid | TableGrid, start: int)
 
 
 def _result(quantized: QuantizedTensor, grid: AffineGrid | TableGrid, output: _Output) -> QuantizedTensor:
-    """Put the parts together, shaped and typed as the grid has them."""
+    """Put the parts together, with the grid's shapes and dtypes."""
     import torch
 
     rows, columns = quantized.shape

@@ -32,7 +32,7 @@ def cost(grid: AffineGrid | TableGrid, block: int) -> int:
 
 
 def distinct_values(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the different values of each block, ascending, and their number.
+    """Different values of each block, ascending, and their number.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def _levels(grid: AffineGrid | TableGrid, like: Tensor) -> Tensor:
         first, last = _range(grid)
         levels = torch.arange(first, last + 1, dtype=torch.float32, device=like.device)
     levels = levels[levels != 0]
-    # The largest scale that serves gives the smallest codes.
+    # The largest scale that works gives the smallest codes.
     return levels[levels.abs().argsort(stable=True)]
 
 
@@ -122,7 +122,7 @@ def _scales(distinct: Tensor, grid: AffineGrid | TableGrid) -> tuple[Tensor, Ten
     ordinals = (ordinals[..., None] + near).clamp(1, highest)
     scales = _numbers(ordinals, grid)
     fits = scales * levels.abs()[:, None] == largest.abs()[:, None, None]
-    # A format may store scales in another form, which gives back fewer numbers than their dtype has.
+    # A format may store scales in another form, which reproduces fewer numbers than their dtype has.
     fits &= grid.storable(scales) == scales
     more = (fits[..., 0] & (ordinals[..., 0] > 1)) | (fits[..., -1] & (ordinals[..., -1] < highest))
     block, level, _ = candidates = fits.nonzero(as_tuple=True)
@@ -144,7 +144,7 @@ def _scales(distinct: Tensor, grid: AffineGrid | TableGrid) -> tuple[Tensor, Ten
 
 
 def _ends(values: Tensor, levels: Tensor, grid: AffineGrid | TableGrid) -> Tensor:
-    """Scales to try where too many would give the largest value: the smallest one for each value and level.
+    """Scales to try if too many would give the largest value: the smallest one for each value and level.
 
     Scales that give a level a certain value are neighbours of each other. If any scale gives every value its level,
     then so does the largest of the smallest ones.

@@ -94,7 +94,7 @@ class Run:
             reach = (self.zero - self.span[0]).abs().maximum((self.zero - self.span[1]).abs())
         else:
             reach = self.table[self.span[0] : self.span[1] + 1].abs().max()
-        # In float32 itself: an overflow is what is looked for.
+        # In float32 itself: overflow is exactly what this looks for.
         largest = self.scale.abs() * reach
         if self.minimum is not None:
             largest = largest + self.minimum.abs()

@@ -15,7 +15,7 @@ __all__ = ["check_exact", "require_exact"]
 
 
 def check_exact(plan: Plan, workers: int, progress: Progress) -> dict[int, str]:
-    """Read every tensor that needs the data, once, and tell why it cannot keep its values.
+    """Read every tensor that needs the data, once, and find out why it cannot keep its values.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def require_exact(
     workers : int
         Threads.
     progress : Progress
-        Is told how far the work is.
+        Receives progress reports.
     settled : mapping of int to str, optional
         What :func:`check_exact` has found already.
 
@@ -62,7 +62,7 @@ def require_exact(
         Naming the tensors and the reasons.
     """
     wrong: Mapping[int, str] = {i: t.reason for i, t in enumerate(plan.tensors) if t.exact is Answer.NEVER}
-    # What the plan knows needs no reading; how many more there are is not worth it.
+    # What the plan knows needs no reading; counting the others is not worth it.
     complete = not wrong or all(t.exact is not Answer.DATA for t in plan.tensors)
     if not wrong:
         settled = check_exact(plan, workers, progress) if settled is None else settled

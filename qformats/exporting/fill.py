@@ -44,9 +44,9 @@ __all__ = [
 Result = TypeVar("Result")
 
 SLICE_WEIGHTS = 1 << 22
-"""Weights a slice: small enough for the second-level caches of a few workers, large enough to hide overheads."""
+"""Weights per slice: small enough for the second-level caches of a few workers, large enough to hide overheads."""
 
-_BUG = "The packer contradicts its own descriptor: tell its authors"
+_BUG = "The packer contradicts its own descriptor: report it to its authors"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Slice:
 
 
 def slices_of(plan: Plan) -> list[Slice]:
-    """Cut a plan into slices, in the order in which the source lies on disk."""
+    """Cut a plan into slices, in the order of the source on disk."""
     order = sorted(
         range(len(plan.tensors)),
         key=lambda i: (
@@ -92,7 +92,7 @@ class OutputFiles:
     plan : Plan
         Says which files, how large, and what their headers hold.
     folder : Path
-        Where they lie.
+        Where to store them.
 
     Raises
     ------
@@ -122,7 +122,7 @@ class OutputFiles:
             if os.fstat(handle).st_size != file.size:
                 os.ftruncate(handle, file.size)
             if file.size:
-                # Reserving the space now tells a full disk before the work, not after it.
+                # Reserving the space now reveals a full disk before the work, not after it.
                 os.posix_fallocate(handle, 0, file.size)
             for offset, content in ((0, file.header), *file.parts):
                 _write_at(handle, memoryview(content), offset)
@@ -180,12 +180,12 @@ class OutputFiles:
         return found
 
     def recovered(self, piece: Slice, spans: Sequence[Span]) -> bool:
-        """Whether spans that a journal tells are this slice's, and the files hold what their checksums say."""
+        """Whether spans from a journal are this slice's, and the files match their checksums."""
         told = [(span.file, span.offset, span.nbytes) for span in spans]
         return told == [place[:3] for place in self.places(piece)] and self.match(spans)
 
     def match(self, spans: Sequence[Span]) -> bool:
-        """Whether the files hold what the checksums say."""
+        """Whether the files match the checksums."""
         return all(self.digest(span.file, span.offset, span.nbytes) == span.digest for span in spans)
 
     @contextlib.contextmanager
@@ -285,7 +285,7 @@ def _convert(plan: Plan, piece: Slice, files: OutputFiles, check: SelfCheck) -> 
     except PluginError as error:
         error.about(tensor=tensor.name)
         raise
-    # What was packed for the slice alone gets the fields of the whole tensor; what is copied has its own.
+    # A slice packed by itself gets the fields of the whole tensor; a copied one has its own.
     fields = packed.fields if packed is part else {**packed.fields, **tensor.fixed}
     spans = []
     for file, offset, nbytes, field in files.places(piece):
@@ -304,12 +304,12 @@ def _convert(plan: Plan, piece: Slice, files: OutputFiles, check: SelfCheck) -> 
 def encode(
     tensor: TensorPlan, part: PackedTensor, quantizer: Quantizer, start: int
 ) -> tuple[PackedTensor, Measure | None]:
-    """Do with a slice of a tensor what the plan says.
+    """Do what the plan says with a slice of a tensor.
 
     Parameters
     ----------
     tensor : TensorPlan
-        What becomes of the tensor.
+        What is done with the tensor.
     part : PackedTensor
         Some of its rows, as the source stores them.
     quantizer : Quantizer
@@ -320,8 +320,8 @@ def encode(
     Returns
     -------
     tuple of PackedTensor and (Measure or None)
-        The slice in its new format, without the fields that follow from the whole tensor; and what became of its
-        values, where a quantized format took the place of another one.
+        The slice in its new format, without the fields that follow from the whole tensor; and how its
+        values changed, if one quantized format replaced another.
 
     Raises
     ------
@@ -357,7 +357,7 @@ def encode(
 
 
 def _measure_of(tensor: TensorPlan, part: PackedTensor, start: int) -> Measure | None:
-    """What became of a slice that was packed before, if it came from a quantized tensor."""
+    """How the values of an already packed slice changed, if it came from a quantized tensor."""
     if tensor.before is not None:
         return compared(tensor.before.read(start, start + part.shape[0]), part, tensor.reason)
     weights = math.prod(part.shape)

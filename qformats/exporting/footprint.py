@@ -1,4 +1,4 @@
-"""How large a model becomes in a format, and what it takes to run it; from names and shapes alone."""
+"""Size of a model in a format, and the memory to run it; from names and shapes alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Footprint:
     Attributes
     ----------
     format, architecture : str
-        What was asked for, and of which model.
+        The requested format, and the model's architecture.
     parameters : int
         Number of weights.
     tensors : tuple of (str, str, int)
@@ -60,7 +60,7 @@ class Footprint:
 
     @property
     def bits_per_weight(self) -> float:
-        """Mean stored bits a weight."""
+        """Mean stored bits per weight."""
         return self.nbytes * 8 / max(1, self.parameters)
 
     @property

@@ -23,8 +23,8 @@ __all__ = ["Journal", "Span", "Written", "finish_or_undo", "sync_folder", "unwri
 SUFFIX = ".qformats-partial"
 LOG = "journal.jsonl"
 REPLACED = "replaced"
-"""Where what is being replaced waits until the new output is in place."""
-_NOT_RESTORED = "Move it back by hand, or away, then export again"
+"""Where the old output waits until the new one is in place."""
+_NOT_RESTORED = "Move it back, or elsewhere, then export again"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Written:
-    """A slice that is written: where its bytes lie, and what became of its values where that was measured."""
+    """A written slice: where its bytes are, and how its values changed if that was measured."""
 
     spans: list[Span]
     measure: Measure | None = None
@@ -63,9 +63,9 @@ class Journal:
     target : Path
         Final file or folder; the partial output lies beside it, on the same file system.
     identity : str or None
-        Fingerprint of the plan. A journal with another one is discarded. None to look at what is there only.
+        Fingerprint of the plan. A journal with another one is discarded. None only to inspect what exists.
     name : str, optional
-        What the partial output is called after, if not after the target.
+        What the partial output is named after, if not the target.
 
     Raises
     ------
@@ -138,7 +138,7 @@ class Journal:
             os.close(log)
 
     def _finish_or_undo(self) -> None:
-        """Finish or undo what was killed while it was put in place."""
+        """Finish or undo a placement that was killed."""
         lines = self._read().splitlines()
         with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
             self._moves = [
@@ -148,7 +148,7 @@ class Journal:
         if not self.placed:
             self._put_back()
             return
-        # Not ignoring errors: the next export would find the old output in its way.
+        # Errors are not ignored: the next export would find the old output in its way.
         if self._replaced.exists():
             shutil.rmtree(self._replaced)
         self._moves = []
@@ -160,7 +160,7 @@ class Journal:
         return bool(self._moves) and not os.path.lexists(self._moves[-1][0])
 
     def place(self, moves: Sequence[tuple[Path, Path]]) -> None:
-        """Put the output in place, after moving aside what is there; undone if it fails.
+        """Put the output in place, after moving aside what exists; undone if it fails.
 
         Parameters
         ----------
@@ -176,7 +176,7 @@ class Journal:
             If a part cannot be moved.
         """
         names = [[str(source.relative_to(self.folder)), final.name] for source, final in moves]
-        # Written before anything is moved: whoever finds the journal after a kill knows what to undo.
+        # Written before anything is moved, so that the journal tells what to undo after a kill.
         self._write({"placing": names})
         os.fsync(self._log)
         self._moves = list(moves)
@@ -214,7 +214,7 @@ class Journal:
                 self._replaced.rmdir()
         except OSError as error:
             found = (
-                f"what was there before could not be put back ({error.strerror}) and lies in {self._replaced}"
+                f"its previous content could not be restored ({error.strerror}) and is in {self._replaced}"
             )
             raise OutputError(self.target, found, _NOT_RESTORED) from error
         self._moves = []
@@ -276,7 +276,7 @@ class Journal:
 
     @property
     def resumable(self) -> bool:
-        """Whether it tells of any slice."""
+        """Whether any slice is recorded."""
         return self._read().count(b"\n") > 1
 
     def close(self) -> None:
@@ -305,7 +305,7 @@ class Journal:
                 (self.folder / LOG).unlink()
                 self.folder.rmdir()
         self._remove_made()
-        # And its lock after it: whoever waits for it must not find a folder that is being removed.
+        # And its lock after it: another process waiting for it must not find a folder that is being removed.
         self.close()
 
     def _remove_made(self) -> None:
@@ -313,17 +313,17 @@ class Journal:
             try:
                 folder.rmdir()
             except OSError:
-                # It holds the target, or something that somebody else has put there meanwhile.
+                # It holds the target, or something that was put there meanwhile.
                 return
 
 
 def finish_or_undo(target: Path, name: str = "") -> None:
-    """Finish or undo what was killed while it was put in place; what can be resumed stays.
+    """Finish or undo a placement that was killed; what can be resumed stays.
 
     Raises
     ------
     OutputError
-        If it can be neither, or another process is writing the same target.
+        If neither is possible, or another process is writing the same target.
     """
     if (_folder(target, name) / LOG).exists():
         journal = Journal(target, None, name)

@@ -44,7 +44,7 @@ def quantized_on_read(
     options : mapping of str to str
         Of the loaders.
     progress : Progress
-        Is told how far the work is.
+        Receives progress reports.
 
     Yields
     ------
@@ -69,7 +69,7 @@ def quantized_on_read(
             plan = prepare(plan, work, progress)
         converted = {}
         for tensor in plan.tensors:
-            # The container may want the rows in another order, in which they are quantized alike. Nothing is measured.
+            # The container may want the rows in another order; they are quantized the same. Nothing is measured.
             own = plan.source.tensors.get(tensor.source.name)
             if own is None:
                 # What the container stores of the configuration.
@@ -117,5 +117,5 @@ def _piece(
 ) -> PackedTensor:
     part = own.read(start, stop)
     packed, _ = encode(tensor, part, quantizer, start)
-    # What was packed for the slice alone gets the fields of the whole tensor; what is copied has its own.
+    # A slice packed by itself gets the fields of the whole tensor; a copied one has its own.
     return packed if packed is part else replace(packed, fields={**packed.fields, **tensor.fixed})

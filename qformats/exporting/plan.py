@@ -42,7 +42,7 @@ WIDER = {
 
 
 class Action(StrEnum):
-    """What becomes of a tensor's numbers."""
+    """What is done with a tensor's numbers."""
 
     COPY = "copied"
     """The same format: the same bytes."""
@@ -67,13 +67,13 @@ class TensorPlan:
     assignment : Assignment
         The tensor, its format and the reason for it.
     action : Action
-        What becomes of its numbers.
+        What is done with its numbers.
     nbytes : int
         Stored bytes in the output.
     exact : Answer
-        Whether every value stays what it is.
+        Whether every value stays the same.
     reason : str
-        Why not, or what the data must tell.
+        Why not, or what depends on the data.
     before : StoredTensor or None
         The quantized tensor from which a quantizer that prepared the model made this one, with the same rows.
     """
@@ -92,7 +92,7 @@ class TensorPlan:
 
     @property
     def source(self) -> StoredTensor:
-        """Where its rows come from, already permuted or transposed as the output needs it."""
+        """Source of its rows, already permuted or transposed for the output."""
         return self.assignment.draft.source
 
     @property
@@ -123,7 +123,7 @@ class Plan:
     target : Path
         What will be made.
     recipe : Recipe
-        What the user asked for.
+        What the user requested.
     tensors : tuple of TensorPlan
         In output order; placements of the layout index into it.
     layout : Layout
@@ -156,13 +156,13 @@ class Plan:
         """What the partial output is called after; targets with the same files share it, and so exclude each other."""
         name = self.target.name
         if len(self.layout.files) > 1 and not self.layout.folder:
-            # The files of a split model are named alike whether or not the target's name has the suffix.
+            # The files of a split model get the same names whether or not the target's name has the suffix.
             suffix = self.loader.suffix
             return name.removesuffix(suffix) + suffix
         return name
 
     def changed(self) -> Path | None:
-        """First source file that is not what it was when the model was opened."""
+        """First source file that has changed since the model was opened."""
         files = self.source.files
         if len(files) != len(self.fingerprint):
             return self.source.path
@@ -256,9 +256,9 @@ def make_plan(
     source : Checkpoint
         The model.
     target : Path
-        File or folder to make.
+        File or folder to write.
     recipe : Recipe
-        What the user asked for.
+        What the user requested.
     options : mapping of str to str
         Of the loaders.
     extra_identity : mapping of str to str, optional
@@ -267,7 +267,7 @@ def make_plan(
     Raises
     ------
     UnknownFormatError
-        If nothing installed answers to the format.
+        If nothing installed provides the format.
     ConfigError, ShapeError, UnsupportedModelError
         If the model cannot be written as asked.
     CheckpointError
@@ -299,16 +299,18 @@ def make_plan(
 
 
 def _named(target: Path) -> Path:
-    """The target with a name of its own: the partial output lies beside it, under a name made from it."""
+    """The target with a proper name, from which the name of the partial output beside it is derived."""
     if target.name in ("", ".."):
         target = target.resolve()
     if not target.name:
-        raise OutputError(target, "is not a name for a file or folder", "Choose another one with --output")
+        raise OutputError(
+            target, "is not a valid name for a file or folder", "Choose another one with --output"
+        )
     return target
 
 
 def _action(assignment: Assignment) -> Action:
-    """What becomes of a tensor; a loader may have decoded it, or a quantizer packed it, since it was on disk."""
+    """What is done with a tensor, which a loader may have decoded, or a quantizer packed, since it was read."""
     tensor, packer = assignment.draft.source, assignment.packer
     stored, now = tensor.stored_packer, tensor.packer
     same = now.name == packer.name or (now.dense_dtype and now.dense_dtype == packer.dense_dtype)
@@ -326,18 +328,18 @@ def _action(assignment: Assignment) -> Action:
 
 
 def _transcodable(assignment: Assignment) -> tuple[Answer, str]:
-    """Whether a quantized tensor can stay what it is in another quantized format."""
+    """Whether a quantized tensor can keep its values in another quantized format."""
     source, packer = assignment.draft.source, assignment.packer
     if source.format == packer.name:
         return Answer.ALWAYS, ""
     if not source.packer.quantizes:
         # A loader had to decode it, to give its rows another order.
-        return Answer.NEVER, f"rows that this container reorders share the blocks of {source.stored_format}"
+        return Answer.NEVER, f"this container reorders rows that share blocks of {source.stored_format}"
     return packer.foresee(source.packer, source.shape)
 
 
 def exactness(assignment: Assignment, action: Action) -> tuple[Answer, str]:
-    """Whether every value of a tensor stays what it is, and why not."""
+    """Whether every value of a tensor stays the same, and if not, why."""
     dtype = assignment.packer.dense_dtype or ""
     match action:
         case Action.COPY:

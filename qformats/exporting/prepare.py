@@ -1,4 +1,4 @@
-"""Prepare: what a quantizer works out over the whole model before any tensor is written."""
+"""Prepare: what a quantizer does with the whole model before any tensor is written."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class Workspace:
 def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     """Let the quantizer work on the whole model; the plan of what is then left to write.
 
-    It gets the plain weights, and those quantized ones that have to be rounded once more: decoded. Tensors that can
-    stay what they are in the new format are transcoded as without it.
+    It gets the plain weights and, decoded, the quantized ones that must be rounded again. Tensors that can
+    keep their values in the new format are transcoded as without it.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     workspace : Path
         Where the quantizer may keep what it has finished.
     progress : Progress
-        Is told how far the work is.
+        Receives progress reports.
     """
     recipe = plan.recipe
     rounded = [_rounded(plan, index, progress) for index in range(len(plan.tensors))]
@@ -109,7 +109,7 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     formats = {name: tensor.packer for name, tensor in wanted.items()}
     prepared = plan.quantizer.prepare(plan.source, formats, workspace, progress)
     prepared.fingerprint = plan.fingerprint
-    # Reports tell what the model was, not what it became on the way.
+    # Reports describe the original model, not intermediate steps.
     prepared.tensors = {
         name: replace(tensor, nbytes=plan.source.tensors[name].nbytes)
         for name, tensor in prepared.tensors.items()
@@ -122,14 +122,14 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
 
 
 def _deciding(recipe: Recipe) -> Recipe:
-    """A recipe without the quantizer's options that leave the result what it is: they may change between two runs."""
+    """A recipe without the quantizer's options that do not affect the result: they may change between two runs."""
     aside = {option.name for option in registry().quantizer(recipe.quantizer).options if not option.decides}
     kept = tuple(option for option in recipe.quantizer_options if option[0] not in aside)
     return replace(recipe, quantizer_options=kept)
 
 
 def _rounded(plan: Plan, index: int, progress: Progress) -> TensorPlan | None:
-    """A tensor whose codes are to be chosen, with the reason why it cannot stay what it is; ``None`` for others."""
+    """A tensor whose codes are to be chosen, with the reason why it cannot stay unchanged; ``None`` for others."""
     tensor = plan.tensors[index]
     match tensor.action:
         case Action.QUANTIZE | Action.REQUANTIZE:

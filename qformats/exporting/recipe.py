@@ -20,14 +20,14 @@ __all__ = ["Recipe"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the user asked for.
+    """What the user requested.
 
     Attributes
     ----------
     format : str
         ``family:variant``, or a family.
     quantizer : str
-        How codes are chosen.
+        Method that chooses codes.
     tensor_types : tuple of (str, str)
         Regular expression and variant; the first that is found in a tensor's name, and whose type can hold the
         tensor if the container wants to keep it, wins. So ``attn=q4_0`` quantizes the attention's matrices and
@@ -37,7 +37,7 @@ class Recipe:
     pure : bool
         Leave out the container's own mix.
     container : str or None
-        Loader that writes the output, where it is not the usual one.
+        Loader that writes the output, if not the usual one.
     quantizer_options : tuple of (str, str)
         Options of the quantizer.
     """
@@ -52,7 +52,7 @@ class Recipe:
     quantizer_options: tuple[tuple[str, str], ...] = ()
 
     def loader(self, source: Checkpoint) -> Loader:
-        """Loader that writes the output: the one asked for, else the source's own if it is at home there.
+        """Loader that writes the output: the requested one, or else the source's own if the format belongs to it.
 
         Raises
         ------
@@ -66,8 +66,9 @@ class Recipe:
         chosen = registry().loader(self.container)
         if not chosen.accepts(packer):
             names = [loader.name for loader in registry().loaders() if loader.accepts(packer)]
-            found = f"{chosen.name}, which does not hold {packer.name}"
-            raise ConfigError("container", found, "one of " + ", ".join(names))
+            raise ConfigError(
+                "container", chosen.name, f"one that can hold {packer.name}: " + ", ".join(names)
+            )
         return chosen
 
     def assign(self, drafts: Sequence[Draft], loader: Loader, source: Checkpoint) -> list[Assignment]:
@@ -76,7 +77,7 @@ class Recipe:
         Raises
         ------
         ConfigError
-            If a rule is no regular expression, or decides no tensor.
+            If a rule is not a regular expression, or matches no tensor.
         ShapeError
             If neither a tensor's format nor the container's fallbacks can hold it.
         """
@@ -104,18 +105,16 @@ class Recipe:
 
     @staticmethod
     def _useless(pattern: str, drafts: Sequence[Draft]) -> ConfigError:
-        """Why a rule decides nothing: a typing mistake, an earlier rule, or tensors that are never quantized."""
+        """Why a rule has no effect: a typing mistake, an earlier rule, or tensors that are never quantized."""
         matched = [d for d in drafts if _matches(re.compile(pattern), d)]
         if not matched:
             example = next((d.name for d in drafts if d.keep is None), drafts[0].name)
-            allowed = f"an expression found in a tensor's name, such as {example}"
+            allowed = f"an expression that matches part of a tensor's name, such as {example}"
         elif all(d.keep for d in matched):
             kept = matched[0]
-            allowed = (
-                f"one that finds tensors of which this type can hold one; {kept.name} is none ({kept.why})"
-            )
+            allowed = f"one that matches a tensor this type can hold; {kept.name} is not one ({kept.why})"
         else:
-            allowed = "one that finds tensors which no earlier rule has found: the first rule wins"
+            allowed = "one that matches tensors not matched by an earlier rule: the first rule wins"
         return ConfigError("tensor-type", pattern, allowed)
 
     def _choose(
@@ -164,7 +163,7 @@ class Recipe:
         if packer.quantizes and not loader.accepts(packer):
             names = [p.name for p in registry().formats() if loader.accepts(p) and p.writable]
             raise ConfigError(
-                "type", packer.name, f"one that the container {loader.name} holds: " + ", ".join(names)
+                "type", packer.name, f"one that the container {loader.name} can hold: " + ", ".join(names)
             )
         return packer
 
@@ -188,7 +187,7 @@ def _is_packed(tensor: StoredTensor) -> bool:
 
 
 def _staying_plain(draft: Draft, loader: Loader) -> Draft:
-    """A draft that keeps its plain numbers: where a model is quantized, whoever did it left them out on purpose."""
+    """A draft that keeps its plain numbers: in a quantized model they were left out on purpose."""
     plain = draft.source.stored_packer.dense_dtype
     if draft.keep is not None or plain not in FLOATS:
         return draft
@@ -201,12 +200,14 @@ def _decodable(assignment: Assignment) -> Assignment:
     source = assignment.draft.source.stored_packer
     if not source.readable and source.name != assignment.packer.name:
         name = assignment.draft.name
-        raise ConfigError(f"format of {name}", source.name, "one that can be decoded, to be converted")
+        raise ConfigError(
+            f"format of {name}", source.name, "a format that can be decoded, which conversion needs"
+        )
     return assignment
 
 
 def _oriented(assignment: Assignment) -> Assignment:
-    """Transpose a matrix that the container stores so while it is plain numbers."""
+    """Transpose a matrix that the container stores transposed as plain numbers."""
     draft = assignment.draft
     if not draft.dense_transposed or assignment.packer.quantizes:
         return assignment

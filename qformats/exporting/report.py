@@ -1,4 +1,4 @@
-"""What became of each tensor of an export."""
+"""What happened to each tensor of an export."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class TensorReport:
     action : str
         ``copied``, ``cast``, ``dequantized``, ``quantized``, ``transcoded`` or ``requantized``.
     note : str
-        Why it got another format than the one asked for; empty if it did not.
+        Why it got a format other than the requested one; empty if it did not.
     source_nbytes, nbytes : int
         Stored bytes before and after.
     kept : bool
         Whether the container never quantizes such a tensor.
     exact : str
-        Whether every value stays what it is: ``always``, ``never`` or ``needs the data`` as the plan knows it; ``yes``
+        Whether every value stays the same: ``always``, ``never`` or ``needs the data`` as the plan knows it; ``yes``
         or ``no`` once the data has told.
     reason : str
         Why not.
@@ -81,7 +81,7 @@ class ExportReport:
     source, target : str
         Paths.
     format, quantizer : str
-        What was asked for.
+        The requested ones.
     architecture : str
         Of the model.
     parameters : int
@@ -119,7 +119,7 @@ class ExportReport:
 
     @property
     def bits_per_weight(self) -> float:
-        """Mean stored bits a weight in the output."""
+        """Mean stored bits per weight in the output."""
         return self.nbytes * 8 / max(1, self.parameters)
 
     @property
@@ -144,7 +144,7 @@ def report_of(
     seconds, resumed
         See :class:`ExportReport`.
     measures : mapping of int to Measure, optional
-        What became of the values of transcoded and requantized tensors, by index; only once they are written.
+        How the values of transcoded and requantized tensors changed, by index; only once they are written.
     """
     default = registry().packer(plan.recipe.format)
     tensors = tuple(_tensor(t, (measures or {}).get(i)) for i, t in enumerate(plan.tensors))
@@ -216,7 +216,7 @@ def _tensor(plan: TensorPlan, measure: Measure | None) -> TensorReport:
 
 
 def _shown(plan: Plan) -> str:
-    """What a program is given to open the output, quoted for a shell."""
+    """Path by which a program opens the output, quoted for a shell."""
     first = plan.target if plan.layout.folder else plan.target.with_name(plan.layout.files[0].name)
     # A leading dash would be taken for an option.
     return shlex.quote(f"./{first}" if str(first).startswith("-") else str(first))

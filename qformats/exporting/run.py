@@ -66,7 +66,7 @@ def execute(
     require_exact : bool
         Refuse, before anything is written, if a value would change.
     progress : Progress, optional
-        Is told how far the work is.
+        Receives progress reports.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def execute(
     workers = threads(workers)
     began = time.perf_counter()
     with uninterrupted(late=True):
-        # Before the target is looked at: half of it may be elsewhere.
+        # Before the target is inspected: half of it may be elsewhere.
         finish_or_undo(plan.target, plan.partial_name)
     check_target(plan, force)
     _check_source(plan)
@@ -137,7 +137,7 @@ def _write(
 
 
 def _measures(slices: Sequence[Slice], journal: Journal) -> dict[int, Measure]:
-    """What became of the values of each tensor, summed over its slices in their order."""
+    """How the values of each tensor changed, summed over its slices in order."""
     parts: dict[int, list[Measure]] = {}
     for piece in slices:
         measure = journal.done[piece.index].measure
@@ -147,12 +147,12 @@ def _measures(slices: Sequence[Slice], journal: Journal) -> dict[int, Measure]:
 
 
 def _check_source(plan: Plan) -> None:
-    """Refuse a result of which one half may come from another version of the model than the other half."""
+    """Refuse a result whose halves may come from different versions of the model."""
     file = plan.changed()
     if file is not None:
         raise CheckpointError(
             file,
-            "has changed while it was read",
+            "changed while it was being read",
             "the file as it was when the model was opened",
             hint="wait until nothing writes to it (a download, a training run), then export again",
         )

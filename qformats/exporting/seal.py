@@ -37,7 +37,7 @@ _OF_MODELS = (
     ),
     *("modeling_*.py", "configuration_*.py", "tokenization_*.py", "LICENSE*", "NOTICE*", ".gitattributes"),
 )
-"""What lies in folders of models; a folder with anything else in it is never replaced as a whole."""
+"""What folders of models contain; a folder with anything else in it is never replaced as a whole."""
 _OF_TRAINING = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "training_args.bin", "trainer_state.json")
 """A folder with one of these is a training run's, to be continued: no other program can make it again."""
 _READ_AHEAD = 1 << 30
@@ -71,14 +71,14 @@ def check_target(plan: Plan, force: bool) -> None:
         # Not Path.resolve, which fails on links that lead to themselves.
         place = Path(os.path.realpath(path))
         if place in sources or place == plan.source.path.resolve():
-            raise OutputError(path, "is the model that is being read", "Choose another name with --output")
+            raise OutputError(path, "is the model being read", "Choose another name with --output")
         if path.is_dir() and not plan.layout.folder:
             suffix = plan.loader.suffix
             raise OutputError(
                 path, "is a folder", f"Give the name of a file, such as {path / f'model{suffix}'}"
             )
         if any(place in source.parents for source in sources):
-            raise OutputError(path, "holds the model that is being read", "Choose another name with --output")
+            raise OutputError(path, "holds the model being read", "Choose another name with --output")
         # A link that leads nowhere exists too.
         if not os.path.lexists(path):
             continue
@@ -92,11 +92,11 @@ def check_target(plan: Plan, force: bool) -> None:
 def _check_folder(path: Path) -> None:
     """Refuse to replace a folder in which there is something that no program writes into models."""
     if not path.is_dir():
-        raise OutputError(path, "is a file, and the output is a folder", "Choose another name, or remove it")
+        raise OutputError(path, "is a file, but the output is a folder", "Choose another name, or remove it")
     names = sorted(entry.name for entry in path.iterdir())
     recorded = _recorded(path / RECORD)
     if names and "config.json" not in names and not recorded:
-        raise OutputError(path, "is a folder that holds no model", "Choose another name, or remove it")
+        raise OutputError(path, "is a folder without a model", "Choose another name, or remove it")
     single_files = [f"*{loader.suffix}" for loader in registry().loaders() if loader.suffix]
     usual = [*_OF_MODELS, *single_files]
 
@@ -114,7 +114,7 @@ def _check_folder(path: Path) -> None:
     foreign = [name for name in names if foreign_name(name)]
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-        found = f"also holds what is no part of a model: {', '.join(foreign[:3])}{more}"
+        found = f"also holds files that are not part of a model: {', '.join(foreign[:3])}{more}"
         raise OutputError(path, found, "Choose another name, or remove it")
 
 
@@ -133,7 +133,7 @@ def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
     Raises
     ------
     OutputError
-        If the disk gives back something else than was written.
+        If the disk returns anything other than what was written.
     """
     with bounded(
         lambda span: files.match([span]), spans, workers, weight=lambda span: span.nbytes, limit=_READ_AHEAD
@@ -148,7 +148,7 @@ def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
 
 
 def finish(plan: Plan, files: OutputFiles) -> list[Span]:
-    """Let the container write what only the written weights can tell; the checksums of that.
+    """Let the container write what depends on the written weights; returns the checksums of that.
 
     Raises
     ------
@@ -169,7 +169,9 @@ def finish(plan: Plan, files: OutputFiles) -> list[Span]:
             if over or not 0 <= offset <= stop <= file.size:
                 what = f"{plan.loader.name}: bytes that finish writes into {file.name}"
                 expected = f"a range of the {file.size} bytes of the file that holds no weights"
-                raise ConfigError(what, f"{offset} to {stop}", expected, "Tell the authors of the container")
+                raise ConfigError(
+                    what, f"{offset} to {stop}", expected, "Report it to the container's authors"
+                )
             files.write(number, memoryview(data), offset)
             spans.append(Span(number, offset, len(data), xxhash.xxh3_128_hexdigest(data)))
     return spans
@@ -202,7 +204,7 @@ def seal(
             os.fsync(file.fileno())
         sync_folder(journal.files)
         with uninterrupted():
-            # Once more: filling takes long, and somebody else may have put something there meanwhile.
+            # Again: filling takes long, and something may have been put there meanwhile.
             check_target(plan, force)
             journal.place(_moves(plan, journal))
             sync_folder(plan.target.parent)

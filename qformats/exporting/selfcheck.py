@@ -1,6 +1,6 @@
 """Cheap insurance: the first rows of every tensor that is written are unpacked again and compared with their codes.
 
-A plugin whose `pack` and `unpack` contradict each other would otherwise write files that hold something else than the
+A plugin whose `pack` and `unpack` contradict each other would otherwise write files that hold something other than the
 model, without any error.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from qformats.errors import ConfigError, QFormatsError
+from qformats.errors import ConfigError, Described, QFormatsError
 from qformats.exporting.plan import Action, TensorPlan
 from qformats.exporting.transcode import Measure
 from qformats.interfaces.packer import PackedTensor
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["SelfCheck"]
 
 _WEIGHTS = 1 << 16
-"""Weights that are looked at of a tensor: some milliseconds, where a whole slice takes a hundred."""
-_BUG = "The plugin contradicts itself: tell its authors"
+"""Weights checked per tensor: a few milliseconds, where a whole slice takes a hundred."""
+_BUG = "The plugin contradicts itself: report it to its authors"
 
 
 class SelfCheck:
-    """Looks at the first rows of each tensor of one export.
+    """Checks the first rows of each tensor of one export.
 
-    Formats that can be packed only as a whole are looked at once for each shape: for them there are no first rows.
+    Formats that can be packed only as a whole are checked once per shape: they have no first rows.
     """
 
     def __init__(self) -> None:
@@ -44,12 +44,12 @@ class SelfCheck:
         quantizer: Quantizer,
         measure: Measure | None,
     ) -> None:
-        """Compare what was packed of a tensor's first slice with what it unpacks to.
+        """Compare a tensor's packed first slice with what it unpacks to.
 
         Parameters
         ----------
         tensor : TensorPlan
-            What became of the tensor.
+            What was done with the tensor.
         part : PackedTensor
             The slice as the source stores it.
         packed : PackedTensor
@@ -57,7 +57,7 @@ class SelfCheck:
         quantizer : Quantizer
             Chose the codes of plain numbers.
         measure : Measure or None
-            What became of quantized ones.
+            How quantized ones changed.
 
         Raises
         ------
@@ -82,7 +82,7 @@ class SelfCheck:
             again = packer.unpack(packer.pack(codes))
         except QFormatsError as error:
             raise ConfigError(
-                told, f"codes that pack refuses ({error})", "those that it packed", _BUG
+                told, Described(f"codes that pack rejects ({error})"), "those that it packed", _BUG
             ) from error
         _same(f"{told} packed and unpacked again", again, codes)
         values = codes.dequantize()
@@ -103,7 +103,10 @@ def _same(what: str, found: QuantizedTensor, expected: QuantizedTensor) -> None:
     wrong = int((found.codes.int() != expected.codes.int()).sum())
     if wrong:
         raise ConfigError(
-            f"{what}: codes", f"{wrong} of {found.codes.numel()} differ", "those that were packed", _BUG
+            f"{what}: codes",
+            Described(f"{wrong} of {found.codes.numel()} that differ"),
+            "the packed ones",
+            _BUG,
         )
     _equal(what, found.dequantize(), expected.dequantize())
 
@@ -111,4 +114,5 @@ def _same(what: str, found: QuantizedTensor, expected: QuantizedTensor) -> None:
 def _equal(what: str, found: Tensor, expected: Tensor) -> None:
     wrong = int((found != expected).sum())
     if wrong:
-        raise ConfigError(f"{what}: values", f"{wrong} of {found.numel()} differ", "those of the codes", _BUG)
+        different = Described(f"{wrong} of {found.numel()} that differ")
+        raise ConfigError(f"{what}: values", different, "those of the codes", _BUG)

@@ -26,7 +26,7 @@ _HOPE = 2
 
 @dataclass(frozen=True)
 class Measure:
-    """What became of the values of one or more slices.
+    """How the values of one or more slices changed.
 
     Attributes
     ----------
@@ -70,10 +70,10 @@ def total(measures: Iterable[Measure]) -> Measure:
 
 
 def transcode(part: PackedTensor, packer: Packer, quantizer: Quantizer) -> tuple[PackedTensor, Measure]:
-    """Keep every value of a slice if the other format has it; where it has not, keep the codes, or round.
+    """Keep every value of a slice if the other format has it; otherwise keep the codes, or round.
 
-    Rows that fit are kept beside rows that do not, as far as halving the slice tells them apart. Codes stay what they
-    are where nothing but their scales must be rounded.
+    Rows that fit are kept beside rows that do not, as far as halving the slice tells them apart. Codes stay the same
+    if only their scales must be rounded.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def _rounded(
     quantizer: Quantizer,
     reason: str,
 ) -> tuple[PackedTensor, Measure]:
-    """Codes as they are with rounded scales, where that is all it takes; else quantized once more."""
+    """The same codes with rounded scales, if that is enough; otherwise quantized again."""
     near = _with_storable_scales(quantized, packer)
     if near is not None:
         try:
@@ -162,7 +162,7 @@ def _with_storable_scales(quantized: QuantizedTensor, packer: Packer) -> Quantiz
 def requantize(
     part: PackedTensor, packer: Packer, quantizer: Quantizer, reason: str
 ) -> tuple[PackedTensor, Measure]:
-    """Round a slice once more, and measure by how much its values change."""
+    """Round a slice again, and measure how much its values change."""
     before = part.dequantize()
     packed = quantizer.encode(before, packer)
     squared_error, squared, max_error = _compare(before, packed.dequantize())
@@ -170,7 +170,7 @@ def requantize(
 
 
 def compared(before: PackedTensor, after: PackedTensor, reason: str) -> Measure:
-    """By how much the values of a slice differ from those that it had in another format."""
+    """How much the values of a slice differ from those in its previous format."""
     old, new = before.dequantize(), after.dequantize()
     return Measure(_weights(after.shape), 0, *_compare(old, new), reason)
 
@@ -181,7 +181,7 @@ def why_not(part: PackedTensor, packer: Packer) -> str:
         if packer.quantizes:
             packer.represent(part.unpack())
             return ""
-        # Plain numbers are compared as they are: of float64 a float32 is no witness.
+        # Plain numbers are compared as they are: a float32 does not represent a float64.
         before = part.dequantize() if part.packer.quantizes else next(iter(part.fields.values()))
         after = next(iter(packer.encode_reference(before).fields.values()))
     except NotExactError as error:

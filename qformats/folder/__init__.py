@@ -49,9 +49,10 @@ class HuggingFaceFolder(Loader):
             flag=True,
             metavar="SIZE",
         ),
-        Option("plain-dtype", "f32, f16 or bf16 for what is not quantized (default: what most of it has)"),
+        Option("plain-dtype", "f32, f16 or bf16 for unquantized tensors (default: what most of them have)"),
         Option(
-            "quantization-config", "JSON object: what a folder to read should have declared, entry by entry"
+            "quantization-config",
+            "JSON object: entries that override the quantization_config of a folder to read",
         ),
     )
 
@@ -151,8 +152,8 @@ def _warn_of_mixture(assignments: Sequence[Assignment], default: Packer) -> None
     found = {a.packer.dense_dtype for a in assignments if a.packer.dense_dtype in FLOATS}
     if default.quantizes and len(found) > 1:
         warnings.warn(
-            f"what is not quantized has several dtypes ({', '.join(sorted(map(str, found)))}), which Transformers may "
-            "refuse to compute with: -O plain-dtype=f16 makes them one",
+            f"unquantized tensors have several dtypes ({', '.join(sorted(map(str, found)))}), and Transformers may "
+            "refuse to compute with them: -O plain-dtype=f16 converts them to one",
             UserWarning,
             stacklevel=2,
         )

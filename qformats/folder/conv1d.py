@@ -1,4 +1,4 @@
-"""GPT-2 stores its linear weights as ``[in_features, out_features]`` (Transformers' Conv1D); here they are listed."""
+"""Linear weights that GPT-2 stores as ``[in_features, out_features]`` (Transformers' Conv1D)."""
 
 from __future__ import annotations
 

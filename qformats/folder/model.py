@@ -64,7 +64,7 @@ class FolderCheckpoint(Checkpoint):
     path : Path
         The folder.
     quantized : (Family, Packer), optional
-        Quantized format of the folder, where config.json has no ``quantization_config`` that tells it.
+        Quantized format of the folder, if config.json has no ``quantization_config`` that gives it.
     declared : mapping, optional
         Entries that the ``quantization_config`` lacks, or has wrong.
 
@@ -138,9 +138,9 @@ class FolderCheckpoint(Checkpoint):
         for name in index or ():
             if name not in entries:
                 file = self.path / (index or {})[name]
-                raise CheckpointError(file, "not in this file, although the index says so", tensor=name)
+                raise CheckpointError(file, "is not in this file, although the index says so", tensor=name)
         if not entries:
-            raise CheckpointError(self._shards[0].path, "no tensors in it", "the weights of a model")
+            raise CheckpointError(self._shards[0].path, "has no tensors", "the weights of a model")
         return entries
 
     def _canonical(self, entries: dict[str, Entry]) -> dict[str, StoredTensor]:
@@ -226,7 +226,7 @@ class FolderCheckpoint(Checkpoint):
             "none, or one that an installed plugin reads: " + ", ".join(readable)
             if readable
             else "none, since no installed plugin reads quantized folders",
-            hint="install a plugin for this method, or point at the unquantized model",
+            hint="install a plugin for this method, or use the unquantized model",
         )
 
     def _dense(self, name: str, entry: Entry, order: int) -> StoredTensor:
@@ -274,7 +274,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(path, "is missing", "a Hugging Face folder") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"no JSON ({error})", "the model's configuration", hint=_FETCH) from error
+        raise CheckpointError(
+            path, f"is not JSON ({error})", "the model's configuration", hint=_FETCH
+        ) from error
     if not isinstance(parsed, dict):
         raise CheckpointError(path, f"a JSON {type(parsed).__name__}", "an object")
     return parsed

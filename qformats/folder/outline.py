@@ -21,7 +21,7 @@ __all__ = ["Outline", "outline"]
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _MOST_LAYERS = 4096
-"""Each layer is built, if without memory: a number that is none must not take forever."""
+"""Each layer is built, if without memory: an absurd number must not take forever."""
 _EXPERTS = re.compile(r"(.*\bexperts)\.(\w+)")
 """Stacked experts, as Transformers holds them; on disk each is a matrix of its own."""
 
@@ -40,7 +40,7 @@ class Outline(Checkpoint):
     dtype : str
         Short name of their dtype.
     container : str
-        Loader whose models look so.
+        Loader of such models.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ def outline(config: Mapping[str, Any], path: Path) -> Outline:
 
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise CheckpointError(path, f"model_type {model_type!r}", "the name of a model type, such as llama")
+        raise CheckpointError(path, f"model_type {model_type!r}", "a known model type, such as llama")
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise UnsupportedModelError("model_type", model_type, known)
@@ -117,7 +117,7 @@ def outline(config: Mapping[str, Any], path: Path) -> Outline:
             model = build.from_config(AutoConfig.for_model(**kept))
     except Exception as error:
         # Each model class has its own ways of being wrong.
-        found = f"describes no model ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+        found = f"does not describe a model ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
         raise CheckpointError(path, found, f"the configuration of a {model_type} model") from error
     tied = bool(model.config.tie_word_embeddings)
     shapes = {

@@ -59,7 +59,7 @@ class SafetensorsShard(Shard):
         self._mapped: Any = None
         self._views: dict[str, Tensor] = {}
         try:
-            # The library says "no such file" whatever keeps it from opening one.
+            # The library says "no such file" whatever prevents it from opening one.
             refuse_pointer(path)
             # Headers are read without torch, which takes a second to import.
             self._header: Any = safe_open(path, "numpy")
@@ -89,7 +89,7 @@ class SafetensorsShard(Shard):
 
             self._mapped = safe_open(self.path, "pt")
         if name not in self._views:
-            # Making a view takes the library half a millisecond, and slices of one tensor ask for it again and again.
+            # Making a view takes the library half a millisecond, and slices of one tensor need it again and again.
             self._views[name] = self._mapped.get_tensor(name)
         return self._views[name]
 
@@ -125,7 +125,7 @@ class BinShard(Shard):
                 if not zipped:
                     BinShard._resident = None
                 with warnings.catch_warnings():
-                    # Of pickles that it does not read, torch asks for a report; the error says what they are.
+                    # For pickles that it does not read, torch asks for a report; the error says what they are.
                     warnings.simplefilter("ignore")
                     state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped)
             except FileNotFoundError as error:
@@ -134,7 +134,7 @@ class BinShard(Shard):
                 raise
             except Exception as error:
                 # torch raises a different type for each way a pickle can be wrong.
-                expected, instead = "a dict of tensors, saved by torch.save", "take the model in safetensors"
+                expected, instead = "a dict of tensors, saved by torch.save", "use the model in safetensors"
                 raise unpickling_error(self.path, error, expected, instead) from error
             if not isinstance(state, dict):
                 raise CheckpointError(self.path, f"holds a {type(state).__name__}", "a dict of tensors")
@@ -150,9 +150,11 @@ class BinShard(Shard):
 
         for name, tensor in self._load().items():
             if not isinstance(name, str):
-                raise CheckpointError(self.path, f"a tensor called {name!r}", "names that are text")
+                raise CheckpointError(self.path, f"a tensor called {name!r}", "names that are strings")
             if not isinstance(tensor, torch.Tensor):
-                raise CheckpointError(self.path, f"of type {type(tensor).__name__}", "a tensor", tensor=name)
+                raise CheckpointError(
+                    self.path, f"is of type {type(tensor).__name__}", "a tensor", tensor=name
+                )
             try:
                 dtype = dtype_name(tensor.dtype)
             except ConfigError as error:
@@ -178,7 +180,7 @@ class BinShard(Shard):
 
 
 def unpickling_error(path: Path, error: Exception, expected: str, instead: str) -> CheckpointError:
-    r"""Why torch did not load a file; of its own advice (to load it unsafely) nothing is repeated.
+    r"""Why torch did not load a file, without its own advice (to load it unsafely).
 
     Parameters
     ----------
@@ -189,7 +191,7 @@ def unpickling_error(path: Path, error: Exception, expected: str, instead: str) 
     expected : str
         What the file should hold.
     instead : str
-        What to do about a file that wants code to run.
+        What to do about a file that would run code.
 
     Examples
     --------
@@ -209,7 +211,7 @@ def unpickling_error(path: Path, error: Exception, expected: str, instead: str) 
     told = re.search(r"GLOBAL ([\w.]+)", reason)
     foreign = told[1] if told else _foreign_global(path)
     if foreign:
-        found = f"wants {foreign} to run while it is read, which tensors never need"
+        found = f"would run {foreign} while being read, which tensors never need"
         return CheckpointError(path, found, expected, hint=f"do not trust this file; {instead}")
     found = f"cannot be read ({type(error).__name__}: {reason[:120]})" if reason else "is cut off"
     return CheckpointError(path, found, expected, hint=_INTERRUPTED)
@@ -224,7 +226,7 @@ def _foreign_global(path: Path) -> str:
     texts: list[str] = []
     try:
         with warnings.catch_warnings():
-            # In bytes that are no pickle, texts have escapes that Python warns of.
+            # In bytes that are not a pickle, strings have escapes that Python warns about.
             warnings.simplefilter("ignore")
             for operation, argument, _ in pickletools.genops(start):
                 if operation.name in ("GLOBAL", "STACK_GLOBAL"):
@@ -234,7 +236,7 @@ def _foreign_global(path: Path) -> str:
                 elif isinstance(argument, str):
                     texts.append(argument)
     except (ValueError, IndexError, OverflowError):
-        # No pickle, or a longer one: whatever it is, this much of it calls nothing.
+        # Not a pickle, or a longer one: in any case, this much of it calls nothing.
         return ""
     return ""
 
@@ -257,7 +259,7 @@ def find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
                 raise CheckpointError(
                     folder / missing[0],
                     f"is missing ({len(missing)} of the {len(names)} files that {index_file.name} names)",
-                    hint="fetch the missing files, or point at a complete folder",
+                    hint="fetch the missing files, or use a complete folder",
                 )
             return [folder / name for name in names], index
         single = folder / f"{stem}.{suffix}"
@@ -270,7 +272,7 @@ def find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         folder,
         "no weights"
         if not others
-        else f"{len(others)} {others[0].suffix.removeprefix('.')} files and no index",
+        else f"{len(others)} {others[0].suffix.removeprefix('.')} files without an index",
         "model.safetensors, model.safetensors.index.json, pytorch_model.bin or pytorch_model.bin.index.json",
     )
 
@@ -283,7 +285,7 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(path, found, "a JSON object with a weight_map", hint=_INTERRUPTED) from error
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
         raise CheckpointError(
-            path, "a weight_map that is no table of file names", "tensor names with file names"
+            path, "a weight_map that does not map to file names", "file names by tensor names"
         )
     for tensor, name in index.items():
         # A name with a path in it could point anywhere on the disk.

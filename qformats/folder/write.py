@@ -62,18 +62,18 @@ def lay_out_folder(
     default : Packer
         Format of the export; gives ``quantization_config``.
     max_shard_size : int
-        Bytes of tensors a shard may hold; a single larger tensor gets a shard of its own.
+        Bytes of tensors that a shard may hold; a single larger tensor gets its own shard.
     config : mapping, optional
-        config.json, where it is not the source's own with the new dtype and ``quantization_config``.
+        config.json, if not the source's own with the new dtype and ``quantization_config``.
     extra_files : mapping of str to bytes, optional
         More files of the folder, by name.
 
     Raises
     ------
     ConfigError
-        If there is another quantized format than `default` among them.
+        If there is a quantized format other than `default` among them.
     ShapeError
-        If a shape could not be told from the stored fields again.
+        If the stored fields would not determine a shape.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def lay_out_folder(
                 f"type of {assignment.draft.name}",
                 packer.name,
                 "plain numbers" + ("" if default.dense_dtype else f" or {default.name}"),
-                "the config.json of a folder declares the one quantized format that is in it",
+                "a folder's config.json can declare only one quantized format",
             )
     groups = _shard([_fields(i, assignment) for i, assignment in enumerate(assignments)], max_shard_size)
     single = len(groups) == 1
@@ -129,10 +129,10 @@ def _fields(index: int, assignment: Assignment) -> list[_Field]:
     module = draft.name.removesuffix(".weight")
     stored = packer.stored(draft.source.shape)
     if not registry().family(packer).locates:
-        # Nothing but the shapes of the fields will tell the shape of the weight.
+        # Only the shapes of the fields will tell the shape of the weight.
         told = packer.weight_shape(stored)
         if told != tuple(draft.source.shape):
-            expected = f"one that {packer.name}'s fields tell again; they would tell {told}"
+            expected = f"one that {packer.name}'s fields determine; they would give {told}"
             raise ShapeError(draft.name, draft.source.shape, expected)
     return [
         _Field(index, field, f"{module}.{field}", shape, dtype) for field, (shape, dtype) in stored.items()

@@ -1,6 +1,6 @@
-"""The joints that plugins fill: :class:`Family` and :class:`Packer`, :class:`Quantizer`, :class:`Loader`.
+"""The interfaces that plugins implement: :class:`Family` and :class:`Packer`, :class:`Quantizer`, :class:`Loader`.
 
-Their docstrings are the reference. Hooks hand over *classes* (see :mod:`qformats.hookspecs`); nothing runs at
+Their docstrings are the reference. Hooks return *classes* (see :mod:`qformats.hookspecs`); nothing runs at
 registration, and a plugin module imports torch only inside the methods that compute.
 """
 

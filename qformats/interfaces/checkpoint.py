@@ -52,12 +52,12 @@ class Checkpoint(ABC):
     @property
     @abstractmethod
     def architecture(self) -> str:
-        """Name of the architecture, as the container has it (``llama``)."""
+        """Name of the architecture in the container (``llama``)."""
 
     @property
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Configuration as Transformers' ``config.json`` has it."""
+        """Configuration in the form of Transformers' ``config.json``."""
 
     @abstractmethod
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -85,7 +85,7 @@ class Checkpoint(ABC):
 
     @property
     def bits_per_weight(self) -> float:
-        """Mean stored bits a weight."""
+        """Mean stored bits per weight."""
         return self.nbytes * 8 / max(1, self.parameters)
 
     def read(self, name: str) -> Tensor:
@@ -100,14 +100,14 @@ class Checkpoint(ABC):
 
 
 class ReplacedTensors(Checkpoint):
-    """A model of which some tensors are others than in its files: quantized already, or with something added.
+    """A model with some tensors different from those in its files: quantized already, or with something added.
 
     Parameters
     ----------
     source : Checkpoint
         The model as it is.
     replaced : mapping of str to StoredTensor
-        Tensors that stand for the source's, by canonical name.
+        Tensors that replace the source's, by canonical name.
 
     Examples
     --------
@@ -127,24 +127,24 @@ class ReplacedTensors(Checkpoint):
 
     @property
     def architecture(self) -> str:
-        """As the source has it."""
+        """The source's."""
         return self.source.architecture
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """As the source has it."""
+        """The source's."""
         return self.source.config
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """As the source has them."""
+        """The source's."""
         return self.source.tokenizer_files()
 
     @property
     def files(self) -> list[Path]:
-        """The source's: what was made of them follows from them."""
+        """The source's: everything else follows from them."""
         return self.source.files
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """As the source has it."""
+        """The source's."""
         return self.source.metadata

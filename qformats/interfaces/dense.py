@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["DensePacker", "dense"]
 
 _SUMMARIES = {
-    "f32": "plain float32; exact for every format here",
-    "f16": "plain float16; one rounding, at most 65504",
-    "bf16": "plain bfloat16; one rounding",
+    "f32": "plain float32; holds every format here exactly",
+    "f16": "plain float16; rounded once, at most 65504",
+    "bf16": "plain bfloat16; rounded once",
 }
 
 
@@ -50,7 +50,7 @@ class DensePacker(Packer):
         return {self.spec.fields[0].name: (tuple(shape), self.dense_dtype)}
 
     def row_step(self, shape: Sequence[int]) -> int:
-        """Every row is by itself."""
+        """Every row is separate."""
         return 1
 
     def dequantize(self, packed: PackedTensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Families: which formats belong together, what they are called, and whose folder this is."""
+"""Families: which formats belong together, their names, and their folders."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class ModuleFields:
 
 
 class Family(Guarded):
-    """Formats that belong together: what their variants are called, and what folders of them declare.
+    """Formats that belong together: names of their variants, and what their folders declare.
 
-    A subclass sets :attr:`name` and lists :attr:`packers`; that is all for a family whose variants can be counted.
+    A subclass sets :attr:`name` and lists :attr:`packers`; that is all for a family with a fixed list of variants.
     One that accepts more names than it lists overrides :meth:`variants` and :meth:`parse`. One whose folders have a
     ``quant_method`` of their own overrides :meth:`detect` and :meth:`to_config`; without them its folders declare
     ``{"quant_method": "qformats", "format": "family:variant"}``.
@@ -71,7 +71,7 @@ class Family(Guarded):
     packers: ClassVar[Sequence[Packer]] = ()
     """A packer of each variant; the first one is the default."""
     config_files: ClassVar[tuple[str, ...]] = ()
-    """Files of a folder that hold its ``quantization_config`` where config.json has none."""
+    """Files of a folder that hold its ``quantization_config`` if config.json has none."""
 
     @property
     def default_variant(self) -> str:
@@ -150,13 +150,13 @@ class Family(Guarded):
         return {}
 
     def suffixes(self, packer: Packer) -> frozenset[str]:
-        """Every name beside a module under which its weight may be stored, in a folder that declares `packer`."""
+        """Every name under which a module may store its weight, in a folder that declares `packer`."""
         return frozenset(field.name for field in packer.spec.fields)
 
     def locate(self, packer: Packer, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
         """Format and shape ``(N, K)`` of the weight that a module of a folder stores.
 
-        It is asked for each module that has one of :meth:`suffixes`.
+        Called for each module that has one of :meth:`suffixes`.
 
         Parameters
         ----------
@@ -187,5 +187,5 @@ class Family(Guarded):
         return None
 
     def separate(self, packer: Packer, module: ModuleFields) -> frozenset[str]:
-        """Names among :meth:`suffixes` of tensors that are no part of this module's weight, such as its bias."""
+        """Names among :meth:`suffixes` of tensors that are not part of this module's weight, such as its bias."""
         return frozenset()

@@ -1,4 +1,4 @@
-"""What a plan of an output consists of: tensors before and after a format is chosen, and where their bytes lie."""
+"""Parts of a plan: tensors before and after a format is chosen, and where their bytes go."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Draft:
     name : str
         Name in the output.
     source : StoredTensor
-        Where its rows come from, already permuted or transposed as the output needs it.
+        Source of its rows, already permuted or transposed for the output.
     role : str or None
         ``"output"`` or ``"token_embedding"`` for the two tensors that users address by role.
     keep : str or None
@@ -34,7 +34,7 @@ class Draft:
     dense_transposed : bool
         Whether the container stores this matrix as ``[in_features, out_features]`` while it is plain numbers.
     cast_along : bool
-        Whether a tensor with `keep` takes the dtype of an export to plain numbers all the same.
+        Whether a tensor with `keep` still takes the dtype of an export to plain numbers.
     linear : bool
         Whether it is the weight of a linear layer, which readers of a quantized folder expect to be quantized unless
         its configuration says otherwise.
@@ -61,9 +61,9 @@ class Draft:
 
 @dataclass(frozen=True)
 class Assignment:
-    """A draft with the format it gets, and the reason if it is not the one asked for.
+    """A draft with the format it gets, and the reason if it is not the requested one.
 
-    `kept` marks tensors that the container never quantizes: the usual, not worth a mention.
+    `kept` marks tensors that the container never quantizes, which is usual and not worth mentioning.
 
     Examples
     --------
@@ -82,7 +82,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one field of one tensor lies in an output file.
+    """Place of one field of one tensor in an output file.
 
     Attributes
     ----------
@@ -121,7 +121,7 @@ class OutputFile:
     placements : tuple of Placement
         Fields to fill in.
     parts : tuple of (int, bytes)
-        Offset and content of whatever else the plan knows, such as the directory at the end of an archive.
+        Offset and content of anything else the plan knows, such as the directory at the end of an archive.
 
     Examples
     --------

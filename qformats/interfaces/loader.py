@@ -57,9 +57,9 @@ class Loader(Guarded, ABC):
     suffix: ClassVar[str] = ""
     """File name suffix of a single-file output; empty if outputs are folders."""
     generic: ClassVar[bool] = False
-    """Whether :meth:`detect` also answers to containers that a more particular loader may know better."""
+    """Whether :meth:`detect` also accepts containers that a more specific loader may know better."""
     families: ClassVar[tuple[str, ...]] = ()
-    """Families whose exports stay in this container when the source lies in it."""
+    """Families whose exports stay in this container if the source is in it."""
 
     def accepts(self, packer: Packer) -> bool:
         """Whether tensors of this format can be written into this container."""
@@ -112,11 +112,11 @@ class Loader(Guarded, ABC):
         raise ConfigError("container", self.name, "a container that can be written")
 
     def mix(self, draft: Draft, packer: Packer) -> tuple[str, str] | None:
-        """Another format for this tensor than the one asked for, and why; skipped by ``--pure`` and user rules."""
+        """A format for this tensor other than the requested one, and why; skipped by ``--pure`` and user rules."""
         return None
 
     def fallback(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
-        """Formats to try, in order, where `packer` cannot hold this tensor; empty to refuse."""
+        """Formats to try, in order, if `packer` cannot hold this tensor; empty to refuse."""
         return ()
 
     def lay_out(
@@ -132,11 +132,11 @@ class Loader(Guarded, ABC):
 
     @property
     def finishes(self) -> bool:
-        """Whether :meth:`finish` has anything to say."""
+        """Whether :meth:`finish` has anything to write."""
         return type(self).finish is not Loader.finish
 
     def finish(self, file: OutputFile, content: memoryview) -> Sequence[tuple[int, bytes]]:
-        """What only the written weights can tell of a file: checksums, or a directory at its end.
+        """Parts of a file that depend on the written weights: checksums, or a directory at its end.
 
         Called once for each file when everything else in it is written, before it is checked and put in place.
 

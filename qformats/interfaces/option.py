@@ -20,11 +20,11 @@ class Option:
     name, help : str
         How users write it, and what it does.
     decides : bool
-        Whether it decides the result. Interrupted work is found again although others have changed.
+        Whether it affects the result. Interrupted work is resumed even if other options have changed.
     flag : bool
-        Whether ``qformats export`` has it as ``--NAME VALUE`` too, for options that many will want.
+        Whether ``qformats export`` also has it as ``--NAME VALUE``, for options that many users need.
     metavar : str
-        What stands for the value in that help.
+        Placeholder for the value in the help.
 
     Examples
     --------
@@ -48,7 +48,7 @@ def number(
     Raises
     ------
     ConfigError
-        If it is none, or out of range.
+        If it is not a number, or out of range.
 
     Examples
     --------

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from qformats.errors import ConfigError, NotExactError, ShapeError
+from qformats.errors import ConfigError, Described, NotExactError, ShapeError
 from qformats.exact import Answer, foresee, represent
 from qformats.interfaces.spec import FormatSpec, solve
 from qformats.numbers import SIZES, Grid, QuantizedTensor, dtype_name, torch_dtype
@@ -69,7 +69,7 @@ class Packer(Guarded):
 
     role = "format"
     container: ClassVar[str] = "huggingface"
-    """Name of the loader that writes this format unless another one is asked for."""
+    """Name of the loader that writes this format unless another is requested."""
 
     spec: FormatSpec
     """Descriptor: stored fields, sizes, support level."""
@@ -103,7 +103,7 @@ class Packer(Guarded):
         """Whether what is stored in this format can be decoded; copying is always possible."""
         return True
 
-    # What a shape tells.
+    # Shapes.
 
     def veto(self, shape: Sequence[int]) -> str | None:
         """Why a tensor of this shape cannot be stored here, or ``None`` if it can.
@@ -111,7 +111,7 @@ class Packer(Guarded):
         The answer reads as a clause of its own: ``"576 columns are not a multiple of 256"``.
         """
         if self.quantizes and len(shape) != 2:
-            return f"{len(shape)} dimensions instead of 2"
+            return f"it has {len(shape)} dimensions instead of 2"
         block = self.spec.block_size
         if block > 1 and shape[-1] % block:
             return f"rows of {shape[-1]} do not divide into blocks of {block}"
@@ -139,7 +139,7 @@ class Packer(Guarded):
         return sum(math.prod(dims) * SIZES[dtype] for dims, dtype in self.stored(shape).values())
 
     def checked(self, packed: PackedTensor) -> PackedTensor:
-        """Refuse a packed tensor whose fields are not those of its shape; else give it back.
+        """Refuse a packed tensor whose fields are not those of its shape; otherwise return it.
 
         Raises
         ------
@@ -183,7 +183,7 @@ class Packer(Guarded):
         for spec in self.spec.fields:
             shape, dtype = stored[spec.name]
             if dtype != spec.dtype or len(shape) != len(spec.shape):
-                found = f"{dtype} of shape {shape}"
+                found = Described(f"{dtype} of shape {shape}")
                 raise ConfigError(spec.name, found, f"{spec.dtype} of shape ({', '.join(spec.shape)})")
             # Dimensions round up, so that each gives an upper bound: a field of one scale per 64 columns says less than
             # a field of codes.
@@ -195,7 +195,7 @@ class Packer(Guarded):
             if spec.resolve(found_rows, found_columns) != stored[spec.name][0]:
                 wanted = spec.resolve(found_rows, found_columns)
                 expected = f"{wanted} for a weight of ({found_rows}, {found_columns})"
-                raise ConfigError(spec.name, f"shape {stored[spec.name][0]}", expected)
+                raise ConfigError(spec.name, Described(f"shape {stored[spec.name][0]}"), expected)
         return found_rows, found_columns
 
     # Rows.
@@ -203,7 +203,7 @@ class Packer(Guarded):
     def row_step(self, shape: Sequence[int]) -> int:
         """How finely a tensor can be cut into ranges of rows.
 
-        Ranges whose ends are multiples of the answer (or the last row) can be packed by themselves, and lie in every
+        Ranges whose ends are multiples of the answer (or the last row) can be packed separately, and lie in every
         field as a range of bytes. 0 stands for the whole tensor only. By default every row is a range if each
         field's first dimension is ``N``.
         """
@@ -234,7 +234,7 @@ class Packer(Guarded):
         return "f32"
 
     def row_packer(self, shape: Sequence[int]) -> Packer | None:
-        """Format of the same values in which rows can be put into another order; ``None`` if blocks straddle them.
+        """Format of the same values whose rows can be reordered; ``None`` if blocks straddle them.
 
         It is this one unless something is stored for several rows together.
         """
@@ -335,9 +335,9 @@ class Packer(Guarded):
         return self.pack(self.grid.quantize(dense))
 
     def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
-        """Packed tensor of fields as they lie in a folder.
+        """Packed tensor of fields as stored in a folder.
 
-        A packer overrides it to check what shapes cannot tell, and to bring variants of storage into its own fields.
+        A packer overrides it to check what shapes cannot tell, and to convert variants of storage into its own fields.
         """
         return PackedTensor(self, shape, fields)
 
@@ -389,7 +389,7 @@ class PackedTensor:
 
 
 def _spelled(tensor: Tensor) -> str:
-    """Short name of a tensor's dtype; torch's own where there is none."""
+    """Short name of a tensor's dtype; torch's own if there is none."""
     try:
         return dtype_name(tensor.dtype)
     except ConfigError:

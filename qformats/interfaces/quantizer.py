@@ -50,9 +50,9 @@ class Quantizer(Guarded, ABC):
     options: ClassVar[tuple[Option, ...]] = ()
     """What users may set; what they did set is in :attr:`given`."""
     prepares: ClassVar[bool] = False
-    """Whether it works on whole models before single tensors are written; then it does nothing without one."""
+    """Whether it works on whole models before single tensors are written; it then needs one."""
     given: Mapping[str, str] = MappingProxyType({})
-    """Of :attr:`options`, those that the user set; the registry fills it in."""
+    """Those of :attr:`options` that the user set; the registry fills it in."""
 
     def prepare(
         self,
@@ -70,15 +70,15 @@ class Quantizer(Guarded, ABC):
         formats : mapping of str to Packer
             Format of each tensor that is to be quantized, by canonical name.
         work : Path
-            Folder for what is finished. A killed run finds it again, if nothing that decides the result has changed;
+            Folder for finished work. A killed run finds it again if nothing that affects the result has changed;
             after an export it is removed.
         progress : Progress
-            Is told how far the work is.
+            Receives progress reports.
 
         Returns
         -------
         Checkpoint
-            `source` with these tensors packed: their `packer` is the one asked for, their `origin` what they were.
+            `source` with these tensors packed: their `packer` is the requested one, their `origin` the previous one.
             What is not packed goes through :meth:`quantize`. :class:`~qformats.interfaces.ReplacedTensors` is one.
         """
         return source

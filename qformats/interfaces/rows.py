@@ -54,7 +54,7 @@ def cut(packed: PackedTensor, start: int, stop: int) -> PackedTensor:
 
 
 def pick(packed: PackedTensor, order: Tensor) -> PackedTensor:
-    """Rows of a packed tensor in another order, where each row is a range of its own (``row_step`` is 1).
+    """Rows of a packed tensor in another order, if each row is a range of its own (``row_step`` is 1).
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def pick(packed: PackedTensor, order: Tensor) -> PackedTensor:
 
 
 def join(parts: Sequence[PackedTensor]) -> PackedTensor:
-    """Packed tensors of one format below each other, where each row is a range of its own.
+    """Packed tensors of one format, stacked, if each row is a range of its own.
 
     Examples
     --------
@@ -120,7 +120,7 @@ def stack(shape: tuple[int, ...], parts: Sequence[PackedTensor]) -> PackedTensor
 
 
 def refit(part: PackedTensor, shape: Sequence[int]) -> PackedTensor:
-    """Rows of a tensor of another shape than they were packed for: with that tensor's fixed fields."""
+    """Rows for a tensor of a shape other than they were packed for, with that tensor's fixed fields."""
     packer = part.packer
     fixed = packer.fixed(shape, packer.made_from(part)) if packer.quantizes else {}
     return replace(part, fields={**part.fields, **fixed}) if fixed else part

@@ -71,7 +71,7 @@ def evaluate(expression: str, **names: int) -> int:
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
                 divisor = value(right)
                 if divisor == 0 and isinstance(op, ast.Div | ast.FloorDiv):
-                    raise ConfigError("dimension", expression, "an expression that never divides by zero")
+                    raise ConfigError("dimension", expression, "an expression that does not divide by zero")
                 return _BINARY[type(op)](value(left), divisor)
             case _:
                 raise ConfigError("dimension", expression, f"integers, {', '.join(names)}, + - * // /")
@@ -119,12 +119,12 @@ class FieldSpec:
     dtype : str
         Short name of :mod:`qformats.numbers.dtypes`.
     unit : str
-        What one element means: ``"packed codes"``, ``"weight units a step"``.
+        What one element means: ``"packed codes"``, ``"weight units per step"``.
 
     Raises
     ------
     ConfigError
-        If a dimension is no expression in ``N`` and ``K``, or the dtype has no such name.
+        If a dimension is not an expression in ``N`` and ``K``, or the name of the dtype is unknown.
 
     Examples
     --------
@@ -242,6 +242,6 @@ class FormatSpec:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits a weight over a large tensor, scales included."""
+        """Bits per weight of a large tensor, including scales."""
         rows, columns = 4096, 4096
         return self.nbytes(rows, columns) * 8 / (rows * columns)

@@ -38,14 +38,14 @@ class StoredTensor:
     file : Path
         File that holds it, for messages and for reading in file order.
     offset : int
-        Position in the file, where known; only an order.
+        Position in the file, if known; used only as an order.
     load : callable
         ``load(start, stop)`` gives rows ``[start, stop)`` as a PackedTensor; without copying where possible.
     step : int
         Ranges of rows whose ends are multiples of it can be read by themselves; 0 if only the whole tensor can. See
         :meth:`qformats.Packer.row_step`.
     origin : Packer or None
-        Format on disk, where `load` had to decode or convert it to give that of `packer`.
+        Format on disk, if `load` had to decode or convert it to that of `packer`.
 
     Examples
     --------
@@ -126,9 +126,9 @@ class StoredTensor:
         return self.read().dequantize()
 
     def take_rows(self, order: np.ndarray[Any, np.dtype[np.intp]]) -> StoredTensor:
-        """The same tensor with its rows in another order, on the bytes where they lie by rows.
+        """The same tensor with its rows in another order, on the stored bytes if they are stored by rows.
 
-        Elsewhere it is unpacked and packed again without rounding; only where blocks straddle rows is it decoded.
+        Otherwise it is unpacked and packed again without rounding; it is decoded only if blocks straddle rows.
 
         Parameters
         ----------
@@ -220,14 +220,14 @@ class StoredTensor:
 
 
 def concat_rows(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
-    """Several tensors as one, below each other.
+    """Several tensors stacked into one.
 
     Parameters
     ----------
     name : str
         Name of the result.
     parts : sequence of StoredTensor
-        The same number of columns each. Where their formats differ, or do not lie by rows, all are decoded.
+        The same number of columns each. If their formats differ, or are not stored by rows, all are decoded.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def concat_rows(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
     first = parts[0]
     for part in parts:
         if part.shape[1:] != first.shape[1:]:
-            raise ShapeError(part.name, part.shape, f"rows as those of {first.name}, {first.shape}")
+            raise ShapeError(part.name, part.shape, f"rows like those of {first.name}, {first.shape}")
     if any(p.format != first.format or p.packer.row_step(p.shape) != 1 for p in parts):
         parts = [part._decoded() for part in parts]
     ends = list(itertools.accumulate(part.rows for part in parts))

@@ -1,4 +1,4 @@
-"""Tables of up to 16 levels as the device layout holds them: in an order and a form that byte permutes look up.
+"""Tables of up to 16 levels in the device layout: in an order and a form suited to look-up by byte permutes.
 
 The fused kernels look codes up in 16 bits. Level ``j`` and level ``j + 8`` are paired so that both have the same sign,
 and all levels are stretched by a factor at which the low bytes of each pair agree in their top bit too: then the
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["ENTRIES", "Codebook", "canonical_codes", "canonical_levels", "lookup_of", "make_codebook"]
 
 ENTRIES = 16
-"""Levels of a table; shorter tables are filled with zeros."""
+"""Levels of a table; shorter tables are padded with zeros."""
 _TRIED = 4096
 """Factors between 1 and 2 that are tried."""
 _CODES, _LOOKUP = 48, 64
@@ -74,7 +74,7 @@ def _negatives(levels: Tensor) -> Tensor | None:
 
 
 def _agreeing(tops: list[Tensor], negative: Tensor) -> list[int] | None:
-    """Factors, one a dtype, at which levels of one sign can be paired so that top bits agree in every dtype.
+    """Factors, one per dtype, at which levels of one sign can be paired so that top bits agree in every dtype.
 
     Parameters
     ----------
@@ -114,12 +114,12 @@ def _packed(by_plane: Tensor) -> Tensor:
 
 
 def make_codebook(levels: Tensor) -> Codebook:
-    """Arrange a table; the same table is searched for once.
+    """Arrange a table; the search for a table runs once.
 
     Parameters
     ----------
     levels : Tensor
-        float32, ``(16,)``, weight units a step.
+        float32, ``(16,)``, weight units per step.
 
     Returns
     -------

@@ -79,6 +79,12 @@ class Outcome(NamedTuple):
     overflow : int
         Blocks (rows, groups) whose parameters are too large for their stored dtype and became infinite; or values, in
         a format that casts them before it quantizes.
+
+    Examples
+    --------
+    >>> from qformats.kernels.cpu import Outcome
+    >>> Outcome(nonfinite=0, overflow=2).overflow
+    2
     """
 
     nonfinite: int
@@ -95,6 +101,12 @@ def source_stamp(*modules: str) -> int:
     ----------
     *modules : str
         Paths of source files (``__file__``); this module is always included.
+
+    Examples
+    --------
+    >>> from qformats.kernels import cpu
+    >>> cpu.source_stamp() == cpu.source_stamp(), cpu.source_stamp() < 1 << 60
+    (True, True)
     """
     digest = hashlib.sha256()
     for path in (__file__, *modules):
@@ -132,6 +144,19 @@ def jit(
     ValueError
         For flags that fuse multiplications with additions (``contract``, ``fast``): bytes would change with
         the host.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from qformats.kernels.cpu import jit
+    >>> @jit()
+    ... def total(values):
+    ...     found = np.float32(0)
+    ...     for value in values:
+    ...         found += value
+    ...     return found
+    >>> total(np.ones(4, np.float32))
+    4.0
     """
     if fastmath & {"contract", "fast"}:
         raise ValueError("a kernel must not be compiled with the flags 'contract' or 'fast'")
@@ -160,6 +185,13 @@ def float_kind(dtype: np.dtype[Any], what: str = "dtype") -> int:
     ------
     ConfigError
         If it is none of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from qformats.kernels.cpu import FLOATS, float_kind
+    >>> FLOATS[float_kind(np.dtype("float16"))]
+    'float16'
     """
     if dtype.name not in FLOATS or not dtype.isnative:
         raise ConfigError(
@@ -183,6 +215,21 @@ def for_reading(array: NDArray[Any], shape: tuple[int, ...] | int | None = None)
     -------
     ndarray
         Read-only, always: numba compiles one kernel for writable arrays and for memory-mapped ones.
+
+    Examples
+    --------
+    A kernel that reads any of the three float formats:
+
+    >>> import numpy as np
+    >>> from qformats.kernels.cpu import for_reading, jit, widen
+    >>> @jit()
+    ... def largest(values):
+    ...     found = np.float32(0)
+    ...     for i in range(values.size):
+    ...         found = max(found, abs(widen(values[i])))
+    ...     return found
+    >>> largest(for_reading(np.array([1, -2.5], np.float16))), largest(for_reading(np.ones(3, np.float32)))
+    (2.5, 1.0)
     """
     view = for_writing(array, shape)
     view.flags.writeable = False
@@ -190,7 +237,21 @@ def for_reading(array: NDArray[Any], shape: tuple[int, ...] | int | None = None)
 
 
 def for_writing(array: NDArray[Any], shape: tuple[int, ...] | int | None = None) -> NDArray[Any]:
-    """View of a C-contiguous array as kernels write it, see :func:`for_reading`."""
+    """View of a C-contiguous array as kernels write it, see :func:`for_reading`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from qformats.kernels.cpu import for_writing, jit, write
+    >>> @jit()
+    ... def fill(target, value):
+    ...     for i in range(target.size):
+    ...         write(target, i, value)
+    >>> halves = np.zeros(2, np.float16)
+    >>> fill(for_writing(halves), np.float32(0.1))
+    >>> halves
+    array([0.1, 0.1], dtype=float16)
+    """
     raw = _RAW[FLOATS.index(array.dtype.name)] if array.dtype.name in FLOATS else array.dtype
     return array.view(raw).reshape(array.shape if shape is None else shape)
 
@@ -270,18 +331,53 @@ def nearest(value: Any) -> Any:
 
 
 def widen(value: Any) -> Any:
-    """Inside a kernel: float32 of an element of an array that :func:`for_reading` has made."""
-    raise NotImplementedError
+    """Inside a kernel: float32 of an element of an array that :func:`for_reading` has made.
+
+    Examples
+    --------
+    See :func:`for_reading` for a kernel that uses it. Outside of one it is an error:
+
+    >>> from qformats.kernels.cpu import widen
+    >>> try:
+    ...     widen(1)
+    ... except TypeError as error:
+    ...     print(error)
+    is for compiled kernels: call it in a function under cpu.jit()
+    """
+    raise TypeError("is for compiled kernels: call it in a function under cpu.jit()")
 
 
 def write(array: Any, place: Any, value: Any) -> None:
-    """Inside a kernel: ``array[place] = value``, rounded to the format of the array, ties to even."""
-    raise NotImplementedError
+    """Inside a kernel: ``array[place] = value``, rounded to the format of the array, ties to even.
+
+    Examples
+    --------
+    See :func:`for_writing` for a kernel that uses it. Outside of one it is an error:
+
+    >>> from qformats.kernels.cpu import write
+    >>> try:
+    ...     write([0], 0, 1)
+    ... except TypeError as error:
+    ...     print(error)
+    is for compiled kernels: call it in a function under cpu.jit()
+    """
+    raise TypeError("is for compiled kernels: call it in a function under cpu.jit()")
 
 
 def round_to(value: Any, array: Any) -> Any:
-    """Inside a kernel: a float32 rounded to the format of `array`, as float32."""
-    raise NotImplementedError
+    """Inside a kernel: a float32 rounded to the format of `array`, as float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from qformats.kernels.cpu import for_writing, jit, round_to
+    >>> @jit()
+    ... def rounded(value, like):
+    ...     return round_to(value, like)
+    >>> rounded(np.float32(0.1), for_writing(np.zeros(1, np.float16)))
+    0.0999755859375
+    """
+    raise TypeError("is for compiled kernels: call it in a function under cpu.jit()")
 
 
 def _widen(value: Any) -> Any:
@@ -373,13 +469,32 @@ def join_nibbles(codes: NDArray[Any], packed: NDArray[Any], flip: int = 0) -> No
         uint8 or int8, C-contiguous; overwritten.
     flip : int
         Bits of a code to turn over, such as 8 to make unsigned codes signed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from qformats.kernels.cpu import join_nibbles
+    >>> packed = np.zeros(2, np.uint8)
+    >>> join_nibbles(np.array([1, 2, 3, 4], np.uint8), packed)
+    >>> [hex(byte) for byte in packed.tolist()]
+    ['0x12', '0x34']
     """
     pairs = for_reading(codes.reshape(-1).view(np.uint8).view("<u2"))
     _join(pairs, packed.reshape(-1).view(np.uint8), np.uint16(flip * 17))
 
 
 def split_nibbles(packed: NDArray[Any], codes: NDArray[Any], flip: int = 0) -> None:
-    """Give every code its own byte, the inverse of :func:`join_nibbles`."""
+    """Give every code its own byte, the inverse of :func:`join_nibbles`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from qformats.kernels.cpu import split_nibbles
+    >>> codes = np.zeros(4, np.uint8)
+    >>> split_nibbles(np.array([0x12, 0x34], np.uint8), codes)
+    >>> codes.tolist()
+    [1, 2, 3, 4]
+    """
     pairs = codes.reshape(-1).view(np.uint8).view("<u2")
     _split(for_reading(packed.reshape(-1).view(np.uint8)), pairs, np.uint8(flip * 17))
 
@@ -412,6 +527,14 @@ def cast(source: NDArray[Any], target: NDArray[Any]) -> int:
         If the shapes differ or an array is not C-contiguous.
     ConfigError
         If a dtype is none of the three.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from qformats.kernels.cpu import cast
+    >>> target = np.zeros(3, np.float16)
+    >>> cast(np.array([0.1, 1e6, 2.0], np.float32), target), target.tolist()
+    (1, [0.0999755859375, inf, 2.0])
     """
     kinds = float_kind(source.dtype, "dtype of the source"), float_kind(target.dtype, "dtype of the target")
     if source.shape != target.shape:
@@ -422,7 +545,15 @@ def cast(source: NDArray[Any], target: NDArray[Any]) -> int:
 
 
 def count_nonfinite(source: NDArray[Any]) -> int:
-    """Count NaN and infinities in float32, float16 or uint16 (bf16 bits) values; C-contiguous, any shape."""
+    """Count NaN and infinities in float32, float16 or uint16 (bf16 bits) values; C-contiguous, any shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from qformats.kernels.cpu import count_nonfinite
+    >>> count_nonfinite(np.array([1.0, np.nan, np.inf], np.float32))
+    2
+    """
     kind = float_kind(source.dtype)
     _check_contiguous(source, "array to check")
     bits = for_reading(source.reshape(-1).view(np.uint32 if kind == 0 else np.uint16))
@@ -430,7 +561,15 @@ def count_nonfinite(source: NDArray[Any]) -> int:
 
 
 def first_nonfinite(source: NDArray[Any]) -> int | None:
-    """Find the flat index of the first NaN or infinity, or None; arguments as for `count_nonfinite`."""
+    """Find the flat index of the first NaN or infinity, or None; arguments as for `count_nonfinite`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from qformats.kernels.cpu import first_nonfinite
+    >>> first_nonfinite(np.array([1.0, np.nan, np.inf], np.float32)), first_nonfinite(np.ones(2, np.float32))
+    (1, None)
+    """
     kind = float_kind(source.dtype)
     _check_contiguous(source, "array to check")
     bits: NDArray[Any] = source.reshape(-1).view(np.uint32 if kind == 0 else np.uint16)

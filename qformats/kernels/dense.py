@@ -1,4 +1,4 @@
-"""Plain floats: casts that notice what the target cannot hold, and what a kernel could not quantize."""
+"""Plain floats: casts that detect values which the target, or a kernel, cannot hold."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _report(tensor: Tensor, count: int, hint: str | None = None) -> NonFiniteErr
     flat = tensor.flatten()
     index = int((~torch.isfinite(flat)).nonzero()[0])
     found = (
-        f"{count} of {flat.numel()} values are not finite, the first is {float(flat[index])} at index {index}"
+        f"{count} of {flat.numel()} values are not finite; the first is {float(flat[index])} at index {index}"
     )
     return NonFiniteError(found, hint)
 
@@ -77,12 +77,12 @@ def require_finite(tensor: Tensor) -> None:
     else:
         count = int((~torch.isfinite(tensor)).sum())
     if count:
-        hint = "repair the model: such weights make every format meaningless"
+        hint = "repair the model: no format can hold such weights meaningfully"
         raise _report(tensor, count, hint)
 
 
 def refuse(outcome: Outcome, weight: Tensor, blocks: int, dtype: str, what: str = "blocks") -> None:
-    """Refuse what a kernel has found in a weight that it quantized.
+    """Refuse values that a kernel could not quantize.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, Described
 from qformats.kernels.codebook import ENTRIES, canonical_codes, canonical_levels, make_codebook
 from qformats.numbers.quantized import QuantizedTensor
 
@@ -50,7 +50,7 @@ AFFINE, MINIMUM, TABLE = 0, 1, 2
 
 
 class DeviceForm(NamedTuple):
-    """What the kernels must know of a weight beside its tensors: numbers alone, equal for layers of one kind.
+    """What the kernels must know about a weight besides its tensors: only numbers, equal for layers of one kind.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class DeviceWeight(NamedTuple):
     order : Tensor or None
         int32, ``(K,)``: device column ``k`` is canonical column ``order[k]``, where columns were reordered.
     form : DeviceForm
-        Everything that is no tensor.
+        Everything that is not a tensor.
     """
 
     planes: tuple[Tensor, ...]
@@ -132,7 +132,7 @@ def _width(quantized: QuantizedTensor, bits: int | None) -> tuple[int, int]:
 
 
 def uncovered(quantized: QuantizedTensor, bits: int | None = None) -> str | None:
-    """Say why the shared kernels do not cover a tensor, in words that follow "because"; None if they do.
+    """Why the shared kernels do not support a tensor, in words that follow "because"; None if they do.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def uncovered(quantized: QuantizedTensor, bits: int | None = None) -> str | None
         return f"codes of {width} bits are not 1, 2, 3, 4, 5, 6 or 8 bits wide"
     low, high = int(quantized.codes.min()) + lift, int(quantized.codes.max()) + lift
     if low < 0 or high >= 1 << width:
-        return f"codes run from {low - lift} to {high - lift}, which {width} bits do not hold"
+        return f"codes run from {low - lift} to {high - lift}, which {width} bits cannot hold"
     if quantized.codebook is not None:
         if width > 4:
             return f"a table of {1 << width} levels is larger than 16"
@@ -172,10 +172,10 @@ def uncovered(quantized: QuantizedTensor, bits: int | None = None) -> str | None
         if quantized.minimum is not None:
             return "it has zero points and minima"
         if bool((zero != zero.round() if zero.is_floating_point() else zero != zero).any()):
-            return "its zero points are no whole numbers"
+            return "its zero points are not whole numbers"
         least, most = float(zero.min()), float(zero.max())
     elif not float(zero).is_integer():
-        return f"the zero point {zero} is no whole number"
+        return f"the zero point {zero} is not a whole number"
     else:
         least = most = float(zero)
     # As far as the kernels' decode is exact.
@@ -193,7 +193,7 @@ def _order_problem(g_idx: Tensor, block: int, columns: int) -> str | None:
     expected = torch.full((-(-columns // block),), block)
     expected[-1] = columns - block * (len(expected) - 1)
     if len(counts) != len(expected) or bool((counts != expected).any()):
-        return f"its columns are ordered into groups of unequal sizes, not {block} each"
+        return f"its columns are ordered into groups of unequal sizes rather than {block} each"
     return None
 
 
@@ -270,18 +270,19 @@ def arrange(quantized: QuantizedTensor, bits: int | None = None) -> DeviceWeight
     Returns
     -------
     DeviceWeight
-        From which :func:`restore` gives back the same codes, scales, zero points and minima.
+        From which :func:`restore` recovers the same codes, scales, zero points and minima.
 
     Raises
     ------
     ConfigError
-        If the kernels' modes do not cover it; :func:`uncovered` says why beforehand.
+        If the kernels' modes do not support it; :func:`uncovered` says why beforehand.
     """
     import torch
 
     problem = uncovered(quantized, bits)
     if problem is not None:
-        raise ConfigError("weight for the device layout", problem, "one that the shared kernels cover")
+        allowed = "one that the shared kernels support"
+        raise ConfigError("weight for the device layout", Described(problem), allowed)
     rows, columns = quantized.shape
     width, lift = _width(quantized, bits)
     group = min(quantized.block_size[1], columns)

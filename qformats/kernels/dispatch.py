@@ -38,7 +38,7 @@ def uses_triton(tensor: Tensor) -> bool:
     Raises
     ------
     ConfigError
-        If QFORMATS_KERNEL holds something else than ``auto``, ``reference`` or ``triton``.
+        If QFORMATS_KERNEL holds anything other than ``auto``, ``reference`` or ``triton``.
     BackendUnavailableError
         If it asks for Triton where that cannot run.
     """

@@ -35,7 +35,7 @@ Measured on one H200 (torch 2.11, Triton 3.6) with scripts/bench_kernels.py; the
 
 
 class Tiles(NamedTuple):
-    """Shape of the programs of a fused linear; what it was chosen from lies in the benchmarks.
+    """Shape of the programs of a fused linear; the benchmarks show the choices.
 
     Attributes
     ----------
@@ -95,7 +95,7 @@ def choose_tiles(count: int, form: DeviceForm, device: torch.device) -> Tiles:
         # Codes of two planes are loaded in steps of four quads.
         rows, warps, stages = 64, 4, 2
     elif form.mode == TABLE:
-        # Looking up takes more instructions than reading takes time: more warps hide it better than more loads.
+        # Looking up costs more than reading: more warps hide it better than more loads.
         rows, warps, stages = (64, 4, 3) if small else (128, 4, 3)
     else:
         rows, warps, stages = (64, 4, 3) if small and not fine else (128, 2, 4)
@@ -115,7 +115,7 @@ def _steps(form: DeviceForm) -> int:
 
 
 def _arguments(weight: DeviceWeight) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Pointers that both kernels take; what a mode has not stands as the scale, and is never read."""
+    """Pointers that both kernels take; the scale stands in for what a mode lacks, and is never read."""
     scale = weight.scale
     shift = scale if weight.shift is None else weight.shift
     table = scale if weight.table is None else weight.table.view(torch.float32)
@@ -243,7 +243,7 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | 
 
 
 _stages: dict[tuple[Any, ...], int] = {}
-"""Loads in flight that fit into the shared memory of the device, where the chosen number does not."""
+"""Loads in flight that fit into the shared memory of the device, if the chosen number does not."""
 
 
 def _start(
@@ -278,7 +278,7 @@ _pools: dict[torch.device, tuple[Tensor, int]] = {}
 
 
 def _counters(count: int, device: torch.device) -> Tensor:
-    """`count` int32 zeros, which a launch leaves as it found them.
+    """`count` int32 zeros, which are zero again after a launch.
 
     Launches of one stream follow each other and share theirs. A launch that is captured into a graph gets counters
     of its own, since graphs may run side by side; when these are used up, the graph clears some in every run.

@@ -19,7 +19,7 @@ from qformats.kernels.dispatch import uses_triton
 
 __all__ = ["dequantize", "embedding", "linear"]
 
-# Its methods have no types, as torch publishes them.
+# torch publishes its methods without types.
 _library: Any = cast(Any, torch.library.Library)("qformats", "DEF")
 _WEIGHT = "Tensor[] planes, Tensor scale, Tensor? shift, Tensor? table, Tensor? order, int[] form"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -152,7 +152,7 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None = None) -> Tenso
     Parameters
     ----------
     x : Tensor
-        float16, bfloat16 or float32, ``(..., K)``; its gradient is ``grad @ W``, with W decoded once more.
+        float16, bfloat16 or float32, ``(..., K)``; its gradient is ``grad @ W``, with W decoded again.
     weight : DeviceWeight
         ``(N, K)``, on the device of `x`; it has no gradient.
     bias : Tensor, optional
@@ -166,13 +166,13 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None = None) -> Tenso
     Raises
     ------
     ShapeError
-        If `x` has other columns than the weight.
+        If `x` and the weight differ in columns.
     ConfigError
-        If the dtype of `x` is another.
+        If the dtype of `x` is a different one.
     """
     _check(x.dtype)
     if x.shape[-1] != weight.form.columns:
-        raise ShapeError("x", tuple(x.shape), f"{weight.form.columns} columns, as the weight has")
+        raise ShapeError("x", tuple(x.shape), f"{weight.form.columns} columns, as in the weight")
     result: Tensor = torch.ops.qformats.linear(x, bias, *_flat(weight))
     return result
 
@@ -188,7 +188,7 @@ def dequantize(weight: DeviceWeight, dtype: torch.dtype = torch.float32) -> Tens
     Raises
     ------
     ConfigError
-        If `dtype` is another.
+        If `dtype` is a different one.
     """
     _check(dtype)
     result: Tensor = torch.ops.qformats.dequantize(*_flat(weight), dtype)
@@ -215,7 +215,7 @@ def embedding(ids: Tensor, weight: DeviceWeight, dtype: torch.dtype = torch.floa
     Raises
     ------
     ConfigError
-        If `dtype` is another.
+        If `dtype` is a different one.
     """
     _check(dtype)
     result: Tensor = torch.ops.qformats.embedding(ids, *_flat(weight), dtype)

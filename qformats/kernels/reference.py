@@ -1,4 +1,4 @@
-"""The shared kernels in torch alone: what they must compute, on any device."""
+"""The shared kernels in plain torch: what they must compute, on any device."""
 
 from __future__ import annotations
 

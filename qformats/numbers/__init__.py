@@ -1,6 +1,6 @@
 """What the numbers of a format are: element types, bit packing, grids, and the canonical tensor.
 
-Importing it brings no torch.
+Importing it does not import torch.
 """
 
 from __future__ import annotations

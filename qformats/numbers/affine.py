@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, Described
 from qformats.numbers.grid import SHRINK, Grid, GridParams
 from qformats.numbers.quantized import QuantizedTensor, expand_blocks
 
@@ -26,8 +26,8 @@ class AffineGrid(Grid):
     block_size : int
         Columns that share their parameters; 0 for the whole row.
     kind : str
-        ``"symmetric"``: the zero point is fixed. ``"zero_point"``: an integer zero point a block.
-        ``"minimum"``: a float minimum a block.
+        ``"symmetric"``: the zero point is fixed. ``"zero_point"``: an integer zero point per block.
+        ``"minimum"``: a float minimum per block.
     scale_dtype : str
         Dtype of the stored scale (and minimum).
     zero : int or None
@@ -59,7 +59,7 @@ class AffineGrid(Grid):
             raise ConfigError("bits", self.bits, "1 to 8")
         self._check()
         if self.kind == "symmetric" and not self.low < self.center < self.levels - 1:
-            allowed = f"between `low` ({self.low}) and the last code ({self.levels - 1})"
+            allowed = f"a code between `low` ({self.low}) and the last ({self.levels - 1})"
             raise ConfigError("zero", self.center, allowed)
         if self.kind not in ("symmetric", "zero_point", "minimum"):
             raise ConfigError("kind", self.kind, "symmetric, zero_point or minimum")
@@ -124,10 +124,11 @@ class AffineGrid(Grid):
 
         super().validate(quantized)
         if quantized.codebook is not None:
-            raise ConfigError("codebook", "a table of values", "equally spaced levels")
+            raise ConfigError("codebook", Described("a table of values"), "equally spaced levels")
         if (quantized.minimum is not None) != (self.kind == "minimum"):
-            found = "none" if quantized.minimum is None else "a value a block"
-            raise ConfigError("minimum", found, "a value a block" if self.kind == "minimum" else "none")
+            found = Described("none" if quantized.minimum is None else "one value per block")
+            expected = "one value per block" if self.kind == "minimum" else "none"
+            raise ConfigError("minimum", found, expected)
         zero = quantized.zero_point
         first, last = 0, self.levels - 1
         if self.kind != "zero_point":

@@ -55,7 +55,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     Raises
     ------
     ConfigError
-        If `bits` is not a known width, `codes` are no integers, or a code does not fit its width.
+        If `bits` is not a known width, `codes` are not integers, or a code does not fit its width.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     bits : int
         One of :data:`WIDTHS`.
     count : int
-        Codes a row, ``K``.
+        Codes per row, ``K``.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     Raises
     ------
     ShapeError
-        If a row has another length than `count` codes need.
+        If a row does not have the length that `count` codes need.
     ConfigError
         If `bits` is not a known width or `packed` is not uint8.
 

@@ -26,12 +26,12 @@ SIZES = {
     "u8": 1,
     "bool": 1,
 }
-"""Bytes an element."""
+"""Bytes per element."""
 
 FLOATS = ("f64", "f32", "f16", "bf16")
 """Types that hold weights; the others hold indices and masks and are never cast."""
 COMPUTED = ("f32", "f16", "bf16")
-"""What models and kernels compute in."""
+"""Dtypes that models and kernels compute in."""
 
 SAFETENSORS = {name: {"bool": "BOOL"}.get(name, name.upper()) for name in SIZES}
 """Spelling in a safetensors header."""
@@ -56,7 +56,7 @@ def torch_dtype(name: str) -> torch.dtype:
     Raises
     ------
     ConfigError
-        If the name is none of :data:`SIZES`.
+        If the name is not in :data:`SIZES`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Weights that are finite, and still too large for a format."""
+"""Weights that are finite but too large for a format."""
 
 from __future__ import annotations
 
@@ -33,6 +33,6 @@ def too_large(found: str, weight: Tensor) -> NonFiniteError:
     flat = weight.flatten()
     index = int(flat.abs().argmax())
     return NonFiniteError(
-        f"{found}, the largest weight is {float(flat[index]):g} at index {index}",
+        f"{found}; the largest weight is {float(flat[index]):g} at index {index}",
         "keep this tensor in bf16 or f32 (--tensor-type 'NAME=bf16')",
     )

@@ -1,7 +1,7 @@
 """Grids: which numbers a block of a format can represent, and how parameters and codes are chosen.
 
 :class:`~qformats.numbers.AffineGrid` and :class:`~qformats.numbers.TableGrid` give every method from data alone. A
-format whose upstream writer has a rule of its own (a signed maximum, a double rounding) overrides
+format whose upstream writer has its own rule (a signed maximum, a double rounding) overrides
 :meth:`Grid.reference` and inherits the rest.
 """
 
@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from qformats.errors import ConfigError, ShapeError
+from qformats.errors import ConfigError, Described, ShapeError
 from qformats.numbers.dtypes import torch_dtype
 from qformats.numbers.finite import too_large
 from qformats.numbers.quantized import QuantizedTensor
@@ -33,7 +33,7 @@ class GridParams:
     Attributes
     ----------
     scale : Tensor
-        Weight units a step, one value a block, ``(rows of blocks, columns of blocks)``.
+        Weight units per step, one value per block, ``(rows of blocks, columns of blocks)``.
     zero_point : Tensor, optional
         Integer code that stands for zero, shape of `scale`.
     minimum : Tensor, optional
@@ -86,20 +86,20 @@ class Grid(Guarded, ABC):
         "storable",
     )
     independent: ClassVar[bool] = True
-    """Whether the parameters of a block leave those of others free; not so where scales are quantized together."""
+    """Whether the parameters of blocks are independent; they are not if scales are quantized together."""
 
     levels: int
     block_size: int
     """Columns of a block; 0 for the whole row."""
     flat: bool = False
-    """Whether blocks run over the flattened tensor, where a row is no whole number of them; the last may be short."""
+    """Whether blocks run over the flattened tensor if a row is not a whole number of them; the last may be short."""
     scale_dtype: str
     reordered: bool = False
-    """Whether columns may lie in other blocks than their neighbours (``g_idx``)."""
+    """Whether columns may lie in different blocks from their neighbours (``g_idx``)."""
 
     def _check(self) -> None:
         if self.block_size < 0:
-            raise ConfigError("block_size", self.block_size, "columns of a block, or 0 for the whole row")
+            raise ConfigError("block_size", self.block_size, "the columns of a block, or 0 for the whole row")
         if self.scale_dtype not in ("f32", "f16", "bf16"):
             raise ConfigError("scale_dtype", self.scale_dtype, "f32, f16 or bf16")
 
@@ -108,17 +108,17 @@ class Grid(Guarded, ABC):
         return self.block_size or int(weight.shape[1])
 
     def block_of(self, weight: Tensor) -> tuple[int, int]:
-        """``(rows, columns)`` of a block of this weight, as :class:`~qformats.QuantizedTensor` has it."""
+        """``(rows, columns)`` of a block of this weight, as in :class:`~qformats.QuantizedTensor`."""
         columns = self.columns(weight)
         return (0, columns) if self.flat and weight.shape[1] % columns else (1, columns)
 
     def blocks(self, weight: Tensor) -> Tensor:
-        """View `weight` as ``(N, blocks a row, columns of a block)``.
+        """View `weight` as ``(N, blocks per row, columns of a block)``.
 
         Raises
         ------
         ShapeError
-            If a row is no whole number of blocks.
+            If a row is not a whole number of blocks.
         """
         shape = tuple(weight.shape)
         if len(shape) != 2 or not shape[1] or shape[1] % self.columns(weight):
@@ -158,7 +158,7 @@ class Grid(Guarded, ABC):
         return self.quantized(codes, params).dequantize()
 
     def project(self, params: GridParams) -> GridParams:
-        """Nearest storable parameters to ones that a quantizer found by itself."""
+        """Storable parameters nearest to ones that a quantizer found."""
         return replace(params, scale=self.storable(params.scale))
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
@@ -230,9 +230,11 @@ class Grid(Guarded, ABC):
                 continue
             expected_values = f"finite {self.scale_dtype} values"
             if not bool(value.isfinite().all()):
-                raise ConfigError(name, "infinity or NaN", expected_values)
+                raise ConfigError(name, Described("infinity or NaN"), expected_values)
             changed = self.storable(value.float()) != value
             if bool(changed.any()):
                 example = float(value[changed][0])
-                found = f"{int(changed.sum())} values that rounding would change, such as {example!r}"
+                found = Described(
+                    f"{int(changed.sum())} values that rounding would change, such as {example!r}"
+                )
                 raise ConfigError(name, found, expected_values)

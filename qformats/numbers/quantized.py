@@ -6,7 +6,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from qformats.errors import ConfigError, ShapeError
+from qformats.errors import ConfigError, Described, ShapeError
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ __all__ = ["QuantizedTensor", "expand_blocks"]
 def expand_blocks(
     values: Tensor, shape: tuple[int, int], block_size: tuple[int, int], g_idx: Tensor | None = None
 ) -> Tensor:
-    """Repeat one value a block over the elements of its block.
+    """Repeat one value per block over the elements of its block.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class QuantizedTensor:
     codes : Tensor
         uint8, int8 or int16, ``(N, K)``; dimensionless.
     scale : Tensor
-        float16 or float32, weight units a step; one value a block: ``(ceil(N / block rows),
+        float16 or float32, weight units per step; one value per block: ``(ceil(N / block rows),
         ceil(K / block columns))``, or ``(number of blocks,)`` for flat blocks.
     block_size : tuple of int
         ``(rows, columns)`` of a block; ``(0, b)`` means blocks of `b` elements over the flattened tensor.
@@ -86,9 +86,9 @@ class QuantizedTensor:
     Raises
     ------
     ShapeError
-        If a part has another shape than the codes and the block size demand.
+        If the shape of a part does not match the codes and the block size.
     ConfigError
-        If codes are no integers, a block has no size, or `g_idx` names a block that is not there.
+        If codes are not integers, a block has no size, or `g_idx` names a block that is not there.
 
     Examples
     --------
@@ -119,25 +119,26 @@ class QuantizedTensor:
         if self.g_idx is not None:
             self._check_order(self.g_idx)
         if self.codebook is not None and self.codebook.ndim != 1:
-            raise ShapeError("codebook", tuple(self.codebook.shape), "one dimension, a value a code")
+            raise ShapeError("codebook", tuple(self.codebook.shape), "one dimension, one value per code")
         expected = self.block_grid
         for name in ("scale", "minimum", "zero_point"):
             value = getattr(self, name)
             if hasattr(value, "shape") and tuple(value.shape) != expected:
-                raise ShapeError(name, tuple(value.shape), f"{expected}, one value a block")
+                raise ShapeError(name, tuple(value.shape), f"{expected}, one value per block")
 
     def _check_order(self, g_idx: Tensor) -> None:
         columns = self.codes.shape[1]
         if tuple(g_idx.shape) != (columns,):
-            raise ShapeError("g_idx", tuple(g_idx.shape), f"({columns},), one block a column")
+            raise ShapeError("g_idx", tuple(g_idx.shape), f"({columns},), one block per column")
         if self.block_size[0] == 0:
-            raise ConfigError("g_idx", "an order of columns", "none: blocks run over the flattened tensor")
+            allowed = "none, since blocks run over the flattened tensor"
+            raise ConfigError("g_idx", Described("an order of columns"), allowed)
         if self.scale.ndim != 2:
-            raise ShapeError("scale", tuple(self.scale.shape), "two dimensions, one value a block")
+            raise ShapeError("scale", tuple(self.scale.shape), "two dimensions, one value per block")
         if columns and not g_idx.is_meta:
             low, high, blocks = int(g_idx.min()), int(g_idx.max()), int(self.scale.shape[1])
             if low < 0 or high >= blocks:
-                raise ConfigError("g_idx", f"[{low}, {high}]", f"[0, {blocks - 1}], columns of `scale`")
+                raise ConfigError("g_idx", f"[{low}, {high}]", f"[0, {blocks - 1}], the columns of `scale`")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -196,7 +197,9 @@ class QuantizedTensor:
             If blocks span several rows.
         """
         if self.block_size[0] != 1:
-            raise ConfigError("block_size", self.block_size, "blocks within a row, to reorder rows")
+            raise ConfigError(
+                "block_size", self.block_size, "blocks within rows, which reordering rows needs"
+            )
         zero, minimum = self.zero_point, self.minimum
         return replace(
             self,
@@ -207,7 +210,7 @@ class QuantizedTensor:
         )
 
     def to(self, device: torch.device | str) -> Self:
-        """The same tensor on another device; what a subclass adds to it stays where it is."""
+        """The same tensor on another device; what a subclass adds stays where it is."""
         moved = copy(self)
         for part in ("codes", "scale", "zero_point", "minimum", "codebook", "g_idx"):
             value = getattr(self, part)

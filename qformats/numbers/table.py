@@ -8,7 +8,7 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, Described
 from qformats.numbers.grid import SHRINK, Grid, GridParams
 from qformats.numbers.quantized import QuantizedTensor, expand_blocks
 
@@ -49,10 +49,10 @@ class TableGrid(Grid):
     def __post_init__(self) -> None:
         self._check()
         if not 2 <= len(self.codebook) <= 256:
-            raise ConfigError("codebook", f"{len(self.codebook)} values", "2 to 256")
+            raise ConfigError("codebook", Described(f"{len(self.codebook)} values"), "2 to 256")
         values = array("f", self.codebook)
         if not all(map(math.isfinite, values)) or not all(map(operator.lt, values, values[1:])):
-            raise ConfigError("codebook", self.codebook, "finite ascending float32 values without repetition")
+            raise ConfigError("codebook", self.codebook, "finite float32 values, strictly ascending")
 
     @property
     def levels(self) -> int:  # type: ignore[override]
@@ -104,10 +104,11 @@ class TableGrid(Grid):
         """Refuse codes or parameters that lie off the grid; see :meth:`Grid.validate`."""
         super().validate(quantized)
         if quantized.minimum is not None:
-            raise ConfigError("minimum", "a value a block", "none")
+            raise ConfigError("minimum", Described("one value per block"), "none")
         found = quantized.codebook
         if found is None:
-            raise ConfigError("codebook", "none: levels are equally spaced", f"a table of {self.levels}")
+            described = Described("none (levels are equally spaced)")
+            raise ConfigError("codebook", described, f"a table of {self.levels}")
         table = self.table(found)
         if found.shape != table.shape or bool((found != table).any()):
             raise ConfigError("codebook", found.tolist(), f"{table.tolist()}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qformats.errors import BackendUnavailableError, ConfigError
+from qformats.errors import BackendUnavailableError, ConfigError, Described
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,7 @@ def updates_of(model: Any) -> dict[str, Update]:
     Raises
     ------
     ConfigError
-        If there are none, or some are no plain sum.
+        If there are none, or some are not a plain sum.
     """
     try:
         from peft import PeftModel
@@ -74,12 +74,12 @@ def updates_of(model: Any) -> dict[str, Update]:
         ) from error
     if not isinstance(model, PeftModel):
         found = type(model).__name__
-        raise ConfigError("model to merge", found, "a PeftModel, as peft.get_peft_model gives it")
+        raise ConfigError("model to merge", found, "a PeftModel, as returned by peft.get_peft_model")
     for name in model.active_adapters:
         bias = getattr(model.peft_config[name], "bias", "none")
         if bias != "none":
             raise ConfigError(
-                f"bias of the adapter {name!r}", bias, "'none': biases are not merged", _ELSEWHERE
+                f"bias of the adapter {name!r}", bias, "'none', since biases are not merged", _ELSEWHERE
             )
     base: Any = model.get_base_model()
     _refuse_disabled(base)
@@ -90,23 +90,24 @@ def updates_of(model: Any) -> dict[str, Update]:
 
 
 def _refuse_disabled(model: Any) -> None:
-    """Refuse to add what does not run."""
+    """Refuse adapters that are disabled."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in model.modules()):
-        hint = "Merge outside of disable_adapter(), or call enable_adapter_layers() of the model first"
-        raise ConfigError("adapters", "disabled", "enabled ones", hint)
+        hint = "Merge outside disable_adapter(), or call the model's enable_adapter_layers() first"
+        raise ConfigError("adapters", Described("disabled"), "enabled ones", hint)
 
 
 def _layers(model: Any) -> Iterator[tuple[str, Update]]:
-    """Adapted layers below a model, by the names of their weights."""
+    """Adapted layers within a model, by the names of their weights."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     for name, module in model.named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):
-            found = f"{type(module).__name__}, trained whole"
-            raise ConfigError(f"adapter of {name}", found, "LoRA: whole modules are not merged", _ELSEWHERE)
+            found = Described(f"{type(module).__name__}, a whole trained module")
+            allowed = "LoRA, since whole modules are not merged"
+            raise ConfigError(f"adapter of {name}", found, allowed, _ELSEWHERE)
         if isinstance(module, BaseTunerLayer) and module.active_adapters:
             parts = [_product(name, module, adapter) for adapter in module.active_adapters]
             known = [part for part in parts if part is not None]
@@ -127,7 +128,8 @@ def _product(name: str, layer: Any, adapter: str) -> Update | None:
         found = type(variant).__name__
         raise ConfigError(f"adapter of {name}", found, "plain LoRA, which adds a product", _ELSEWHERE)
     if layer.lora_bias.get(adapter):
-        raise ConfigError(f"adapter of {name}", "a bias of its own", "LoRA without lora_bias", _ELSEWHERE)
+        found = Described("a bias of its own")
+        raise ConfigError(f"adapter of {name}", found, "LoRA without lora_bias", _ELSEWHERE)
     if adapter in layer.lora_A:
         left, right = layer.lora_B[adapter].weight, layer.lora_A[adapter].weight
     elif adapter in layer.lora_embedding_A:
@@ -137,8 +139,8 @@ def _product(name: str, layer: Any, adapter: str) -> Update | None:
     left, right = (part.detach().to("cpu").float().contiguous() for part in (left, right))
     left = left * float(layer.scaling[adapter])
     if not (left.isfinite().all() and right.isfinite().all()):
-        hint = "The training diverged: use an earlier state of it, or train with a smaller learning rate"
-        raise ConfigError(f"adapter of {name}", "NaN or infinite numbers", "finite ones", hint)
+        hint = "The training diverged: use an earlier checkpoint, or train with a smaller learning rate"
+        raise ConfigError(f"adapter of {name}", Described("NaN or infinite numbers"), "finite ones", hint)
     return Update(left, right)
 
 

@@ -1,4 +1,4 @@
-"""A Transformers model of a checkpoint's configuration, before there are any weights."""
+"""A Transformers model for a checkpoint's configuration, still without weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qformats.errors import UnsupportedModelError
+from qformats.errors import Described, UnsupportedModelError
 from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["bare_model"]
@@ -45,8 +45,8 @@ def bare_model(source: Checkpoint, dtype: torch.dtype, purpose: str) -> Any:
         raise UnsupportedModelError(
             f"{source.path}: model to {purpose}",
             kind,
-            ["the model types that Transformers has a causal language model for"],
-            "Its tensors can be converted and compared, but there is no code that runs them",
+            ["a model type that Transformers has a causal language model for"],
+            "Its tensors can be converted and compared, but there is no code to run them",
         )
     try:
         parsed = AutoConfig.for_model(**config)
@@ -54,11 +54,11 @@ def bare_model(source: Checkpoint, dtype: torch.dtype, purpose: str) -> Any:
             model: Any = AutoModelForCausalLM.from_config(parsed, dtype=dtype)  # type: ignore[no-untyped-call]
     except Exception as error:
         # Each model class has its own ways of being wrong.
-        found = f"{kind} ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+        found = Described(f"{kind} ({type(error).__name__}: {' '.join(str(error).split())[:160]})")
         raise UnsupportedModelError(
             f"{source.path}: model to {purpose}",
             found,
-            ["configurations that Transformers builds a model of"],
+            ["a configuration that Transformers can build a model from"],
         ) from error
     return model.requires_grad_(False).eval()
 

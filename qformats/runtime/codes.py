@@ -1,4 +1,4 @@
-"""The codes of a weight as others see them: to look at, not to compute with."""
+"""The codes of a weight as other code sees them: to inspect, not to compute with."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _LOOKS = frozenset(
     "size dim numel stride element_size is_floating_point is_complex is_contiguous get_device data_ptr "
     "__repr__ __hash__ __len__".split()
 )
-"""What may be asked of codes without their values."""
+"""Attributes of codes that do not need their values."""
 
 
 class Codes(Tensor):
     """A view of codes that tells where and how large they are, and refuses everything else.
 
-    Codes may have the shape of the weights. Whoever takes them for numbers, as PEFT does when it merges an adapter or
+    Codes may have the shape of the weights. Code that takes them for numbers, as PEFT does when it merges an adapter or
     starts one from the weight, would get a wrong model without an error.
     """
 
@@ -62,7 +62,7 @@ class Codes(Tensor):
         raise ConfigError(
             "weight of a packed layer",
             name,
-            "nothing that computes with its codes, which are no numbers of the model",
-            "Merge adapters with qformats.merge_adapter, and start them without the weight: plain LoRA, no DoRA or "
-            "initialisation from the weight. layer.dequantize() gives the values",
+            "nothing that computes with its codes, which are not values of the model",
+            "Merge adapters with qformats.merge_adapter, and start them without the weight (plain LoRA, no DoRA or "
+            "initialisation from the weight); layer.dequantize() gives the values",
         )

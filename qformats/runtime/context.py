@@ -8,13 +8,13 @@ from typing import Any
 __all__ = ["context_limit"]
 
 _KEYS = ("max_position_embeddings", "n_positions", "seq_length")
-"""What configurations call it."""
+"""Its names in configurations."""
 
 
 def context_limit(config: Mapping[str, Any]) -> int | None:
     """Tokens that a model was made for; ``None`` if its configuration does not tell.
 
-    Some models cannot read more, others read on and get worse.
+    Some models cannot read more; others can, but get worse.
 
     >>> context_limit({"n_positions": 1024})
     1024

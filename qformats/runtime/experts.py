@@ -1,4 +1,4 @@
-"""Experts of a mixture, each with packed weights of its own."""
+"""Experts of a mixture, each with its own packed weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qformats.errors import UnsupportedModelError
+from qformats.errors import Described, UnsupportedModelError
 
 __all__ = ["QuantExperts", "refuse_strange_experts"]
 
@@ -19,11 +19,11 @@ _USUAL = {
     "is_concatenated": True,
     "has_post_expert_norm": False,
 }
-"""What Transformers' experts say of themselves, where their matrices are those of gated linear units."""
+"""Attributes of Transformers' experts whose matrices are those of gated linear units."""
 _PARTS = {"gate_up_proj": 2, "down_proj": 1}
-"""Their parameters, and how many matrices of an expert lie below each other in each."""
+"""Their parameters, and how many matrices of an expert are stacked in each."""
 _LATER = ("has_post_expert_norm",)
-"""What experts of older versions of Transformers do not say."""
+"""Attributes that experts of older versions of Transformers lack."""
 
 
 def refuse_strange_experts(
@@ -54,12 +54,14 @@ def refuse_strange_experts(
     ]
     consists = {parameter: len(names) for parameter, names in labels.items()}
     if consists != _PARTS:
-        strange.append(f"its matrices are {consists}")
+        strange.append(f"the matrices are {consists}")
     if strange:
         what = f"experts {name}, with {100 * share:.0f} % of the model's weights"
-        told = f"{type(module).__name__} ({'; '.join(strange)})"
-        hint = "The model can be loaded with its experts unquantized"
-        raise UnsupportedModelError(what, told, ["gated experts without biases, gate and up stacked"], hint)
+        told = Described(f"{type(module).__name__} ({'; '.join(strange)})")
+        hint = "Load the model with its experts unquantized"
+        raise UnsupportedModelError(
+            what, told, ["gated experts without biases, with gate and up stacked"], hint
+        )
 
 
 class QuantExperts(nn.Module):
@@ -91,7 +93,7 @@ class QuantExperts(nn.Module):
         self.rule = rule
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """Sum of what the chosen experts make of each token.
+        """Sum of the chosen experts' outputs for each token.
 
         Parameters
         ----------

@@ -21,7 +21,7 @@ from qformats.runtime.codes import Codes
 __all__ = ["PackedLayer"]
 
 _PIECE = 1 << 24
-"""Weights that are decoded at a time, where rows can be decoded by themselves."""
+"""Weights decoded at a time, if rows can be decoded separately."""
 _BESIDE = ("scale", "shift", "table", "order")
 """Tensors of a weight in the device layout beside its planes."""
 
@@ -44,7 +44,7 @@ class PackedLayer(nn.Module):
     """``(N, K)`` of the weight."""
 
     def _place(self, packer: Packer | str, shape: Sequence[int], device: torch.device | str | None) -> None:
-        """Make room for the fields of a weight; what is in them is not set."""
+        """Allocate the fields of a weight, uninitialised."""
         self.packer = registry().packer(packer) if isinstance(packer, str) else packer
         self.shape = (int(shape[0]), int(shape[1]))
         self._names: dict[str, str] = {}
@@ -125,7 +125,7 @@ class PackedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """What holds the codes, of some shape and integer dtype, for those who ask a layer for its device.
+        """Tensor of the codes, of some shape and integer dtype, for code that asks a layer for its device.
 
         It refuses to be computed with; see :class:`qformats.runtime.codes.Codes`.
         """
@@ -162,7 +162,7 @@ class PackedLayer(nn.Module):
         return sum(value.nbytes for value in (*held, *home._kept.values()) if value is not None)
 
     def packed(self) -> PackedTensor:
-        """The weight in its format: the very bytes that were loaded."""
+        """The weight in its format: exactly the bytes that were loaded."""
         home = self._home
         if home._form is None:
             fields = {name: home._tensor(at).detach() for name, at in home._names.items()}
@@ -194,9 +194,9 @@ class PackedLayer(nn.Module):
         return DeviceWeight(planes, cast(Tensor, scale), shift, table, order, home._form)
 
     def arrange(self, device: torch.device | str | None = None) -> bool:
-        """Bring the weight into the layout of the shared kernels, if they cover it.
+        """Move the weight into the layout of the shared kernels, if they support it.
 
-        What the layout has no place for, such as scales of scales, is kept on the CPU.
+        What does not fit the layout, such as scales of scales, is kept on the CPU.
 
         Parameters
         ----------
@@ -206,7 +206,7 @@ class PackedLayer(nn.Module):
         Returns
         -------
         bool
-            Whether the kernels cover it. If not, it is on the device all the same, and :attr:`kernel_note` says why.
+            Whether the kernels support it. If not, it is still on the device, and :attr:`kernel_note` says why.
         """
         home = self._home
         if home is not self:
@@ -250,7 +250,7 @@ class PackedLayer(nn.Module):
         return {**self.packer.pack(quantized).fields, **self._kept}
 
     def _not_given_back(self, packed: PackedTensor) -> dict[str, Tensor]:
-        """Fields that restoring and packing do not give back bit by bit."""
+        """Fields that restoring and packing do not reproduce bit for bit."""
         try:
             again = self._repacked()
         except QFormatsError:
@@ -267,7 +267,7 @@ class PackedLayer(nn.Module):
         Returns
         -------
         Tensor
-            ``(N, K)``, on the device of the weight; made anew at each call.
+            ``(N, K)``, on the device of the weight; new at each call.
         """
         home = self._home
         if home._form is not None:
@@ -283,7 +283,7 @@ class PackedLayer(nn.Module):
 
         def moving(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            # Codes and scales are what they are: they move, but are not cast.
+            # Codes and scales move, but are not cast.
             return tensor.to(moved.device) if id(tensor) in before and moved.dtype != tensor.dtype else moved
 
         super()._apply(moving, recurse)  # type: ignore[no-untyped-call]
@@ -349,7 +349,7 @@ class PackedLayer(nn.Module):
 
 
 def _emptied(quantized: QuantizedTensor) -> QuantizedTensor:
-    """What rides along with a canonical tensor; of codes and scales only the shape, without memory."""
+    """What accompanies a canonical tensor; only the shapes of codes and scales, without memory."""
     codes, scale = quantized.codes.new_zeros(1, 1), quantized.scale.new_zeros(())
     return replace(
         quantized,

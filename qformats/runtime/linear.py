@@ -19,7 +19,7 @@ __all__ = ["PackedLayer", "QuantEmbedding", "QuantLinear"]
 class QuantLinear(PackedLayer, nn.Linear):  # type: ignore[override] # `weight` cannot be set
     """A linear layer whose weight is packed, in any format.
 
-    Forward and backward decode the weight (or run the shared kernels); the dense weight is never kept, also not for
+    Forward and backward decode the weight (or run the shared kernels); the dense weight is never kept, not even for
     the backward pass. Gradients reach the input and the bias; the weight has none.
 
     Parameters
@@ -31,7 +31,7 @@ class QuantLinear(PackedLayer, nn.Linear):  # type: ignore[override] # `weight` 
     packer : Packer or str
         Format of the weight, or its name.
     device : torch.device or str, optional
-        Where fields are made; what is in them is not set (see :meth:`from_packed`).
+        Where fields are allocated, uninitialised (see :meth:`from_packed`).
     dtype : torch.dtype, optional
         Of the bias.
     """
@@ -77,7 +77,7 @@ class QuantLinear(PackedLayer, nn.Linear):  # type: ignore[override] # `weight` 
 
 
 class _DecodedLinear(torch.autograd.Function):
-    """A linear layer that decodes its weight once more for the backward pass instead of keeping it."""
+    """A linear layer that decodes its weight again for the backward pass instead of keeping it."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, bias: Tensor | None, layer: PackedLayer) -> Tensor:
@@ -106,7 +106,7 @@ class QuantEmbedding(PackedLayer, nn.Embedding):  # type: ignore[override] # `we
     packer : Packer or str
         Format of the table, or its name.
     device : torch.device or str, optional
-        Where fields are made; what is in them is not set (see :meth:`from_packed`).
+        Where fields are allocated, uninitialised (see :meth:`from_packed`).
     dtype : torch.dtype, optional
         Of the result; it follows casts of the module.
     """
@@ -149,7 +149,7 @@ class QuantEmbedding(PackedLayer, nn.Embedding):  # type: ignore[override] # `we
             return functional.embedding(input, home.dequantize(dtype))
         ids, places = input.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         if len(ids) and not 0 <= int(ids[0]) <= int(ids[-1]) < home.shape[0]:
-            message = f"ids run from {int(ids[0])} to {int(ids[-1])}, and the table has {home.shape[0]} rows"
+            message = f"ids run from {int(ids[0])} to {int(ids[-1])}, but the table has {home.shape[0]} rows"
             raise IndexError(message)
         rows = pick(packed, ids).dequantize() if len(ids) else torch.empty(0, home.shape[1])
         return rows.to(input.device, dtype)[places]

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
+from qformats.errors import CheckpointError, ConfigError, Described, UnsupportedModelError
 from qformats.exporting import Recipe
 from qformats.exporting.on_read import quantized_on_read
 from qformats.interfaces.checkpoint import Checkpoint
@@ -53,7 +53,7 @@ def load_model(
     progress = progress or Silent()
     place = chosen_device(device)
     computed = _dtype(dtype, source, place)
-    # What is quantized while loading may be read from a temporary export.
+    # Tensors quantized while loading may come from a temporary export.
     origin = str(source.path)
     with contextlib.ExitStack() as stack:
         if format is not None:
@@ -67,7 +67,7 @@ def load_model(
             _refuse_fused_experts(source)
         loaded = _Filling(source, place, computed, progress).go()
     loaded.qformats_source = origin
-    # Transformers is imported by now; without this it would load our own folders at random in this process.
+    # Transformers is imported by now; without this it would fill our own folders with random numbers in this process.
     from qformats.runtime import transformers_hooks
 
     transformers_hooks.register()
@@ -75,7 +75,7 @@ def load_model(
 
 
 def _refuse_fused_experts(source: Checkpoint) -> None:
-    """Refuse to leave experts as they are in a model that was to be quantized."""
+    """Refuse to leave experts unquantized in a model that is to be quantized."""
     quantized = any(_quantized(tensor) for tensor in source.tensors.values())
     fused = [
         tensor
@@ -86,13 +86,13 @@ def _refuse_fused_experts(source: Checkpoint) -> None:
         share = 100 * sum(tensor.numel for tensor in fused) / source.parameters
         raise UnsupportedModelError(
             f"{source.path}: tensor {fused[0].name!r}",
-            f"stacked experts; such tensors have {share:.0f} % of the weights and would stay unquantized",
-            ["a matrix of its own for each expert"],
+            Described(f"stacked experts, which hold {share:.0f} % of the weights and would stay unquantized"),
+            ["a separate matrix for each expert"],
         )
 
 
 def _dtype(dtype: str | torch.dtype | None, source: Checkpoint, device: torch.device) -> torch.dtype:
-    """Dtype to compute in: the one asked for; on a CPU float32; else that of the model, or a half."""
+    """Dtype to compute in: the requested one; float32 on a CPU; otherwise the model's, or a half."""
     if dtype is None:
         told = str(source.config.get("dtype", source.config.get("torch_dtype"))).removeprefix("torch.")
         if device.type == "cpu":
@@ -192,14 +192,12 @@ class _Filling:
             wanted = (wanted[1] // place.parts, wanted[2])
         if tuple(tensor.shape) != wanted:
             found = f"shape {tuple(tensor.shape)}"
-            raise CheckpointError(
-                tensor.file, found, f"{wanted}, as the configuration has it", tensor=tensor.name
-            )
+            raise CheckpointError(tensor.file, found, f"{wanted}, from the configuration", tensor=tensor.name)
 
     def _layer(self, module: nn.Module, packed: PackedTensor) -> PackedLayer:
         """Layer of a packed weight in place of a module."""
         if self.device.type == "cpu":
-            # Of its own memory, so that the file may change or go.
+            # In its own memory, so that the file may change or disappear.
             fields = {name: field.clone() for name, field in packed.fields.items()}
             packed = replace(packed, fields=fields)
         layer = self._of_kind(module, packed)
@@ -290,14 +288,15 @@ class _Filling:
             settings = json.loads(content)
         except ValueError as error:
             file = self.source.path / "generation_config.json"
-            raise CheckpointError(file, f"no JSON ({error})", "settings of generate") from error
+            raise CheckpointError(file, f"is not JSON ({error})", "settings for generate") from error
         self.model.generation_config = GenerationConfig.from_dict(settings)
 
 
 def _refuse_saving(*args: Any, **kwargs: Any) -> None:
     """Stand in for ``save_pretrained``, whose folder nothing could read back."""
     hint = "Use qformats.export on the checkpoint that was loaded"
-    raise ConfigError("save_pretrained", "a model whose weights are packed", "one of plain numbers", hint)
+    found = Described("a model with packed weights")
+    raise ConfigError("save_pretrained", found, "one with plain numbers", hint)
 
 
 def _quantized(tensor: StoredTensor) -> bool:
@@ -318,7 +317,7 @@ def _irreplaceable(module: Any, last: str) -> str | None:
 
 
 def _finished(layer: PackedLayer, module: nn.Module) -> PackedLayer:
-    """A layer with what the module that it replaces has beside its weight."""
+    """A layer with what the module it replaces has besides its weight."""
     if isinstance(layer, QuantEmbedding):
         layer.padding_idx = cast(nn.Embedding, module).padding_idx
     else:

@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qformats.errors import ConfigError, ShapeError
+from qformats.errors import ConfigError, Described, ShapeError
 from qformats.exporting import Recipe, make_plan
 from qformats.exporting.run import execute
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
@@ -31,7 +31,7 @@ __all__ = ["MergeReport", "MergedTensor", "merge_adapter"]
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """What became of one tensor that an adapter changed.
+    """Result for one tensor that an adapter changed.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class MergedTensor:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What became of a model into which an adapter was merged.
+    """Result of merging an adapter into a model.
 
     Attributes
     ----------
@@ -66,8 +66,8 @@ class MergeReport:
     tensors : tuple of MergedTensor
         The tensors that the adapter changed, measured on what was written.
     ran : tuple of str
-        Formats that adapted weights had while they ran, where the source has them in another one: then the adapter was
-        added to other weights than it ran over.
+        Formats that adapted weights had while they ran, if different from the source's: then the adapter was
+        added to weights other than those it ran with.
     """
 
     export: ExportReport
@@ -76,7 +76,7 @@ class MergeReport:
 
     @property
     def adds_nothing(self) -> bool:
-        """Whether the adapter changes no weight, as one that was not trained."""
+        """Whether the adapter changes no weight, as if it had not been trained."""
         return not any(tensor.change for tensor in self.tensors)
 
     @property
@@ -93,7 +93,7 @@ class MergeReport:
         which = "the adapter changes"
         nothing = ""
         if self.adds_nothing:
-            nothing = "the adapter adds nothing, as one that was not trained; "
+            nothing = "the adapter adds nothing, as if it had not been trained; "
             which = "it lies on"
         if not rounded:
             return f"{nothing}merged {_tensors(len(self.tensors))} into plain numbers."
@@ -115,7 +115,7 @@ class MergeReport:
             return ""
         return (
             f" The adapter ran over {', '.join(self.ran)}, and was added to the weights of {self.export.source}, "
-            "which are not rounded to it."
+            "which are not rounded to that format."
         )
 
 
@@ -148,7 +148,7 @@ def merge_adapter(
         {name: _added(tensor, updates[name]) for name, tensor in base.tensors.items() if name in updates},
     )
     recipe = _recipe(merged, updates, *_formats(base, updates, format), options)
-    # What an interrupted merge left is gone on with only if the adapter is the same.
+    # An interrupted merge is resumed only if the adapter is the same.
     identity = {"adapter": _digest(updates)}
     plan = make_plan(merged, Path(target).expanduser(), recipe, options, extra_identity=identity)
     export = execute(plan, force=force, workers=workers, progress=progress)
@@ -184,7 +184,7 @@ def _source(
         get_base = getattr(model, "get_base_model", None)
         source = getattr(get_base() if get_base else model, "qformats_source", None)
     if source is None:
-        expected = "the path of the base model, since the model does not know what it was loaded from"
+        expected = "the path of the base model, since the model does not know where it was loaded from"
         raise ConfigError("source", None, expected)
     return source if isinstance(source, Checkpoint) else open_model(source, options)
 
@@ -210,13 +210,14 @@ def _formats(
         tensor = base.tensors.get(name)
         if tensor is None:
             tied = name == "lm_head.weight"
-            expected = "an untied output layer" if tied else "adapters on layers that are stored as they run"
-            raise ConfigError(f"{base.path}: adapter", f"one on {name}, which is not stored", expected)
+            expected = "an untied output layer" if tied else "adapters on layers that are stored separately"
+            found = Described(f"one on {name}, which is not stored")
+            raise ConfigError(f"{base.path}: adapter", found, expected)
         if tuple(tensor.shape) != update.shape:
-            raise ShapeError(name, tuple(tensor.shape), f"{update.shape}, as the adapter was made for")
+            raise ShapeError(name, tuple(tensor.shape), f"{update.shape}, as in the adapter")
         if name.endswith("embed_tokens.weight") and "lm_head.weight" not in base.tensors:
-            found = f"one on {name}, which the output layer shares"
-            expected = "none there: merging would change the output layer too"
+            found = Described(f"one on {name}, which the output layer shares")
+            expected = "none there, since merging would change the output layer too"
             raise ConfigError(f"{base.path}: adapter", found, expected)
     stored = {name: tensor.stored_packer for name, tensor in base.tensors.items()}
     if format is not None:
@@ -230,7 +231,7 @@ def _formats(
         if stored[name].writable and len(tensor.shape) == 2:
             sizes[stored[name].name] += tensor.numel * (1 if stored[name].dense_dtype else 1 << 20)
     if not sizes:
-        raise ConfigError("format", None, "a format, since none that the model has can be written")
+        raise ConfigError("format", None, "a format, since none of the model's own can be written")
     chosen = sizes.most_common(1)[0][0]
     rules = [
         (_only(name), packer.name if packer.writable else chosen)
@@ -247,7 +248,7 @@ def _recipe(
     rules: tuple[tuple[str, str], ...],
     options: Mapping[str, str],
 ) -> Recipe:
-    """Write into the model's own container, or the format's usual one where that would join changed tensors.
+    """Write into the model's own container, or the format's usual one if that would join changed tensors.
 
     Raises
     ------
@@ -262,9 +263,9 @@ def _recipe(
         joined = updates.keys() - {draft.source.name for draft in drafts}
         if not joined:
             return Recipe(default, tensor_types=rules, container=container)
-    found = f"one on {min(joined)}, which the container {container} joins with other tensors"
-    hint = 'merge into plain numbers (format="dense:bf16"), and export those'
-    raise ConfigError(f"{merged.path}: adapter", found, "a container that keeps it apart", hint)
+    found = Described(f"one on {min(joined)}, which the container {container} joins with other tensors")
+    hint = 'merge into plain numbers (format="dense:bf16"), then export those'
+    raise ConfigError(f"{merged.path}: adapter", found, "a container that keeps it separate", hint)
 
 
 def _only(name: str) -> str:

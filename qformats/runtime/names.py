@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.errors import CheckpointError, Described, UnsupportedModelError
 from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["Place", "places"]
@@ -15,7 +15,7 @@ __all__ = ["Place", "places"]
 _RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 """Buffers that old checkpoints hold and every model class computes."""
 _STACKED = (["MergeModulelist"], ["MergeModulelist", "Concatenate"])
-"""How Transformers makes one parameter of the matrices of all experts: stacked, and several below each other."""
+"""How Transformers combines the matrices of all experts into one parameter: stacked, some of them joined."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Place:
     expert : int or None
         Which matrix of a parameter that stacks those of all experts; None for other parameters.
     part, parts : int
-        Which of the matrices that lie below each other in each expert's matrix, of how many.
+        Which of the matrices joined in each expert's matrix, and of how many.
     label : str
         What the checkpoint calls that matrix within an expert, such as ``gate_proj``.
     """
@@ -47,7 +47,7 @@ def places(source: Checkpoint, model: Any) -> dict[str, Place]:
     Raises
     ------
     CheckpointError
-        If a tensor belongs nowhere, or one that the model wants is not there.
+        If a tensor does not belong to the model, or one that the model needs is missing.
     UnsupportedModelError
         If Transformers computes a parameter from several tensors in a way that is not known here.
     """
@@ -63,9 +63,9 @@ def places(source: Checkpoint, model: Any) -> dict[str, Place]:
             raise CheckpointError(
                 tensor.file,
                 f"is not known to {type(model).__name__}",
-                "the tensors of this model",
+                "only tensors of this model",
                 tensor=name,
-                hint="it belongs to another model, or to an adapter, which has to be merged first",
+                hint="it belongs to another model, or to an adapter, which must be merged first",
             )
     _require_all(source, model, wanted, found)
     return found
@@ -85,23 +85,19 @@ def _require_all(
     for name, tensor in wanted.items():
         twins = {tied.get(name, name), *(target for target, home in tied.items() if home == name)}
         if name not in given and not twins & given.keys() and not any(p.search(name) for p in ignored):
-            hint = "fetch the whole model again, all of its shards"
-            raise CheckpointError(
-                source.path, f"holds no {name}, which {type(model).__name__} wants", hint=hint
-            )
+            hint = "fetch the whole model again, with all its shards"
+            raise CheckpointError(source.path, f"lacks {name}, which {type(model).__name__} needs", hint=hint)
         if parts.get(name):
             every = {(expert, part) for expert in range(tensor.shape[0]) for part in range(parts[name])}
             lacking = sorted(every - given[name])
             if lacking:
                 expert, part = lacking[0]
-                told = (
-                    f"holds no part {part} of expert {expert} of {name} ({len(lacking)} matrices are missing)"
-                )
+                told = f"lacks part {part} of expert {expert} of {name} ({len(lacking)} matrices are missing)"
                 raise CheckpointError(source.path, told, "the matrices of every expert")
 
 
 def tied_names(model: Any) -> dict[str, str]:
-    """Parameters that are another one, and which."""
+    """Parameters that are tied to another one, and to which."""
     tied = getattr(model, "all_tied_weights_keys", None)
     return dict(tied) if isinstance(tied, Mapping) else {}
 
@@ -152,8 +148,8 @@ class _Rules:
         if operations not in _STACKED or number is None or len(number.groups()) != 1:
             raise UnsupportedModelError(
                 f"parameter {target} of {type(self._model).__name__}",
-                f"made from {name} by {', '.join(operations)}",
-                ["stacked matrices of experts", "tensors that are stored as the model has them"],
+                Described(f"one made from {name} by {', '.join(operations)}"),
+                ["stacked matrices of experts", "tensors that are stored as in the model"],
             )
         sources = list(converter.source_patterns)
         label = name.removesuffix(".weight").rpartition(".")[2]

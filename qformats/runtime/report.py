@@ -1,4 +1,4 @@
-"""What became of a checkpoint's weights when it was loaded."""
+"""How a checkpoint's weights were loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LoadedWeight:
     format : str
         ``family:variant``.
     nbytes : int
-        In memory; 0 where it shares the memory of another weight.
+        In memory; 0 if it shares the memory of another weight.
     note : str
         How it is used; if not by the shared kernels, why.
     """
@@ -35,7 +35,7 @@ class LoadedWeight:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a checkpoint's weights.
+    """How a checkpoint's weights were loaded.
 
     Attributes
     ----------

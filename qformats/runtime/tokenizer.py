@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.errors import CheckpointError, Described, UnsupportedModelError
 from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["tokenizer"]
@@ -37,12 +37,12 @@ def tokenizer(source: Checkpoint) -> Any:
 
     content = source.tokenizer_files()
     if not any(name.startswith(("tokenizer", "vocab", "ice_text")) for name in content):
-        hint = "use a model whose folder or file has its tokenizer"
+        hint = "use a model whose folder or file includes its tokenizer"
         raise CheckpointError(source.path, "has no tokenizer", "one, to turn text into tokens", hint=hint)
     if not any(name.startswith(_VOCABULARIES) for name in content):
-        hint = "Copy the missing file from the model that this one was made of"
+        hint = "Copy the missing file from the model that this one was made from"
         expected = "tokenizer.json, or another vocabulary, beside it"
-        raise CheckpointError(source.path, "has settings of a tokenizer only", expected, hint=hint)
+        raise CheckpointError(source.path, "has only the settings of a tokenizer", expected, hint=hint)
     with tempfile.TemporaryDirectory(prefix="qformats-") as folder:
         for name, data in content.items():
             file = Path(folder, name)
@@ -55,10 +55,11 @@ def tokenizer(source: Checkpoint) -> Any:
             return chosen.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             # Whatever a class finds wrong with its files; remote code is one of the reasons.
-            found = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            found = Described(f"one that cannot be loaded ({reason})")
             raise UnsupportedModelError(
                 f"{source.path}: tokenizer",
                 found,
                 ["a tokenizer.json", "a tokenizer that Transformers has a class for"],
-                "Export the model to a container that has a tokenizer of its own, and load that",
+                "Export the model to a container with its own kind of tokenizer, and load that",
             ) from error

@@ -1,8 +1,8 @@
-"""Transformers loads and saves folders of formats that it does not know by itself.
+"""Transformers integration: loading and saving folders of formats that it does not know.
 
-Transformers has no discovery of plugins: where this module was not imported, it logs that a quantization method is
-unknown, and fills the layers at random. Importing it registers every method that an installed plugin writes and that
-Transformers lacks.
+Transformers does not discover plugins: unless this module is imported, it logs that a quantization method is
+unknown, and fills the layers with random numbers. Importing it registers every method that an installed plugin writes
+and that Transformers lacks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qformats.errors import CheckpointError, ConfigError
+from qformats.errors import CheckpointError, ConfigError, Described
 from qformats.exporting import Recipe
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.packer import Packer
@@ -82,7 +82,7 @@ class QformatsQuantizer(HfQuantizer):
         Raises
         ------
         ConfigError
-            If layers shall stay on disk, or there is no format to quantize into.
+            If layers are to stay on disk, or there is no format to quantize into.
         """
         if isinstance(device_map, Mapping) and "disk" in device_map.values():
             raise ConfigError("device_map", "disk", "GPUs or cpu: packed weights cannot be offloaded to disk")
@@ -109,7 +109,7 @@ class QformatsQuantizer(HfQuantizer):
         import torch
 
         if not checkpoint_files:
-            raise ConfigError("weights", "a state dict in memory", "a folder with files", _INSTEAD)
+            raise ConfigError("weights", Described("a state dict in memory"), "a folder with files", _INSTEAD)
         self._source = open_model(Path(checkpoint_files[0]).parent, {})
         modules = dict(model.named_modules())
         lost = []
@@ -127,7 +127,7 @@ class QformatsQuantizer(HfQuantizer):
         self._watch(model)
 
     def _packed(self) -> Iterator[tuple[str, Packer, tuple[int, int]]]:
-        """Name, format and shape of every weight that is packed, or shall be."""
+        """Name, format and shape of every weight that is packed, or will be."""
         assert self._source is not None
         if self.pre_quantized:
             for name, tensor in self._source.tensors.items():
@@ -177,7 +177,7 @@ class QformatsQuantizer(HfQuantizer):
         return model
 
     def _check_keys(self, model: Any) -> None:
-        """Refuse a model of which a part is not what the files say.
+        """Refuse a model that differs in part from its files.
 
         Raises
         ------
@@ -193,9 +193,9 @@ class QformatsQuantizer(HfQuantizer):
         missing, unexpected = sorted(info.missing_keys), sorted(info.unexpected_keys)
         mismatched = sorted(key[0] for key in info.mismatched_keys)
         for keys, found in (
-            (missing, "is missing, and Transformers would fill it at random"),
-            (unexpected, f"is no weight of {class_}"),
-            (mismatched, f"has another shape than in {class_}"),
+            (missing, "is missing, and Transformers would fill it with random numbers"),
+            (unexpected, f"is not a weight of {class_}"),
+            (mismatched, f"does not have the shape it has in {class_}"),
         ):
             if keys:
                 more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
@@ -268,7 +268,7 @@ def _name_in(model: Any, modules: Mapping[str, Any], name: str) -> str | None:
 
 
 def register() -> None:
-    """Make Transformers know every quantization method that an installed plugin writes; again does nothing."""
+    """Register every quantization method that an installed plugin writes; a second call does nothing."""
     taken = {method.value for method in QuantizationMethod}
     methods = [METHOD]
     for family in registry().families():
@@ -276,8 +276,8 @@ def register() -> None:
             declared = family.to_config(family.parse(family.default_variant))
             methods.append(str(declared.get("quant_method", METHOD)))
         except Exception as error:
-            # One plugin that cannot tell must not take the others down.
-            message = f"folders of the family {family.name} cannot be loaded by Transformers: {error}"
+            # One failing plugin must not take the others down.
+            message = f"Transformers cannot load folders of the family {family.name}: {error}"
             warnings.warn(message, PluginWarning, stacklevel=2)
     for method in dict.fromkeys(methods):
         if method not in taken and method not in AUTO_QUANTIZATION_CONFIG_MAPPING:

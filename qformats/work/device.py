@@ -10,17 +10,21 @@ __all__ = ["chosen_device"]
 
 
 def chosen_device(device: str | torch.device | None) -> torch.device:
-    """The device that was asked for; by default a GPU if there is one.
+    """The requested device; by default a GPU if there is one.
 
     Raises
     ------
     ConfigError
-        If it is neither the CPU nor a CUDA device that is here.
+        If it is neither the CPU nor an available CUDA device.
     """
     count = torch.cuda.device_count()
     if device is None:
         return torch.device("cuda" if count else "cpu")
-    here = f"cpu, or one of the {count} CUDA devices that torch finds" if count else "cpu: torch finds no GPU"
+    here = (
+        f"cpu or one of the {count} CUDA devices that torch finds"
+        if count
+        else "cpu, since torch finds no GPU"
+    )
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Files of a model: are they still the same, how they are mapped, and what only looks like one."""
+"""Files of a model: whether they changed, how they are mapped, and Git LFS pointers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Fingerprint = tuple[tuple[str, int, int, int, int, int], ...]
 
 
 def fingerprint(files: Sequence[Path]) -> Fingerprint:
-    """What tells whether files are still the ones that were opened.
+    """Identifies files, to tell whether they are still the ones that were opened.
 
     Examples
     --------
@@ -95,4 +95,4 @@ def refuse_pointer(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             hint = "run `git lfs pull` in the folder, or download the file itself"
-            raise CheckpointError(path, "a Git-LFS pointer, which only names the data", "the file", hint=hint)
+            raise CheckpointError(path, "is a Git LFS pointer, not the file itself", "the file", hint=hint)

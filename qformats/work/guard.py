@@ -1,4 +1,4 @@
-"""Whose fault it is: an exception inside a plugin's method reaches the user as one sentence that names the plugin."""
+"""Attributing errors: an exception in a plugin's method reaches the user as one sentence naming the plugin."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from qformats.errors import PluginError, QFormatsError
 __all__ = ["Guarded", "blamed"]
 
 _NOT_ITS_FAULT = (QFormatsError, MemoryError, OSError)
-"""Exceptions that speak for themselves, whoever raises them; Ctrl-C and the like are not exceptions of this kind."""
+"""Exceptions that are clear as they are, whoever raises them; Ctrl-C and the like are not of this kind."""
 
 
 def blamed(error: Exception, owner: str, what: str) -> PluginError | None:
-    """What to raise instead of an exception that a plugin let out; ``None`` if it speaks for itself.
+    """What to raise instead of a plugin's exception; ``None`` if it is clear as it is.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def blamed(error: Exception, owner: str, what: str) -> PluginError | None:
 
 
 class Guarded:
-    """Base of the classes that plugins fill in.
+    """Base of the classes that plugins implement.
 
     Methods in :attr:`guarded` that a subclass overrides are wrapped when it is defined: what they raise becomes a
     :class:`~qformats.errors.PluginError`, with the exception as its cause.
@@ -42,7 +42,7 @@ class Guarded:
     guarded: ClassVar[tuple[str, ...]] = ()
     """Methods that plugins override."""
     role: ClassVar[str] = ""
-    """What an instance is, in front of its name."""
+    """Noun for an instance, in front of its name."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)

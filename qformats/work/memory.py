@@ -1,4 +1,4 @@
-"""Memory that was freed, back to the system."""
+"""Returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["return_freed"]
 
 
 def return_freed() -> None:
-    """Give pages that nothing uses any more back to the system; only glibc keeps so many that it must be asked.
+    """Return unused pages to the system; only glibc keeps so many that it must be asked.
 
     After the first large tensors glibc takes tensors of up to 32 MB from its heaps. These shrink only at their ends, so
     that a few small objects between tensors keep gigabytes of them.

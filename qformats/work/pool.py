@@ -1,4 +1,4 @@
-"""The one bounded pool: pieces of a long job on several threads, with so many in flight and no more."""
+"""The bounded pool: pieces of a long job on several threads, with a limited number in flight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 _PATIENCE = 0.1
-"""Seconds between two looks at what the user wants."""
+"""Seconds between two checks for signals."""
 
 
 def threads(workers: int | None) -> int:
@@ -62,8 +62,8 @@ def bounded(
     """Work on pieces, and give their results as they come.
 
     Signals are held back and delivered between two pieces, several times a second (see
-    :func:`~qformats.work.signals.interruptible`). When the block is left by an error, pieces that have not begun are
-    dropped and those that have are waited for.
+    :func:`~qformats.work.signals.interruptible`). If the block ends with an error, pieces that have not begun are
+    dropped, and the others are waited for.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def bounded(
     workers : int
         Threads.
     weight : callable
-        How much a piece weighs, in units of `limit`.
+        Weight of a piece, in units of `limit`.
     limit : int
         Most weight in flight; a piece that is heavier by itself is worked on alone.
     ahead : int

@@ -1,4 +1,4 @@
-"""What an export tells while it works."""
+"""Progress of an export."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Progress(Protocol):
         """A task of `total` bytes begins."""
 
     def advance(self, nbytes: int) -> None:
-        """`nbytes` more are done."""
+        """`nbytes` more bytes are done."""
 
     def notice(self, text: str) -> None:
-        """Something the user should know."""
+        """Show the user a notice."""
 
 
 class Silent:
-    """Says nothing.
+    """Shows nothing.
 
     Examples
     --------

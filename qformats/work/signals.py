@@ -1,4 +1,4 @@
-"""Work that Ctrl-C must not cut in two, or only where it says so."""
+"""Work that Ctrl-C may interrupt only at chosen points, or not at all."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def uninterrupted(*, late: bool = False) -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    """Hold SIGINT and SIGTERM back, and deliver them where the work asks for them.
+    """Hold SIGINT and SIGTERM back, and deliver them when the work asks for them.
 
-    ``KeyboardInterrupt`` may be raised between any two instructions, also while a pool of threads holds its locks;
-    then the pool never ends. Work that drives a pool calls what it is given here between its steps instead.
+    ``KeyboardInterrupt`` may be raised between any two instructions, even while a pool of threads holds its locks; then
+    the pool never ends. Work that drives a pool instead calls the function given here between its steps.
 
     Yields
     ------
     callable
-        Delivers what has come since: it returns, or raises what the handler raises. At the end the rest is delivered,
-        unless an error is on its way already.
+        Delivers signals that have arrived since; it returns, or raises what the handler raises. At the end the rest is
+        delivered, unless an error is already on its way.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None

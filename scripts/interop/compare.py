@@ -100,7 +100,7 @@ def page(record, tables):
         "# Interoperation",
         "",
         "`./scripts/interop/run` exports the demo model with qformats, loads each folder with `AutoModelForCausalLM`",
-        "and GPTQModel on the processor, and compares it with the same Transformers model, all in float32, holding the",
+        "and GPTQModel on the CPU, and compares it with the same Transformers model, all in float32, holding the",
         f"weights that qformats reads from it. Logits are of 8 pieces of {record['window']} tokens of held-out text;",
         f"{NEW} tokens are generated greedily after the first {PROMPT} of each.",
         "",

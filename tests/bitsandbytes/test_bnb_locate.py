@@ -94,7 +94,7 @@ HOSTILE = {
         "also weight.quant_map",
     ),
     "no weight": (lambda f: _without(f, "weight"), "also weight"),
-    "codes alone": (lambda f: {"weight": f["weight"]}, "codes alone"),
+    "codes alone": (lambda f: {"weight": f["weight"]}, "found only u8 codes"),
     "int8 codes alone": (lambda f: {"weight": f["weight"].view(torch.int8)}, "SCB"),
     "two types": (lambda f: {**f, FP4: f[NF4]}, "nf4 and fp4"),
     "another type's name": (lambda f: {FP4 if k == NF4 else k: v for k, v in f.items()}, "quant_type"),

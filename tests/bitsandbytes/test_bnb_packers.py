@@ -384,7 +384,7 @@ def test_what_is_not_finite_is_refused(variant, bad):
         lambda w: qformats.quantize(w, f"bitsandbytes:{variant}"),
     ):
         with pytest.raises(
-            NonFiniteError, match=rf"2 of 512 values are not finite, the first is {bad} at index 133"
+            NonFiniteError, match=rf"2 of 512 values are not finite; the first is {bad} at index 133"
         ):
             refused(weight)
 

@@ -100,8 +100,8 @@ def test_texts_that_cannot_be_used_are_refused(tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"words": "x"}\n')
     for name, error, message in (
         ("short.txt", ConfigError, r"tokens in .*short.txt.*512 or more"),
-        ("bytes.txt", CheckpointError, "no UTF-8 text"),
-        ("bad.jsonl", CheckpointError, "no object with a text"),
+        ("bytes.txt", CheckpointError, "not UTF-8 text"),
+        ("bad.jsonl", CheckpointError, "not an object with a text"),
         ("absent.txt", ConfigError, "a text file, or a data set"),
     ):
         with pytest.raises(error, match=message):
@@ -168,5 +168,5 @@ def test_a_holder_takes_what_is_left(tmp_path):
     assert memory.used == 0
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(OutputError, match="cannot be spilled"):
+    with pytest.raises(OutputError, match="cannot be written to disk"):
         Activations(blocked / "states", Memory(0)).put(0, torch.zeros(3))

@@ -261,7 +261,9 @@ def test_hub_that_cannot_be_reached(silent_hub, tmp_path):
         result = run("inspect", "some/model", HF_HOME=str(tmp_path), **changes)
         assert time.monotonic() - began < 30
         assert (result.code, result.out) == (3, "")
-        assert result.err.startswith("qformats: some/model: no file or folder here, not in the local cache")
+        assert result.err.startswith(
+            "qformats: some/model: no such file or folder, not in the local hub cache"
+        )
         assert reason in result.err
         assert (
             "copy the model's folder (config.json, *.safetensors, tokenizer files) here and give its path"
@@ -278,5 +280,5 @@ def test_interrupted_before_anything_is_planned(silent_hub, tmp_path):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "")
-    assert err == "qformats: interrupted; the target was not touched\n"
+    assert err == "qformats: interrupted; the target is unchanged\n"
     assert list(tmp_path.iterdir()) == []

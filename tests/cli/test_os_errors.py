@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli.command import call
 
-ROOM = "Free some space, or let TMPDIR name a folder with room for temporary files"
+ROOM = "Free some space, or set TMPDIR to a folder with room for temporary files"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

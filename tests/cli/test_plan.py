@@ -164,15 +164,15 @@ def test_the_table(capsys, tmp_path):
     ("content", "more", "message"),
     [
         ("[]", (), "a JSON list; expected an object"),
-        ("{", (), "no JSON"),
+        ("{", (), "is not JSON"),
         ('{"model_type": "never"}', (), "'never'"),
-        ('{"model_type": "llama", "hidden_size": -4}', (), "describes no model"),
+        ('{"model_type": "llama", "hidden_size": -4}', (), "does not describe a model"),
         ('{"model_type": ["llama"]}', (), "model_type ['llama']"),
         ('{"model_type": "llama", "num_hidden_layers": 1e18}', (), "from 1 to 4096"),
         ('{"model_type": "llama", "num_hidden_layers": 1152921504606846976}', (), "from 1 to 4096"),
         (json.dumps(LLAMA_13B), ("--context", "0"), "context"),
         (json.dumps(LLAMA_13B), ("--container", "nowhere"), "nowhere"),
-        (json.dumps(LLAMA_13B), ("--container", "gguf"), "gguf, which does not hold glm:int4"),
+        (json.dumps(LLAMA_13B), ("--container", "gguf"), "found 'gguf'; expected one that can hold glm:int4"),
     ],
     ids=[
         "list",

@@ -120,7 +120,7 @@ def test_two_outputs_of_one_name(tmp_path, capsys):
         given = [first, tmp_path / "x", second, tmp_path / "link"]
         done = call(capsys, "compare", "demo", "demo", *TEXT, *given)
         assert done.code == 2, done.err
-        assert f"another file than that of {first}" in done.err
+        assert f"a file other than that of {first}" in done.err
     assert [file.name for file in tmp_path.iterdir()] == ["link"]
 
 

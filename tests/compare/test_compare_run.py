@@ -134,7 +134,7 @@ def test_a_text_that_is_too_short(tmp_path):
     assert "512 or more" in message
     assert "--window" in message
     report = qformats.compare("demo", try_=["gguf:q8_0"], text=file, window=8)
-    assert any("say little" in note for note in report.notes)
+    assert any("too few for meaningful statistics" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_text_that_is_too_short(tmp_path):
         ({"text": "demo", "window": 2}, "4 tokens or more"),
         ({"text": "demo", "windows": 0}, "1 or more"),
         ({"text": "no/such/file.txt"}, "no/such/file.txt: cannot be read"),
-        ({"logits": "somewhere"}, "none without a text"),
+        ({"logits": "somewhere"}, r"expected a text \(--text\) too"),
         ({"device": "abacus"}, "found 'abacus'; expected cpu"),
         ({"dtype": "f8"}, "f32, f16, bf16"),
         ({"workers": 0}, "1 or more"),
@@ -164,7 +164,7 @@ def test_something_to_compare_is_needed():
 def test_a_text_that_is_no_text(tmp_path):
     file = tmp_path / "bytes"
     file.write_bytes(b"\xff\xfe\xfd" * 1000)
-    with pytest.raises(CheckpointError, match="no UTF-8 text"):
+    with pytest.raises(CheckpointError, match="not UTF-8 text"):
         qformats.compare("demo", try_=["gguf:q8_0"], text=file)
 
 
@@ -212,7 +212,7 @@ def test_models_with_less_context_than_a_window(made, tmp_path):
     llama, gpt2, good = report.models
     for model in (llama, gpt2):
         assert model.behaviour is None
-        assert any("takes 64 tokens and a window has 128" in note for note in model.notes)
+        assert any("takes at most 64 tokens and a window has 128" in note for note in model.notes)
     assert llama.weights is not None
     assert good.behaviour is not None
     assert not good.notes
@@ -230,8 +230,11 @@ def test_the_speed_of_a_model_with_little_context(text, tmp_path):
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (RuntimeError("shapes do not fit\nand a trace"), "fails while it runs (shapes do not fit)."),
-        (torch.OutOfMemoryError("CUDA out of memory"), "has not enough memory to run gptq. Use --device cpu"),
+        (RuntimeError("shapes do not fit\nand a trace"), "failed while running (shapes do not fit)."),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "does not have enough memory to run gptq. Use --device cpu",
+        ),
     ],
 )
 def test_a_model_that_fails_while_it_runs(error, says, made, monkeypatch):
@@ -284,7 +287,7 @@ def test_another_file_is_no_place_for_predictions(made):
             told.append(work)
 
     before = path.read_bytes()
-    with pytest.raises(CheckpointError, match="is no file of predictions"):
+    with pytest.raises(CheckpointError, match="is not a file of predictions"):
         qformats.compare("demo", path, logits=path, progress=Told(), **TEXT)
     assert not told
     assert path.read_bytes() == before
@@ -292,7 +295,7 @@ def test_another_file_is_no_place_for_predictions(made):
 
 def test_one_scored_token(made):
     report = qformats.compare("demo", made("q8_0"), text="demo", window=4, windows=1)
-    assert report.notes == ("Only 1 token is scored: such statistics say little.",)
+    assert report.notes == ("Only 1 token is scored: too few for meaningful statistics.",)
 
 
 def test_other_architectures_and_vocabularies(tmp_path):
@@ -303,7 +306,7 @@ def test_other_architectures_and_vocabularies(tmp_path):
     foreign, same = report.models
     said = " ".join(foreign.notes)
     assert "It is a qwen2 and the base a llama" in said
-    assert "tokenizer reads the text as other tokens" in said
+    assert "tokenizer splits the text differently" in said
     assert foreign.behaviour is None
     assert foreign.weights is not None
     assert same.behaviour.against.kl.mean.value < 1e-7

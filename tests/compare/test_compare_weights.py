@@ -195,14 +195,14 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     other, foreign = outcome.results
     assert foreign is None
     assert outcome.notes[1] == (
-        "No tensor has the name and shape of one of the base: weights are not compared.",
+        "No tensor has the name and shape of one in the base, so weights are not compared.",
     )
     assert "model.embed_tokens.weight" not in {tensor.name for tensor in other.by_tensor}
     said = " ".join(outcome.notes[0])
     assert "model.embed_tokens.weight" in said
-    assert "another shape" in said
-    assert "lm_head.weight is in the base only" in said
-    assert "_proj.bias, ...) are in this model only" in said
+    assert "a different shape from the base's" in said
+    assert "lm_head.weight is only in the base" in said
+    assert "_proj.bias, ...) are only in this model" in said
     assert [(pair.first, pair.second) for pair in outcome.identical] == [("llama", "qwen2")]
 
 

@@ -159,7 +159,7 @@ def test_each_model_gets_its_line(report, read):
         assert f"{each.name} " in read.text
     assert "Ship gptq:4bit-128g." in read.text
     assert (
-        f"26 % of the base's size (3.8{TIMES} smaller), and the smallest that stays close to the base."
+        f"26 % of the base's size (3.8{TIMES} smaller), and the smallest model that stays close to the base."
         in read.text
     )
     assert "gguf:q8_0 is practically lossless, at 53 %." in read.text
@@ -203,7 +203,7 @@ def test_a_model_with_the_base_numbers_is_said_to_have_them():
     assert judge(dataclasses.replace(report, models=(exact,))).standings[0].grade.word == "the same numbers"
     assert judge(dataclasses.replace(report, models=(odd,))).standings[0].grade.word == "very different"
     assert "no weight differs from the base's" not in read.text  # there is no map to say it of
-    assert "Left out, since no model changes them" in read.text
+    assert "Left out, because no model changes them" in read.text
 
 
 @pytest.mark.parametrize("broken", [math.inf, math.nan])
@@ -241,7 +241,7 @@ def test_parts_without_numbers(report, gone):
 
 def test_a_base_alone_makes_a_page():
     read = Reader(page(example(())))
-    assert "Nothing to weigh demo against." in read.text
+    assert "Nothing to compare demo with." in read.text
 
 
 def test_a_report_read_back_from_json_makes_the_same_page(report, source):

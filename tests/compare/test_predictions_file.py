@@ -66,7 +66,7 @@ def test_every_changed_byte_is_noticed(place, tmp_path):
     data = bytearray(path.read_bytes())
     data[place] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"is damaged|is no file of predictions"):
+    with pytest.raises(CheckpointError, match=r"is damaged|is not a file of predictions"):
         _read(path)
 
 
@@ -75,7 +75,7 @@ def test_a_cut_file_is_refused(size, tmp_path):
     path = tmp_path / "predictions"
     _write(path)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(CheckpointError, match=r"is damaged.* made anew|is no file of predictions"):
+    with pytest.raises(CheckpointError, match=r"is damaged.* written again|is not a file of predictions"):
         _read(path)
 
 
@@ -105,7 +105,7 @@ def test_nothing_appears_before_all_is_written(tmp_path):
 def test_another_file_is_not_overwritten_in_passing(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("a text of mine")
-    with pytest.raises(CheckpointError, match="is no file of predictions") as caught:
+    with pytest.raises(CheckpointError, match="is not a file of predictions") as caught:
         LogitsReader(path)
     assert "not overwritten" in str(caught.value)
 

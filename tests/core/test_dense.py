@@ -90,7 +90,7 @@ def test_the_first_number_that_overflows(source, target):
 def test_overflow_says_how_many_and_where(source):
     values = torch.zeros(4, 8, dtype=dtypes.torch_dtype(source))
     values[1, 2], values[3, 1], values[3, 4] = 70000, -(2.0**20), 2.0**18
-    message = r"^3 of 32 values are too large for f16, the largest weight is -1\.04858e\+06 at index 25\. "
+    message = r"^3 of 32 values are too large for f16; the largest weight is -1\.04858e\+06 at index 25\. "
     with pytest.raises(NonFiniteError, match=message + r"Keep this tensor in bf16 or f32"):
         cast(values, "f16")
 
@@ -103,7 +103,7 @@ def test_what_is_not_finite_is_counted_and_placed(source, target, bad):
     values[2, 3] = values[4, 6] = bad
     for refused in (lambda: cast(values, target), lambda: require_finite(values)):
         with pytest.raises(
-            NonFiniteError, match=f"^2 of 35 values are not finite, the first is {bad} at index 17"
+            NonFiniteError, match=f"^2 of 35 values are not finite; the first is {bad} at index 17"
         ):
             refused()
 
@@ -163,7 +163,7 @@ def test_the_family_dense(name):
     assert torch.equal(packed.dequantize(), values.to(dtypes.torch_dtype(name)).float())
     assert packer.stored(values.shape) == {"weight": ((3, 5, 2), name)}
     assert packer.spec.nbytes(6, 5) == packed.nbytes
-    with pytest.raises(ConfigError, match=rf"dense:{name}.*a format that quantizes"):
+    with pytest.raises(ConfigError, match=rf"dense:{name}.*a quantized format"):
         qformats.quantize(values[0], f"dense:{name}")
     with pytest.raises(ConfigError, match=r"support level 1"):
         packed.unpack()

@@ -31,7 +31,7 @@ def test_tree_in_the_docstring_equals_the_classes():
 
 
 def test_all_names_the_family():
-    assert sorted(errors.__all__) == sorted(["QFormatsError", *_documented()])
+    assert sorted(errors.__all__) == sorted(["Described", "QFormatsError", *_documented()])
     assert qformats.QFormatsError is errors.QFormatsError
 
 
@@ -102,6 +102,16 @@ def test_what_is_left_out_leaves_no_trace():
     assert str(errors.NonFiniteError("3 values are NaN")) == "3 values are NaN."
     assert str(errors.CheckpointError("m.bin", "truncated")) == "m.bin: truncated."
     assert str(errors.CheckpointError("m.bin", "truncated", tensor="w")) == "m.bin: tensor 'w': truncated."
+
+
+def test_descriptions_have_no_quotes():
+    found = errors.ConfigError("scales", errors.Described("2 that are NaN"), "finite scales")
+    assert str(found) == "scales: found 2 that are NaN; expected finite scales."
+    assert found.value == "2 that are NaN"
+    odd = errors.UnsupportedModelError(
+        "model", errors.Described("one with a vision part"), ["a language model"]
+    )
+    assert str(odd) == "model: found one with a vision part; expected a language model."
 
 
 def test_unknown_names_suggest_the_nearest():

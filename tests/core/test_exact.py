@@ -475,17 +475,17 @@ def _reason(source, grid):
 def test_reasons():
     wide = _full(ROW8)
     assert _reason(wide, AffineGrid(4, 32)).startswith("levels -12")
-    assert _reason(wide, AffineGrid(4, 32)).endswith("codes and there are 16")
+    assert _reason(wide, AffineGrid(4, 32)).endswith("codes, but there are only 16")
     mine = _full(replace(ROW4, scale_dtype="f32"))
     reason = _reason(mine, FOUR)
-    assert reason.startswith("6 of 6 scales are no float16 numbers, such as ")
+    assert reason.startswith("6 of 6 scales are not float16 numbers, such as ")
     example = float(reason.rsplit(" ", 1)[1])
     assert torch.tensor(example) in mine.scale
     assert _reason(_full(TableGrid(UNEVEN, 32)), FOUR) == "its levels are not equally spaced"
     assert _reason(_full(FOUR), TableGrid(UNEVEN, 32)).startswith(
         "its levels are equally spaced, and no scale"
     )
-    assert _reason(_full(TableGrid(WHOLE, 32)), TableGrid(UNEVEN, 32)).startswith("its levels are others")
+    assert _reason(_full(TableGrid(WHOLE, 32)), TableGrid(UNEVEN, 32)).startswith("its levels are different")
     assert _reason(_full(FOUR_MINIMUM), EIGHT).startswith("a minimum of ")
     apart = QuantizedTensor(torch.tensor([[0, 1, 5, 15]], dtype=torch.uint8), torch.tensor([[0.5]]), (1, 4))
     assert (

@@ -86,7 +86,7 @@ def test_what_is_not_finite_stops_every_quantizer(weight, bad):
     weight[3, 4] = bad
     for quantizer in (RoundToNearest(), Stubborn(good)):
         with pytest.raises(
-            NonFiniteError, match=f"1 of 256 values are not finite, the first is {bad} at index 100"
+            NonFiniteError, match=f"1 of 256 values are not finite; the first is {bad} at index 100"
         ):
             quantizer.encode(weight, Plain())
 
@@ -117,7 +117,7 @@ def test_codes_of_a_third_party_s_quantizer_are_checked(weight):
 
 
 def test_formats_without_a_grid_are_refused(weight):
-    with pytest.raises(ConfigError, match=r"dense:f16.*a format that quantizes"):
+    with pytest.raises(ConfigError, match=r"dense:f16.*a quantized format"):
         RoundToNearest().quantize(weight, qformats.packer("dense:f16"))
 
 

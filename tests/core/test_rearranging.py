@@ -112,7 +112,7 @@ def test_different_dtypes_are_joined_in_the_wider_one():
 
 
 def test_rows_of_different_widths_are_not_joined():
-    with pytest.raises(ShapeError, match=r"'w': shape \(32, 64\); expected rows as those of w"):
+    with pytest.raises(ShapeError, match=r"'w': shape \(32, 64\); expected rows like those of w"):
         concat_rows("all", [stored("glm:int4")[0], stored("glm:int4", columns=64)[0]])
 
 

@@ -170,7 +170,7 @@ def test_source_that_changes_before_it_is_read(copy, tmp_path, change, moment):
     made = make_plan(source, target, Recipe("gguf:q8_0"), {})
     if moment == "planned":
         change(weights)
-    with pytest.raises(CheckpointError, match="has changed while it was read") as caught:
+    with pytest.raises(CheckpointError, match="changed while it was being read") as caught:
         engine.execute(made)
     assert str(weights) in str(caught.value)
     assert os.listdir(tmp_path) == ["in"]

@@ -85,7 +85,7 @@ def place(tmp_path):
 def test_interrupted(large, place, number):
     code, err = finish(started(large, place), number, signal.SIGCONT)
     assert code == 130
-    assert err == "qformats: interrupted; the target was not touched\n"
+    assert err == "qformats: interrupted; the target is unchanged\n"
     assert os.listdir(place) == []
 
 
@@ -110,7 +110,7 @@ def test_interrupted_and_kept(large, place, clean):
     code, err = finish(started(large, place, "--keep-partial"), signal.SIGINT, signal.SIGCONT)
     assert (code, err) == (
         130,
-        "qformats: interrupted; what is written is kept; the same command goes on from there\n",
+        "qformats: interrupted; what was written is kept; run the same command again to go on\n",
     )
     assert os.listdir(place) == [PARTIAL]
     assert resumed(large, place) >= 6
@@ -185,7 +185,7 @@ def test_source_that_changes_while_it_is_read(large, place):
     finally:
         os.utime(weights, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert code == 3
-    assert f"{weights}: has changed while it was read" in err
+    assert f"{weights}: changed while it was being read" in err
     assert os.listdir(place) == []
 
 

@@ -100,7 +100,7 @@ def test_what_cannot_be_put_back_is_kept(llama, tmp_path, monkeypatch):
     before = contents(target)
     with monkeypatch.context() as patch:
         at_rename(patch, 2, OSError(5, "Input/output error"), lasting=True)
-        with pytest.raises(OutputError, match="could not be put back") as caught:
+        with pytest.raises(OutputError, match="could not be restored") as caught:
             qformats.export(llama, target, format="dense:bf16", force=True)
     assert str(partial / "replaced") in str(caught.value)
     assert contents(partial / "replaced" / "out") == before
@@ -120,7 +120,7 @@ def test_what_is_in_the_way_of_putting_back(llama, tmp_path, monkeypatch):
     kill_at_rename(monkeypatch, 2, lambda: qformats.export(llama, target, format="dense:bf16", force=True))
     target.mkdir()
     for _ in range(2):
-        with pytest.raises(OutputError, match=f"File exists.* lies in {replaced}"):
+        with pytest.raises(OutputError, match=f"File exists.* is in {replaced}"):
             qformats.export(llama, target, format="dense:bf16", force=True)
         assert contents(replaced / "out") == before
     target.rmdir()
@@ -240,7 +240,7 @@ def test_folder_that_no_export_may_replace(llama, tmp_path, name):
         kept.mkdir()
     else:
         kept.write_text("mine")
-    with pytest.raises(OutputError, match=f"also holds what is no part of a model: {kept.name}"):
+    with pytest.raises(OutputError, match=f"also holds files that are not part of a model: {kept.name}"):
         qformats.export(llama, target, format="dense:f16", force=True)
     assert kept.exists()
     shutil.rmtree(kept) if kept.is_dir() else kept.unlink()

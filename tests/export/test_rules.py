@@ -111,14 +111,17 @@ def test_rules_leave_vectors_alone(capsys, llama, tmp_path, kind):
     ("rules", "found"),
     [
         (["(=q8_0"], "a regular expression (missing ), unterminated subpattern at position 0)"),
-        (["attn_qq=q8_0"], "tensor-type: found 'attn_qq'; expected an expression found in a tensor's name"),
+        (
+            ["attn_qq=q8_0"],
+            "tensor-type: found 'attn_qq'; expected an expression that matches part of a tensor's name",
+        ),
         (["attn_q"], "--tensor-type: found 'attn_q'; expected REGEX=TYPE"),
         (["=q8_0"], "expected REGEX=TYPE"),
         (["attn_q="], "expected REGEX=TYPE"),
         (["attn_q=q9_9"], "no format 'gguf:q9_9'. Did you mean 'gguf:q8_0'? Installed: gguf:bf16, "),
         (["attn_q=q4_k"], "found 'gguf:q4_k'; expected one that can be written: f32, f16, bf16, q8_0"),
-        (["norm=q8_0"], "is none (vector)"),
-        (["attn=q8_0", "attn_q=q4_1"], "no earlier rule has found: the first rule wins"),
+        (["norm=q8_0"], "is not one (vector)"),
+        (["attn=q8_0", "attn_q=q4_1"], "tensors not matched by an earlier rule: the first rule wins"),
     ],
 )
 def test_useless_rules(capsys, llama, rules, found):
@@ -137,7 +140,7 @@ def test_rows_that_do_not_divide(capsys, narrow, tmp_path):
     target = tmp_path / "out.gguf"
     result = call(capsys, "export", narrow, "-f", "gguf:q4_0", "-o", target)
     assert result.code == 0
-    assert "tensors        12: 9 f16, 3 f32" in result.out
+    assert "tensors          12: 9 f16, 3 f32" in result.out
     assert "f16, q4_0 does not fit: rows of 48 do not divide into blocks of 32" in result.out
     assert "f16, q4_0 does not fit: rows of 80 do not divide into blocks of 32" in result.out
     with LlamaCpp(target) as model:

@@ -229,7 +229,7 @@ def test_the_summary_tells_what_stayed_and_what_the_rest_lost(capsys, made, tmp_
     result = call(capsys, "export", made("glm:int4"), "-f", "gguf:q4_0", "-o", tmp_path / "a.gguf")
     assert "28 quantized tensors kept every value" in result.out
     result = call(capsys, "export", made("gguf:q4_0"), "-f", "glm:int4", "-o", tmp_path / "b")
-    assert "rounded once more, the first since" in result.out
+    assert "rounded again, the first because" in result.out
     assert "; relative error " in result.out
 
 

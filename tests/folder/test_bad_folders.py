@@ -151,7 +151,7 @@ def test_missing_shard(capsys, copy, tmp_path):
 
 def test_index_that_names_an_absent_tensor(capsys, copy, tmp_path):
     split(copy, lambda index: index.update({"model.extra": "model-00001-of-00002.safetensors"}))
-    refused(capsys, copy, tmp_path, "tensor 'model.extra': not in this file, although the index says so")
+    refused(capsys, copy, tmp_path, "tensor 'model.extra': is not in this file, although the index says so")
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "..", ".", "a/../b", "a\0b", "x" * 300])
@@ -176,17 +176,17 @@ def test_unreadable_index(capsys, copy, tmp_path, text):
 def test_several_files_and_no_index(capsys, copy, tmp_path):
     split(copy)
     (copy / f"{WEIGHTS}.index.json").unlink()
-    refused(capsys, copy, tmp_path, f"{copy}: 2 safetensors files and no index")
+    refused(capsys, copy, tmp_path, f"{copy}: 2 safetensors files without an index")
 
 
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b'{"a":', "no JSON"),
+        (b'{"a":', "is not JSON"),
         (b"[]", "a JSON list; expected an object"),
-        (b"\xff\xfe\x00", "no JSON"),
-        (b"[" * 200_000, "no JSON"),
-        (b"", "no JSON"),
+        (b"\xff\xfe\x00", "is not JSON"),
+        (b"[" * 200_000, "is not JSON"),
+        (b"", "is not JSON"),
     ],
 )
 def test_unreadable_config(capsys, copy, tmp_path, content, found):
@@ -206,7 +206,7 @@ def test_no_config(capsys, copy, tmp_path):
             {"model_type": "foo"},
             "model_type: found 'foo'; expected one of glm, gpt2, llama, mistral, qwen2, qwen3",
         ),
-        ({"hidden_size": "x"}, "hidden_size: found 'x'; expected a positive number"),
+        ({"hidden_size": "x"}, "hidden_size: found 'x'; expected a positive whole number"),
         ({"num_hidden_layers": 10**30}, "num_hidden_layers: found 10"),
         ({"num_attention_heads": 0}, "num_attention_heads: found 0"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization method 'awq'; expected none"),
@@ -254,7 +254,7 @@ def test_hostile_pickle_does_not_run(capsys, copy, tmp_path, kind):
         capsys,
         copy,
         tmp_path,
-        f"{file}: wants posix.system to run while it is read",
+        f"{file}: would run posix.system while being read",
         "Do not trust this file",
     )
     # A careless program would have run it.
@@ -269,7 +269,7 @@ def test_hostile_pickle_does_not_run(capsys, copy, tmp_path, kind):
 def test_pointer_of_git_lfs(capsys, copy, tmp_path, name):
     (copy / WEIGHTS).unlink()
     (copy / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 39682919\n")
-    refused(capsys, copy, tmp_path, f"{copy / name}: a Git-LFS pointer", "Run `git lfs pull`")
+    refused(capsys, copy, tmp_path, f"{copy / name}: is a Git LFS pointer", "Run `git lfs pull`")
 
 
 def save(content: object):
@@ -285,9 +285,9 @@ def save(content: object):
         (lambda path: path.write_bytes(b"hello" * 100), "cannot be read"),
         (lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=2)), "cannot be read"),
         (save([1]), "holds a list; expected a dict of tensors"),
-        (save({"a": 1}), "tensor 'a': of type int; expected a tensor"),
-        (save({1: None}), "a tensor called 1; expected names that are text"),
-        (save({}), "no tensors"),
+        (save({"a": 1}), "tensor 'a': is of type int; expected a tensor"),
+        (save({1: None}), "a tensor called 1; expected names that are strings"),
+        (save({}), "has no tensors"),
     ],
     ids=["empty", "garbage", "plain-pickle", "list", "number", "key", "nothing"],
 )

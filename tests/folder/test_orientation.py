@@ -89,7 +89,8 @@ def test_a_type_that_nobody_decodes_is_copied_and_not_converted(tmp_path: Path) 
     source = tmp_path / "q2.gguf"
     source.write_bytes(header.data.ljust(header.total_size, b"\1"))
     with pytest.raises(
-        ConfigError, match=re.escape("format of a.weight: found 'gguf:q2_0'; expected one that can")
+        ConfigError,
+        match=re.escape("format of a.weight: found 'gguf:q2_0'; expected a format that can be decoded"),
     ):
         qformats.export(source, tmp_path / "out.gguf", format="gguf:q8_0")
 

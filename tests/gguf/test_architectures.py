@@ -413,7 +413,7 @@ def test_what_llama_cpp_does_not_compute_is_refused(model, change, message):
     config = CASES[model]["config"] | {"layer_types": None} | change
     with pytest.raises(UnsupportedModelError, match=message) as refused:
         Architecture.from_config(config)
-    assert "ignore-unsupported=yes goes on" in str(refused.value)
+    assert "ignore-unsupported=yes exports it anyway" in str(refused.value)
     forced = Architecture.from_config(config, force=True)
     assert len(forced.ignored) >= 1
     assert "was ignored" in str(forced.ignored[0])
@@ -576,7 +576,7 @@ def test_one_bias_asks_for_all():
         (
             {"llama.feed_forward_length": array(ValueType.U32, [96, 64])},
             CheckpointError,
-            "one whole positive number",
+            "one positive whole number",
         ),
         ({"llama.rope.dimension_count": u32(8)}, CheckpointError, r"rope\.dimension_count = 8; expected 16"),
         ({"llama.expert_count": u32(8)}, UnsupportedModelError, r"llama\.expert_count: found 8"),
@@ -661,13 +661,13 @@ def test_odd_configurations_are_taken_or_refused(model, changes, rope):
 
 def test_more_blocks_than_tensors_are_refused_at_once():
     hostile = Architecture.from_config(LLAMA | {"num_hidden_layers": 4_000_000_000})
-    with pytest.raises(CheckpointError, match="3 tensors; expected more, for 4000000000 blocks"):
+    with pytest.raises(CheckpointError, match="only 3 tensors; expected enough for 4000000000 blocks"):
         hostile.missing(["a", "b", "c"])
 
 
 def test_factors_of_another_head_size_are_refused():
     ones = {"rope_freqs.weight": np.ones(7, np.float32)}
-    with pytest.raises(CheckpointError, match="7 values; expected 8, half a head"):
+    with pytest.raises(CheckpointError, match="7 values; expected 8, half the size of a head"):
         Architecture.from_metadata(file_metadata(CASES["llama"]), ["rope_freqs.weight"], extra_tensors=ones)
 
 

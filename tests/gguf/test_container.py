@@ -272,7 +272,7 @@ def test_data_is_a_read_only_view_that_survives_closing(tmp_path):
     (tmp_path / "a.gguf").unlink()
     assert view.tobytes() == data["norm"]
     assert file.metadata["tokenizer.ggml.scores"].data.tolist() == [0.0, -1.5, 2.25]
-    with pytest.raises(ValueError, match=r"a\.gguf was closed"):
+    with pytest.raises(ValueError, match=r"a\.gguf is closed"):
         file.data("norm")
 
 
@@ -288,23 +288,27 @@ REFUSED = {
     "name too long": (
         {},
         [TensorInfo("n" * 64, (1,), F32)],
-        r"name of tensor 'n+': found '64 bytes'; expected 1 to",
+        r"name of tensor 'n+': found 64 bytes; expected 1 to",
     ),
     "name empty": ({}, [TensorInfo("", (1,), F32)], "expected 1 to 63 bytes"),
-    "name not text": ({}, [TensorInfo("\udcff", (1,), F32)], "text that UTF-8 can hold"),
-    "name twice": ({}, [TensorInfo("n", (1,), F32)] * 2, "tensor name: found 'n'; expected every name once"),
+    "name not text": ({}, [TensorInfo("\udcff", (1,), F32)], "text that UTF-8 can encode"),
+    "name twice": (
+        {},
+        [TensorInfo("n", (1,), F32)] * 2,
+        "tensor name: found 'n'; expected a name that no other tensor has",
+    ),
     "five dimensions": ({}, [TensorInfo("n", (1,) * 5, F32)], "expected 1 to 4 dimensions"),
     "no dimension": ({}, [TensorInfo("n", (), F32)], "expected 1 to 4 dimensions"),
     "empty dimension": ({}, [TensorInfo("n", (0, 4), F32)], "dimensions of at least 1"),
     "partial block": (
         {},
         [TensorInfo("n", (2, 48), by_name("q4_0"))],
-        r"shape of tensor 'n': found \(2, 48\); expected rows of a multiple of 32 elements for q4_0",
+        r"shape of tensor 'n': found \(2, 48\); expected rows whose length is a multiple of 32 for q4_0",
     ),
     "too many elements": ({}, [TensorInfo("n", (2**31, 2**32), F32)], "at most 9223372036854775807 elements"),
     "too many bytes": ({}, [TensorInfo("n", (2**31, 2**31), F32)], "at most 9223372036854775807 bytes"),
     "key empty": ({"": u32(1)}, [], "expected 1 to 65535 bytes"),
-    "key too long": ({"k" * 65536: u32(1)}, [], "found '65536 bytes'"),
+    "key too long": ({"k" * 65536: u32(1)}, [], "found 65536 bytes"),
     "u32 overflow": (
         {"k": u32(2**32)},
         [],
@@ -329,10 +333,18 @@ REFUSED = {
     "f32 overflow": ({"k": f32(1e39)}, [], r"found 1e\+39; expected a number that F32 can hold"),
     "beyond f64": ({"k": Value(ValueType.F64, 10**400)}, [], "an integer beyond float64"),
     "number as text": ({"k": array(ValueType.STRING, ["a", 1])}, [], "found 1; expected a string"),
-    "lone surrogate": ({"k": string("\ud800")}, [], "no other surrogates"),
-    "array of arrays": ({"k": array(ValueType.ARRAY, [[1]])}, [], "not an array itself"),
-    "array of nothing": ({"k": Value(ValueType.ARRAY, [])}, [], "an array with an element type"),
-    "alignment type": ({"general.alignment": i32(32)}, [], "which llama.cpp insists on"),
+    "lone surrogate": ({"k": string("\ud800")}, [], "without other surrogates"),
+    "array of arrays": (
+        {"k": array(ValueType.ARRAY, [[1]])},
+        [],
+        "expected an array of numbers, booleans or strings",
+    ),
+    "array of nothing": (
+        {"k": Value(ValueType.ARRAY, [])},
+        [],
+        "expected an array of numbers, booleans or strings",
+    ),
+    "alignment type": ({"general.alignment": i32(32)}, [], "as llama.cpp requires"),
     "alignment value": ({"general.alignment": u32(24)}, [], "found 24; expected a power of two"),
     "too many keys": ({f"k{i}": u32(1) for i in range(65_537)}, [], "number of metadata keys: found 65537"),
 }
@@ -349,7 +361,7 @@ def test_strings_have_a_limit(monkeypatch):
     # The real limit is 1 GiB; only the number is replaced.
     monkeypatch.setattr("qformats_gguf.header.MAX_STRING_BYTES", 8)
     serialize({"k": string("12345678")}, [])
-    with pytest.raises(ConfigError, match="metadata 'k': found '9 bytes'; expected at most 8"):
+    with pytest.raises(ConfigError, match="metadata 'k': found 9 bytes; expected at most 8"):
         serialize({"k": string("123456789")}, [])
 
 

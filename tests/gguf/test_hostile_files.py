@@ -55,17 +55,17 @@ REFUSED = {
     "big-endian": (b"GGUF" + pack(">IQQ", 3, 0, 0), "is big-endian.*gguf-convert-endian bad.gguf little"),
     "key count": (
         build(keys=2**63),
-        "claims 9223372036854775808 metadata keys; expected at most 0 in a file of 32",
+        "declares 9223372036854775808 metadata keys; expected at most 0 in a file of 32",
     ),
-    "tensor count": (build(tensors=2**64 - 1), "claims 18446744073709551615 tensors; expected at most 0"),
+    "tensor count": (build(tensors=2**64 - 1), "declares 18446744073709551615 tensors; expected at most 0"),
     "key cap": (
         build(data=bytes(13 * 65_537), keys=65_537),
-        "claims 65537 metadata keys; expected at most 65536",
+        "declares 65537 metadata keys; expected at most 65536",
     ),
     "key length": (build([pack("<Q", 2**63) + bytes(9)]), "metadata key 0 is 9223372036854775808 bytes long"),
     "key cut": (
         build([pack("<Q", 99) + bytes(9)]),
-        "metadata key 0 needs 99 bytes from byte 32 on, and the file ends",
+        "metadata key 0 needs 99 bytes from byte 32, but the file ends",
     ),
     "key empty": (build([pair(b"", U32, pack("<I", 1))]), "metadata key 0 is empty"),
     "key twice": (build([pair(b"k", BOOL, b"\1")] * 2), "metadata key 'k' appears twice"),
@@ -81,11 +81,11 @@ REFUSED = {
     "known hang": (HANG, "the value of key 'abc' is an array of 9223372036854775808 elements"),
     "array cut": (
         build([pair(b"k", ARRAY, pack("<IQ", U32, 2**30))]),
-        "needs 4294967296 bytes from byte 49 on",
+        "needs 4294967296 bytes from byte 49, but the file ends",
     ),
     "strings cut": (
         build([pair(b"k", ARRAY, pack("<IQ", STRING, 2**30))]),
-        "is an array of 1073741824 strings, and",
+        "is an array of 1073741824 strings, but only",
     ),
     "string length": (
         build([pair(b"k", STRING, pack("<Q", 2**64 - 1))]),
@@ -154,18 +154,18 @@ REFUSED = {
     "offset outside": (build((), [entry(b"t", (8,), 0, 2**63)], ROW), "needs bytes 92233720368547758"),
     "data cut": (
         build((), [entry(b"t", (9,))], ROW),
-        "needs bytes 64 to 100, and the file ends at byte 96.*truncated",
+        "needs bytes 64 to 100, but the file ends at byte 96.*truncated",
     ),
     "overlap": (
         build((), [entry(b"t", (16,)), entry(b"u", (8,), 0, 32)], ROW * 3),
-        "tensor 't': covers bytes 96 to 160, and tensor 'u' starts at 128; expected tensors that do",
+        "tensor 't': covers bytes 96 to 160, but tensor 'u' starts at 128; expected tensors that do",
     ),
     "same place": (build((), [entry(b"t", (8,)), entry(b"u", (8,))], ROW), "tensors that do not overlap"),
     "same place, unknown type": (
         build((), [entry(b"t", (8,), 77), entry(b"u", (8,))], ROW),
         "do not overlap",
     ),
-    "entries missing": (build((), [entry(b"t", (8,))], bytes(0), tensors=2), "claims 2 tensors|needs"),
+    "entries missing": (build((), [entry(b"t", (8,))], bytes(0), tensors=2), "declares 2 tensors|needs"),
 }
 
 
@@ -196,13 +196,13 @@ def test_long_keys_do_not_flood_the_message(tmp_path):
 
 def test_what_is_no_file(tmp_path):
     with pytest.raises(
-        CheckpointError, match=r"is a folder; expected a GGUF file\. Name the \.gguf file itself"
+        CheckpointError, match=r"is a folder; expected a GGUF file\. Give the \.gguf file itself"
     ):
         read(tmp_path)
-    with pytest.raises(ModelNotFoundError, match="there is no such file"):
+    with pytest.raises(ModelNotFoundError, match="no such file"):
         read(tmp_path / "absent.gguf")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CheckpointError, match="is no regular file"):
+    with pytest.raises(CheckpointError, match="is not a regular file"):
         read(tmp_path / "pipe")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CheckpointError, match="cannot be read"):

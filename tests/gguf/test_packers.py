@@ -272,7 +272,7 @@ def test_tensors_without_rows(name, shape):
 def test_what_is_not_finite_is_counted_and_placed(name, dtype, bad):
     weight = torch.zeros(3, 64, dtype=dtype)
     weight[1, 5] = weight[2, 63] = bad
-    message = rf"2 of 192 values are not finite, the first is {bad} at index 69"
+    message = rf"2 of 192 values are not finite; the first is {bad} at index 69"
     with pytest.raises(NonFiniteError, match=message):
         qformats.packer(f"gguf:{name}").encode_reference(weight)
     with pytest.raises(NonFiniteError, match=message):

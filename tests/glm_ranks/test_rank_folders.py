@@ -217,9 +217,9 @@ def test_sizes_that_do_not_divide_each_other(tmp_path):
         assert np.array_equal(values, expected)
     assert [cut_columns(whole, rank, 3).format for rank in range(3)] == ["glm:int4-tp2"] * 3
     assert cut_columns(whole, 1, 4).format == "glm:int4"
-    with pytest.raises(ShapeError, match=r"columns that divide by 8 ranks .*odd number"):
+    with pytest.raises(ShapeError, match=r"columns that 8 ranks divide evenly .*odd number"):
         cut_columns(whole, 0, 8)
-    with pytest.raises(ShapeError, match="divides by 5 ranks"):
+    with pytest.raises(ShapeError, match="that 5 ranks divide evenly"):
         cut_columns(whole, 0, 5)
 
 
@@ -248,7 +248,7 @@ def test_variants_of_the_layout(tmp_path, glu, groups):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "qkv: found 'interleaved'; expected contiguous.*Say -O qkv=contiguous"),
+        ({}, "qkv: found 'interleaved'; expected contiguous.*Give -O qkv=contiguous"),
         ({"heads": "8"}, "qkv: found 'interleaved'; expected contiguous"),
         ({"qkv": "contiguous", "heads": "8"}, "groups: found None; expected 2,"),
         ({"qkv": "contiguous", "heads": "8", "groups": "4"}, "groups: found 4; expected 2,"),
@@ -297,7 +297,9 @@ def test_columns_must_divide_into_whole_bytes(tmp_path):
         if "dense_h_to_4h" in name:
             state[name] = state[name][:48].copy()
     source = _save(tmp_path / "in", oracle.quantize(state, 4), 1)
-    with pytest.raises(ShapeError, match=r"dense_4h_to_h.*divide by 8 ranks \(3 columns are an odd number"):
+    with pytest.raises(
+        ShapeError, match=r"dense_4h_to_h.*8 ranks divide evenly \(3 columns are an odd number"
+    ):
         _reshard(source, tmp_path / "out", 8, format="glm:int4")
     _reshard(source, tmp_path / "out", 4, format="glm:int4")
     plain = _save(tmp_path / "plain", state, 1)

@@ -209,10 +209,10 @@ def test_a_mislabelled_folder_is_read_rightly_and_written_rightly(llama, tmp_pat
         }
 
     change(tmp_path / "out", second)
-    with pytest.warns(UserWarning, match="zero points are believed"):
+    with pytest.warns(UserWarning, match="is declared: they are read as"):
         model = qformats.open(tmp_path / "out")
     assert all(torch.equal(model.read(name), value) for name, value in expected.items())
-    with pytest.warns(UserWarning, match="zero points are believed"):
+    with pytest.warns(UserWarning, match="is declared: they are read as"):
         qformats.export(tmp_path / "out", tmp_path / "copy", format="gptq:4bit-32g")
     words = load_file(tmp_path / "copy" / "model.safetensors")[f"{DOWN}.qzeros"]
     assert bool((words == 0x77777777).all())
@@ -245,7 +245,7 @@ def test_who_knows_better_than_the_label_says_so(llama, tmp_path):
     told["quantization-config"] = json.dumps({**declared, "checkpoint_format": "gptq", "zeros": "nomask"})
     file = out / "model.safetensors"
     save_file({n: t.fill_(-1) if n.endswith(".qzeros") else t for n, t in load_file(file).items()}, file)
-    with pytest.raises(CheckpointError, match="which stand for 256 if they are not masked"):
+    with pytest.raises(CheckpointError, match="which stands for 256 unless masked"):
         qformats.open(out, options=told).read(f"{DOWN}.weight")
     for text in ("word", "[1]", '{"bits":'):
         with pytest.raises(
@@ -263,7 +263,7 @@ def test_modules_of_different_formats(llama, tmp_path):
     first |= {name: tensor for name, tensor in other.items() if DOWN in name}
     shutil.copytree(tmp_path / "a", tmp_path / "mixed")
     change(tmp_path / "mixed", lambda _: first, checkpoint_format="gptq_v2", format="gptq_v2", sym=None)
-    with pytest.warns(UserWarning, match="zero points are believed"):
+    with pytest.warns(UserWarning, match="is declared: they are read as"):
         model = qformats.open(tmp_path / "mixed")
     assert model.tensors[f"{DOWN}.weight"].format == "gptq:8bit-64g-asym"
     assert model.tensors[f"{DOWN.replace('down', 'up')}.weight"].format == "gptq:4bit-32g"
@@ -276,7 +276,7 @@ def test_modules_of_different_formats(llama, tmp_path):
         ("scales", lambda t: t * torch.inf, "NaN or infinite"),
         ("qweight", lambda t: t[:8], "of the 192 columns in g_idx"),
         ("qzeros", lambda t: t.long(), "a matrix of i32"),
-        ("g_idx", lambda t: t + 100, "expected groups 0 to 2"),
+        ("g_idx", lambda t: t + 100, "expected 0 to 2, one for each row of scales"),
         ("scales", None, "expected qweight, qzeros and scales"),
     ],
 )

@@ -187,7 +187,7 @@ def test_what_cannot_be_packed():
         packer.pack(weights(4, 32, symmetric=False))
     with pytest.raises(ConfigError, match="block_size"):
         packer.pack(weights(4, 64))
-    with pytest.raises(ConfigError, match="Use -actorder"):
+    with pytest.raises(ConfigError, match="Use the variant with -actorder"):
         packer.pack(weights(4, 32, permuted=True))
     with pytest.raises(ShapeError, match="40 columns are not a multiple of 32"):
         qformats.pack(qformats.quantize(torch.zeros(32, 40), "gptq:4bit-32g"), "gptq:4bit-32g")

@@ -179,5 +179,5 @@ def test_groups_with_a_short_one_at_the_end(source, target, answer):
     with pytest.raises(NotExactError):
         qformats.packer("gptq:4bit-128g").represent(flat)
     flat = qformats.packer("bitsandbytes:nf4-bs128").encode_reference(torch.randn(32, 192)).unpack()
-    with pytest.raises(NotExactError, match="blocks run over the ends of rows"):
+    with pytest.raises(NotExactError, match="its blocks cross the ends of rows"):
         qformats.packer("gptq:4bit-128g").represent(flat)

@@ -104,7 +104,7 @@ def test_round_trip_on_tensors(shape):
 def test_bad_weights_are_refused():
     weight = torch.zeros(4, 8)
     weight[2, 3] = torch.nan
-    with pytest.raises(NonFiniteError, match="1 of 32 values are not finite, the first is nan at index 19"):
+    with pytest.raises(NonFiniteError, match="1 of 32 values are not finite; the first is nan at index 19"):
         qformats.quantize(weight, "toy")
     weight[2, 3] = 1e9
     with pytest.raises(NonFiniteError, match="1 of 4 blocks need a scale beyond f16"):
@@ -165,7 +165,7 @@ def test_to_gguf_by_the_command_line(site, folder, tmp_path):
     done = _qformats(site, "export", str(folder), "--format", "gguf", "--type", "q4_0", "-o", str(target))
     assert done.returncode == 0, done.stderr
     assert "tensors (blk." in done.stdout
-    assert "rounded once more, the first since " in done.stdout
+    assert "rounded again, the first because " in done.stdout
     tensors = {t.name: t for t in gguf.GGUFReader(target).tensors}
     down = tensors["blk.3.ffn_down.weight"]
     assert down.tensor_type == gguf.GGMLQuantizationType.Q4_0
@@ -285,8 +285,8 @@ def test_a_width_that_a_folder_could_not_tell_again_is_not_written(tmp_path):
 def test_a_container_holds_only_what_it_can_declare(tmp_path):
     """A config.json names one quantized format; a GGUF file has a number for each of its own types."""
     for format, other, message in (
-        ("toy", "gguf:q4_0", r"gguf:q4_0.*the container huggingface holds: .*toy:int6"),
-        ("gguf", "toy:int6", r"toy:int6.*the container gguf holds: .*gguf:q4_0"),
+        ("toy", "gguf:q4_0", r"gguf:q4_0.*the container huggingface can hold: .*toy:int6"),
+        ("gguf", "toy:int6", r"toy:int6.*the container gguf can hold: .*gguf:q4_0"),
         ("dense", "toy:int6", r"down_proj.*toy:int6.*plain numbers.*config\.json"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -337,5 +337,5 @@ def test_conv1d_weights_keep_their_orientation(site, tmp_path):
     packed = load_file(tmp_path / "packed" / "model.safetensors")
     assert packed["transformer.h.0.attn.c_attn.weight"].shape == (192, 48)
     for name, value in before.items():
-        # 6 bits a weight and one scale a row: within a step of the row's largest.
+        # 6 bits per weight and one scale a row: within a step of the row's largest.
         assert torch.allclose(value, after[name], atol=float(value.abs().max()) / 25), name

@@ -160,7 +160,10 @@ def add_packed_stranger(tensors):
     [
         (remove_norm, "tensor 'model.layers.1.input_layernorm.weight': is missing, and Transformers would"),
         (remove_packed, "tensor 'model.layers.1.mlp.up_proj.weight': is missing, and Transformers would"),
-        (add_stranger, "tensor 'model.layers.1.mlp.strange_proj.weight': is no weight of LlamaForCausalLM"),
+        (
+            add_stranger,
+            "tensor 'model.layers.1.mlp.strange_proj.weight': is not a weight of LlamaForCausalLM",
+        ),
         (add_packed_stranger, "1 packed weights.*model.layers.9.mlp.up_proj.weight.*has no linear layer"),
     ],
 )
@@ -264,7 +267,7 @@ def test_a_plugin_that_cannot_tell_its_method(monkeypatch):
     monkeypatch.delitem(AUTO_QUANTIZER_MAPPING, "qformats")
     monkeypatch.delitem(AUTO_QUANTIZATION_CONFIG_MAPPING, "qformats")
     with pytest.warns(
-        UserWarning, match="family broken cannot be loaded by Transformers: .*RuntimeError: no idea"
+        UserWarning, match="Transformers cannot load folders of the family broken: .*RuntimeError: no idea"
     ):
         register()
     assert AUTO_QUANTIZATION_CONFIG_MAPPING["qformats"] is QformatsConfig

@@ -139,7 +139,7 @@ def test_the_context_ends_the_text(capsys, words):
     refused = call(capsys, "generate", "demo", prompt + text[:200])
     assert (refused.code, refused.out) == (2, "")
     assert re.fullmatch(
-        r"qformats: prompt: found '\d+ tokens'; expected fewer than the model's context of 512\.\n",
+        r"qformats: prompt: found \d+ tokens; expected fewer than the model's context of 512\.\n",
         refused.err.splitlines(keepends=True)[-1],
     )
 
@@ -148,12 +148,16 @@ def test_the_context_ends_the_text(capsys, words):
     ("args", "code", "message"),
     [
         (("./not-here", "x"), 3, "./not-here: no such file or folder"),
-        (("demo", "x", "--top-p", "0.9"), 2, "--top-p: found 0.9; expected a --temperature with it"),
+        (
+            ("demo", "x", "--top-p", "0.9"),
+            2,
+            "--top-p: found 0.9; expected --temperature too: without it the likeliest token is always taken",
+        ),
         (("demo", "x", "--dtype", "int8"), 2, "--dtype: found 'int8'; expected f32, f16 or bf16"),
         (("demo", "x", "--device", "toaster"), 2, "device: found 'toaster'"),
         (("demo", "x", "--device", "meta"), 2, "device: found 'meta'; expected cpu"),
         (("demo", "x", "--format", "nope"), 2, "no format 'nope'"),
-        (("demo", "x", "--chat"), 2, "--chat: found 'a model without a chat template'"),
+        (("demo", "x", "--chat"), 2, "--chat: found a model without a chat template"),
         (("demo", "x", "-O", "nope"), 2, "--option: found 'nope'"),
         (("demo", "x", "-n", "0"), 2, "greater than or equal to 1"),
         (("demo",), 2, "Missing argument"),
@@ -182,7 +186,7 @@ def test_interrupted(tmp_path):
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out.strip()
-    assert re.fullmatch(r"qformats: interrupted; \d+ tokens were made\n", err), err
+    assert re.fullmatch(r"qformats: interrupted; \d+ tokens were written\n", err), err
 
 
 class _Ids:

@@ -566,7 +566,7 @@ BROKEN = {
         Case(Distributed, r"values of weights: \d+ of 384 differ, the first is .* expected .* there"),
     ],
     "check_project_lands_on_grid": [
-        Case(ParametersAsFound, r"scale: found '\d+ values that rounding would change.*; expected no error")
+        Case(ParametersAsFound, r"scale: found '?\d+ values that rounding would change.*; expected no error")
     ],
     "check_reference_bytes": [
         Case(
@@ -658,8 +658,8 @@ BROKEN = {
     "check_same_codes_twice": [
         Case(Stochastic, r"weights quantized again for companion:symmetric, \w+: \d+ of")
     ],
-    "check_importance_is_taken": [Case(DividingByImportance, r"scale: found '.*; expected no error")],
-    "check_hard_weights_are_quantized": [Case(DividingByWeights, r"scale: found 'infinity or NaN'")],
+    "check_importance_is_taken": [Case(DividingByImportance, r"scale: found .*; expected no error")],
+    "check_hard_weights_are_quantized": [Case(DividingByWeights, r"scale: found '?infinity or NaN")],
     "check_error_is_small": [
         Case(
             NothingLeft,

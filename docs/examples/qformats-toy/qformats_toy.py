@@ -15,10 +15,10 @@ class ToyPacker(Packer):
     spec = FormatSpec(
         family="toy",
         variant="int6",
-        summary="6 bits, a scale per row",
+        summary="6 bits, one scale per row",
         fields=(
             FieldSpec("weight", ("N", "K * 6 / 8"), "u8", "packed codes"),
-            FieldSpec("weight_scale", ("N",), "f16", "weight units a step"),
+            FieldSpec("weight_scale", ("N",), "f16", "weight units per step"),
         ),
         bits=BITS,
         block_size=0,

@@ -1,4 +1,4 @@
-"""How a Hugging Face model is a GGUF architecture: tensor names, row orders, metadata, both ways.
+"""Hugging Face models as GGUF architectures: tensor names, row orders, metadata, in both directions.
 
 The knowledge is in the table of ``rows.py``; the other modules read it.
 """

@@ -50,7 +50,7 @@ def size_label(parameters: int) -> str:
 class Architecture:
     """One model as a GGUF architecture.
 
-    Made by `from_config` on the way to GGUF and by `from_metadata` on the way back; afterwards both are
+    Made by `from_config` on the way to GGUF and by `from_metadata` on the way back; the results are
     the same thing.
 
     Attributes
@@ -63,7 +63,7 @@ class Architecture:
     source : str
         File the model comes from, for messages.
     ignored : tuple of Problem
-        What was given up because of ``force=True``; ``str(problem)`` is a warning to show.
+        What was lost because of ``force=True``; ``str(problem)`` is a warning to show.
     """
 
     row: Row
@@ -82,11 +82,11 @@ class Architecture:
         config : mapping
             Contents of ``config.json``, of any Transformers version.
         override : str, optional
-            GGUF architecture to use whatever the model type (``--arch``).
+            GGUF architecture to use whatever the model type is (``--arch``).
         source : str
             File name for messages.
         force : bool
-            Go on where llama.cpp computes something else than Transformers; see `ignored`.
+            Go on if llama.cpp computes something different from Transformers; see `ignored`.
 
         Raises
         ------
@@ -125,19 +125,19 @@ class Architecture:
         source : str
             File name for messages.
         force : bool
-            Go on where Transformers computes something else than llama.cpp; see `ignored`.
+            Go on if Transformers computes something different from llama.cpp; see `ignored`.
 
         Raises
         ------
         UnsupportedModelError
-            If the architecture is not in the table, or metadata says what no configuration can.
+            If the architecture is not in the table, or no configuration can express its metadata.
         CheckpointError
             If metadata is missing or contradicts itself.
         """
         arch = metadata.get("general.architecture")
         if arch is None or arch.type is not ValueType.STRING:
             raise CheckpointError(
-                source, "no metadata key 'general.architecture'", "one: it says what the model is"
+                source, "no metadata key 'general.architecture'", "it, since it names the architecture"
             )
         if arch.data not in ROWS:
             raise UnsupportedModelError(f"{source}: general.architecture", arch.data, ROWS)
@@ -223,12 +223,12 @@ class Architecture:
         Raises
         ------
         CheckpointError
-            If there are more blocks than names: no use to list them.
+            If there are more blocks than names: listing them would be useless.
         """
         there = {part for name in names for part in self.row.separate(name)}
         if self.block_count > len(there):
             raise CheckpointError(
-                self.source, f"{len(there)} tensors", f"more, for {self.block_count} blocks"
+                self.source, f"only {len(there)} tensors", f"enough for {self.block_count} blocks"
             )
         there |= {self.row.prefix + name for name in there}
         return [t for t in self.expected_tensors() if t.canonical not in there and t.gguf not in there]
@@ -249,14 +249,14 @@ class Architecture:
             )
 
     def check_shape(self, mapping: TensorMapping, shape: tuple[int, ...], name: str) -> None:
-        """Raise `CheckpointError` if the tensor `name` has another shape than the configuration says."""
+        """Raise `CheckpointError` if the tensor `name` does not have the shape that the configuration gives."""
         if shape != mapping.shape:
             raise CheckpointError(
                 self.source,
                 f"shape {shape}",
-                f"{mapping.shape}, by the sizes that the configuration gives",
+                f"{mapping.shape}, from the sizes in the configuration",
                 tensor=name,
-                hint="the weights and the configuration are of different models",
+                hint="the weights and the configuration belong to different models",
             )
 
     def metadata(self, *, name: str, parameters: int | None = None, license: str | None = None) -> Metadata:
@@ -269,7 +269,7 @@ class Architecture:
         parameters : int, optional
             Number of weights, for ``general.size_label``.
         license : str, optional
-            SPDX id, where it is known.
+            SPDX id, if known.
         """
         prefix = self.arch + "."
         metadata: Metadata = {
@@ -325,13 +325,13 @@ class Architecture:
                 self.source, f"block {block}", f"blocks 0 to {self.block_count - 1}", tensor=canonical
             )
         permute = Permute(int(self.config[rule.permute])) if rule.permute else None
-        # Flags are whole numbers too, and no dimension is made of them.
+        # Flags are whole numbers too, but never dimensions.
         sizes = {k: v for k, v in self.config.items() if isinstance(v, int) and not isinstance(v, bool)}
         dims = rule.shape[:1] if suffix == ".bias" else rule.shape
         try:
             shape = tuple(evaluate(dim, **sizes) for dim in dims)
         except ConfigError as error:
-            found = f"lacks a number that the shape of {canonical} depends on"
+            found = f"no number that the shape of {canonical} depends on"
             expected = f"whole numbers for {' and '.join(dims)}"
             raise CheckpointError(self.source, found, expected) from error
         return TensorMapping(canonical, gguf, shape, permute, rule.force_f32 or suffix == ".bias")
@@ -344,7 +344,7 @@ class Architecture:
 
 
 def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFModel]:
-    hint = "--arch NAME writes it as one of the architectures " + ", ".join(ROWS)
+    hint = "--arch NAME writes it as one of these architectures: " + ", ".join(ROWS)
     model_type, given = config.get("model_type"), config.get("architectures")
     classes = [str(name) for name in given] if isinstance(given, list) else []
     if override is not None:
@@ -379,6 +379,6 @@ def _settle(problems: list[Problem], source: str, force: bool) -> tuple[Problem,
             f"{source}: {first.key}",
             first.found,
             first.supported,
-            f"--option ignore-unsupported=yes goes on all the same, but {first.reason}",
+            f"--option ignore-unsupported=yes exports it anyway, but {first.reason}",
         )
     return tuple(problems)

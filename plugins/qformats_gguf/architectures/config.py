@@ -1,4 +1,4 @@
-"""From ``config.json`` to a configuration with nothing implied, and from metadata back to one."""
+"""From ``config.json`` to a configuration with every key explicit, and from metadata back to one."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _size(config: Config, key: str, source: str) -> int:
 
 
 def limits(config: Config, row: Row, model: HFModel) -> list[Problem]:
-    """List what llama.cpp would compute in another way than Transformers."""
+    """List what llama.cpp would compute differently from Transformers."""
     found = [
         Problem(limit.key, config[limit.key], tuple(map(str, limit.allowed)), limit.reason)
         for limit in row.limits
@@ -85,7 +85,7 @@ def restore(
     extra: Mapping[str, np.ndarray],
     source: str,
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """Give the configuration of the model in a GGUF file, and the keys that it cannot express.
+    """Configuration of the model in a GGUF file, and the keys that it cannot express.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def _read(metadata: Metadata, key: str, rule: MetaRule, config: Config, source: 
     if value is not None:
         return value if whole else rope.shortest(value)
     if rule.default is REQUIRED:
-        raise CheckpointError(source, f"no metadata key {key!r}", "a key that llama.cpp needs too")
+        raise CheckpointError(source, f"no metadata key {key!r}", "it; llama.cpp needs it too")
     return rule.default(config) if callable(rule.default) else rule.default
 
 
@@ -154,7 +154,7 @@ def _vocabulary(metadata: Metadata, prefix: str, source: str) -> int:
 
 
 def _flags(row: Row, names: Collection[str]) -> dict[str, bool]:
-    """Tell configuration switches by the tensors that exist only for one of their positions."""
+    """Infer configuration switches from tensors that exist only for one of their values."""
     flags: dict[str, bool] = {}
     for rule in row.tensors:
         for suffix in (".weight", ".bias"):
@@ -185,12 +185,17 @@ def _with_factors(
 ) -> dict[str, Any]:
     if "rope_freqs.weight" not in extra:
         raise ConfigError(
-            "extra_tensors", sorted(extra), "the values of 'rope_freqs.weight', which the file contains"
+            "extra_tensors",
+            sorted(extra),
+            "the values of 'rope_freqs.weight' too, since the file has that tensor",
         )
     values = extra["rope_freqs.weight"]
     if values.size != head_dim // 2:
         raise CheckpointError(
-            source, f"{values.size} values", f"{head_dim // 2}, half a head", tensor="rope_freqs.weight"
+            source,
+            f"{values.size} values",
+            f"{head_dim // 2}, half the size of a head",
+            tensor="rope_freqs.weight",
         )
     found = llama3.fit(values, parameters["rope_theta"], context)
     if not found:
@@ -199,7 +204,7 @@ def _with_factors(
         raise CheckpointError(
             source,
             f"rope_freqs.weight and a {parameters['rope_type']} scaling",
-            "one rotary scaling or the other",
+            "only one of these two rotary scalings",
         )
     return parameters | {"rope_type": "llama3"} | found
 
@@ -216,5 +221,5 @@ def _unknown(metadata: Metadata, row: Row, known: Collection[str]) -> list[Probl
         ):
             continue
         allowed = (str(row.neutral[name]),) if name in row.neutral else ("no such key",)
-        problems.append(Problem(key, value.data, allowed, "no configuration of Transformers says the same"))
+        problems.append(Problem(key, value.data, allowed, "no Transformers configuration can express it"))
     return problems

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qformats.errors import UnsupportedModelError
+from qformats.errors import Described, UnsupportedModelError
 
 __all__ = ["factors", "fit"]
 
@@ -24,7 +24,7 @@ _FACTORS = (8.0, 32.0, 16.0, 4.0, 2.0, 64.0)
 _CONTEXTS = (8192, *(2**n for n in range(5, 21) if n != 13))
 # Upstream takes torch's float32 power, whose last bit depends on the CPU's vector unit (measured: default,
 # AVX2 and AVX-512 kernels differ from each other by up to 2 units in the last place for head sizes that
-# are no power of two, and agree for those that are).
+# are not powers of two, and agree for those that are).
 _ULPS = 2
 
 Factors = npt.NDArray[np.float32]
@@ -40,7 +40,7 @@ def factors(rope: dict[str, Any], head_dim: int) -> Factors:
         ``rope_parameters`` of type llama3: rope_theta, factor, low_freq_factor, high_freq_factor,
         original_max_position_embeddings (positions).
     head_dim : int
-        Elements a head.
+        Elements per head.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def fit(values: Factors, theta: float, context_length: int) -> dict[str, Any]:
     Returns
     -------
     dict
-        factor, low_freq_factor, high_freq_factor, original_max_position_embeddings. The three last are
+        factor, low_freq_factor, high_freq_factor, original_max_position_embeddings. The last three are
         defined up to a common factor; the usual contexts (8192 first) are tried first. Empty if every
         factor is 1.
 
@@ -177,7 +177,7 @@ def _on_line(
 
 
 def _in_gap(values: Factors, theta: float, factor: float) -> Iterator[tuple[float, float, int]]:
-    """Parameters where one factor or none is interpolated: any that keep the others on their sides."""
+    """Parameters if at most one factor is interpolated: any that keep the others on their sides."""
     reciprocals, smooth = _interpolated(values, theta, factor)
     kept = _reciprocal_wavelengths(theta, 2 * len(values))[1].astype(np.float64)[values == 1]
     divided = _reciprocal_wavelengths(theta, 2 * len(values))[1].astype(np.float64)[
@@ -204,7 +204,7 @@ def _unknown(values: Factors) -> UnsupportedModelError:
     shown = ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
     return UnsupportedModelError(
         "tensor 'rope_freqs.weight'",
-        f"[{shown}]",
-        ["factors of a llama3 rotary scaling"],
-        "no configuration of Transformers computes these frequencies",
+        Described(f"[{shown}]"),
+        ["the factors of a llama3 rotary scaling"],
+        "no Transformers configuration gives these frequencies",
     )

@@ -20,14 +20,14 @@ def config_number(value: Any, key: str, source: str, *, whole: bool = False, zer
     Parameters
     ----------
     whole : bool
-        It must be an integer that u32 holds.
+        It must be an integer that fits u32.
     zero : bool
-        Zero will do.
+        Zero is allowed too.
     """
     good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not good or not _in_range(value, 2**32 if whole else math.inf, zero):
-        expected = f"a {'number' if zero else 'positive number'}{', without fraction' if whole else ''}"
-        raise ConfigError(f"{source}: {key}", value, expected, "layers that differ need a row of their own")
+        expected = f"a {'' if zero else 'positive '}{'whole ' if whole else ''}number"
+        raise ConfigError(f"{source}: {key}", value, expected, "one value must hold for all layers")
 
 
 def metadata_number(
@@ -45,7 +45,7 @@ def metadata_number(
         return None
     good = value.type not in _NOT_NUMBERS and not (whole and value.type in _FLOATS)
     if not good or not _in_range(value.data, math.inf, zero):
-        expected = f"one {'whole ' if whole else ''}{'number' if zero else 'positive number'} for all layers"
+        expected = f"one {'' if zero else 'positive '}{'whole ' if whole else ''}number for all layers"
         raise CheckpointError(source, f"{key} = {value.data!r}", expected)
     return int(value.data) if value.type not in _FLOATS else float(value.data)
 

@@ -1,6 +1,6 @@
 """Rotary scaling: ``rope_parameters`` of Transformers and ``rope.*`` keys of GGUF.
 
-What llama.cpp multiplies cos and sin with under YaRN is ``attn_factor * mscale(factor)``, with
+Under YaRN, llama.cpp multiplies cos and sin by ``attn_factor * mscale(factor)``, with
 ``mscale(f) = 0.1 ln f + 1``; the key ``rope.scaling.yarn_attn_factor`` that upstream's converter writes is
 read by none of these architectures, and so are ``yarn_beta_fast``, ``yarn_beta_slow`` and
 ``yarn_ext_factor``. An attention factor is therefore written as ``rope.scaling.attn_factor``, and other
@@ -26,7 +26,7 @@ from qformats_gguf.metadata import Metadata, f32, string, u32
 __all__ = ["DEFAULT_THETA", "from_metadata", "shortest", "standard", "to_metadata"]
 
 DEFAULT_THETA = 10000.0
-"""Assumed by both sides where nothing is said."""
+"""Assumed by both sides by default."""
 
 _WITH_CONTEXT = ("llama3", "yarn", "longrope")
 _NUMBERS = (
@@ -36,7 +36,7 @@ _NUMBERS = (
 
 
 def standard(config: Config, source: str = "config.json") -> dict[str, Any]:
-    """Rotary parameters in the form of Transformers 5, from any age of ``config.json``.
+    """Rotary parameters in the form of Transformers 5, from a ``config.json`` of any version.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def standard(config: Config, source: str = "config.json") -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If a parameter is no positive number.
+        If a parameter is not a positive number.
     """
     # Transformers lets the old key win where both are present.
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
@@ -125,12 +125,12 @@ def to_metadata(
                 f"{where}.partial_rotary_factor",
                 part,
                 ("1.0",),
-                "llama.cpp rotates whole heads of this architecture",
+                "llama.cpp rotates whole heads in this architecture",
             )
         )
     if kind not in supported:
         problems.append(
-            Problem(f"{where}.rope_type", kind, supported, "llama.cpp would compute it without the scaling")
+            Problem(f"{where}.rope_type", kind, supported, "llama.cpp would run it without the scaling")
         )
     elif kind in ("linear", "yarn", "llama3"):
         problems += [
@@ -156,7 +156,7 @@ def to_metadata(
         problems += _only(where, "truncate", rope.get("truncate", True), True, "llama.cpp always truncates")
         # Known to YaRN's first implementation; Transformers ignores it, llama.cpp does not read it here.
         problems += _only(
-            where, "extrapolation_factor", rope.get("extrapolation_factor", 1), 1, "nobody reads it"
+            where, "extrapolation_factor", rope.get("extrapolation_factor", 1), 1, "nothing reads it"
         )
     metadata[prefix + "rope.freq_base"] = f32(rope["rope_theta"])
     return metadata, problems
@@ -231,14 +231,16 @@ def from_metadata(
         rope = {"rope_type": kind, "factor": factor}
     else:
         problems.append(
-            Problem(prefix + "rope.scaling.type", kind, supported, "the result would not scale its positions")
+            Problem(
+                prefix + "rope.scaling.type", kind, supported, "Transformers would run it without the scaling"
+            )
         )
         rope = {"rope_type": "default"}
     if rope["rope_type"] == "yarn":
         rope["original_max_position_embeddings"] = int(context)
         rope |= {key: shortest(value) for key, value in betas.items() if value is not None}
         if attention != 1:
-            # Stored as a float32 quotient: seven digits are all it holds.
+            # Stored as a float32 quotient, which holds only seven digits.
             rope["attention_factor"] = float(f"{attention * mscale(factor):.7g}")
         elif upstream_attention is not None:
             # Where upstream's converter put Transformers' attention_factor; llama.cpp itself ignores it.

@@ -1,6 +1,6 @@
-"""The table: which Hugging Face models are which GGUF architecture, tensor by tensor and key by key.
+"""The table that maps Hugging Face models to GGUF architectures, tensor by tensor and key by key.
 
-A further architecture is a further row. Canonical names are those of Transformers' model classes; weights
+Adding an architecture is adding a row. Canonical names are those of Transformers' model classes; weights
 are ``[out_features, in_features]`` (the Conv1D weights of GPT-2 arrive transposed, so no row transposes).
 
 Source: ggml-org/llama.cpp:conversion/{base,llama,qwen,gpt2,chatglm}.py,
@@ -52,7 +52,7 @@ def _window(config: Config) -> Problem | None:
         "sliding_window",
         window,
         ("null", f"at least max_position_embeddings ({positions})"),
-        f"llama.cpp has no window in this architecture, so texts longer than {window} tokens differ",
+        f"llama.cpp has no sliding window in this architecture, so texts longer than {window} tokens differ",
     )
 
 
@@ -141,7 +141,7 @@ _ROTARY_SIZE = MetaRule("rope.dimension_count", u32, "head_dim", default=_key_le
 _VOCABULARY = MetaRule("vocab_size", u32, "vocab_size")
 _DENSE = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "tensor_data_layout": None}
 _JUNK = (".rotary_emb.inv_freq",)
-_CAUSAL = Limit("is_causal", (True,), "the row describes causal models only")
+_CAUSAL = Limit("is_causal", (True,), "llama.cpp runs this architecture as a causal model")
 _SILU = Limit("hidden_act", ("silu", "swish"), "llama.cpp computes SiLU")
 
 _LLAMA = Row(
@@ -281,7 +281,7 @@ _QWEN3 = Row(
 )
 
 # ChatGLM2, ChatGLM3 and GLM-4-9B; not GLM-4-0414 (model type glm4), which has more norms. Rows of q and k stay
-# as they are: Transformers too rotates neighbours here. Of a native checkpoint, upstream's converter writes
+# as they are: Transformers too rotates neighbours here. For a native checkpoint, upstream's converter writes
 # hidden_size as the context and 1e-5 as the epsilon, whatever the configuration says.
 _CHATGLM = Row(
     arch="chatglm",

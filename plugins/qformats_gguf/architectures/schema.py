@@ -35,7 +35,7 @@ Config = Mapping[str, Any]
 """A Hugging Face ``config.json``."""
 
 REQUIRED: Any = object()
-"""Default of a metadata key that llama.cpp cannot do without."""
+"""Default of a metadata key that llama.cpp requires."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Permute:
     """Reorder the rows of a q or k projection from Transformers' rotary layout to llama.cpp's.
 
     Transformers rotates element j of a head with element j + d/2, llama.cpp (rope type NORM) with its
-    neighbour: new row ``h*d + 2*j + s`` is old row ``h*d + s*d/2 + j``, with d rows a head. Whole rows move,
+    neighbour: new row ``h*d + 2*j + s`` is old row ``h*d + s*d/2 + j``, with d rows per head. Whole rows move,
     so the permutation commutes with every format that packs rows. It holds for weights and biases.
 
     Attributes
@@ -104,7 +104,7 @@ class TensorMapping:
 
 @dataclass(frozen=True)
 class If:
-    """A tensor that exists only where ``config[key] == value``; read backwards, it tells that value."""
+    """A tensor that exists only if ``config[key] == value``; its presence in turn tells that value."""
 
     key: str
     value: bool = True
@@ -123,13 +123,13 @@ class TensorRule:
     canonical, gguf : str
         Module names; ``{i}`` stands for the block.
     weight, bias : bool or If
-        Always there, never there, or there under a condition.
+        Always present, never present, or present under a condition.
     permute : str, optional
         Configuration key with the number of heads whose rows are reordered.
     force_f32 : bool
         Keep the weight in float32. Biases always are.
     alias_of : str, optional
-        Module whose weight this one shares where its condition does not hold; such a copy is dropped.
+        Module whose weight this one shares if its condition does not hold; such a copy is dropped.
     shape : tuple of str
         Symbolic dimensions of the weight in configuration keys, see :func:`qformats.interfaces.evaluate`; a bias
         has the first one.
@@ -183,7 +183,7 @@ class MetaRule:
     config : str
         Key in the (normalized) configuration.
     default : object
-        What llama.cpp assumes where the key is absent: a constant, a function of the configuration
+        What llama.cpp assumes if the key is absent: a constant, a function of the configuration
         collected so far, or `REQUIRED`.
     write : bool
         Whether upstream's converter writes the key for this architecture; it is read in any case.
@@ -222,7 +222,7 @@ class HFModel:
     architectures : tuple of str
         Model classes whose tensors the row describes.
     defaults : mapping
-        What the configuration class assumes for keys that ``config.json`` leaves out. ``None`` stands for
+        What the configuration class assumes for keys missing from ``config.json``. ``None`` stands for
         a value that follows from others, see ``config.py``.
     checks : tuple of callable
         Limits that take more than one key: return a `Problem` or None for a normalized configuration.
@@ -251,7 +251,7 @@ class Row:
     tensors, metadata : tuple
         The mapping itself.
     fused : tuple of Fused
-        Modules that llama.cpp also loads as one; they are read so, and never written.
+        Modules that llama.cpp also loads as one; such files are read but never written.
     rope : tuple of str
         Rotary scalings that llama.cpp computes for it; empty where there is no rotary embedding.
     partial_rotary : bool
@@ -261,7 +261,7 @@ class Row:
     constants : mapping
         Configuration keys with one possible value, for the way back.
     neutral : mapping
-        Metadata keys that say nothing as long as they have this value; ``None`` for any value.
+        Metadata keys that mean nothing while they have this value; ``None`` for any value.
     junk : tuple of str
         Endings of tensor names that old checkpoints contain and no model needs.
     """
@@ -281,7 +281,7 @@ class Row:
     junk: tuple[str, ...] = ()
 
     def separate(self, name: str) -> list[str]:
-        """GGUF names of the tensors in the GGUF tensor `name`, in the order of their rows: mostly itself."""
+        """GGUF names of the tensors in the GGUF tensor `name`, in the order of their rows: usually just itself."""
         for rule in self.fused:
             template = re.escape(rule.gguf).replace(r"\{i\}", r"(0|[1-9]\d*)")
             match = re.fullmatch(template + r"(\.weight|\.bias)", name)

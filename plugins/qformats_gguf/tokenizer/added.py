@@ -1,4 +1,4 @@
-"""Added tokens: those found in the raw text before anything else, wherever a folder lists them."""
+"""Added tokens, which are found in the raw text before anything else, wherever a folder lists them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AddedToken:
     index : int
         Its id.
     text : str
-        Its text, as it stands in input.
+        Its text, as it appears in input.
     special : bool
         True for control tokens.
     """
@@ -36,7 +36,7 @@ class AddedToken:
 
 
 def looks_special(text: str) -> bool:
-    """Say whether llama.cpp's converter takes a token for a control token by its looks."""
+    """Whether llama.cpp's converter takes a token for a control token by its text."""
     return (
         text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
         or (text.startswith("<|") and text.endswith("|>"))
@@ -80,10 +80,12 @@ def added_tokens(files: TokenizerFiles, vocabulary: Mapping[str, int]) -> dict[i
         files.check_id(file, text, index)
         known = vocabulary.get(text, ids.get(text, index))
         if known != index:
-            # What a later file says about a token that is already there changes nothing.
+            # A later file does not change a token that is already known.
             if first:
                 raise CheckpointError(
-                    files.path(file), f"added token {text!r} has id {index} and id {known}", "one id a token"
+                    files.path(file),
+                    f"added token {text!r} has id {index} and id {known}",
+                    "one id per token",
                 )
             return
         if index in found:

@@ -20,7 +20,7 @@ __all__ = ["from_slow_files", "from_tokenizer_json", "is_byte_level"]
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 _SLOW_CLASSES = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
-# Names that a model's type speaks for where tokenizer.json alone does not decide.
+# Names that a model's type suggests if tokenizer.json alone does not decide.
 _PREFERRED = {
     "chatglm": ("glm4", "chatglm-bpe"),
     "glm": ("glm4", "chatglm-bpe"),
@@ -30,7 +30,7 @@ _PREFERRED = {
 
 
 def is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
-    """Say whether a tokenizer.json holds a byte-level BPE model."""
+    """Whether a tokenizer.json holds a byte-level BPE model."""
     model = tokenizer.get("model")
     if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
         return False
@@ -54,14 +54,14 @@ def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: s
     CheckpointError
         If the file is malformed.
     UnsupportedModelError
-        If llama.cpp has no name for the way it cuts text, or cannot represent the model.
+        If llama.cpp has no name for the way it splits text, or cannot represent the model.
     """
     name = "tokenizer.json"
     tokenizer = files.json(name) or {}
     model = tokenizer["model"]
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise UnsupportedModelError(f"{files.path(name)}: {key}", model[key], ["an empty one"])
+            raise UnsupportedModelError(f"{files.path(name)}: {key}", model[key], ["no value"])
     vocabulary = files.vocabulary(name, model.get("vocab"))
     merges = _merges(files.path(name), model.get("merges"), vocabulary)
     if pre is None:
@@ -86,10 +86,10 @@ def from_slow_files(files: TokenizerFiles, config: Mapping[str, Any], pre: str |
     CheckpointError
         If a file is missing or malformed.
     UnsupportedModelError
-        If nothing says how the model cuts text.
+        If nothing says how the model splits text.
     """
     if "merges.txt" not in files:
-        raise CheckpointError(files.path("merges.txt"), "the file is missing", "it beside vocab.json")
+        raise CheckpointError(files.path("merges.txt"), "is missing", "merges.txt beside vocab.json")
     vocabulary = files.vocabulary("vocab.json", files.json("vocab.json"))
     lines = (files.text("merges.txt") or "").splitlines()
     merges = _merges(
@@ -144,7 +144,7 @@ def _merges(file: str, value: Any, vocabulary: Mapping[str, int]) -> list[str]:
                     f"merge {rank} ({left!r} with {right!r}) needs {token!r}",
                     "a token of the vocabulary",
                 )
-        # A blank inside a part would end the part; llama.cpp spells it like a byte.
+        # A space inside a part would end the part; llama.cpp spells it like a byte.
         merges.append(f"{left} {right}" if isinstance(entry, str) else " ".join(_spaceless(entry)))
     return merges
 
@@ -190,7 +190,7 @@ def _backend(files: TokenizerFiles) -> Any:
         return Tokenizer.from_buffer(files.bytes("tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(
-            files.path("tokenizer.json"), f"the tokenizers library does not load it ({error})"
+            files.path("tokenizer.json"), f"the tokenizers library cannot load it ({error})"
         ) from error
 
 
@@ -200,7 +200,7 @@ def _hashed_name(files: TokenizerFiles) -> str | None:
 
 def _reach_check(vocabulary: Mapping[str, int], merges: list[str]) -> Callable[[], bool]:
     def reach_all() -> bool:
-        """Say whether every token is what merging its own characters gives."""
+        """Whether every token is what merging its own characters gives."""
         from tokenizers.models import BPE
 
         pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
@@ -215,5 +215,5 @@ def _reach_check(vocabulary: Mapping[str, int], merges: list[str]) -> Callable[[
 
 
 def _is_byte_spelled(token: str) -> bool:
-    # Others (special tokens kept in the vocabulary) are never a word: GPT-2's alphabet has no such character.
+    # Others (special tokens kept in the vocabulary) are never words: their characters are not in GPT-2's alphabet.
     return not (token.startswith("<") and token.endswith(">")) and all("!" <= c <= "\u0143" for c in token)

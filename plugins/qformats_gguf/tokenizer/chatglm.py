@@ -30,7 +30,7 @@ _SPEAKING = (
 
 
 def is_chatglm(files: TokenizerFiles, config: Mapping[str, Any]) -> bool:
-    """Say whether a SentencePiece model in these files is one of ChatGLM: GLM-4 has another kind of tokenizer."""
+    """Whether a SentencePiece model in these files is one of ChatGLM: GLM-4 has another kind of tokenizer."""
     return files.settings().get("tokenizer_class") == _CLASS or config.get("model_type") in _MODEL_TYPES
 
 
@@ -40,19 +40,19 @@ def complete(
     files: TokenizerFiles,
     config: Mapping[str, Any],
 ) -> dict[int, tuple[str, bool]]:
-    """Add the special tokens that stand behind the pieces of the model to those that a file lists.
+    """Add the special tokens that follow the pieces of the model to those that a file lists.
 
     Parameters
     ----------
     listed : mapping of int to (str, bool)
-        Text and special flag of what the folder lists, by id; it rules.
+        Text and special flag of what the folder lists, by id; these take precedence.
     pieces : sequence of str
         The model's own tokens. Where the special ones are among them, as in rebuilt files, nothing is missing.
     files : TokenizerFiles
-        The folder. The four roles are tokens where one of its files, read as text, names one of them, or where a
+        The folder. The four roles are tokens if one of its files, read as text, names one of them, or if a
         name says ChatGLM3.
     config : mapping
-        The model's config.json: its name, and the number of rows, which has to be enough for them.
+        The model's config.json: its name, and the number of rows, which must be enough for them.
 
     Returns
     -------

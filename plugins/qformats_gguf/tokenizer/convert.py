@@ -53,9 +53,9 @@ def to_gguf(
     CheckpointError
         If a file is missing or malformed.
     UnsupportedModelError
-        If llama.cpp cannot represent the tokenizer, or has no name for the way it cuts text.
+        If llama.cpp cannot represent the tokenizer, or has no name for the way it splits text.
     ConfigError
-        If `pre` is no name that llama.cpp accepts, or config.json has an impossible size.
+        If llama.cpp does not accept the name `pre`, or config.json has an impossible size.
 
     Notes
     -----
@@ -88,7 +88,7 @@ def to_gguf(
 def _vocabulary(
     files: TokenizerFiles, config: Mapping[str, Any], pre: str | None
 ) -> tuple[Vocabulary, bool | None]:
-    """Read the vocabulary, and whether a space is put before the text; None where that has no meaning."""
+    """Read the vocabulary, and whether a space is put before the text; None if that does not apply."""
     tokenizer = files.json("tokenizer.json")
     if tokenizer is not None:
         if not isinstance(tokenizer.get("model"), dict):
@@ -115,7 +115,7 @@ def _vocabulary(
 
 
 def _describe(model: Mapping[str, Any]) -> str:
-    kind = str(model.get("type", "a model without type"))
+    kind = str(model.get("type", "a model without a type"))
     if kind != "BPE":
         return kind
     return (

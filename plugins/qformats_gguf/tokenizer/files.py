@@ -11,7 +11,7 @@ from qformats.errors import CheckpointError
 __all__ = ["MAX_TOKENS", "TokenizerFiles"]
 
 MAX_TOKENS = 1 << 24
-"""More tokens than any tokenizer has: a larger id is damage, not a vocabulary."""
+"""More tokens than any tokenizer has: a larger id means damage, not a vocabulary."""
 
 
 class TokenizerFiles:
@@ -53,7 +53,9 @@ class TokenizerFiles:
         try:
             return bytes(self._files[name]).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise CheckpointError(self.path(name), f"byte {error.start} is no UTF-8", "UTF-8 text") from error
+            raise CheckpointError(
+                self.path(name), f"byte {error.start} is not UTF-8", "UTF-8 text"
+            ) from error
 
     def json(self, name: str) -> dict[str, Any] | None:
         """Return the object in a JSON file, None if the file is absent.
@@ -80,7 +82,7 @@ class TokenizerFiles:
         return value
 
     def settings(self) -> dict[str, Any]:
-        """Merge tokenizer_config.json over special_tokens_map.json; empty if neither is there."""
+        """Merge tokenizer_config.json over special_tokens_map.json; empty if neither exists."""
         return {**(self.json("special_tokens_map.json") or {}), **(self.json("tokenizer_config.json") or {})}
 
     def folder(self, name: str, suffix: str) -> Iterator[tuple[str, str]]:
@@ -96,7 +98,7 @@ class TokenizerFiles:
         Raises
         ------
         CheckpointError
-            If it is no such mapping, an id is impossible, or two tokens have one id.
+            If it is not such a mapping, an id is impossible, or two tokens share an id.
         """
         if not isinstance(value, dict):
             raise CheckpointError(
@@ -122,7 +124,7 @@ class TokenizerFiles:
         Raises
         ------
         CheckpointError
-            If it is no integer, negative or absurdly large.
+            If it is not an integer, negative or absurdly large.
         """
         if not isinstance(index, int) or isinstance(index, bool):
             raise CheckpointError(self.path(name), f"token {token!r} has id {index!r}", "an integer")

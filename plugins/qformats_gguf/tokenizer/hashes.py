@@ -1,6 +1,6 @@
 """llama.cpp's own recognition of a BPE vocabulary: a hash of the ids of one fixed text.
 
-The hash names a published vocabulary, not a way of cutting text: any added token changes it, and two
+The hash names a published vocabulary, not a way of splitting text: any added token changes it, and two
 splitters may share it. So it decides only between names whose definition is the same, or where the definition
 is unknown.
 

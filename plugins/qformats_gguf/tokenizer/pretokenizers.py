@@ -1,11 +1,11 @@
-r"""How byte-level BPE models cut text into words before merging: one table, read in both directions.
+r"""How byte-level BPE models split text into words before merging: one table, read in both directions.
 
-A GGUF file names the cutting (``tokenizer.ggml.pre``); a ``tokenizer.json`` defines it. Each `Splitter` here
-is such a definition, and each `PreTokenizer` a name that llama.cpp's loader accepts, with the other things
-that the loader concludes from the name. Several names share one splitter.
+A GGUF file names the splitting (``tokenizer.ggml.pre``); a ``tokenizer.json`` defines it. Each `Splitter` here
+is such a definition, and each `PreTokenizer` a name that llama.cpp's loader accepts, with whatever else
+the loader concludes from the name. Several names share one splitter.
 
 Where llama.cpp's regular expressions only approximate a model's own (tekken, gpt-4o, tiny_aya, youtu, whose
-letter classes its engine lacks; falcon, which goes on cutting after bytes became characters), the model's own
+letter classes its engine lacks; falcon, which goes on splitting after bytes became characters), the model's own
 definition stands here, since the model was trained with it.
 
 Unicode normalization is not part of a name: llama.cpp applies none, though models of some families (Qwen2,
@@ -96,12 +96,12 @@ _CASCADE = "".join(rf"\s{{{n}}}(?!\S)|" for n in (512, 256, 128, 64, 32, 16, 8, 
 
 @dataclass(frozen=True)
 class Splitter:
-    """One way of cutting text into words.
+    """One way of splitting text into words.
 
     Attributes
     ----------
     steps : tuple of mapping
-        The ``pre_tokenizer`` steps of tokenizer.json; the first definition is the one written.
+        The ``pre_tokenizer`` steps of tokenizer.json; this is the definition that is written.
     also : tuple of tuple of mapping
         Other definitions with the same effect.
     """
@@ -222,11 +222,11 @@ class PreTokenizer:
     name : str
         The name.
     splitter : str or None
-        Key of `SPLITTERS`; None where the definition cannot be written as tokenizer.json steps.
+        Key of `SPLITTERS`; None if the definition cannot be written as tokenizer.json steps.
     ignore_merges : bool
         A word that is a token stays whole, whatever the merges say.
     add_bos : bool
-        What the loader assumes where the file has no ``add_bos_token``.
+        What the loader assumes if the file has no ``add_bos_token``.
     add_sep : bool
         The same for ``add_sep_token``.
     """
@@ -243,7 +243,7 @@ def _group(splitter: str | None, names: str, **facts: bool) -> list[PreTokenizer
 
 
 PRE_TOKENIZERS: tuple[PreTokenizer, ...] = (
-    # The first name of a group is the plain one: chosen where nothing tells the names apart.
+    # The first name of a group is the plain one, chosen if nothing tells the names apart.
     *_group(
         "gpt-2",
         "gpt-2 olmo mpt modern-bert phi-2 jais exaone4 gigachat a.x-4.0 mellum trillion granite-docling",

@@ -66,7 +66,7 @@ def from_gguf(
     CheckpointError
         If the metadata is incomplete or contradicts itself.
     UnsupportedModelError
-        If the tokenizer is of another kind than byte-level BPE or SentencePiece BPE, or cuts text in a way
+        If the tokenizer is of another kind than byte-level BPE or SentencePiece BPE, or splits text in a way
         that tokenizer.json cannot express.
     """
     file = source or "GGUF metadata"
@@ -131,7 +131,7 @@ def from_gguf(
 
 
 def _row(metadata: Metadata, pre: str | None, file: str) -> PreTokenizer:
-    # Files older than the key name none; the loader then assumes this.
+    # Files older than the key do not name one; the loader then assumes this.
     found = pre or (
         _text(metadata, "tokenizer.ggml.pre", file) if "tokenizer.ggml.pre" in metadata else DEFAULT
     )
@@ -141,7 +141,7 @@ def _row(metadata: Metadata, pre: str | None, file: str) -> PreTokenizer:
             f"{file}: pre-tokenizer",
             found,
             (known.name for known in PRE_TOKENIZERS if known.splitter),
-            "to rebuild the tokenizer as one of these, give its name with --pre NAME",
+            "--pre NAME rebuilds the tokenizer as one of these",
         )
     return row
 
@@ -246,7 +246,7 @@ def _encode(text: str, file: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise CheckpointError(file, "a text of the tokenizer is no UTF-8", "UTF-8") from error
+        raise CheckpointError(file, "a string of the tokenizer is not UTF-8", "UTF-8") from error
 
 
 def _roles(metadata: Metadata, size: int) -> dict[str, int]:
@@ -282,18 +282,18 @@ def _flag(metadata: Metadata, key: str, default: bool, file: str, *, default_non
 def _strings(metadata: Metadata, key: str, file: str) -> list[str]:
     value = _value(metadata, key, ValueType.ARRAY, file)
     if value.item != ValueType.STRING:
-        raise CheckpointError(file, f"{key} is no array of strings", "one")
+        raise CheckpointError(file, f"{key} is not an array of strings", "an array of strings")
     return list(value.data)
 
 
 def _tokens(metadata: Metadata, file: str) -> list[str]:
     tokens = _strings(metadata, "tokenizer.ggml.tokens", file)
-    # llama.cpp names empty tokens so.
+    # llama.cpp's name for empty tokens.
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
     if not tokens:
         raise CheckpointError(file, "tokenizer.ggml.tokens is empty", "a vocabulary")
     if len(set(tokens)) != len(tokens):
-        raise CheckpointError(file, "tokenizer.ggml.tokens has one token twice", "unique tokens")
+        raise CheckpointError(file, "tokenizer.ggml.tokens holds a token twice", "unique tokens")
     return tokens
 
 
@@ -302,6 +302,6 @@ def _numbers(metadata: Metadata, key: str, size: int, default: float, file: str)
         return [default] * size
     value = _value(metadata, key, ValueType.ARRAY, file)
     if value.item in (ValueType.STRING, ValueType.ARRAY, ValueType.BOOL) or len(value.data) < size:
-        raise CheckpointError(file, f"{key} has {len(value.data)} entries", f"{size} numbers, one a token")
+        raise CheckpointError(file, f"{key} has {len(value.data)} entries", f"{size} numbers, one per token")
     data: Iterable[Any] = value.data.tolist() if hasattr(value.data, "tolist") else value.data
     return list(data)[:size]

@@ -1,4 +1,4 @@
-"""SentencePiece parts of the way back: merges from scores, and a tokenizer.model."""
+"""SentencePiece parts of a rebuilt tokenizer: merges from scores, and a tokenizer.model."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def tokenizer_json(
     *,
     prefix: bool,
 ) -> dict[str, Any]:
-    """Build the sections of a tokenizer.json that cuts text as llama.cpp does: BPE with byte fallback.
+    """Build the sections of a tokenizer.json that splits text as llama.cpp does: BPE with byte fallback.
 
     Parameters
     ----------
     tokens, types, scores : sequence
-        One entry an id.
+        One entry per id.
     kept : mapping of str to int
         Tokens that become part of the vocabulary.
     roles : mapping of str to int

@@ -1,4 +1,4 @@
-r"""Which name llama.cpp has for the way a tokenizer.json cuts text.
+r"""llama.cpp's name for the way a tokenizer.json splits text.
 
 Definitions are compared by structure after equivalent spellings are made equal: nested sequences, ``Digits``
 and ``Split``, ByteLevel's built-in expression and the same one written out, the many ways to write the
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from qformats.errors import ConfigError, UnsupportedModelError
+from qformats.errors import ConfigError, Described, UnsupportedModelError
 
 from .pretokenizers import ACCEPTED, BY_NAME, PRE_TOKENIZERS, SPLITTERS
 
@@ -153,7 +153,7 @@ def choose(
     ignore_merges : bool
         What tokenizer.json says.
     prefer : iterable of str
-        Names that the rest of the model speaks for (its ``model_type``), best first.
+        Names that the rest of the model suggests (its ``model_type``), best first.
     hashed : callable
         llama.cpp's own name of the vocabulary, None if it has none. Called only when it decides.
     merges_reach_all : callable
@@ -173,9 +173,9 @@ def choose(
             return name
         raise UnsupportedModelError(
             f"{source}: pre-tokenizer",
-            "an unknown definition in tokenizer.json",
+            Described("an unknown definition in tokenizer.json"),
             (row.name for row in PRE_TOKENIZERS if row.splitter),
-            "if llama.cpp has a name for it, give it with --pre NAME",
+            "if llama.cpp has a name for it, pass that with --pre NAME",
         )
     group = [row for row in PRE_TOKENIZERS if row.splitter == splitter]
     agreeing = [row for row in group if row.ignore_merges == ignore_merges]
@@ -183,9 +183,9 @@ def choose(
         if not merges_reach_all():
             raise UnsupportedModelError(
                 f"{source}: pre-tokenizer",
-                f"the splitter of {group[0].name} with ignore_merges={str(ignore_merges).lower()}",
+                Described(f"the splitter of {group[0].name} with ignore_merges={str(ignore_merges).lower()}"),
                 (f"{row.name} (ignore_merges={str(row.ignore_merges).lower()})" for row in group),
-                "some tokens cannot be reached by merges, so none of these is the same; "
+                "merges cannot produce some tokens, so none of these is the same; "
                 "choose one with --pre NAME if you accept that",
             )
         agreeing = group

@@ -30,7 +30,7 @@ class Piece:
 
 @dataclass
 class SentencePieceModel:
-    """What matters of a model.
+    """The relevant parts of a model.
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ def parse(data: bytes, file: str) -> SentencePieceModel:
     Raises
     ------
     CheckpointError
-        If it is no SentencePiece model.
+        If it is not a SentencePiece model.
     """
     # The format's defaults for roles that the trainer's section leaves out.
     model = SentencePieceModel(ids={"unk": 0, "bos": 1, "eos": 2, "pad": -1})

@@ -1,4 +1,4 @@
-"""Special ids, what is added around a text, and chat templates.
+"""Special ids, tokens added around a text, and chat templates.
 
 Templates are carried as text and never run.
 
@@ -47,7 +47,7 @@ _GLM_ROLES: Mapping[str, Mapping[str, str]] = {
     "glm5": _GLM4_ROLES,
     chatglm.PRE: {"bos": "<s>", "eos": "</s>", "eot": "<|user|>", "unk": "<unk>"},
 }
-"""Tokens of GLM's vocabularies that have a role where nothing else says so, by name of the pre-tokenizer."""
+"""Tokens of GLM's vocabularies that have a role by default, by name of the pre-tokenizer."""
 
 
 def special_metadata(
@@ -75,9 +75,9 @@ def special_metadata(
     pre : str
         Name of the pre-tokenizer: the loader has rules for some.
     add_bos : bool
-        What holds where the folder does not say whether BOS is put before a text.
+        Whether BOS is put before a text if the folder does not say.
     add_sep : bool
-        What the loader assumes of ``add_sep_token``.
+        What the loader assumes for ``add_sep_token``.
     """
     settings = files.settings()
     roles: dict[str, str | None] = {role: token_text(settings.get(f"{role}_token")) for role in ID_KEYS}
@@ -105,7 +105,7 @@ def special_metadata(
             found[role] = index
             values[key] = u32(index)
     for role in ("bos", "eos"):
-        # llama.cpp stops the process if it shall add a token that it does not know.
+        # llama.cpp stops the process if it is to add a token that it does not know.
         values[f"tokenizer.ggml.add_{role}_token"] = boolean(flags[role] and role in found)
     if flags.get("sep", False) or add_sep:
         values["tokenizer.ggml.add_sep_token"] = boolean(flags.get("sep", False))
@@ -155,7 +155,7 @@ def _apply(processor: Mapping[str, Any], roles: dict[str, str | None], flags: di
             flags["bos"] = first in (roles["bos"], roles["cls"])
         if last is not None:
             if roles["eos"] not in (None, last):
-                # A text ends with another token than a turn does.
+                # A text and a turn end with different tokens.
                 role = "eot" if roles["eot"] is None else "eom"
                 roles[role] = roles["eos"]
             roles["eos"] = last
@@ -179,7 +179,7 @@ def chat_templates(files: TokenizerFiles) -> Metadata:
     Raises
     ------
     CheckpointError
-        If a template is no text.
+        If a template is not a string.
     """
     found: dict[str, str] = {}
     for name, template in _templates(files):
@@ -220,5 +220,7 @@ def _templates(files: TokenizerFiles) -> Iterator[tuple[str, str]]:
 def _checked(files: TokenizerFiles, file: str, pairs: Any) -> Iterator[tuple[str, str]]:
     for name, template in pairs:
         if not isinstance(name, str) or not isinstance(template, str):
-            raise CheckpointError(files.path(file), f"chat template {name!r} is no text", "names and texts")
+            raise CheckpointError(
+                files.path(file), f"chat template {name!r} is not a string", "names and texts"
+            )
         yield name, template

@@ -35,7 +35,7 @@ def from_model_file(
     CheckpointError
         If the file is malformed.
     UnsupportedModelError
-        If it holds another kind of model than BPE.
+        If it holds a model other than BPE.
     """
     name = "tokenizer.model"
     model = parse(files.bytes(name), files.path(name))
@@ -45,7 +45,7 @@ def from_model_file(
             f"{files.path(name)}: SentencePiece model",
             found if model.model_type != BPE else "bpe with whitespace as suffix",
             ["bpe with whitespace as prefix"],
-            "llama.cpp's SentencePiece tokenizer merges by score, which would cut text differently",
+            "llama.cpp's SentencePiece tokenizer merges by score, which would split text differently",
         )
     entries = _added_to_model(files, len(model.pieces))
     added_score = ADDED_SCORE
@@ -71,10 +71,10 @@ def from_model_file(
 
 
 def _added_to_model(files: TokenizerFiles, pieces: int) -> dict[int, tuple[str, bool]]:
-    """Text and special flag of what the lists of added tokens say, by id; later lists rule."""
+    """Text and special flag of what the lists of added tokens say, by id; later lists take precedence."""
     entries: dict[int, tuple[str, bool]] = {}
     if "tokenizer.json" in files:
-        # Only what lies beyond the model: it lists the model's own control pieces too.
+        # Only what follows the model: it lists the model's own control pieces too.
         listed = added_tokens(files, {})
         entries.update({i: (entry.text, entry.special) for i, entry in listed.items() if i >= pieces})
     for text, index in (files.json("added_tokens.json") or {}).items():
@@ -85,16 +85,16 @@ def _added_to_model(files: TokenizerFiles, pieces: int) -> dict[int, tuple[str, 
 
 
 def _behind(scores: Iterable[float]) -> float:
-    """Score for added tokens that are plain letters, as ``sop``: llama.cpp merges letters into them too.
+    """Score for added tokens that are plain letters, such as ``sop``: llama.cpp merges letters into them too.
 
-    Behind every piece, they take letters only that would have stayed apart; with upstream's score, 0, they would
+    After every piece, they take only letters that would have stayed apart; with upstream's score, 0, they would
     come before every piece.
     """
     return min(scores) - 1
 
 
 def space_prefix(tokenizer: Mapping[str, Any]) -> bool | None:
-    """Say whether a tokenizer.json made from a SentencePiece model puts a space before the text.
+    """Whether a tokenizer.json made from a SentencePiece model puts a space before the text.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def space_prefix(tokenizer: Mapping[str, Any]) -> bool | None:
     Returns
     -------
     bool or None
-        None if it does something else than SentencePiece BPE with byte fallback.
+        None if it does anything other than SentencePiece BPE with byte fallback.
     """
     model = tokenizer.get("model")
     if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE" or not model.get("byte_fallback"):
@@ -144,7 +144,7 @@ def _flat(part: Any, key: str) -> list[tuple[Any, ...]]:
 
 
 def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> Vocabulary:
-    """Read the vocabulary of a tokenizer.json made from a tokenizer.model that is not there.
+    """Read the vocabulary of a tokenizer.json made from a tokenizer.model that is missing.
 
     Scores are rebuilt from the merges: the earlier the first merge that makes a token, the higher its score.
 

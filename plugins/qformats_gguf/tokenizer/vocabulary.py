@@ -45,12 +45,12 @@ def padded_size(config: Mapping[str, Any], largest: int, count: int, file: str) 
     count : int
         Number of its tokens.
     file : str
-        Where they stand, for messages.
+        File that holds them, for messages.
 
     Raises
     ------
     ConfigError
-        If the configured size is no size.
+        If the configured size is invalid.
     CheckpointError
         If the ids are spread too far to be a vocabulary.
     """
@@ -60,10 +60,10 @@ def padded_size(config: Mapping[str, Any], largest: int, count: int, file: str) 
     configured = next((size for size in sizes if size is not None), 0)
     if not isinstance(configured, int) or isinstance(configured, bool) or not 0 <= configured <= MAX_TOKENS:
         raise ConfigError("config.json: vocab_size", configured, f"an integer up to {MAX_TOKENS}")
-    # Real tokenizers have gaps of some hundred ids; a few tokens spread over millions are damage.
+    # Real tokenizers have gaps of a few hundred ids; a few tokens spread over millions mean damage.
     if largest >= max(configured, 4 * count + 65536):
         raise CheckpointError(
-            file, f"the largest id is {largest} with {count} tokens", "ids without large gaps"
+            file, f"the largest id is {largest}, but there are only {count} tokens", "ids without large gaps"
         )
     return max(configured, largest + 1)
 
@@ -79,9 +79,9 @@ class Vocabulary:
     pre : str
         Name of the pre-tokenizer.
     tokens, types : list
-        One entry an id.
+        One entry per id.
     scores : list of float, optional
-        One entry an id; SentencePiece only.
+        One entry per id; SentencePiece only.
     merges : list of str, optional
         ``"left right"``, best first; byte-level BPE only.
     """
@@ -103,7 +103,7 @@ class Vocabulary:
         Raises
         ------
         CheckpointError
-            If two ids have the same text, or a text is no Unicode.
+            If two ids have the same text, or a text is not Unicode.
         """
         if not self.tokens:
             raise CheckpointError(file, "no tokens", "a vocabulary")
@@ -113,7 +113,7 @@ class Vocabulary:
         try:
             "".join(self.tokens).encode("utf-8")
         except UnicodeEncodeError as error:
-            raise CheckpointError(file, "a token with an unpaired surrogate", "Unicode text") from error
+            raise CheckpointError(file, "a token has an unpaired surrogate", "Unicode text") from error
 
     def metadata(self) -> Metadata:
         """Build the vocabulary's keys of a GGUF header."""

@@ -1,4 +1,4 @@
-"""Rank folders: GLM-130B and SwissArmyTransformer checkpoints, one file a rank of tensor parallelism."""
+"""Rank folders: GLM-130B and SwissArmyTransformer checkpoints, one file per rank of tensor parallelism."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class RankFolder(Loader):
     """Reads and writes ``<dir>/latest`` and ``<dir>/<iteration>/mp_rank_XX_model_states.pt``."""
 
     name = "sat"
-    summary = "folder of GLM-130B or SwissArmyTransformer, one file a tensor-parallel rank"
+    summary = "folder of GLM-130B or SwissArmyTransformer, one file per tensor-parallel rank"
     families = ("glm",)
     options = (
-        Option("tensor-parallel", "ranks to write (default: as many as the source has, else 1)"),
-        Option("glu", "no: the MLP has no gate, as in ChatGLM-6B (default yes)"),
-        Option("qkv", "contiguous: all queries, then keys, then values (default interleaved by heads)"),
-        Option("heads", "attention heads, where the files do not tell them"),
-        Option("groups", "key and value heads, where there are fewer (with qkv=contiguous)"),
-        Option("bits", "4 or 8: width of quantized weights, where the shapes do not tell it"),
+        Option("tensor-parallel", "ranks to write (default: as many as the source has, or 1)"),
+        Option("glu", "no: the MLP has no gate, as in ChatGLM-6B (default: yes)"),
+        Option("qkv", "contiguous: all queries, then keys, then values (default: interleaved by head)"),
+        Option("heads", "attention heads, if the files do not tell them"),
+        Option("groups", "key and value heads, if there are fewer (with qkv=contiguous)"),
+        Option("bits", "4 or 8: width of quantized weights, if the shapes do not tell it"),
     )
 
     def accepts(self, packer: Packer) -> bool:
-        """Packed weights with one scale a row, and plain numbers."""
+        """Packed weights with one scale per row, and plain numbers."""
         return super().accepts(packer) or packer.dense_dtype in ("f16", "bf16", "f32")
 
     def detect(self, path: Path) -> bool:
@@ -92,7 +92,7 @@ class RankFolder(Loader):
         target: Path,
         options: Mapping[str, str],
     ) -> Layout:
-        """A file a rank, ``latest``, and ``model_config.json`` where the source has one."""
+        """One file per rank, ``latest``, and ``model_config.json`` where the source has one."""
         from qformats_glm.ranks.checkpoint import MODEL_CONFIG, RankCheckpoint, rank_file
 
         ranks = _ranks(source, options)
@@ -144,7 +144,9 @@ def _ranks(source: Checkpoint, options: Mapping[str, str]) -> int:
     sharding.check_ranks(ranks)
     if sharding.heads is None and before % ranks:
         # Joining neighbours never divides a head; dividing might.
-        raise ConfigError("heads", None, "the number of attention heads (-O heads=N): ranks must divide it")
+        raise ConfigError(
+            "heads", None, "the number of attention heads (-O heads=N), which must be a multiple of the ranks"
+        )
     return ranks
 
 

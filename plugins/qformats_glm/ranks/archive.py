@@ -104,12 +104,12 @@ class RankFile:
                 if start + record.file_size > size:
                     raise CheckpointError(self.path, f"record {name} is cut off", hint=_AGAIN)
                 if name.endswith("/byteorder") and file.read(6) != b"little":
-                    raise CheckpointError(self.path, "numbers are not little-endian", "byte order little")
+                    raise CheckpointError(self.path, "is big-endian", "little-endian numbers")
                 found[start] = record.file_size
         return found
 
     def _refuse(self, magic: bytes) -> NoReturn:
-        """Say what a file is that is no archive."""
+        """Say what a file is, if not an archive."""
         if not magic:
             raise CheckpointError(self.path, "is empty", hint=_AGAIN)
         hint = "files of torch before 1.6: load and save them once with a newer torch"
@@ -126,7 +126,7 @@ class RankFile:
                 state = torch.load(self.path, map_location="meta", weights_only=True)
         except Exception as error:
             # torch raises a different type for each way a pickle can be wrong.
-            instead = "or save its 'module' alone, where you do"
+            instead = "or, if you do, save only its 'module'"
             raise unpickling_error(self.path, error, _CONTENT, instead) from error
         if not isinstance(state, dict) or not isinstance(state.get("module"), dict):
             if isinstance(state, dict):
@@ -144,9 +144,9 @@ class RankFile:
         import torch
 
         if not isinstance(name, str):
-            raise CheckpointError(self.path, f"a tensor called {name!r}", "names that are text")
+            raise CheckpointError(self.path, f"a tensor called {name!r}", "names that are strings")
         if not isinstance(tensor, torch.Tensor):
-            raise CheckpointError(self.path, f"of type {type(tensor).__name__}", "a tensor", tensor=name)
+            raise CheckpointError(self.path, f"is of type {type(tensor).__name__}", "a tensor", tensor=name)
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise CheckpointError(self.path, f"layout {tensor.layout}", "a dense tensor", tensor=name)
         try:
@@ -155,7 +155,7 @@ class RankFile:
             raise CheckpointError(self.path, f"dtype {tensor.dtype}", error.allowed, tensor=name) from error
         record = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
         if record is None:
-            hint = "a tensor without values was saved, or this torch is too old to tell where they lie: update it"
+            hint = "the tensor was saved without values, or this torch is too old to locate them: update it"
             raise CheckpointError(self.path, "no values", "a tensor", tensor=name, hint=hint)
         size = SIZES[dtype]
         shape, stride = tuple(tensor.shape), tuple(tensor.stride())
@@ -166,8 +166,8 @@ class RankFile:
         needs = max(first + extent * size, math.prod(shape) * size)
         if record not in records:
             # torch computes the place in files that say they are its own (.format_version).
-            hint = "another program packed this file anew: load and save it with torch"
-            raise CheckpointError(self.path, "is not where torch would have put it", tensor=name, hint=hint)
+            hint = "another program has repacked this file: load and save it with torch"
+            raise CheckpointError(self.path, "is not where torch puts it", tensor=name, hint=hint)
         if needs > records[record]:
             found = f"needs {needs} bytes of a record of {records[record]}"
             raise CheckpointError(self.path, found, tensor=name, hint=_AGAIN)
@@ -203,7 +203,7 @@ def _numpy_states() -> Iterator[None]:
     wanted: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.uint32))]
     wanted += [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     with _guard:
-        # What somebody else has allowed stays allowed afterwards.
+        # What other code has allowed stays allowed afterwards.
         present = torch.serialization.get_safe_globals()
         with torch.serialization.safe_globals([each for each in wanted if each not in present]):
             yield

@@ -59,7 +59,11 @@ def find_ranks(path: Path) -> tuple[Path, str | None]:
         raise CheckpointError(latest, f"names {text[:80]!r}", "the name of the folder beside it")
     folder = path / text
     if not folder.is_dir():
-        raise CheckpointError(latest, f"names {text!r}, which is no folder here", "the folder with the ranks")
+        raise CheckpointError(
+            latest,
+            f"names {text!r}, but there is no such folder here",
+            "the name of the folder with the ranks",
+        )
     return folder, text
 
 
@@ -128,7 +132,7 @@ class RankCheckpoint(Checkpoint):
             differing = sorted(first.entries.keys() ^ rank.entries.keys())
             if differing:
                 has, lacks = (rank, first) if differing[0] in rank.entries else (first, rank)
-                found = f"is in {has.path.name} and not in {lacks.path.name}"
+                found = f"is in {has.path.name} but not in {lacks.path.name}"
                 raise CheckpointError(
                     lacks.path, found, "the same tensors in every rank", tensor=differing[0]
                 )
@@ -264,13 +268,13 @@ class RankCheckpoint(Checkpoint):
         columns = self._columns(name)
         if columns is None:
             if self._bits is None:
-                found = "packed codes of unknown width, since there is no bias and no norm to tell the hidden size"
-                raise CheckpointError(rank.path, found, tensor=name, hint="say -O bits=4 or -O bits=8")
+                found = "packed codes of unknown width, since no bias or norm tells the hidden size"
+                raise CheckpointError(rank.path, found, tensor=name, hint="give -O bits=4 or -O bits=8")
             return self._bits
         told = stored * 8 * (self.ranks if self.sharding.kind(name) is Kind.COLUMNS else 1)
         bits = told // columns if columns else 0
         if bits not in (4, 8) or told % columns:
-            found = f"{told // 8} bytes a row in all ranks together"
+            found = f"{told // 8} bytes per row in all ranks together"
             expected = f"{columns // 2} (int4) or {columns} (int8) for {columns} columns"
             raise CheckpointError(rank.path, found, expected, tensor=name, hint=self._suspicion())
         if self._bits not in (None, bits):
@@ -293,7 +297,7 @@ class RankCheckpoint(Checkpoint):
         glu = (
             "the model has no gate (-O glu=no)" if self.sharding.glu else "the model has a gate (-O glu=yes)"
         )
-        return f"{self.ranks} ranks were found: are all there? Or {glu}"
+        return f"{self.ranks} ranks were found: some may be missing, or {glu}"
 
     @property
     def architecture(self) -> str:
@@ -341,7 +345,7 @@ def _rank_paths(folder: Path) -> list[Path]:
     zero = [name for name in names if _ZERO.fullmatch(name)]
     if zero:
         hint = "gather them into mp_rank files first, as DeepSpeed's zero_to_fp32.py does"
-        found = "weights divided by ZeRO-3, where a rank holds a piece of each tensor"
+        found = "weights divided by ZeRO-3, with a piece of each tensor in every rank"
         raise CheckpointError(folder / zero[0], found, "mp_rank_XX_model_states.pt", hint=hint)
     ranks: dict[int, Path] = {}
     for name in names:
@@ -350,7 +354,7 @@ def _rank_paths(folder: Path) -> list[Path]:
             number = int(matched[1])
             if number in ranks:
                 found = f"rank {number} twice, also as {name}"
-                raise CheckpointError(ranks[number], found, "one file a rank")
+                raise CheckpointError(ranks[number], found, "one file per rank")
             ranks[number] = folder / name
     if not ranks:
         raise CheckpointError(folder, "no ranks", "mp_rank_00_model_states.pt and so on")
@@ -369,7 +373,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         parsed = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"no JSON ({error})", "the model's configuration") from error
+        raise CheckpointError(path, f"is not JSON ({error})", "the model's configuration") from error
     if not isinstance(parsed, dict):
         raise CheckpointError(path, f"a JSON {type(parsed).__name__}", "an object")
     return parsed

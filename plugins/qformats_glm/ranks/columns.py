@@ -21,7 +21,7 @@ __all__ = ["cut_columns", "join_columns"]
 def join_columns(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
     """The parts of a row-parallel weight, beside each other.
 
-    Quantized parts with the same scales become a tensor with one scale a row, and others one with a scale for each
+    Quantized parts with the same scales become a tensor with one scale per row, and others one with a scale for each
     part (``-tp{p}``): either way no value changes. The scales are compared now, since the format depends on them.
 
     Parameters
@@ -81,7 +81,7 @@ def cut_columns(tensor: StoredTensor, rank: int, ranks: int) -> StoredTensor:
         return tensor
     rows, columns = tensor.shape
     if columns % ranks:
-        raise ShapeError(tensor.name, tensor.shape, f"a number of columns that divides by {ranks} ranks")
+        raise ShapeError(tensor.name, tensor.shape, f"a number of columns that {ranks} ranks divide evenly")
     width = columns // ranks
     own = tensor.packer
     if not isinstance(own, GLMPacker):
@@ -92,7 +92,7 @@ def cut_columns(tensor: StoredTensor, rank: int, ranks: int) -> StoredTensor:
     new = own.with_parts(held)
     problem = new.veto((rows, width)) if columns % edges == 0 else f"{columns} columns in {edges} parts"
     if problem:
-        raise ShapeError(tensor.name, tensor.shape, f"columns that divide by {ranks} ranks ({problem})")
+        raise ShapeError(tensor.name, tensor.shape, f"columns that {ranks} ranks divide evenly ({problem})")
     order = [(rank * held + block) * own.parts // edges for block in range(held)]
     first, last = rank * width * own.bits // 8, (rank + 1) * width * own.bits // 8
 

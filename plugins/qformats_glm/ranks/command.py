@@ -32,7 +32,7 @@ _OPTION = "tensor-parallel"
 
 def reshard(
     model: Annotated[str, typer.Argument(help="Folder with a file for each rank.")],
-    output: Annotated[Path, typer.Argument(help="Folder to make.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
     tensor_parallel: Annotated[
         int,
         typer.Option("--tensor-parallel", "-p", min=1, metavar="N", help="Ranks to divide the model over."),
@@ -49,10 +49,10 @@ def reshard(
     workers: Workers = None,
     json: Json = False,
 ) -> None:
-    """Divide a model over another number of tensor-parallel ranks, plain or quantized.
+    """Divide a plain or quantized model over another number of tensor-parallel ranks.
 
-    Plain numbers are copied. Quantized ones are too, wherever one scale serves all that a rank then holds of a row;
-    what cannot be is quantized once more, and the report says which tensors those are.
+    Plain numbers are copied, and so are quantized ones if one scale serves all of a row that a rank then holds. The
+    rest is quantized again, and the report says which tensors those are.
     """
     import qformats
     from qformats.errors import ConfigError
@@ -101,7 +101,7 @@ def _formats(source: Checkpoint, options: Mapping[str, str]) -> tuple[str, tuple
             weights[packer.name] += draft.source.numel
             where[draft.source.name] = packer.name
     if not weights:
-        raise ConfigError("--format", None, "a format, since none that the model has can be written")
+        raise ConfigError("--format", None, "a format, since none of the model's own can be written")
     default = weights.most_common(1)[0][0]
     rules = [(f"^{re.escape(name)}$", format) for name, format in where.items() if format != default]
     return default, tuple(rules)

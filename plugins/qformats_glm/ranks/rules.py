@@ -72,7 +72,7 @@ class Sharding:
 
     def __post_init__(self) -> None:
         if self.contiguous and self.heads is None:
-            raise ConfigError("heads", None, "the number of attention heads, since qkv=contiguous")
+            raise ConfigError("heads", None, "the number of attention heads, which qkv=contiguous needs")
 
     @classmethod
     def of(cls, options: Mapping[str, str], heads: int | None = None) -> Sharding:
@@ -122,7 +122,7 @@ class Sharding:
             "dense_4h_to_h",
             "*layernorm",
         ]
-        hint = "nothing says how tensor parallelism divides another one"
+        hint = "how tensor parallelism divides other tensors is not known"
         raise UnsupportedModelError("tensor of a rank folder", name, known, hint)
 
     def check_ranks(self, ranks: int) -> None:
@@ -165,14 +165,14 @@ class Sharding:
             rows, beside = shape[0] if shape else 1, _FUSED.sub("dense.weight", name)
             dense = shapes.get(beside, ())
             if len(dense) != 2:
-                expected = f"{beside} with it, whose columns tell how many of them are queries"
+                expected = f"{beside} beside it, whose columns tell how many of them are queries"
                 raise ShapeError(name, f"of {rows} rows", expected)
             if self.contiguous:
                 self._check_groups(name, rows, dense[1])
             elif rows != 3 * dense[1]:
                 allowed = f"contiguous: {name} has {rows} rows, not 3 for each of the {dense[1]} columns of {beside}"
                 raise ConfigError(
-                    "qkv", "interleaved", allowed, "say -O qkv=contiguous -O heads=N -O groups=N"
+                    "qkv", "interleaved", allowed, "give -O qkv=contiguous -O heads=N -O groups=N"
                 )
 
     def _check_groups(self, name: str, rows: int, queries: int) -> None:
@@ -183,13 +183,16 @@ class Sharding:
         if rest or more or groups < 1 or self.heads % groups:
             allowed = f"a number of heads for {name}: {queries} of its {rows} rows are queries"
             raise ConfigError(
-                "heads", self.heads, allowed, "say -O heads=N, and -O groups=N if there are fewer"
+                "heads",
+                self.heads,
+                allowed,
+                "give -O heads=N, and -O groups=N if there are fewer key and value heads",
             )
         if groups != (self.groups or self.heads):
             allowed = (
                 f"{groups}, since {queries} of the {rows} rows of {name} are queries of {self.heads} heads"
             )
-            raise ConfigError("groups", self.groups, allowed, f"say -O groups={groups}")
+            raise ConfigError("groups", self.groups, allowed, f"give -O groups={groups}")
 
     def rows_of(self, name: str, rows: int, ranks: int, rank: int) -> list[tuple[int, int]]:
         """Ranges of rows of the whole tensor that one rank holds, in its order.
@@ -212,7 +215,9 @@ class Sharding:
         begin = 0
         for length in self._segments(name, rows):
             if length % ranks:
-                raise ShapeError(name, f"of {rows} rows", f"segments of rows that divide by {ranks} ranks")
+                raise ShapeError(
+                    name, f"of {rows} rows", f"segments of rows that {ranks} ranks divide evenly"
+                )
             part = length // ranks
             found.append((begin + rank * part, begin + (rank + 1) * part))
             begin += length
@@ -244,7 +249,7 @@ def positive(options: Mapping[str, str], name: str) -> int | None:
     Raises
     ------
     ConfigError
-        If it is no whole number of 1 or more.
+        If it is not a whole number of 1 or more.
     """
     text = options.get(name)
     if text is None:

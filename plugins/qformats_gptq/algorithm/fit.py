@@ -48,7 +48,7 @@ def fit(grid: Grid, weight: Tensor, importance: Tensor, *, search: bool) -> Grid
             better = cost < least
             best = _choose(better, trial, best)
             least = cost.minimum(least)
-    # Chosen block by block; where parameters depend on each other, all of them are stored together once more.
+    # Chosen block by block; if parameters depend on each other, all of them are then stored again together.
     return grid.project(best)
 
 
@@ -86,7 +86,7 @@ class _Blocks:
     blank : Tensor
         Codes of the weight's shape.
     values, importance : Tensor
-        float32, ``(rows, blocks of a row, columns of a block)``; one row of all blocks where they straddle rows.
+        float32, ``(rows, blocks per row, columns of a block)``; one row of all blocks where they straddle rows.
         What a short block lacks costs nothing.
     """
 

@@ -6,7 +6,7 @@ rounded, column ``i`` is rounded from ``w[i] + E @ F[:, i]``:
 - the first pass takes the strictly upper triangular ``F`` of ``H = (I + F) D (I + F)ᵀ``. This is GPTQ: updating all
   later columns after each one, as its authors do, gives the same numbers;
 - later passes take ``F = H / diag(H)`` without its diagonal: then column ``i`` becomes the level of least loss while
-  all other columns stay what they are (coordinate descent), which never adds to the loss.
+  all other columns stay fixed (coordinate descent), which never adds to the loss.
 
 Work is done in panels: one matrix product brings in what other panels ask, and within a panel columns follow each
 other, on a GPU in one kernel.

@@ -100,5 +100,5 @@ def _asset(name: str) -> str:
 
 
 def _hash(source: str) -> str:
-    """What the policy knows an inline script or style by."""
+    """Hash by which the policy allows an inline script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()

@@ -1,4 +1,4 @@
-"""From values to places along an axis, and the values that are marked on it."""
+"""From values to places along an axis, and the values marked on it."""
 
 from __future__ import annotations
 

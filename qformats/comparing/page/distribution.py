@@ -1,4 +1,4 @@
-"""How the divergence is spread over tokens, a row a model, all on one axis."""
+"""How the divergence is spread over tokens, one row per model, all on one axis."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _axis(low: float, high: float) -> Html:
     rule = el("line", class_="axis", x1="0", x2="100%", y1="0", y2="0")
     return el(
         "div",
-        el("p", "nats a token →", class_="axis-name"),
+        el("p", "nats per token →", class_="axis-name"),
         el("svg", rule, *marks, class_="ridge-axis", aria_hidden="true"),
         class_="ridge-row",
     )

@@ -16,7 +16,7 @@ __all__ = ["Cell", "Kinds", "cells", "heat_map", "kinds"]
 _ROW = 22
 """Height of a row, pixels."""
 _FAINTEST = 0.08
-"""Opacity of the smallest error: it must still be seen that something is there."""
+"""Opacity of the smallest error, which must still be visible."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def heat_map(model: ModelResult, common: Kinds, shared: tuple[float, float]) -> 
     Returns
     -------
     Html
-        A figure. Cells tell their numbers by a title each.
+        A figure. Each cell has a title with its numbers.
     """
     assert model.weights is not None  # the caller chose models that have them
     found = [c for c in cells(model.weights.by_tensor) if (c.kind, c.layer is not None) in common.rows]
@@ -181,7 +181,11 @@ def _told(cell: Cell) -> str:
     where = cell.kind if cell.layer is None else f"layer {cell.layer}, {cell.kind}"
     several = f" ({len(cell.tensors)} tensors)" if len(cell.tensors) > 1 else ""
     formats = ", ".join(dict.fromkeys(t.format for t in cell.tensors))
-    off = "the base's values" if cell.error == 0 else f"{fixed(cell.db, 1)} dB, off by {percent(cell.error)}"
+    off = (
+        "same values as the base"
+        if cell.error == 0
+        else f"{fixed(cell.db, 1)} dB, off by {percent(cell.error)}"
+    )
     return f"{where}{several}: {formats}, {off}"
 
 

@@ -28,7 +28,7 @@ class Box:
         return max(0.0, wide) * max(0.0, high)
 
     def outside(self, frame: Box) -> float:
-        """Area that lies outside of a frame."""
+        """Area outside a frame."""
         return (self.right - self.left) * (self.bottom - self.top) - self.overlap(frame)
 
 
@@ -57,7 +57,7 @@ def width(text: str, font: float) -> float:
 
 
 def shorten(text: str, font: float, room: float) -> str:
-    """The text, its middle left out if it is too wide: both ends of a file's name tell something."""
+    """The text, without its middle if it is too wide: both ends of a file name matter."""
     if width(text, font) <= room:
         return text
     keep = len(text) - 1

@@ -35,7 +35,7 @@ def _visible(match: re.Match[str]) -> str:
 
 
 def clean(value: object) -> str:
-    """The text with control characters made visible, so that none of them can reorder or cut what is around it.
+    """The text with control characters made visible, so that none of them can reorder or cut the text around it.
 
     Tokens may hold any of them. Halves of surrogate pairs, which UTF-8 cannot write, become replacement characters.
     """

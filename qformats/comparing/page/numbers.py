@@ -1,4 +1,4 @@
-"""Numbers as people read them: units, signs, and no more digits than mean something."""
+"""Numbers for people: units, signs, and no meaningless digits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MINUS = "\N{MINUS SIGN}"
 PERCENT = "\N{NARROW NO-BREAK SPACE}%"
 TIMES = "\N{MULTIPLICATION SIGN}"
 NONE = "\N{EN DASH}"
-"""Stands where there is no number."""
+"""Shown instead of a number that does not exist."""
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 

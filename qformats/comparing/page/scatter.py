@@ -21,7 +21,7 @@ _SHAPES = 6
 
 @dataclass(frozen=True)
 class Metric:
-    """Something to lay against size.
+    """A measure to plot against size.
 
     `measure` gives a model's value and its error, or ``None``; `by_itself` is the base's where nothing measures it.
     """
@@ -76,9 +76,9 @@ def families(report: CompareReport) -> dict[str, Family]:
 
 
 def metrics(report: CompareReport) -> list[Metric]:
-    """What this report can lay against size, most telling first."""
+    """What this report can plot against size, most telling first."""
     possible = [
-        Metric("kl", "KL divergence", "mean KL divergence, nats a token", True, 0.0, _kl, decimal, tick),
+        Metric("kl", "KL divergence", "mean KL divergence, nats per token", True, 0.0, _kl, decimal, tick),
         Metric(
             "perplexity", "Perplexity", "perplexity", False, None, _perplexity, lambda v: decimal(v, 4), tick
         ),
@@ -164,7 +164,7 @@ class _Drawing:
         log = metric.log or min(positive) * 10 < max(positive)
         self.y = spread(positive if log else values, log)
         self.x = spread([m.bits_per_weight for m, _ in self.points], log=True, margin=0.08)
-        # Where all models have as many weights, bits a weight are bytes.
+        # Where all models have as many weights, bits per weight are bytes.
         counts = {m.parameters for m, _ in self.points}
         self.parameters = counts.pop() if len(counts) == 1 else None
 
@@ -186,7 +186,7 @@ class _Drawing:
 
     def _description(self) -> str:
         said = [
-            f"{m.name}: {fixed(m.bits_per_weight, 2)} bits a weight, {self.metric.write(e.value)}"
+            f"{m.name}: {fixed(m.bits_per_weight, 2)} bits per weight, {self.metric.write(e.value)}"
             for m, e in sorted(self.points, key=lambda p: p[0].bits_per_weight)
         ]
         return f"{self.metric.axis[0].upper()}{self.metric.axis[1:]}, by size. {'; '.join(said)}."
@@ -213,7 +213,7 @@ class _Drawing:
         marks.append(_rule(plot.left, plot.bottom, plot.right, plot.bottom, "axis"))
         marks += self._bits()
         marks.append(_words(plot.left, plot.top - 4, f"↑ {self.metric.axis}", "axis-name", "start"))
-        below = "bits a weight" if self.parameters is None else "bits a weight, and size"
+        below = "bits per weight" if self.parameters is None else "bits per weight, and size"
         marks.append(_words(plot.right, self.layout.height - 6, f"{below} →", "axis-name", "end"))
         return el("g", *marks, aria_hidden="true")
 
@@ -248,7 +248,7 @@ class _Drawing:
             x, y = self._at(model.bits_per_weight, found.value)
             style = None if model is self.base else self.styles[family(model)].style
             beaten = style is not None and (model.bits_per_weight, found.value) not in self.best
-            said = f"{model.name}: {fixed(model.bits_per_weight, 2)} bits a weight, {size(model.nbytes)}, "
+            said = f"{model.name}: {fixed(model.bits_per_weight, 2)} bits per weight, {size(model.nbytes)}, "
             said += f"{self.metric.axis} {self.metric.write(found.value)}"
             bar = self._bar(x, model, found)
             mark = marker(style, x, y, 5.5 if self.layout.key == "narrow" else 6.5)

@@ -22,7 +22,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell: what is read, and the number that it sorts by (``None`` sorts last; words sort by what is read)."""
+    """A cell: its text, and the number that it sorts by (``None`` sorts last; words sort by their text)."""
 
     shown: Node
     value: float | None = None
@@ -45,7 +45,7 @@ def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Entry
     Returns
     -------
     Html
-        Without the script, the table is the same but for sorting.
+        Without the script, the table only loses sorting.
     """
     heads = [el("th", column.name, scope="col", data_sort=_kind(column)) for column in columns]
     body = [

@@ -37,7 +37,7 @@ def _item(change: TokenChange) -> Html:
     facts = el(
         "p",
         el("b", f"{decimal(change.kl)} nats"),
-        f" · the token had {percent(change.p_base)} before and has {percent(change.p_model)} now",
+        f" · the actual token had {percent(change.p_base)} before and has {percent(change.p_model)} now",
         el("span", f" · window {change.window}, position {change.position}", class_="faint"),
         class_="facts",
     )

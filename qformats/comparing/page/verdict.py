@@ -1,7 +1,7 @@
 """What to ship: the trade-off between size and quality, in words.
 
-The words rest on the mean Kullback-Leibler divergence from the base where the models were run, and on nothing where
-they were not: an error of the weights does not tell what it does to predictions.
+The words are based on the mean Kullback-Leibler divergence from the base if the models were run, and on nothing if they
+were not: an error of the weights does not tell what it does to predictions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["GRADES", "Standing", "Verdict", "behaviour_change", "judge", "weight
 
 @dataclass(frozen=True)
 class Grade:
-    """A word for a mean KL divergence below `limit`, nats a token; `key` is its CSS class."""
+    """A word for a mean KL divergence below `limit`, nats per token; `key` is its CSS class."""
 
     limit: float
     word: str
@@ -32,7 +32,7 @@ GRADES = (
     Grade(0.2, "noticeably different", "noticeable"),
     Grade(math.inf, "very different", "different"),
 )
-"""Best first. A model that is at least close may be advised."""
+"""Best first. A model that is at least close may be recommended."""
 _ADVISABLE = GRADES[2].limit
 _EXACT = Grade(0, "the same numbers", "lossless")
 
@@ -83,7 +83,7 @@ def weight_cost(model: ModelResult) -> float | None:
 
 def _divergence(model: ModelResult) -> float | None:
     change = behaviour_change(model)
-    # Not a number is no order; what diverges without bound is worst.
+    # NaN has no order; what diverges without bound is worst.
     return None if change is None or math.isnan(change.kl.mean.value) else change.kl.mean.value
 
 
@@ -93,7 +93,7 @@ def _same_numbers(model: ModelResult) -> bool:
 
 def _grade(model: ModelResult) -> Grade | None:
     divergence = _divergence(model)
-    # Equal tensors are no proof where a model has others besides: what was predicted has a say.
+    # Equal tensors prove nothing if the model has others: predictions count too.
     if _same_numbers(model) and (divergence is None or divergence < GRADES[0].limit):
         return _EXACT
     if divergence is None:
@@ -146,11 +146,11 @@ def _cost(model: ModelResult, base: ModelResult) -> str:
             f"Weights are off by {percent(error.relative_rmse)} (root mean square), {fixed(error.sqnr_db, 1)} dB "
             "below the signal."
         )
-    return " ".join(parts) or "Nothing but its size could be compared."
+    return " ".join(parts) or "Only its size could be compared."
 
 
 def judge(report: CompareReport) -> Verdict:
-    """Weigh every model's size against what it costs."""
+    """Weigh every model's size against its cost."""
     models = sorted(report.models, key=lambda m: (m.nbytes, m.name))
     best = _advised(models)
     standings = tuple(
@@ -169,14 +169,14 @@ def judge(report: CompareReport) -> Verdict:
 
 def _words(report: CompareReport, models: Sequence[ModelResult], best: ModelResult | None) -> tuple[str, str]:
     if not models:
-        return f"Nothing to weigh {report.base.name} against.", "Name more models, or formats to try."
+        return f"Nothing to compare {report.base.name} with.", "Name more models, or formats to try."
     ran = [(kl, m.nbytes, m) for m in models if (kl := _divergence(m)) is not None]
     if not ran:
         smallest = models[0]
         return (
             f"{smallest.name} is the smallest, at {share(smallest.nbytes, report.base.nbytes)} of the base.",
-            "What a format costs in quality is not known from weights alone: compare again with a text (--text) "
-            "to learn what each does to predictions.",
+            "Weights alone do not tell what a format costs in quality: compare again with a text (--text) "
+            "to see what each does to predictions.",
         )
     closest = min(ran, key=lambda each: each[:2])[2]
     if best is None:
@@ -184,10 +184,10 @@ def _words(report: CompareReport, models: Sequence[ModelResult], best: ModelResu
             f"None of these stays close to {report.base.name}.",
             f"{closest.name} comes closest, but is {_word(closest)}. {_size_words(closest, report.base)}.",
         )
-    sentences = [f"{_size_words(best, report.base)}, and the smallest that stays close to the base."]
+    sentences = [f"{_size_words(best, report.base)}, and the smallest model that stays close to the base."]
     if _word(closest) != _word(best):
         at = share(closest.nbytes, report.base.nbytes)
-        sentences.append(f"If less may change: {closest.name} is {_word(closest)}, at {at}.")
+        sentences.append(f"For less change: {closest.name} is {_word(closest)}, at {at}.")
     smallest = min(ran, key=lambda each: each[1])[2]
     if smallest.nbytes < best.nbytes:
         sentences.append(f"{smallest.name} is smaller still, but {_word(smallest)}.")

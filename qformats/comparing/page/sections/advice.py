@@ -24,7 +24,7 @@ def advice(report: CompareReport) -> Html:
             _bar(base.nbytes, largest, "base"),
             el(
                 "p",
-                f"{base.format}, {fixed(base.bits_per_weight, 2)} bits a weight{perplexity}.",
+                f"{base.format}, {fixed(base.bits_per_weight, 2)} bits per weight{perplexity}.",
                 _notes(base),
                 class_="cost",
             ),
@@ -36,9 +36,9 @@ def advice(report: CompareReport) -> Html:
     if any(standing.grade and behaviour_change(standing.model) for standing in verdict.standings):
         legend = el(
             "p",
-            "The words follow the mean KL divergence from the base, in nats a token: ",
-            f"{', '.join(words)}, {GRADES[-1].word} above. A model can be advised while it is at least ",
-            f"{GRADES[2].word}. They are rules of thumb: what your users notice, only your own tasks tell.",
+            "The words follow the mean KL divergence from the base, in nats per token: ",
+            f"{', '.join(words)}, {GRADES[-1].word} above. A model can be recommended if it is at least ",
+            f"{GRADES[2].word}. These are rules of thumb: only your own tasks tell what your users notice.",
             class_="small",
         )
     return join(
@@ -53,7 +53,7 @@ def advice(report: CompareReport) -> Html:
 def _standing(standing: Standing, base: ModelResult, largest: int) -> Html:
     model, grade = standing.model, standing.grade
     chips = [
-        el("span", "advised", class_="chip advised") if standing.advised else None,
+        el("span", "recommended", class_="chip advised") if standing.advised else None,
         el("span", grade.word, class_=f"chip {grade.key}") if grade else None,
     ]
     beaten = None

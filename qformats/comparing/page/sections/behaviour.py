@@ -20,14 +20,14 @@ def behaviour(report: CompareReport) -> Html:
     if not ran:
         if report.text is None:
             return nothing(
-                "The models were not run: no text was given. Compare again with a text (--text) to learn what "
+                "The models were not run, because no text was given. Compare again with a text (--text) to see what "
                 "they predict."
             )
         return nothing("None of the models could be run on the text; the notes at the top say why.")
     intro = el(
         "p",
-        "For every scored token, the next-token distribution of each model is laid against the base's. Their KL "
-        "divergence is 0 where both agree; a mean hides that most tokens hardly change and a few change a lot.",
+        "For every scored token, the next-token distribution of each model is compared with the base's. Their KL "
+        "divergence is 0 where they agree; a mean hides that most tokens hardly change and a few change a lot.",
     )
     ridges = distribution(report)
     chart = None
@@ -36,7 +36,7 @@ def behaviour(report: CompareReport) -> Html:
             "figure",
             el(
                 "figcaption",
-                "Tokens by KL divergence, on an axis of powers of ten. The first step holds all that lie below it.",
+                "Tokens by KL divergence, on a logarithmic axis. The first step includes everything below it.",
             ),
             ridges,
         )
@@ -49,24 +49,24 @@ def _percentiles(report: CompareReport) -> Html | None:
         return None
     columns = [
         Column("Model", "", numeric=False),
-        Column("Mean KL", "Mean divergence, nats a token, with its standard error."),
+        Column("Mean KL", "Mean divergence in nats per token, with its standard error."),
         Column("Median", "Half of the tokens change less than this."),
         Column(
             "90 %",
-            "One token in ten changes more than this; the next columns are one in 20, in 100 and in 1000.",
+            "One token in ten changes more than this; the next columns: one in 20, in 100 and in 1000.",
         ),
         Column("95 %", ""),
         Column("99 %", ""),
         Column("99.9 %", ""),
         Column("Largest", "Divergence of the token that changed most."),
-        Column("Same top", "Share of positions where the likeliest next token is the base's."),
+        Column("Same top", "Share of positions where the likeliest next token is the same as the base's."),
         Column(
             "Δp, RMS",
-            "Root mean square change of the probability of the token that is really next, in percentage points.",
+            "Root mean square change of the probability of the actual next token, in percentage points.",
         ),
         Column(
             "Δp, mean",
-            "Mean change of that probability: below 0, the model knows the text less well than the base.",
+            "Mean change of that probability: below 0, the model predicts the text less well than the base.",
         ),
         Column("Δp, 5 %", "One token in twenty loses more probability than this."),
         Column("Δp, 95 %", "One token in twenty gains more probability than this."),
@@ -88,14 +88,15 @@ def _perplexities(report: CompareReport) -> Html:
     columns = [
         Column("Model", "", numeric=False),
         Column(
-            "Perplexity", "exp of the mean negative log-likelihood; how many tokens the model wavers between."
+            "Perplexity",
+            "exp of the mean negative log-likelihood: how many tokens the model hesitates between.",
         ),
         Column("Difference", "The model's minus the base's."),
         Column(
             "Ratio",
-            "The model's over the base's. Its error is smaller than that of either: both saw the same text.",
+            "The model's over the base's. Its error is smaller than either's, because both saw the same text.",
         ),
-        Column("ln ratio", "Logarithm of the ratio: nats a token that the model does worse."),
+        Column("ln ratio", "Logarithm of the ratio: nats per token by which the model is worse."),
         Column("Correlation", "Of the two models' log-likelihoods, token by token."),
         Column("Tokens", "Scored tokens."),
     ]
@@ -125,12 +126,12 @@ def tokens(report: CompareReport) -> Html | None:
         return None
     intro = el(
         "p",
-        "Where each model departs from the base furthest: the text before, the token that is really next ",
+        "Where each model departs furthest from the base: the text before, the actual next token ",
         el("mark", "marked"),
-        ", and what either model expected. ␣ is a blank, ⏎ a line end. One such place in thousands is usual; the "
+        ", and what each model expected. ␣ is a space, ⏎ a line end. One such place in thousands is normal; the "
         "same kind of place again and again is a warning.",
     )
-    # Worst model first, and open: most is to be learned there.
+    # Worst model first, and open: it is the most instructive.
     changed.sort(key=lambda each: -each[1].worst[0].kl)
     folds = [
         el(

@@ -1,4 +1,4 @@
-"""What is identical: tensors that two models share, bit by bit."""
+"""What is identical: tensors that two models share, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def identical(report: CompareReport) -> Html | None:
     columns = [
         Column("Model", "", numeric=False),
         Column("and", "", numeric=False),
-        Column("In common", "Tensors that both have under one name and in one shape."),
-        Column("Same bytes", "Those with one format and the same stored bytes."),
-        Column("Same values", "Those with other bytes that mean the same numbers."),
+        Column("In common", "Tensors that both have under the same name and in the same shape."),
+        Column("Same bytes", "Of these, those with the same format and the same stored bytes."),
+        Column("Same values", "Of these, those with other bytes for the same numbers."),
     ]
     rows = [
         [
@@ -48,6 +48,6 @@ def identical(report: CompareReport) -> Html | None:
         if names
     ]
     return join(
-        table("Tensors that two models share, bit by bit", columns, rows, "identical-pairs"),
+        table("Tensors that two models share, bit for bit", columns, rows, "identical-pairs"),
         el("details", el("summary", "Their names"), *lists, class_="fold"),
     )

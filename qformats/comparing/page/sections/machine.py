@@ -18,11 +18,11 @@ def speed(report: CompareReport) -> Html | None:
     fastest = max(s.tokens_per_second for _, s in timed) or 1
     columns = [
         Column("Model", "", numeric=False),
-        Column("Device", "What it ran on.", numeric=False),
-        Column("Tokens/s", "Generated tokens a second, one sequence at a time."),
-        Column("Prompt tokens/s", "Tokens a second of a prompt that is read in one go."),
+        Column("Device", "The device it ran on.", numeric=False),
+        Column("Tokens/s", "Generated tokens per second, one sequence at a time."),
+        Column("Prompt tokens/s", "Tokens per second of a prompt read in one go."),
         Column("Load", "Seconds from opening the files until the model can run."),
-        Column("Peak memory", "Most memory that was taken while it ran."),
+        Column("Peak memory", "Most memory taken while it ran."),
     ]
     rows = []
     for m, s in timed:
@@ -52,7 +52,7 @@ def method(report: CompareReport) -> Html:
                 f"The text is {text.source}: {count(text.characters, 'character')}, {count(text.tokens, 'token')}. "
                 f"It is read in {count(text.windows, 'window')} of {count(text.window_length, 'token')}; the second "
                 f"half of each is scored, {count(text.scored, 'token')} in all, as llama.cpp does it, so that the "
-                "numbers can be laid beside its published ones. ± is one standard error.",
+                "numbers can be compared with published ones. ± is one standard error.",
             )
         )
     about = [join(el("dt", el("bdi", m.name)), el("dd", _about(m))) for m in (report.base, *report.models)]

@@ -45,7 +45,7 @@ def overview(report: CompareReport) -> Html:
     keys.append(
         el("span", el("svg", dashes, width="26", height="16", aria_hidden="true"), "best at its size")
     )
-    note = "Smaller is to the left, closer to the base is down. Hollow marks are beaten in both by another model."
+    note = "Further left is smaller, further down is closer to the base. Another model beats hollow marks in both."
     if report.text is not None:
         note += " Whiskers are one standard error of the difference from the base."
     return join(
@@ -61,13 +61,13 @@ def _table(report: CompareReport) -> Html:
     rows = [[Entry(m.name)] for m in everyone]
     # Tried formats are named after what they are.
     if any(m.format not in m.name for m in report.models):
-        meaning = "Family and variant of most quantized weights; “mixed” where none has nine tenths."
+        meaning = "Family and variant of most quantized weights; “mixed” if none has nine tenths of them."
         columns.append(Column("Format", meaning, numeric=False))
         for m, row in zip(everyone, rows, strict=True):
             row.append(Entry(m.format))
     columns += [
         Column("Size", "Stored bytes of all tensors, in powers of 1000."),
-        Column("Bits", "Stored bits of all tensors over their number of weights."),
+        Column("Bits", "Stored bits of all tensors divided by their number of weights."),
     ]
     for m, row in zip(everyone, rows, strict=True):
         row += [Entry(size(m.nbytes), m.nbytes), Entry(fixed(m.bits_per_weight, 2), m.bits_per_weight)]
@@ -75,13 +75,15 @@ def _table(report: CompareReport) -> Html:
         columns += [
             Column(
                 "Perplexity",
-                "How many tokens the model wavers between, on average; less is better. ± is one standard error.",
+                "How many tokens the model hesitates between, on average; lower is better. ± is one standard error.",
             ),
             Column(
                 "KL, mean",
-                "Mean Kullback-Leibler divergence of the predictions from the base's, nats a token; 0 is no change.",
+                "Mean Kullback-Leibler divergence of predictions from the base's in nats per token; 0 is no change.",
             ),
-            Column("Same top", "Share of positions where the likeliest next token is the base's."),
+            Column(
+                "Same top", "Share of positions where the likeliest next token is the same as the base's."
+            ),
         ]
         for m, row in zip(everyone, rows, strict=True):
             change = behaviour_change(m)

@@ -12,5 +12,5 @@ OFF_BY = "Root mean square error of all weights, relative to the base's root mea
 
 
 def nothing(why: str) -> Html:
-    """What stands where a section has no numbers."""
+    """What a section without numbers shows."""
     return el("p", why, class_="nothing")

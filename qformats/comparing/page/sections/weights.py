@@ -14,7 +14,7 @@ from qformats.comparing.report import CompareReport, ModelResult, TensorError
 
 __all__ = ["weights"]
 
-_DB = f"{MINUS}20 log₁₀ of the column before."
+_DB = f"{MINUS}20 log₁₀ of the previous column."
 
 
 def weights(report: CompareReport) -> Html | None:
@@ -24,13 +24,13 @@ def weights(report: CompareReport) -> Html | None:
         return nothing("No weights were compared.") if report.models else None
     common = kinds(report)
     intro = [
-        "Signal to quantization noise of every tensor against the base's: 20 dB are an error of a tenth, 40 dB of a "
+        "Signal to quantization noise of every tensor against the base's: 20 dB is an error of a tenth, 40 dB of a "
         "hundredth, 6 dB a factor of two. The stronger the colour, the larger the error; each map has its own scale, "
         "from the smallest to the largest error of the format that most of its tensors are in."
     ]
     if common.unchanged:
         names = ", ".join(common.unchanged)
-        intro.append(f" Left out, since no model changes them: {names}.")
+        intro.append(f" Left out, because no model changes them: {names}.")
     maps: Node = None
     if common.rows:
         shared = _shared_bounds(compared)
@@ -79,14 +79,14 @@ def _totals(models: Sequence[ModelResult]) -> Html:
         Column("Model", "", numeric=False),
         Column("Off by", OFF_BY),
         Column("dB", f"Signal to quantization noise of all weights: {_DB}"),
-        Column("Largest", "Largest absolute error of any weight, weight units."),
+        Column("Largest", "Largest absolute error of any weight, in weight units."),
         Column(
             f"1 {MINUS} cosine",
             "One minus the cosine of the angle between all weights and the base's, as vectors.",
         ),
         Column("Linears off by", "The same error over the tensors that this model has quantized."),
         Column("Linears, dB", "Signal to quantization noise of those tensors."),
-        Column("Linears, bits", "Their stored bits a weight."),
+        Column("Linears, bits", "Their stored bits per weight."),
         Column("Linears, size", "Their stored bytes."),
     ]
     rows = []
@@ -112,7 +112,7 @@ def _totals(models: Sequence[ModelResult]) -> Html:
             row += [Entry(NONE)] * 4
         rows.append(row)
     return table(
-        "Errors of the weights, all of them and those of the quantized tensors",
+        "Errors of all weights, and of those in quantized tensors",
         columns,
         rows,
         "weight-totals",
@@ -130,21 +130,21 @@ def _tensors(model: ModelResult, key: str) -> Html:
     columns = [
         Column("Tensor", "", numeric=False),
         Column("Layer", "Number of its block."),
-        Column("Kind", "What it is within its block.", numeric=False),
+        Column("Kind", "Its role within the block.", numeric=False),
         Column("Shape", f"Outputs {TIMES} inputs; sorts by the number of weights."),
-        Column("Format", "What its bytes are.", numeric=False),
+        Column("Format", "Format of its bytes.", numeric=False),
         Column("Bytes", "Stored bytes."),
-        Column("Bits", "Stored bits a weight."),
+        Column("Bits", "Stored bits per weight."),
         Column("Off by", "Root mean square error, relative to the base's root mean square."),
         Column("dB", f"Signal to quantization noise: {_DB}"),
-        Column("RMSE", "Root mean square error, weight units."),
-        Column("Largest", "Largest absolute error, weight units."),
+        Column("RMSE", "Root mean square error, in weight units."),
+        Column("Largest", "Largest absolute error, in weight units."),
         Column(f"1 {MINUS} cosine", "One minus the cosine of the angle between the two tensors as vectors."),
-        Column("Bytes kept", "Whether format and bytes are the base's.", numeric=False),
+        Column("Bytes kept", "Whether format and bytes are the same as the base's.", numeric=False),
     ]
     caption = f"Tensors of {model.name}, the largest error first"
     if len(worst) > NAMED:
-        caption += f"; {NAMED} of {len(worst):,}, the JSON report has all"
+        caption += f"; {NAMED} of {len(worst):,} (the JSON report has them all)"
     return table(caption, columns, [_tensor_row(t) for t in worst[:NAMED]], key)
 
 
