@@ -69,7 +69,14 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str | None:
 
 
 class Described(str):
-    """What was found, in words: a message prints it without the quotes that a value gets."""
+    """What was found, in words: a message prints it without the quotes that a value gets.
+
+    Examples
+    --------
+    >>> from qformats.errors import ConfigError, Described
+    >>> print(ConfigError("--chat", Described("a model without a chat template"), "a chat model"))
+    --chat: found a model without a chat template; expected a chat model.
+    """
 
     __slots__ = ()
 
@@ -146,7 +153,7 @@ class NameTakenError(QFormatsError, ValueError):
     >>> from qformats.errors import NameTakenError
     >>> print(NameTakenError("format", "toy:int6", "plugin 'toy' of a 1.0", "plugin 'toy2' of b 1.0"))
     the format name 'toy:int6' is taken by plugin 'toy' of a 1.0; plugin 'toy2' of b 1.0 claims it too and was
-    refused. Rename it in plugin 'toy2' of b 1.0, or uninstall one of the two.
+    rejected. Rename it in plugin 'toy2' of b 1.0, or uninstall one of the two.
     """
 
     def __init__(self, kind: str, name: str, owner: str, intruder: str) -> None:
@@ -191,7 +198,7 @@ class PluginError(QFormatsError, RuntimeError):
     >>> error.about(subject="format toy:int6", tensor="lm_head.weight")
     >>> print(error)
     plugin qformats_toy: ToyPacker.pack raised KeyError: 'scale' (format toy:int6, tensor 'lm_head.weight').
-    Tell the plugin's authors; qformats --debug shows the traceback.
+    Report it to the plugin's authors; qformats --debug shows the traceback.
     """
 
     def __init__(self, plugin: str, what: str, error: Exception) -> None:
@@ -373,7 +380,7 @@ class InexactExportError(QFormatsError, ValueError):
     >>> from qformats.errors import InexactExportError
     >>> print(InexactExportError("model", "gguf:q4_0", {"w": "levels -8 to 8 need 17 codes and there are 16"}))
     model: 1 tensor cannot become gguf:q4_0 unchanged: w (levels -8 to 8 need 17 codes and there are 16).
-    Leave --require-exact out to round them, or choose another format.
+    Leave out --require-exact to round them, or choose another format.
     """
 
     def __init__(self, source: str, format: str, reasons: Mapping[str, str], complete: bool = True) -> None:

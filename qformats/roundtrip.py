@@ -34,7 +34,7 @@ def packer(format: str) -> Packer:
     >>> import qformats
     >>> spec = qformats.packer("gguf:q4_0").spec
     >>> spec.summary, spec.block_size, spec.nbytes(4096, 4096)
-    ('4 bits, a signed scale per 32', 32, 9437184)
+    ('4 bits, one signed scale per 32', 32, 9437184)
     """
     return registry().packer(format)
 

@@ -62,7 +62,7 @@ def foresee(
     >>> foresee(four, eight, (64, 64))
     (<Answer.ALWAYS: 'always'>, '')
     >>> foresee(eight, four, (64, 64))
-    (<Answer.DATA: 'needs the data'>, 'levels -128 to 127 need 256 codes and there are 16')
+    (<Answer.DATA: 'needs the data'>, 'levels -128 to 127 need 256 codes, but there are only 16')
     """
     rows, columns = shape
     known = isinstance(target, AffineGrid | TableGrid) and target.independent

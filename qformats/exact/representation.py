@@ -87,7 +87,7 @@ def represent(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
     ...     represent(eight.quantize(weight), four)
     ... except NotExactError as error:
     ...     print(error)
-    levels -127 to 127 need 255 codes and there are 16.
+    levels -127 to 127 need 255 codes, but there are only 16.
     """
     if not isinstance(grid, AffineGrid | TableGrid):
         raise NotExactError("only its own plugin knows what its grid can represent")

@@ -203,8 +203,8 @@ def unpickling_error(path: Path, error: Exception, expected: str, instead: str) 
     ...     written = path.write_bytes(b"cos\nsystem\n.")
     ...     error = unpickling_error(path, ValueError(), "a dict of tensors", "take it in safetensors")
     >>> str(error).partition("model.bin: ")[2]
-    'wants os.system to run while it is read, which tensors never need; expected a dict of tensors. Do not
-    trust this file; take it in safetensors.'
+    'would run os.system while being read, which tensors never need; expected a dict of tensors. Do not trust
+    this file; take it in safetensors.'
     """
     reason = " ".join(str(error).split())
     reason = reason.split("from a trusted source.")[-1].split("Check the documentation")[0].strip()

@@ -63,8 +63,8 @@ def require_finite(tensor: Tensor) -> None:
     ...     require_finite(torch.tensor([1.0, float("nan")]))
     ... except NonFiniteError as error:
     ...     print(error)
-    1 of 2 values are not finite, the first is nan at index 1. Repair the model: such weights make every
-    format meaningless.
+    1 of 2 values are not finite; the first is nan at index 1. Repair the model: no format can hold such
+    weights meaningfully.
     """
     import torch
 
@@ -113,7 +113,7 @@ def refuse(outcome: Outcome, weight: Tensor, blocks: int, dtype: str, what: str 
     ...     refuse(Outcome(nonfinite=0, overflow=1), torch.full((2, 32), 1e9), blocks=2, dtype="f16")
     ... except NonFiniteError as error:
     ...     print(error)
-    1 of 2 blocks need a scale beyond f16, the largest weight is 1e+09 at index 0. Keep this tensor in bf16 or
+    1 of 2 blocks need a scale beyond f16; the largest weight is 1e+09 at index 0. Keep this tensor in bf16 or
     f32 (--tensor-type 'NAME=bf16').
     """
     if outcome.nonfinite:

@@ -27,7 +27,7 @@ def too_large(found: str, weight: Tensor) -> NonFiniteError:
     >>> import torch
     >>> from qformats.kernels.dense import too_large
     >>> print(too_large("1 of 2 blocks need a scale beyond f16", torch.tensor([1.0, 1e9])))
-    1 of 2 blocks need a scale beyond f16, the largest weight is 1e+09 at index 1. Keep this tensor in bf16 or
+    1 of 2 blocks need a scale beyond f16; the largest weight is 1e+09 at index 1. Keep this tensor in bf16 or
     f32 (--tensor-type 'NAME=bf16').
     """
     flat = weight.flatten()
