@@ -21,7 +21,7 @@ EXIT_FAILED = 1
 def check(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="Format, family of formats, quantizer or container."),
+        typer.Argument(metavar="NAME", help="Format, family of formats, quantizer or container."),
     ],
     only: Annotated[
         list[str] | None,
@@ -38,18 +38,23 @@ def check(
     json: Json = False,
 ) -> None:
     """Check that formats, quantizers and containers do what qformats relies on. Exit code 1 if one does not."""
+    from rich.console import Console
+
     from qformats.cli.console import console, plain, print_json
     from qformats.testing.running import each_result
 
     _interpret_triton()
     results = []
-    for result in each_result(names, only=only, model=model):
-        results.append(result)
-        if result.outcome == "failed" and not json:
-            console().print(f"[red]failed[/red] {plain(result.reason)}", soft_wrap=True)
+    with Console(stderr=True, highlight=False).status("checking") as status:
+        for result in each_result(names, only=only, model=model):
+            results.append(result)
+            status.update(f"{len(results)} checks, the last one {result.check} of {plain(result.subject)}")
     if json:
         print_json([vars(result) for result in results])
     else:
+        for result in results:
+            if result.outcome == "failed":
+                console().print(f"[red]failed[/red] {plain(result.reason)}", soft_wrap=True)
         _print(results)
     if any(result.outcome == "failed" for result in results):
         raise typer.Exit(EXIT_FAILED)

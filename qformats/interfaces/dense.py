@@ -58,7 +58,7 @@ class DensePacker(Packer):
         import torch
 
         (name,) = self.stored(packed.shape)
-        return self.complete(packed).fields[name].to(torch.float32)
+        return self.intact(packed).fields[name].to(torch.float32)
 
     def encode_reference(self, dense: Tensor) -> PackedTensor:
         """Cast with one rounding to nearest even.

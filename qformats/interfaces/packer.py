@@ -43,8 +43,9 @@ class Packer(Guarded):
     ...         return PackedTensor(self, quantized.shape, fields)
     ...
     ...     def unpack(self, packed):
-    ...         scale = packed.fields["scale"].unsqueeze(1)
-    ...         return QuantizedTensor(packed.fields["codes"], scale, (1, packed.shape[1]), zero_point=128)
+    ...         fields = self.checked(packed).fields
+    ...         scale = fields["scale"].unsqueeze(1)
+    ...         return QuantizedTensor(fields["codes"], scale, (1, packed.shape[1]), zero_point=128)
     >>> import torch
     >>> packed = Byte().encode_reference(torch.tensor([[0.5, -1.0, 0.25, 1.0]]))
     >>> packed.nbytes, packed.fields["codes"].tolist()
@@ -146,10 +147,12 @@ class Packer(Guarded):
             If the format cannot store the shape, or a field is missing or of another shape or dtype.
         """
         self.require(packed.shape)
-        return self.complete(packed)
+        return self.intact(packed)
 
-    def complete(self, packed: PackedTensor) -> PackedTensor:
-        """Do what :meth:`checked` does for a shape that is only read, which :meth:`veto` may not allow to be written.
+    def intact(self, packed: PackedTensor) -> PackedTensor:
+        """Refuse a packed tensor whose fields are not those of its shape, whatever :meth:`veto` says of the shape.
+
+        It is for formats that read more shapes than they write; all others call :meth:`checked`.
 
         Raises
         ------

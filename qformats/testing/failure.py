@@ -52,12 +52,12 @@ class NotApplicable(QFormatsError):
     Examples
     --------
     >>> import qformats
-    >>> from qformats.testing import NotApplicable, check_codes_survive
+    >>> from qformats.testing import NotApplicable, check_sqnr_floor
     >>> try:
-    ...     check_codes_survive(qformats.packer("dense:f16"))
+    ...     check_sqnr_floor(qformats.packer("dense:f32"))
     ... except NotApplicable as reason:
     ...     print(reason)
-    plain numbers have no grid
+    the descriptor declares no sqnr_floor_db
     """
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import pytest
-
+from qformats.errors import BackendUnavailableError
 from qformats.interfaces import Family
 from qformats.testing.failure import NotApplicable
 from qformats.testing.listing import Check
 from qformats.testing.running import chosen_checks
 from qformats.testing.subjects import Subject
+
+try:
+    import pytest
+except ModuleNotFoundError as error:
+    raise BackendUnavailableError("pytest", "the package is not installed", "pip install pytest") from error
 
 __all__ = ["parametrize_with_checks"]
 

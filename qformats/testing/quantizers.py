@@ -181,7 +181,7 @@ def check_quantizer_refuses_nan(quantizer: Quantizer) -> None:
             except NonFiniteError:
                 continue
             hint = "Call qformats.kernels.dense.require_finite first"
-            raise Mismatch(f"bytes for a weight with {bad}", "NonFiniteError", hint)
+            raise Mismatch(f"bytes for weights with {bad}", "NonFiniteError", hint)
 
 
 @reported

@@ -88,13 +88,13 @@ def shapes(packer: Packer) -> list[tuple[int, int]]:
 
 
 def _blocks(packer: Packer) -> tuple[int, ...]:
-    """Columns of two blocks of a row, of four, and of one."""
+    """Columns of two blocks, of four, and of one."""
     block = max(packer.spec.block_size, packer.grid.block_size if packer.grid is not None else 0)
     return (2 * block, 4 * block, block) if block > 1 else ()
 
 
 def usual_shape(packer: Packer, blocks: int = 2) -> tuple[int, int]:
-    """Small shape that a format can hold, of several rows and `blocks` blocks to a row.
+    """Small shape that a format can hold, of several rows and `blocks` blocks per row.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def random_bytes(packer: Packer, shape: tuple[int, int], seed: int = 0) -> Packe
 
 
 def wild_params(packer: Packer, shape: tuple[int, int], seed: int = 0) -> GridParams:
-    """Parameters of every block of a weight as a quantizer may find them: not yet storable.
+    """Parameters of all blocks as a quantizer may find them: not yet storable.
 
     Those in float32 use all bits of the mantissa, and minima all but cancel the products: a fused multiply-add, or a
     product taken apart, gives other values.

@@ -48,7 +48,7 @@ class Written:
 
 
 def registered(subject: Packer | Loader) -> None:
-    """Refuse to go on with what the registry does not give under its name: an export would use something else."""
+    """Refuse to go on with what the registry does not give under its name: they would use something else."""
     known = registry()
     names = known.format_names() if isinstance(subject, Packer) else [each.name for each in known.loaders()]
     same = False
@@ -57,7 +57,7 @@ def registered(subject: Packer | Loader) -> None:
         same = type(found) is type(subject)
     if not same:
         other = "another one has its name" if subject.name in names else "no plugin registers it"
-        raise NotApplicable(f"an export needs the registry, and {other}")
+        raise NotApplicable(f"folders and exports ask the registry, and {other}")
 
 
 def plain_format(loader: Loader) -> Packer:
@@ -97,7 +97,7 @@ def planned(
         If the container cannot be written, or cannot hold this model.
     """
     with tempfile.TemporaryDirectory(prefix="qformats-check-") as scratch, warnings.catch_warnings():
-        # What an export remarks about a random model is no matter here.
+        # What an export remarks about a random model does not matter here.
         warnings.simplefilter("ignore")
         folder = Path(scratch)
         source = open_model(model if model is not None else tiny_model(folder / "tiny", hidden or HIDDEN), {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,13 @@ def map_file(path: Path) -> Tensor:
     Tensor
         uint8, ``(file size,)``; every view of it stays valid while the tensor lives.
 
+    Raises
+    ------
+    CheckpointError
+        If the file is empty.
+    OSError
+        If it cannot be read.
+
     Examples
     --------
     >>> import qformats
@@ -59,6 +67,8 @@ def map_file(path: Path) -> Tensor:
     import torch
 
     with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise CheckpointError(path, "is empty", hint="fetch or copy the file again")
         # A private mapping, because torch warns about tensors over read-only memory; unreserved, because the
         # kernel refuses private mappings larger than the machine's memory otherwise.
         flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)

@@ -44,7 +44,9 @@ def test_help_is_fast_and_light():
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Exit codes: 0 done, 1 a check failed, 2 wrong command line, 3 unusable model" in re.sub(r"\s+", " ", done.stdout)
+    assert "Exit codes: 0 done, 1 a check failed, 2 wrong command line, 3 unusable model" in re.sub(
+        r"\s+", " ", done.stdout
+    )
 
 
 def test_version(capsys):

@@ -44,6 +44,7 @@ def test_every_public_name_can_be_had_without_torch(tmp_path):
     "command",
     [
         *("--help", "export --help", "generate --help", "compare --help", "--version"),
+        *("check --help", "new-plugin --help"),
         *("formats", "plugins", "plugins --json"),
     ],
 )

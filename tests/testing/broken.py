@@ -566,7 +566,7 @@ BROKEN = {
         Case(Distributed, r"values of weights: \d+ of 384 differ, the first is .* expected .* there"),
     ],
     "check_project_lands_on_grid": [
-        Case(ParametersAsFound, r"scale: found '\d+ values that rounding would change.*; expected no error")
+        Case(ParametersAsFound, r"scale: found '?\d+ values that rounding would change.*; expected no error")
     ],
     "check_reference_bytes": [
         Case(
@@ -622,7 +622,7 @@ BROKEN = {
     "check_not_finite_is_refused": [
         Case(
             Replacing,
-            r"bytes for a weight with nan in f32; expected NonFiniteError\. Call .*require_finite first",
+            r"bytes for weights with nan in f32; expected NonFiniteError\. Call .*require_finite first",
         )
     ],
     "check_random_bytes": [
@@ -658,8 +658,8 @@ BROKEN = {
     "check_same_codes_twice": [
         Case(Stochastic, r"weights quantized again for companion:symmetric, \w+: \d+ of")
     ],
-    "check_importance_is_taken": [Case(DividingByImportance, r"scale: found '.*; expected no error")],
-    "check_hard_weights_are_quantized": [Case(DividingByWeights, r"scale: found 'infinity or NaN'")],
+    "check_importance_is_taken": [Case(DividingByImportance, r"scale: found .*; expected no error")],
+    "check_hard_weights_are_quantized": [Case(DividingByWeights, r"scale: found '?infinity or NaN")],
     "check_error_is_small": [
         Case(
             NothingLeft,
@@ -669,7 +669,7 @@ BROKEN = {
     "check_encode_packs_what_quantize_gives": [
         Case(OtherEncode, r"encode of normal weights for companion:symmetric, field 'codes'|field 'scale'")
     ],
-    "check_quantizer_refuses_nan": [Case(TakingNaN, r"bytes for a weight with nan; expected NonFiniteError")],
+    "check_quantizer_refuses_nan": [Case(TakingNaN, r"bytes for weights with nan; expected NonFiniteError")],
     "check_options": [
         Case(NoHelp, r"the option 'share' without help; expected a line that tells users"),
         Case(Parsing, r"for share='no such value': .*ValueError.*; expected ConfigError\. Read options with"),

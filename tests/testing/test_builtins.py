@@ -9,6 +9,8 @@ from qformats.testing import checks, parametrize_with_checks
 from qformats.testing.running import chosen_checks
 
 FORMATS = registry().format_names()
+UNLISTED = ("glm:int4-tp2", "bitsandbytes:nf4-bs128-bf16", "gptq:3bit-96g-asym-bf16", "gguf:q8_1", "gguf:f64")
+"""Names that families understand and do not list."""
 QUANTIZERS = [registry().quantizer(name) for name in registry().quantizer_names()]
 LOADERS = [registry().loader(name) for name in ("huggingface", "gguf")]
 OTHERS = ("chatglm", "sat")
@@ -17,6 +19,11 @@ OTHERS = ("chatglm", "sat")
 
 @parametrize_with_checks(FORMATS)
 def test_formats(check):
+    check()
+
+
+@parametrize_with_checks(UNLISTED)
+def test_formats_that_are_not_listed(check):
     check()
 
 

@@ -32,8 +32,9 @@ class ToyPacker(Packer):
         return PackedTensor(self, quantized.shape, {"weight": codes, "weight_scale": scale})
 
     def unpack(self, packed: PackedTensor) -> QuantizedTensor:
-        codes = unpack_bits(packed.fields["weight"], BITS, packed.shape[1])
-        scale = packed.fields["weight_scale"].unsqueeze(1)
+        fields = self.checked(packed).fields
+        codes = unpack_bits(fields["weight"], BITS, packed.shape[1])
+        scale = fields["weight_scale"].unsqueeze(1)
         return QuantizedTensor(codes, scale, (1, packed.shape[1]), zero_point=32)
 
 

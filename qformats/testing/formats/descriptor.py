@@ -111,11 +111,10 @@ def check_fields_match_descriptor(packer: Packer) -> None:
         expect(
             str(values.dtype) == "torch.float32" and tuple(values.shape) == shape, found, f"float32, {shape}"
         )
-    fixed = packer.fixed(shape, "f32")
-    packed = packer.encode_reference(normal(shape))
-    for name, value in fixed.items():
-        expect(name in stored, f"a fixed field {name!r}", "one of " + ", ".join(stored))
-        same_bytes(packed.fields[name], value, f"field {name!r} of a weight, which fixed() tells beforehand")
+        for name, value in packer.fixed(shape, dtype).items():
+            expect(name in stored, f"a fixed field {name!r}", "one of " + ", ".join(stored))
+            what = f"field {name!r} of a {dtype} weight, which fixed() tells beforehand"
+            same_bytes(packed.fields[name], value, what)
 
 
 @reported

@@ -48,10 +48,11 @@ def _spoilt(fields: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tenso
         yield f"no {name}", {field: other for field, other in fields.items() if field != name}
         flat = value.reshape(-1)
         longer = torch.cat([flat, flat[:1]])
+        other_dtype = torch.float32 if value.dtype == torch.float64 else torch.float64
         for what, other in (
             ("an element too many", longer),
             ("a dimension too many", value.unsqueeze(0)),
-            ("another dtype", value.to(torch.float64)),
+            ("another dtype", value.to(other_dtype)),
         ):
             yield f"{what} in {name}", {**fields, name: other}
 
@@ -62,7 +63,7 @@ def _decoders(packer: Packer) -> list[tuple[str, Callable[[PackedTensor], Any]]]
 
 
 def _raised(decode: Callable[[PackedTensor], Any], packed: PackedTensor, what: str) -> QFormatsError | None:
-    """What decoding raises; a failure if it is none of the framework's own errors."""
+    """What decoding raises; a failure if that is not one of the framework's own errors."""
     try:
         decode(packed)
     except PluginError as error:

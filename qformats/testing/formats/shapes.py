@@ -79,7 +79,7 @@ def _agrees(packer: Packer, shape: tuple[int, ...], problem: str | None) -> None
 
 
 def _clean(packer: Packer, shape: tuple[int, ...]) -> QFormatsError | None:
-    """What encoding a weight of this shape raises; a failure if it is none of the framework's own errors."""
+    """What encoding a weight of this shape raises; a failure if that is not one of the framework's own errors."""
     try:
         packer.encode_reference(normal(shape))
     except PluginError as error:

@@ -21,7 +21,7 @@ _HUGE = 1e38
 
 @reported
 def check_sqnr_floor(packer: Packer) -> None:
-    """Normal weights, 4096 to a row, reach the signal-to-noise ratio that the descriptor declares.
+    """Normal weights, 4096 per row, reach the signal-to-noise ratio that the descriptor declares.
 
     Examples
     --------
@@ -100,4 +100,4 @@ def _refused(packer: Packer, weight: Tensor, what: str) -> None:
     except QFormatsError as error:
         raise Mismatch(f"for {what}: {raised(error)}", "NonFiniteError") from error
     hint = "Call qformats.kernels.dense.require_finite first"
-    raise Mismatch(f"bytes for a weight with {what}", "NonFiniteError", hint)
+    raise Mismatch(f"bytes for weights with {what}", "NonFiniteError", hint)

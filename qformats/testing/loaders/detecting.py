@@ -97,7 +97,7 @@ def check_detects_nothing_else(loader: Loader) -> None:
 
 
 def _junk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Paths that are no model, and what they are."""
+    """Paths that are not models, and what they are."""
     yield "a path where nothing is", folder / "nothing"
     for name, what, content in (
         ("empty", "an empty file", b""),
