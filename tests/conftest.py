@@ -4,8 +4,12 @@ It must be chosen before Triton is loaded, and what loads Triton (bitsandbytes, 
 """
 
 import os
+import tempfile
 
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# The key that interrupted exports are known again by is not kept in the home of whoever runs the tests.
+os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="qformats-tests-"))

@@ -14,9 +14,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qformats.errors import OutputError
 from qformats.exporting.transcode import Measure
+from qformats.work.ownership import is_ours, open_private, own_folder, token
 
 __all__ = ["Journal", "Span", "Written", "finish_or_undo", "sync_folder", "unwritable"]
 
@@ -81,20 +83,24 @@ class Journal:
         self._moves: list[tuple[Path, Path]] = []
         self.done: dict[int, Written] = {}
         self._log = -1
+        self._strange = False
         self._made: list[Path] = []
         try:
             self._make_parents()
             self._lock()
+            self._refuse_strangers()
             self._finish_or_undo()
             if identity is None:
                 return
             if not self._recover(identity):
                 shutil.rmtree(self.files, ignore_errors=True)
                 os.ftruncate(self._log, 0)
-                self._write({"identity": identity})
+                self._write({"identity": identity, "token": token(self.folder, identity)})
             self.files.mkdir(exist_ok=True)
         except BaseException as error:
-            if self._log >= 0:
+            if self._strange:
+                self.close()
+            elif self._log >= 0:
                 self.discard()
             else:
                 self._remove_made()
@@ -113,9 +119,9 @@ class Journal:
     def _lock(self) -> None:
         """Open the log and lock it; another process may be about to remove it."""
         while True:
-            self.folder.mkdir(exist_ok=True)
+            own_folder(self.folder, self.target)
             try:
-                log = os.open(self.folder / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+                log = open_private(self.folder / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             except FileNotFoundError:
                 continue
             except OSError:
@@ -137,14 +143,31 @@ class Journal:
                     return
             os.close(log)
 
+    def _refuse_strangers(self) -> None:
+        """Refuse what this user has not written: a journal steers what is moved where.
+
+        Raises
+        ------
+        OutputError
+            If there is something beside the log although its first line is not ours, or it is a link.
+        """
+        first, _, _ = self._read().partition(b"\n")
+        entry = _entry(first)
+        ours = is_ours(self.folder, str(entry.get("identity")), entry.get("token"))
+        for part in (self.files, self._replaced):
+            if os.path.lexists(part) and (not ours or part.is_symlink() or not part.is_dir()):
+                self._strange = True
+                found = f"{self.folder.name} beside it holds an interrupted export that is not this user's"
+                hint = "It may have come with the model. Look at it and remove it, then export again"
+                raise OutputError(self.target, found, hint)
+        if first and not ours:
+            # Nothing but a log: it is overwritten.
+            os.ftruncate(self._log, 0)
+
     def _finish_or_undo(self) -> None:
         """Finish or undo a placement that was killed."""
         lines = self._read().splitlines()
-        with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
-            self._moves = [
-                (self.folder / source, self.target.with_name(final))
-                for source, final in json.loads(lines[-1])["placing"]
-            ]
+        self._moves = self._told(_entry(lines[-1])) if lines else []
         if not self.placed:
             self._put_back()
             return
@@ -153,6 +176,21 @@ class Journal:
             shutil.rmtree(self._replaced)
         self._moves = []
         os.ftruncate(self._log, 0)
+
+    def _told(self, entry: dict[str, Any]) -> list[tuple[Path, Path]]:
+        """Moves that a line of ours tells; none if it is not one."""
+        names = entry.get("placing")
+        if not isinstance(names, list) or not is_ours(self.folder, json.dumps(names), entry.get("token")):
+            return []
+        # A line with our token is ours; that it stays within these two places costs nothing to see.
+        inside = all(
+            Path(source).parts[:1] == (self.files.name,) and ".." not in Path(source).parts
+            for source, _ in names
+        )
+        beside = all(Path(final).name == final and final not in ("", "..") for _, final in names)
+        if not inside or not beside:
+            return []
+        return [(self.folder / source, self.target.with_name(final)) for source, final in names]
 
     @property
     def placed(self) -> bool:
@@ -177,7 +215,7 @@ class Journal:
         """
         names = [[str(source.relative_to(self.folder)), final.name] for source, final in moves]
         # Written before anything is moved, so that the journal tells what to undo after a kill.
-        self._write({"placing": names})
+        self._write({"placing": names, "token": token(self.folder, json.dumps(names))})
         os.fsync(self._log)
         self._moves = list(moves)
         try:
@@ -224,7 +262,7 @@ class Journal:
         good = 0
         lines = self._read().splitlines(keepends=True)
         try:
-            if not lines or json.loads(lines[0]) != {"identity": identity}:
+            if not lines or json.loads(lines[0])["identity"] != identity:
                 return False
             for line in lines:
                 if not line.endswith(b"\n"):
@@ -328,6 +366,15 @@ def finish_or_undo(target: Path, name: str = "") -> None:
     if (_folder(target, name) / LOG).exists():
         journal = Journal(target, None, name)
         journal.close() if journal.resumable else journal.discard()
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """What a line of a journal holds; nothing if it is damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
 
 
 def _folder(target: Path, name: str) -> Path:

@@ -22,6 +22,7 @@ from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.quantizer import Quantizer
 from qformats.numbers.quantized import QuantizedTensor
 from qformats.registry import registry
+from qformats.work.ownership import open_private, own_folder, token
 from qformats.work.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ class Workspace:
         self.files = self.folder / "files"
         self._lock = -1
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            own_folder(self.folder, plan.target)
+            self._lock = open_private(self.folder / _LOCK, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -66,10 +68,16 @@ class Workspace:
             raise error if isinstance(error, OutputError) else unwritable(plan.target, error) from error
 
     def _claim(self, identity: str) -> None:
+        """Keep the work of the same plan, if this user has done it; discard any other."""
         mark = self.folder / _IDENTITY
-        if not mark.is_file() or mark.read_text() != identity:
+        # Codes that a stranger has put there would be written as those of the model.
+        wanted = token(self.folder, identity)
+        if mark.is_symlink() or not mark.is_file() or mark.read_text() != wanted:
+            if self.files.is_symlink():
+                self.files.unlink()
             shutil.rmtree(self.files, ignore_errors=True)
-            mark.write_text(identity)
+            mark.unlink(missing_ok=True)
+            mark.write_text(wanted)
         self.files.mkdir(exist_ok=True)
 
     def close(self) -> None:

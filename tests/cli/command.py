@@ -39,20 +39,21 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | changes
 
 
-def start(*args: str | Path, **changes: str) -> subprocess.Popen[str]:
+def start(*args: str | Path, cwd: Path | None = None, **changes: str) -> subprocess.Popen[str]:
     """Start the program without waiting."""
     return subprocess.Popen(
         [*PROGRAM, *map(str, args)],
         env=environment(**changes),
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def run(*args: str | Path, timeout: float = 60, **changes: str) -> Result:
+def run(*args: str | Path, timeout: float = 60, cwd: Path | None = None, **changes: str) -> Result:
     """Run the program to its end, in a process of its own."""
-    with start(*args, **changes) as process:
+    with start(*args, cwd=cwd, **changes) as process:
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
