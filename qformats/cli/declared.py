@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from qformats.interfaces.option import Option
+if TYPE_CHECKING:
+    from qformats.interfaces.option import Option
 
 __all__ = ["Declared", "WithDeclaredOptions", "command", "commands", "given"]
 

@@ -7,7 +7,7 @@ import errno
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,14 +280,26 @@ def _convert(plan: Plan, piece: Slice, files: OutputFiles, check: SelfCheck) -> 
     part = source.read(piece.start, piece.stop)
     try:
         packed, measure = encode(tensor, part, plan.quantizer, piece.start)
+        # A slice packed by itself gets the fields of the whole tensor; a copied one has its own.
+        fields = packed.fields if packed is part else {**packed.fields, **tensor.fixed}
+        placed = _placed(tensor, piece, fields, files)
         if not piece.start:
             check(tensor, part, packed, plan.quantizer, measure)
     except PluginError as error:
         error.about(tensor=tensor.name)
         raise
-    # A slice packed by itself gets the fields of the whole tensor; a copied one has its own.
-    fields = packed.fields if packed is part else {**packed.fields, **tensor.fixed}
     spans = []
+    for file, offset, data in placed:
+        files.write(file, data, offset)
+        spans.append(Span(file, offset, len(data), xxhash.xxh3_128_hexdigest(data)))
+    return Written(spans, measure)
+
+
+def _placed(
+    tensor: TensorPlan, piece: Slice, fields: Mapping[str, Tensor], files: OutputFiles
+) -> list[tuple[int, int, memoryview]]:
+    """File, offset and bytes of every field of a slice, if they are as many as the plan has room for."""
+    placed = []
     for file, offset, nbytes, field in files.places(piece):
         if field not in fields:
             found = f"{tensor.packer.name}: fields of tensor {tensor.name!r}"
@@ -296,9 +308,8 @@ def _convert(plan: Plan, piece: Slice, files: OutputFiles, check: SelfCheck) -> 
         if len(data) != nbytes:
             size = f"{tensor.packer.name}: bytes of {field!r} in rows {piece.start} to {piece.stop} of tensor"
             raise ConfigError(f"{size} {tensor.name!r}", len(data), f"{nbytes}", _BUG)
-        files.write(file, data, offset)
-        spans.append(Span(file, offset, nbytes, xxhash.xxh3_128_hexdigest(data)))
-    return Written(spans, measure)
+        placed.append((file, offset, data))
+    return placed
 
 
 def encode(

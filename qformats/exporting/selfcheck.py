@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from qformats.errors import ConfigError, Described, QFormatsError
+from qformats.errors import ConfigError, Described, PluginError, QFormatsError
 from qformats.exporting.plan import Action, TensorPlan
 from qformats.exporting.transcode import Measure
 from qformats.interfaces.packer import PackedTensor
@@ -77,13 +77,16 @@ class SelfCheck:
             rows = min(rows, max(step, _WEIGHTS // width // step * step))
             packed = cut(packed, 0, rows)
         told = f"{packer.name}: tensor {tensor.name!r}"
-        codes = packer.unpack(packed)
         try:
+            rejects = "bytes that unpack rejects"
+            codes = packer.unpack(packed)
+            rejects = "codes that pack rejects"
             again = packer.unpack(packer.pack(codes))
+        except PluginError:
+            raise
         except QFormatsError as error:
-            raise ConfigError(
-                told, Described(f"codes that pack rejects ({error})"), "those that it packed", _BUG
-            ) from error
+            found = Described(f"{rejects} ({error})")
+            raise ConfigError(told, found, "those that it writes", _BUG) from error
         _same(f"{told} packed and unpacked again", again, codes)
         values = codes.dequantize()
         _equal(f"{told} decoded", packer.dequantize(packed).reshape(values.shape), values)

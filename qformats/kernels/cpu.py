@@ -30,6 +30,7 @@ from numpy import float32, int16, int32, uint8, uint16, uint32
 from numpy.typing import NDArray
 
 from qformats.errors import ConfigError, ShapeError
+from qformats.kernels.kernel_cache import secure
 
 __all__ = [
     "FLOATS",
@@ -168,7 +169,7 @@ def jit(
         options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath) or False, "error_model": "numpy"}
         options |= {"forceinline": inline == "code", "inline": "always" if inline == "source" else "never"}
         try:
-            return njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+            return secure(njit(cache=True, **options)(function))  # type: ignore[no-any-return]
         except RuntimeError as error:
             # numba found no place for its cache: the package is read-only and there is no home folder.
             if "cannot cache" not in str(error):

@@ -37,7 +37,9 @@ def test_help_is_fast_and_light():
         "try: main()\n"
         "except SystemExit as stop: assert not stop.code\n"
         "heavy = {'torch', 'numpy', 'numba', 'transformers', 'safetensors', 'huggingface_hub'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "assert not heavy, heavy\n"
+        "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('qformats.')}\n"
+        "assert rooms == {'cli'}, rooms"
     )
     import subprocess
     import sys

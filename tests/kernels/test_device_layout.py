@@ -82,12 +82,12 @@ def changed(**parts) -> QuantizedTensor:
         ),
         (changed(scale=torch.ones(4, 4, dtype=torch.float16), block_size=(2, 32)), "spans 2 rows"),
         (by_hand(4, 8, 128, 4), "shorter than 8"),
-        (changed(zero_point=7.5), "no whole number"),
-        (changed(zero_point=torch.full((8, 4), 0.5)), "no whole numbers"),
+        (changed(zero_point=7.5), "not a whole number"),
+        (changed(zero_point=torch.full((8, 4), 0.5)), "not whole numbers"),
         (changed(zero_point=torch.full((8, 4), 999)), "from 999 to 999 are too far from codes of 4 bits"),
         (changed(zero_point=torch.full((8, 4), 17)), "too far"),
         (changed(zero_point=-17), "too far"),
-        (changed(zero_point=float("nan")), "no whole number"),
+        (changed(zero_point=float("nan")), "not a whole number"),
         (changed(zero_point=torch.full((8, 4), float("inf"))), "too far"),
         (changed(scale=torch.ones(8, 4, dtype=torch.bfloat16)), "scales are torch.bfloat16"),
         (changed(g_idx=torch.zeros(128, dtype=torch.int32)), "unequal sizes"),
@@ -103,7 +103,7 @@ def test_what_the_modes_do_not_cover_is_refused_with_its_reason(quantized, reaso
 
 
 def test_a_width_that_does_not_hold_the_codes_is_refused():
-    assert "which 3 bits do not hold" in uncovered(by_hand(4, 8, 128, 32), 3)
+    assert "which 3 bits cannot hold" in uncovered(by_hand(4, 8, 128, 32), 3)
     assert "16 bits" in uncovered(changed(codes=torch.full((8, 128), 300, dtype=torch.int16)))
 
 
