@@ -6,6 +6,7 @@ that steer a later run therefore carry a token made with a key that only this us
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -77,8 +78,15 @@ def own_folder(folder: Path, target: Path) -> None:
     OutputError
         If it is a link, not a folder, another user's, or others can write in it.
     """
-    folder.mkdir(mode=0o700, exist_ok=True)
-    state = folder.stat(follow_symlinks=False)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+            # Some file systems (exFAT, network shares) have neither modes nor owners; nobody was here before us.
+            return
+        # Another process may be about to remove it.
+        with contextlib.suppress(FileNotFoundError):
+            state = folder.stat(follow_symlinks=False)
+            break
     what = None
     if not stat.S_ISDIR(state.st_mode):
         what = "is a link or a file, not the folder of an interrupted export"
