@@ -87,7 +87,8 @@ class Registry:
         self._loaders: dict[str, tuple[Loader, PluginRecord]] = {}
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(hookspecs)
-        for point in _in_order(entry_points(group=GROUP) if points is None else points):
+        points = list(entry_points(group=GROUP) if points is None else points)
+        for point in _in_order(points):
             record = _record(point)
             self.plugins.append(record)
             try:
@@ -96,6 +97,9 @@ class Registry:
                 record.error = error.reason
             except NameTakenError as error:
                 record.error = str(error)
+        for name in sorted((_chosen() or set()) - {point.name for point in points}):
+            reason = f"{SWITCH} names it, but nothing installed has a plugin of that name"
+            self.plugins.append(PluginRecord(name, "not installed", "", "", reason))
 
     def _load(self, manager: pluggy.PluginManager, point: EntryPoint, record: PluginRecord) -> None:
         for other in self.plugins:
@@ -167,7 +171,7 @@ class Registry:
     @property
     def failures(self) -> dict[str, str]:
         """Plugins that were refused, and why."""
-        return {f"{r.name} {r.distribution} {r.version}": r.error for r in self.plugins if r.error}
+        return {f"{r.name} {r.distribution} {r.version}".rstrip(): r.error for r in self.plugins if r.error}
 
     def packer(self, format: str) -> Packer:
         """Packer of a format, ``family:variant``, or a family's default.
@@ -195,13 +199,14 @@ class Registry:
         if format in self._formats:
             family = self._formats[format][0]
             return family, family.parse(variant)
-        candidates = self._families.get(name, [])
-        for family in candidates:
+        known: list[str] = []
+        for family in self._families.get(name, []):
             try:
                 return family, family.parse(variant or family.default_variant)
-            except UnknownFormatError:
-                continue
-        raise UnknownFormatError(format, self.format_names(name if candidates else None), self.failures)
+            except UnknownFormatError as error:
+                # Also patterns of names that cannot be listed.
+                known += error.installed
+        raise UnknownFormatError(format, known or self.format_names(), self.failures)
 
     def format_names(self, family: str | None = None) -> list[str]:
         """Names of all formats, or of one family's."""
@@ -264,14 +269,19 @@ class Registry:
 
 def _in_order(points: Iterable[EntryPoint]) -> list[EntryPoint]:
     """Sort built-ins first, so that nothing can displace them, then by distribution and name."""
-    wanted = os.environ.get(SWITCH)
-    chosen = None if wanted is None else {name.strip() for name in wanted.split(",")}
+    chosen = _chosen()
 
     def builtin(point: EntryPoint) -> bool:
         return point.dist is not None and point.dist.name == GROUP
 
     kept = [p for p in points if builtin(p) or chosen is None or p.name in chosen]
     return sorted(kept, key=lambda p: (not builtin(p), p.dist.name if p.dist else "", p.name))
+
+
+def _chosen() -> set[str] | None:
+    """Names in the environment variable; ``None`` if it is not set."""
+    wanted = os.environ.get(SWITCH)
+    return None if wanted is None else {name.strip() for name in wanted.split(",")} - {""}
 
 
 def _record(point: EntryPoint) -> PluginRecord:

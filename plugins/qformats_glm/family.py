@@ -26,7 +26,7 @@ class GLM(Family):
         """Packer of one variant."""
         found = _VARIANT.fullmatch(variant)
         if found is None or found[3] == "1":
-            raise self.unknown(variant)
+            raise self.unknown(variant, ["int{4,8}-tp{scales per row}"])
         return _packer(int(found[1]), found[2] or "f16", int(found[3] or 1))
 
     def locate(self, packer: Packer, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:

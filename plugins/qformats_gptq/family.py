@@ -39,7 +39,9 @@ class GPTQFamily(Family):
         flags = found[3].split("-")[1:] if found else []
         dtypes = [flag for flag in flags if flag in ("f16", "bf16", "f32")]
         if found is None or len({*flags}) < len(flags) or {"sym", "asym"} <= {*flags} or len(dtypes) > 1:
-            raise self.unknown(variant)
+            raise self.unknown(
+                variant, ["{2,3,4,8}bit-{columns of a group}g[-actorder][-asym][-f16|bf16|f32]"]
+            )
         group = max(int(found[2]), 0)
         return GPTQPacker(int(found[1]), group, "actorder" in flags, "asym" not in flags, [*dtypes, "f16"][0])
 

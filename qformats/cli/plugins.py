@@ -25,7 +25,7 @@ def plugins(json: Annotated[bool, typer.Option("--json", help="List as JSON.")] 
     rows = table("plugin", "from", "state", "brings")
     for record in records:
         state = "[red]failed[/red]" if record.error else "ok"
-        origin = f"{record.distribution} {record.version}"
+        origin = f"{record.distribution} {record.version}".rstrip()
         rows.add_row(plain(record.name), plain(origin), state, plain(record.error or _brought(record)))
     console().print(rows)
 

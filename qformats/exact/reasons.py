@@ -30,7 +30,7 @@ def explain(run: Run, source: Source, grid: AffineGrid | TableGrid) -> str:
     steps = set(run.scale[0].abs().tolist())
     if len(steps) > 1:
         where = "elements" if grid.flat and source.columns % source.block else "columns"
-        return f"a block of {run.codes.shape[1]} {where} spans {len(steps)} scales"
+        return f"a block of {run.codes.shape[1]} {where} spans {len(steps)} different scales"
     if run.table is not None and not isinstance(grid, TableGrid):
         used = run.table[run.codes[0].long()]
         if bool((used != used.round()).any()):

@@ -446,7 +446,7 @@ def test_columns_in_another_order():
     order = torch.tensor([1, 0] * 64, dtype=torch.int32)
     codes = _full(ZERO4).codes
     source = QuantizedTensor(codes, torch.rand(6, 2).half() + 1, (1, 64), 8, g_idx=order)
-    assert _reason(source, FOUR) == "a block of 32 columns spans 2 scales"
+    assert _reason(source, FOUR) == "a block of 32 columns spans 2 different scales"
     same = replace(source, scale=torch.full((6, 2), 0.5).half())
     assert _check(same, FOUR) is not None
     in_order = replace(source, g_idx=torch.arange(128, dtype=torch.int32) // 64)
@@ -462,7 +462,7 @@ def test_shards_of_a_row():
     held = _check(source, ROW4)
     assert held is not None
     unequal = replace(source, scale=scale * torch.tensor([1.0, 1.001]).half())
-    assert _reason(unequal, ROW4) == "a block of 128 columns spans 2 scales"
+    assert _reason(unequal, ROW4) == "a block of 128 columns spans 2 different scales"
     assert foresee(AffineGrid(4, 64), ROW4, (6, 128))[0] is Answer.DATA
 
 
@@ -541,7 +541,7 @@ def test_last_block_of_a_flat_tensor_is_short():
     assert held.scale.shape == (10,)
     assert foresee(flat, FlatTable(UNEVEN, 16), (3, 50))[0] is Answer.ALWAYS
     assert foresee(flat, TableGrid(UNEVEN, 25), (3, 50))[0] is Answer.DATA
-    assert _reason(source, TableGrid(UNEVEN, 25)).startswith("a block of 25 columns spans 2 scales")
+    assert _reason(source, TableGrid(UNEVEN, 25)).startswith("a block of 25 columns spans 2 different scales")
 
 
 def test_grid_of_a_plugin():

@@ -239,6 +239,14 @@ class Unpacking(Right):
         return super().encode_reference(dense.reshape(rows, columns))
 
 
+class Guessing(Right):
+    """Leaves the number of rows to torch, which cannot tell it for a weight without any."""
+
+    def encode_reference(self, dense):
+        self.require(dense.shape)
+        return super().encode_reference(dense.unflatten(-1, (-1, 32)).view(-1, dense.shape[-1]))
+
+
 class Trusting(Right):
     def unpack(self, packed):
         codes = unpack_bits(packed.fields["weight"], 4, packed.shape[1])
@@ -612,6 +620,9 @@ BROKEN = {
             r"bytes for \(6, 65\), which veto refuses \(rows of 65.*\); expected ShapeError\. Call self\.req",
         ),
         Case(Unpacking, r"for a weight of \(\): .*raised ValueError.*; expected ShapeError"),
+        Case(
+            Guessing, r"for a weight of \(6, 0\): .*raised RuntimeError.*; expected bytes, since veto accepts"
+        ),
     ],
     "check_wrong_fields_are_refused": [
         Case(

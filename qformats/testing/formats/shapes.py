@@ -12,6 +12,8 @@ __all__ = ["check_bad_shapes_are_refused", "check_odd_shapes"]
 
 _MOST = 12
 """Shapes that are tried."""
+_REFUSE = "Call self.require(dense.shape) first"
+_ACCEPT = "Make pack work for it, or refuse it in veto. Without elements, view and unflatten need every size"
 
 
 @reported
@@ -70,21 +72,22 @@ def check_bad_shapes_are_refused(packer: Packer) -> None:
 
 
 def _agrees(packer: Packer, shape: tuple[int, ...], problem: str | None) -> None:
-    error = _clean(packer, shape)
+    error = _clean(packer, shape, problem)
     if problem is None:
-        expect(error is None, f"veto({shape}) None, and then {error}", "one of both")
+        expect(error is None, f"veto({shape}) None, and then {error}", "one or the other")
     else:
-        hint = "Call self.require(dense.shape) first"
-        expect(error is not None, f"bytes for {shape}, which veto refuses ({problem})", "ShapeError", hint)
+        expect(error is not None, f"bytes for {shape}, which veto refuses ({problem})", "ShapeError", _REFUSE)
 
 
-def _clean(packer: Packer, shape: tuple[int, ...]) -> QFormatsError | None:
+def _clean(packer: Packer, shape: tuple[int, ...], problem: str | None = None) -> QFormatsError | None:
     """What encoding a weight of this shape raises; a failure if that is not one of the framework's own errors."""
     try:
         packer.encode_reference(normal(shape))
     except PluginError as error:
-        hint = "Call self.require(dense.shape) first"
-        raise Mismatch(f"for a weight of {shape}: {raised(error)}", "ShapeError", hint) from error
+        told = f"for a weight of {shape}: {raised(error)}"
+        if problem is None:
+            raise Mismatch(told, "bytes, since veto accepts this shape", _ACCEPT) from error
+        raise Mismatch(told, "ShapeError", _REFUSE) from error
     except QFormatsError as error:
         return error
     return None
