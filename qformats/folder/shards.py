@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qformats.errors import CheckpointError, ConfigError
+from qformats.folder.archive import INTERRUPTED, ZIP, plain_records
 from qformats.numbers.dtypes import SAFETENSORS, dtype_name
 from qformats.work.files import refuse_pointer
 
@@ -28,7 +29,6 @@ __all__ = ["BinShard", "SafetensorsShard", "Shard", "find_shards", "unpickling_e
 _PICKLE_START = 1 << 20
 """Bytes of a pickle that are searched for what it calls."""
 _OF_TENSORS = ("torch", "collections", "numpy", "_codecs")
-_INTERRUPTED = "the download or copy was interrupted: fetch the file again"
 
 
 class Shard(ABC):
@@ -65,7 +65,7 @@ class SafetensorsShard(Shard):
             self._header: Any = safe_open(path, "numpy")
         except SafetensorError as error:
             raise CheckpointError(
-                path, str(error), "a complete safetensors file", hint=_INTERRUPTED
+                path, str(error), "a complete safetensors file", hint=INTERRUPTED
             ) from error
         except OSError as error:
             raise CheckpointError(path, f"cannot be read ({error.strerror or error})") from error
@@ -121,7 +121,9 @@ class BinShard(Shard):
             try:
                 refuse_pointer(self.path)
                 with self.path.open("rb") as file:
-                    zipped = file.read(4) == b"PK\x03\x04"
+                    zipped = file.read(len(ZIP)) == ZIP
+                    if zipped:
+                        plain_records(self.path, file)
                 if not zipped:
                     BinShard._resident = None
                 with warnings.catch_warnings():
@@ -129,7 +131,7 @@ class BinShard(Shard):
                     warnings.simplefilter("ignore")
                     state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped)
             except FileNotFoundError as error:
-                raise CheckpointError(self.path, "is missing", hint=_INTERRUPTED) from error
+                raise CheckpointError(self.path, "is missing", hint=INTERRUPTED) from error
             except CheckpointError:
                 raise
             except Exception as error:
@@ -214,7 +216,7 @@ def unpickling_error(path: Path, error: Exception, expected: str, instead: str) 
         found = f"would run {foreign} while being read, which tensors never need"
         return CheckpointError(path, found, expected, hint=f"do not trust this file; {instead}")
     found = f"cannot be read ({type(error).__name__}: {reason[:120]})" if reason else "is cut off"
-    return CheckpointError(path, found, expected, hint=_INTERRUPTED)
+    return CheckpointError(path, found, expected, hint=INTERRUPTED)
 
 
 def _foreign_global(path: Path) -> str:
@@ -282,7 +284,7 @@ def _read_index(path: Path) -> dict[str, str]:
         index = json.loads(path.read_bytes())["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         found = f"unreadable ({type(error).__name__}: {error})"
-        raise CheckpointError(path, found, "a JSON object with a weight_map", hint=_INTERRUPTED) from error
+        raise CheckpointError(path, found, "a JSON object with a weight_map", hint=INTERRUPTED) from error
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
         raise CheckpointError(
             path, "a weight_map that does not map to file names", "file names by tensor names"

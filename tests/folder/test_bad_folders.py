@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -316,6 +317,45 @@ def test_tensors_that_are_no_plain_numbers(capsys, copy, tmp_path, change, found
     refused(capsys, copy, tmp_path, f"tensor '{NAME}': {found}")
 
 
+def rewritten(file: Path, compression: int, change) -> None:
+    """Write a file of torch.save again, record by record."""
+    again = file.with_name("again")
+    with zipfile.ZipFile(file) as before, zipfile.ZipFile(again, "w", compression) as after:
+        for record in before.infolist():
+            after.writestr(record.filename, before.read(record))
+        change(after)
+    again.rename(file)
+
+
+def test_a_compressed_bin_is_not_read(capsys, copy, tmp_path, monkeypatch):
+    """A megabyte of it would make gigabytes of zeros."""
+    import torch
+
+    (copy / WEIGHTS).unlink()
+    file = copy / "pytorch_model.bin"
+    torch.save({NAME: torch.zeros(64, 1 << 16)}, file)
+    rewritten(file, zipfile.ZIP_DEFLATED, lambda archive: None)
+    assert file.stat().st_size < 1 << 16
+    monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("the file was read"))
+    found = "is compressed; expected plain records, as torch writes them"
+    refused(capsys, copy, tmp_path, f"{file}: record ", found)
+
+
+def test_records_of_a_bin_that_share_their_bytes(capsys, copy, tmp_path):
+    import torch
+
+    (copy / WEIGHTS).unlink()
+    file = copy / "pytorch_model.bin"
+    torch.save({"a.weight": torch.zeros(4, 4), "b.weight": torch.ones(4, 4)}, file)
+
+    def share(archive):
+        first, second = (archive.getinfo(f"pytorch_model/data/{index}") for index in (0, 1))
+        second.header_offset = first.header_offset
+
+    rewritten(file, zipfile.ZIP_STORED, share)
+    refused(capsys, copy, tmp_path, f"{file}: record ", "overlaps another one; expected records apart")
+
+
 def test_truncated_bin(capsys, copy, tmp_path):
     import torch
     from safetensors.torch import load_file
@@ -324,7 +364,7 @@ def test_truncated_bin(capsys, copy, tmp_path):
     torch.save(load_file(copy / WEIGHTS), file)
     (copy / WEIGHTS).unlink()
     file.write_bytes(file.read_bytes()[:-5000])
-    refused(capsys, copy, tmp_path, f"{file}: cannot be read", "fetch the file again")
+    refused(capsys, copy, tmp_path, f"{file}: is cut off or damaged", "fetch the file again")
 
 
 def test_bin_that_was_replaced_is_read_again(copy):

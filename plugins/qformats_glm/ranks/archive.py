@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import struct
 import threading
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from qformats.errors import CheckpointError, ConfigError
-from qformats.folder import unpickling_error
+from qformats.folder import plain_records, unpickling_error
 from qformats.numbers import SIZES, dtype_name, torch_dtype
 from qformats.work.files import map_file, refuse_pointer
 
@@ -26,8 +24,6 @@ __all__ = ["Entry", "RankFile"]
 _AGAIN = "the download or copy was interrupted: fetch the file again"
 _CONTENT = "a dict with the tensors under 'module', saved by torch.save"
 _ZIP = b"PK\x03\x04"
-_LOCAL_HEADER = 30
-_ENCRYPTED = 1
 _guard = threading.Lock()
 
 
@@ -82,31 +78,17 @@ class RankFile:
             refuse_pointer(self.path)
             with self.path.open("rb") as file:
                 magic = file.read(len(_ZIP))
-                return self._records(file) if magic == _ZIP else self._refuse(magic)
+                if magic != _ZIP:
+                    self._refuse(magic)
+                records = plain_records(self.path, file)
+                for name, (start, _) in records.items():
+                    if name.endswith("/byteorder"):
+                        file.seek(start)
+                        if file.read(6) != b"little":
+                            raise CheckpointError(self.path, "is big-endian", "little-endian numbers")
         except FileNotFoundError as error:
             raise CheckpointError(self.path, "is missing", hint=_AGAIN) from error
-        except CheckpointError:
-            raise
-        except Exception as error:
-            # zipfile has a type for each way an archive can be wrong.
-            found = f"is cut off or damaged ({error})"
-            raise CheckpointError(self.path, found, _CONTENT, hint=_AGAIN) from error
-
-    def _records(self, file: IO[bytes]) -> dict[int, int]:
-        size = self.path.stat().st_size
-        found = {}
-        with zipfile.ZipFile(file) as archive:
-            for record in archive.infolist():
-                name, start = record.filename, _start_of(file, record)
-                if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & _ENCRYPTED:
-                    plain = "plain records, as torch writes them"
-                    raise CheckpointError(self.path, f"record {name} is compressed", plain)
-                if start + record.file_size > size:
-                    raise CheckpointError(self.path, f"record {name} is cut off", hint=_AGAIN)
-                if name.endswith("/byteorder") and file.read(6) != b"little":
-                    raise CheckpointError(self.path, "is big-endian", "little-endian numbers")
-                found[start] = record.file_size
-        return found
+        return dict(records.values())
 
     def _refuse(self, magic: bytes) -> NoReturn:
         """Say what a file is, if not an archive."""
@@ -207,10 +189,3 @@ def _numpy_states() -> Iterator[None]:
         present = torch.serialization.get_safe_globals()
         with torch.serialization.safe_globals([each for each in wanted if each not in present]):
             yield
-
-
-def _start_of(file: IO[bytes], record: zipfile.ZipInfo) -> int:
-    """First byte of a record's content, where the file then stands."""
-    file.seek(record.header_offset)
-    name, extra = struct.unpack("<26x2H", file.read(_LOCAL_HEADER))
-    return file.seek(record.header_offset + _LOCAL_HEADER + int(name) + int(extra))
