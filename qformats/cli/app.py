@@ -124,7 +124,7 @@ def run() -> None:
     try:
         app()
     except Interrupted as error:
-        print(f"qformats: interrupted; {str(error) or 'the target is unchanged'}", file=sys.stderr)
+        _say(f"interrupted; {str(error) or 'the target is unchanged'}")
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         # Imported late: only a failing run needs to know the error family.
@@ -133,15 +133,21 @@ def run() -> None:
         if debugging:
             traceback.print_exception(error)
         if isinstance(error, QFormatsError):
-            print(f"qformats: {error}", file=sys.stderr)
+            _say(str(error))
             sys.exit(_code(error))
         if isinstance(error, OSError):
-            print(f"qformats: {_told(error)}", file=sys.stderr)
+            _say(_told(error))
             sys.exit(EXIT_OUTPUT if error.errno in _FULL else EXIT_INPUT)
         if isinstance(error, MemoryError):
-            print("qformats: not enough memory. Try fewer threads with --workers", file=sys.stderr)
+            _say("not enough memory. Try fewer threads with --workers")
             sys.exit(EXIT_INPUT)
         raise
+
+
+def _say(message: str) -> None:
+    from qformats.cli.console import harmless
+
+    print(f"qformats: {harmless(message)}", file=sys.stderr)
 
 
 def _told(error: OSError) -> str:
@@ -175,4 +181,4 @@ def _warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    print(f"qformats: warning: {message}", file=sys.stderr)
+    _say(f"warning: {message}")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
 
-__all__ = ["Bar", "console", "plain", "print_json", "size", "table"]
+__all__ = ["Bar", "console", "harmless", "plain", "print_json", "size", "table"]
 
 _UNLIMITED = 100_000
 """Columns if standard output is not a terminal: searching it needs whole lines."""
@@ -49,11 +49,16 @@ def _jsonable(data: Any) -> Any:
     return str(data)
 
 
+def harmless(text: object) -> str:
+    """One line with nothing in it that a terminal would act on: names and paths of models are in most messages."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
 def plain(text: object) -> str:
     """Text of a model (a name, a path, metadata) with nothing in it that a terminal or rich would act on."""
     from rich.markup import escape
 
-    return escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)))
+    return escape(harmless(text))
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -120,7 +125,7 @@ class Bar:
 
     def notice(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(f"qformats: {text}", markup=False, soft_wrap=True)
+        self._console.print(f"qformats: {harmless(text)}", markup=False, soft_wrap=True)
 
     def __enter__(self) -> Bar:
         self._progress.start()

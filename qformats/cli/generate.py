@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
+from unicodedata import category
 
 import typer
 
@@ -88,8 +89,9 @@ class _Written:
         self.open_line = False
 
     def show(self, text: str) -> None:
-        """Print a piece of text at once."""
+        """Print a piece of text at once; of control characters only those of text, since models write anything."""
         if text:
+            text = "".join(c if c in "\n\t" or category(c) != "Cc" else repr(c)[1:-1] for c in text)
             print(text, end="", flush=True)
             self.open_line = not text.endswith("\n")
 

@@ -496,7 +496,10 @@ class CompareReport:
 
         What a model has many of (tensors, tokens, notes) is in the JSON only; what is not known is empty.
         """
-        rows = [dict(_columns(_plain(model))) for model in (self.base, *self.models)]
+        rows = [
+            {_cell(name): _cell(value) for name, value in _columns(_plain(model))}
+            for model in (self.base, *self.models)
+        ]
         # A model without behaviour has fewer columns than one with.
         names = list(dict.fromkeys(name for row in rows for name in row))
         out = io.StringIO()
@@ -504,6 +507,15 @@ class CompareReport:
         writer.writeheader()
         writer.writerows(rows)
         return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """The value; text that a spreadsheet would take for a formula begins with an apostrophe, which it does not show."""
+    if not isinstance(value, str):
+        return value
+    # The csv module does not quote a carriage return, at which readers begin a new line.
+    text = value.replace("\r", "\\r")
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
 def _plain(value: Any) -> Any:

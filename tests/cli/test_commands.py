@@ -197,6 +197,16 @@ def test_inspect_split(capsys, llama, tmp_path):
         assert len(facts["tensors"]) == 21
 
 
+def test_messages_do_not_steer_the_terminal(tmp_path):
+    """Names of files and tensors are a stranger's; errors, warnings and notices hold them."""
+    strange = tmp_path / "a\x1b]0;title\x07\nqformats: done"
+    result = run("inspect", strange)
+    assert result.code == 3
+    assert "\x1b" not in result.err
+    assert r"a\x1b]0;title\x07\nqformats: done" in result.err
+    assert result.err.count("\n") == 1
+
+
 def write_metadata_only(path: Path) -> None:
     """A GGUF file with metadata and no tensors, as llama.cpp keeps its vocabularies."""
     from qformats_gguf.header import serialize

@@ -396,3 +396,17 @@ def test_a_map_keeps_its_colours_for_what_most_tensors_are():
     assert opacities[-1] == 1
     # On the scale that maps share, the odd one does count.
     assert sorted(float(a["data-shared"]) for a in rects)[1] > 0.8
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1+1", "@SUM(1)", "\t=1"])
+def test_cells_of_the_csv_are_never_formulas(report, name):
+    import csv
+    import dataclasses
+    import io
+
+    named = dataclasses.replace(report, base=dataclasses.replace(report.base, name=name, path="a\r\n=1"))
+    rows = list(csv.DictReader(io.StringIO(named.to_csv(), newline="")))
+    assert rows[0]["name"] == f"'{name}"
+    assert rows[0]["path"] == "a\\r\n=1"
+    # Numbers stay numbers.
+    assert any(float(value) < 0 for value in rows[1].values() if value.startswith("-"))

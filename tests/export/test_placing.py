@@ -245,3 +245,20 @@ def test_folder_that_no_export_may_replace(llama, tmp_path, name):
     assert kept.exists()
     shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
     qformats.export(llama, target, format="dense:f16", force=True)
+
+
+def test_what_is_no_ordinary_file_is_not_replaced(llama, tmp_path, monkeypatch):
+    """Also with force: a pipe, a link to a device, standard output under its names."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "null.gguf").symlink_to("/dev/null")
+    for target in ("pipe.gguf", "null.gguf", "-", "/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        with pytest.raises(OutputError, match=r"is not an ordinary file.*give the name of a file on a disk"):
+            qformats.export(llama, target, format="gguf:q4_0", force=True)
+    assert sorted(os.listdir(tmp_path)) == ["null.gguf", "pipe.gguf"]
+    # A link to a file is replaced itself.
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link.gguf").symlink_to("mine")
+    qformats.export(llama, "link.gguf", format="gguf:q4_0", force=True)
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "link.gguf").is_symlink()

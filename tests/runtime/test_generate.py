@@ -235,3 +235,8 @@ def test_help_is_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--max-new-tokens" in done.stdout
+
+
+def test_what_a_model_writes_does_not_steer_the_terminal(capsys):
+    _Written().show("one\n\ttwo\x1b[2J\x9b1m\r \U0001f469\u200d\U0001f4bb\u00a0é")
+    assert capsys.readouterr().out == "one\n\ttwo\\x1b[2J\\x9b1m\\r \U0001f469\u200d\U0001f4bb\u00a0é"
