@@ -4,9 +4,17 @@ It must be chosen before Triton is loaded, and what loads Triton (bitsandbytes, 
 """
 
 import os
+<<<<<<< HEAD
 import tempfile
+=======
+import signal
+>>>>>>> main
 
 import torch
+
+# A shell ignores Ctrl-C in what it starts in the background, and processes inherit that: tests of interruptions would
+# depend on how they were started.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
