@@ -4,11 +4,8 @@ It must be chosen before Triton is loaded, and what loads Triton (bitsandbytes, 
 """
 
 import os
-<<<<<<< HEAD
-import tempfile
-=======
 import signal
->>>>>>> main
+import tempfile
 
 import torch
 
