@@ -95,7 +95,7 @@ def _run(
         if array.shape != shape or not array.flags.c_contiguous:
             raise ShapeError(f"a part of {type_name}", array.shape, f"{shape}, C-contiguous")
     if kind.minimum != (minimum is not None):
-        raise ShapeError(f"minimum of {type_name}", None, "one value a block" if kind.minimum else "none")
+        raise ShapeError(f"minimum of {type_name}", None, "one value per block" if kind.minimum else "none")
     # Where there is no minimum, the kernel gets an array that it leaves alone.
     first, second = (half.reshape(-1) for half in (scale, scale if minimum is None else minimum))
     values, packed = codes.reshape(-1, BLOCK), blocks.reshape(-1, kind.size)

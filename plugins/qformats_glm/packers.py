@@ -51,7 +51,7 @@ class GLMPacker(Packer):
     scale_dtype : str
         ``"f16"``, ``"bf16"`` or ``"f32"``.
     parts : int
-        Scales a row; more than one only for reading.
+        Scales per row; more than one only for reading.
     """
 
     grid: RowGrid | None

@@ -81,7 +81,7 @@ def same_canonical(found: QuantizedTensor, expected: QuantizedTensor, what: str)
             expect(told[0] == told[1], f"{what}: {name}: {told[0]}", told[1])
             continue
         first, second = (torch.as_tensor(part, dtype=torch.float64) for part in parts)
-        # One number may stand for one a block.
+        # One number may stand for one per block.
         like = first if first.ndim else second
         same_values(first.expand_as(like), second.expand_as(like), f"{what}, {name}")
 

@@ -16,7 +16,7 @@ VERSION = "0.50.2"
 def bnb():
     """Its functional interface, with an encoder and a decoder that do not depend on the processor.
 
-    Its compiled decoder for AVX-512 gives wrong values where a row is no whole number of blocks, so weights are
+    Its compiled decoder for AVX-512 gives wrong values where a row is not a whole number of blocks, so weights are
     decoded as a single row. Its quantizer divides in a short last block and multiplies by the inverse in the others;
     filled up with zeros, the last block is like the others.
     """

@@ -118,7 +118,7 @@ def test_a_plan_is_what_an_export_writes(capsys, tmp_path):
 
 
 def test_conv1d_models_are_planned_as_they_are_written(capsys, tmp_path):
-    """GPT-2 keeps its matrices the other way round; a scale a row counts the rows of the weight, not of the file."""
+    """GPT-2 keeps its matrices the other way round; a scale per row counts the rows of the weight, not of the file."""
     source = tiny.build("gpt2", tmp_path / "gpt2")
     (tmp_path / "config.json").write_text(json.dumps(qformats.open(source).config))
     result = call(capsys, "inspect", tmp_path / "config.json", "--plan", "glm:int4", "--json")
@@ -147,7 +147,7 @@ def test_stacked_experts_are_matrices_of_their_own(planned):
     found = planned(config, "glm:int4")
     experts = [t for t in found["tensors"] if ".experts." in t[0]]
     assert {t[1] for t in experts} == {"glm:int4"}
-    # Of each layer and expert: gate and up, and down, half a byte a weight, and two bytes a row.
+    # Of each layer and expert: gate and up, and down, half a byte per weight, and two bytes per row.
     assert sum(t[2] for t in experts) == 2 * 3 * (3 * 64 * 128 // 2 + 2 * (2 * 128 + 64))
 
 

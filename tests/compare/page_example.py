@@ -59,7 +59,7 @@ FORMATS = {
     "bitsandbytes:nf4": (4.57, 0.056, 0.072),
     "glm:int4": (4.03, 0.31, 0.14),
 }
-"""Bits a weight, mean divergence and relative error."""
+"""Bits per weight, mean divergence and relative error."""
 
 
 def percentiles(values: Sequence[float]) -> Percentiles:

@@ -455,7 +455,7 @@ def test_columns_in_another_order():
 
 
 def test_shards_of_a_row():
-    """Two scales a row: only where they are equal can one serve, and a shard of zeros has any."""
+    """Two scales per row: only where they are equal can one serve, and a shard of zeros has any."""
     codes = _full(ROW4).codes
     scale = torch.tensor([[0.5, 0.5]] * 5 + [[0.5, 0.0]]).half()
     source = QuantizedTensor(codes, scale, (1, 64), 8)

@@ -156,7 +156,7 @@ def test_mixed_rows_keep_what_they_can(made, tmp_path):
     rows = SLICE_WEIGHTS // columns
     weight = torch.randn(2 * rows, columns, generator=torch.Generator().manual_seed(0)).half()
     packed = qformats.packer("gguf:q8_0").encode_reference(weight)
-    # One scale a row fits only in the first slice, where the rows are made so.
+    # One scale per row fits only in the first slice, where the rows are made so.
     same = qformats.packer("glm:int8").encode_reference(weight[:rows])
     first = qformats.pack(qformats.packer("gguf:q8_0").represent(qformats.unpack(same)), "gguf:q8_0")
     packed.fields["blocks"][:rows] = first.fields["blocks"]

@@ -84,7 +84,7 @@ def test_plain_numbers_are_copied_between_any_two_sizes(tmp_path, state, before,
 @pytest.mark.parametrize("after", SIZES)
 @pytest.mark.parametrize("before", SIZES)
 def test_quantized_whole_then_divided_is_copied_between_any_two_sizes(tmp_path, state, before, after, bits):
-    """One scale a row: every part has its copy, and joining finds them equal."""
+    """One scale per row: every part has its copy, and joining finds them equal."""
     packed = oracle.quantize(state, bits)
     source = _save(tmp_path / "in", packed, before)
     model = qformats.open(source)

@@ -47,7 +47,7 @@ def by_hand(
     below: int = 0,
     seed: int = 0,
 ) -> QuantizedTensor:
-    """Random codes; `mode` is affine (zero point mid, or `below` 0), zeros (one a group), minimum or table."""
+    """Random codes; `mode` is affine (zero point mid, or `below` 0), zeros (one per group), minimum or table."""
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 1 << bits, (rows, columns), generator=generator)
     groups = -(-columns // group)

@@ -337,5 +337,5 @@ def test_conv1d_weights_keep_their_orientation(site, tmp_path):
     packed = load_file(tmp_path / "packed" / "model.safetensors")
     assert packed["transformer.h.0.attn.c_attn.weight"].shape == (192, 48)
     for name, value in before.items():
-        # 6 bits per weight and one scale a row: within a step of the row's largest.
+        # 6 bits per weight and one scale per row: within a step of the row's largest.
         assert torch.allclose(value, after[name], atol=float(value.abs().max()) / 25), name

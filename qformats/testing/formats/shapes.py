@@ -18,7 +18,7 @@ _ACCEPT = "Make pack work for it, or refuse it in veto. Without elements, view a
 
 @reported
 def check_odd_shapes(packer: Packer) -> None:
-    """Whatever ``veto`` admits is held: one row, one block, columns that fill no whole byte.
+    """Whatever ``veto`` admits is held: one row, one block, columns that do not fill a byte.
 
     Examples
     --------
