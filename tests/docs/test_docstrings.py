@@ -7,23 +7,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+from public_rooms import PUBLIC
 
 import qformats
 
-ROOMS = (
-    "qformats",
-    "qformats.calibration",
-    "qformats.cli.commands",
-    "qformats.errors",
-    "qformats.folder",
-    "qformats.interfaces",
-    "qformats.kernels.cpu",
-    "qformats.kernels.dense",
-    "qformats.numbers",
-    "qformats.testing",
-    "qformats.work.files",
-    "qformats.work.progress",
-)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 ROOT = Path(qformats.__file__).parent
 MODULES = sorted(
@@ -33,7 +20,7 @@ MODULES = sorted(
 )
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", sorted(PUBLIC))
 def test_public_names_have_an_example(room):
     module = importlib.import_module(room)
     public = {name: getattr(module, name) for name in module.__all__}
