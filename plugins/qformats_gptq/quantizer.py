@@ -75,7 +75,7 @@ def _method(options: Mapping[str, str]) -> Method:
         damping=number(options, "damping", 0.01, 1e-6, 1.0, whole=False),
         reorder=switch(options, "act-order", True),
         search=switch(options, "search", True),
-        rounds=int(number(options, "rounds", 4, 0, 100)),
+        rounds=number(options, "rounds", 4, 0, 100),
         correct=switch(options, "correct", True),
     )
 

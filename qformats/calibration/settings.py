@@ -101,9 +101,9 @@ class Settings:
         log = options.get("log")
         return cls(
             calibration=options.get("calibration", ""),
-            samples=int(number(options, "samples", 128, 1, 1 << 20)),
-            sequence_length=int(number(options, "sequence-length", 0, 2, 1 << 20)),
-            seed=int(number(options, "seed", 0, 0, (1 << 63) - 1)),
+            samples=number(options, "samples", 128, 1, 1 << 20),
+            sequence_length=number(options, "sequence-length", 0, 2, 1 << 20),
+            seed=number(options, "seed", 0, 0, (1 << 63) - 1),
             device=options.get("device", ""),
             compute_dtype=dtype,
             activation_memory=size(options, "activation-memory", "2GB", low=0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, overload
 
 from qformats.errors import ConfigError
 
@@ -38,6 +39,18 @@ class Option:
     decides: bool = True
     flag: bool = False
     metavar: str = "TEXT"
+
+
+@overload
+def number(
+    options: Mapping[str, str], name: str, default: int, low: int, high: int, *, whole: Literal[True] = True
+) -> int: ...
+
+
+@overload
+def number(
+    options: Mapping[str, str], name: str, default: float, low: float, high: float, *, whole: Literal[False]
+) -> float: ...
 
 
 def number(
