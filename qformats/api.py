@@ -61,7 +61,7 @@ def open(model: str | PathLike[str], *, options: Mapping[str, str] | None = None
         A file or folder, ``"demo"`` for the model that comes with qformats, or a hub id such as
         ``"organisation/model"``, which is downloaded.
     options : mapping of str to str, optional
-        What overrides or completes what the files say, such as ``{"arch": "llama"}``.
+        What overrides or completes what the files say, such as ``{"pre": "llama-bpe"}``.
 
     Raises
     ------

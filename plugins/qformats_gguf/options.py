@@ -9,7 +9,9 @@ from qformats.interfaces import Option, switch
 __all__ = ["OPTIONS", "ignore_unsupported"]
 
 OPTIONS = (
-    Option("arch", "GGUF architecture, if config.json does not tell it", flag=True),
+    Option(
+        "arch", "GGUF architecture, if config.json does not tell it or several hold its model type", flag=True
+    ),
     Option("pre", "pre-tokenizer, if tokenizer.json is not recognised", flag=True),
     Option("ignore-unsupported", "yes: go on even if the target does not support a feature of the model"),
     Option(

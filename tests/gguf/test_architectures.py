@@ -407,6 +407,10 @@ def test_factors_must_be_read():
         ("qwen3", {"attention_bias": True}, r"no attn_output\.bias"),
         ("gpt2", {"activation_function": "relu"}, "activation_function: found 'relu'"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("gpt2", {"is_causal": False}, "is_causal"),
+        ("llama", {"per_layer_config": {"1": {"intermediate_size": 8}}}, "per_layer_config"),
+        ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder"),
+        ("qwen2", {"layer_types": ["chunked_attention", "full_attention"]}, "layer_types"),
     ],
 )
 def test_what_llama_cpp_does_not_compute_is_refused(model, change, message):
@@ -450,9 +454,10 @@ def test_mistral_has_a_window_unless_it_says_no():
 
 def test_unknown_models_are_named():
     with pytest.raises(
-        UnsupportedModelError, match=r"'bloom'; expected one of glm, gpt2, llama, .* --arch NAME"
-    ):
+        UnsupportedModelError, match=r"'bloom'; expected one of glm, gpt2, llama, "
+    ) as refused:
         Architecture.from_config(LLAMA | {"model_type": "bloom"})
+    assert "--arch" not in str(refused.value)
     with pytest.raises(UnsupportedModelError, match="'LlamaForSequenceClassification'"):
         Architecture.from_config(LLAMA | {"architectures": ["LlamaForSequenceClassification"]})
     with pytest.raises(UnsupportedModelError, match="--arch: found 'lama'"):
@@ -460,10 +465,71 @@ def test_unknown_models_are_named():
     assert supported_models()["llama"] == ("llama", "mistral")
 
 
-def test_override_chooses_the_row():
-    assert Architecture.from_config(LLAMA | {"model_type": "my-llama"}, override="llama").arch == "llama"
+@pytest.mark.parametrize(
+    ("model_type", "cls"),
+    [
+        ("granite", "GraniteForCausalLM"),
+        ("smollm3", "SmolLM3ForCausalLM"),
+        ("ernie4_5", "Ernie4_5ForCausalLM"),
+        ("my-llama", "LlamaForCausalLM"),
+        ("granite", None),
+    ],
+)
+def test_no_override_makes_another_model_type_a_llama(model_type, cls):
+    """Their tensors have a llama's names and shapes; their code computes something else with them."""
+    config = LLAMA | {"model_type": model_type, "architectures": cls and [cls]}
+    for override in (None, "llama"):
+        with pytest.raises(UnsupportedModelError, match=f"model_type: found '{model_type}'") as refused:
+            Architecture.from_config(config, override=override, force=True)
+        assert "--arch" not in str(refused.value)
+
+
+def test_override_chooses_among_rows_that_hold_the_model_type():
+    assert Architecture.from_config(LLAMA, override="llama").arch == "llama"
+    with pytest.raises(UnsupportedModelError, match=r"--arch: found 'qwen2'; expected llama.* type llama"):
+        Architecture.from_config(LLAMA, override="qwen2")
+
+
+def test_class_or_override_tells_the_row_where_no_model_type_does():
     without = {key: value for key, value in LLAMA.items() if key != "model_type"}
     assert Architecture.from_config(without).arch == "llama"
+    nameless = {key: value for key, value in without.items() if key != "architectures"}
+    with pytest.raises(UnsupportedModelError, match="model_type: found None"):
+        Architecture.from_config(nameless)
+    assert Architecture.from_config(nameless, override="llama").arch == "llama"
+    with pytest.raises(UnsupportedModelError, match="embedding_multiplier: found 12"):
+        Architecture.from_config(nameless | {"embedding_multiplier": 12}, override="llama")
+    assert Architecture.from_config(LLAMA | {"embedding_multiplier": 12}).arch == "llama"
+
+
+def test_keys_of_a_newer_transformers_are_refused_by_name(monkeypatch):
+    from transformers import CONFIG_MAPPING, LlamaConfig
+
+    class NewerLlama(LlamaConfig):
+        model_type = "llama"
+        depth_multiplier: float = 1.0
+
+    monkeypatch.setitem(CONFIG_MAPPING._extra_content, "llama", NewerLlama)
+    assert Architecture.from_config(LLAMA | {"depth_multiplier": 1.0}).arch == "llama"
+    with pytest.raises(UnsupportedModelError, match=r"depth_multiplier: found 2\.0; expected 1\.0"):
+        Architecture.from_config(LLAMA | {"depth_multiplier": 2.0})
+    forced = Architecture.from_config(LLAMA | {"depth_multiplier": 2.0}, force=True)
+    assert [problem.key for problem in forced.ignored] == ["depth_multiplier"]
+
+
+def test_biases_that_mistral_ignores_are_not_expected():
+    config = CASES["mistral"]["config"]
+    assert (
+        Architecture.from_config(config | {"attention_bias": True, "mlp_bias": True}).expected_tensors()
+        == Architecture.from_config(config).expected_tensors()
+    )
+
+
+def test_other_names_of_gpt2s_keys_win_as_in_transformers():
+    from transformers import GPT2Config
+
+    config = CASES["gpt2"]["config"] | {"num_hidden_layers": 1}
+    assert GPT2Config(**config).n_layer == Architecture.from_config(config).block_count == 1
 
 
 @pytest.mark.parametrize("value", [[4, 2], -1, 0, 2.5, "4", True, 2**32])

@@ -13,6 +13,7 @@ from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.interfaces import evaluate
 from qformats_gguf.architectures import llama3, rope
 from qformats_gguf.architectures.config import limits, normalize, restore
+from qformats_gguf.architectures.keys import strangers
 from qformats_gguf.architectures.rows import ROWS
 from qformats_gguf.architectures.schema import (
     Config,
@@ -30,6 +31,7 @@ __all__ = ["Architecture", "size_label", "supported_models"]
 
 _QUANTIZATION_VERSION = 2
 _SUFFIXES = (".weight", ".bias")
+_ELSEWHERE = "formats that stay in a Hugging Face folder, such as gptq or bitsandbytes, need no architecture"
 
 
 def supported_models() -> dict[str, tuple[str, ...]]:
@@ -82,7 +84,8 @@ class Architecture:
         config : mapping
             Contents of ``config.json``, of any Transformers version.
         override : str, optional
-            GGUF architecture to use whatever the model type is (``--arch``).
+            GGUF architecture to use (``--arch``): one of those that hold the model's type, or that of a
+            configuration which names neither its type nor its class.
         source : str
             File name for messages.
         force : bool
@@ -91,13 +94,14 @@ class Architecture:
         Raises
         ------
         UnsupportedModelError
-            If no row describes the model, or llama.cpp does not compute a feature of it.
+            If no row describes the model, llama.cpp does not compute a feature of it, or a key that may change
+            what it computes is unknown.
         CheckpointError, ConfigError
             If a size is missing or impossible.
         """
-        row, model = _find(config, override, source)
+        row, model, identified = _find(config, override, source)
         full = normalize(config, model, row, source)
-        problems = limits(full, row, model)
+        problems = limits(full, row, model) + strangers(config, row, model, identified=identified)
         if row.rope:
             problems += rope.to_metadata("", full["rope_parameters"], row.rope, _partly_rotated(full, row))[1]
         return cls(row, full, source, _settle(problems, source, force))
@@ -343,28 +347,37 @@ class Architecture:
         return CheckpointError(self.source, "unknown", expected, tensor=name)
 
 
-def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFModel]:
-    hint = "--arch NAME writes it as one of these architectures: " + ", ".join(ROWS)
+def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFModel, bool]:
+    """Row and model of a configuration, and whether the configuration itself says so.
+
+    The model's own type decides. Another type's tensors may well have the same names and shapes, but its code
+    computes something else with them.
+    """
+    if override is not None and override not in ROWS:
+        raise UnsupportedModelError("--arch", override, ROWS)
     model_type, given = config.get("model_type"), config.get("architectures")
     classes = [str(name) for name in given] if isinstance(given, list) else []
-    if override is not None:
-        if override not in ROWS:
-            raise UnsupportedModelError("--arch", override, ROWS)
-        row = ROWS[override]
-        return row, next((m for m in row.models if m.model_type == model_type), row.models[0])
     known = [(row, model) for row in ROWS.values() for model in row.models]
-    for row, model in known:
-        if model_type == model.model_type:
-            if classes and not set(classes) & set(model.architectures):
-                raise UnsupportedModelError(f"{source}: architectures", classes[0], model.architectures, hint)
-            return row, model
-    if model_type is None:
-        for row, model in known:
-            if set(classes) & set(model.architectures):
-                return row, model
-    raise UnsupportedModelError(
-        f"{source}: model_type", model_type or classes, (model.model_type for _, model in known), hint
-    )
+    if model_type is not None:
+        found = [(row, model) for row, model in known if model.model_type == model_type]
+        if found and classes and not any(set(classes) & set(model.architectures) for _, model in found):
+            supported = [name for _, model in found for name in model.architectures]
+            raise UnsupportedModelError(f"{source}: architectures", classes[0], supported, _ELSEWHERE)
+    else:
+        found = [(row, model) for row, model in known if set(classes) & set(model.architectures)]
+    if not found and model_type is None and not classes and override is not None:
+        return ROWS[override], ROWS[override].models[0], False
+    if not found:
+        types = (model.model_type for _, model in known)
+        raise UnsupportedModelError(f"{source}: model_type", model_type or classes or None, types, _ELSEWHERE)
+    if override is None:
+        return *found[0], True
+    chosen = [(row, model) for row, model in found if row.arch == override]
+    if not chosen:
+        type_ = found[0][1].model_type
+        hint = f"{source} describes a model of type {type_}, and another architecture computes something else"
+        raise UnsupportedModelError("--arch", override, (row.arch for row, _ in found), hint)
+    return *chosen[0], True
 
 
 def _partly_rotated(config: Config, row: Row) -> int | None:

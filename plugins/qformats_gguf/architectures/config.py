@@ -10,6 +10,7 @@ import numpy as np
 
 from qformats.errors import CheckpointError, ConfigError
 from qformats_gguf.architectures import llama3, rope
+from qformats_gguf.architectures.keys import OLD_NAMES
 from qformats_gguf.architectures.numbers import config_number, metadata_number
 from qformats_gguf.architectures.schema import REQUIRED, Config, HFModel, If, MetaRule, Problem, Row
 from qformats_gguf.metadata import Metadata, ValueType
@@ -17,8 +18,6 @@ from qformats_gguf.metadata import Metadata, ValueType
 __all__ = ["limits", "normalize", "restore"]
 
 _INTEGERS = (ValueType.U32, ValueType.I32, ValueType.U64, ValueType.I64, ValueType.U16, ValueType.I16)
-# Names that older configurations of the same model types use.
-_OLD_NAMES = {"n_positions": "n_ctx", "max_position_embeddings": "max_sequence_length"}
 
 
 def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str, Any]:
@@ -36,7 +35,9 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
         If a size is missing.
     """
     full = deepcopy(dict(config))
-    for key, old in _OLD_NAMES.items():
+    full |= {key: full.pop(alias) for alias, key in model.aliases.items() if alias in full}
+    full |= model.fixed
+    for key, old in OLD_NAMES.items():
         if full.get(key) is None and full.get(old) is not None:
             full[key] = full[old]
     for key, default in model.defaults.items():

@@ -66,6 +66,15 @@ def _optional_window(config: Config) -> Problem | None:
     return _window(config) if used else None
 
 
+def _layer_types(config: Config) -> Problem | None:
+    """Name layers of other kinds than these types' model code has."""
+    kinds = config.get("layer_types")
+    known = ("full_attention", "sliding_attention")
+    if kinds is None or (isinstance(kinds, list) and all(kind in known for kind in kinds)):
+        return None
+    return Problem("layer_types", kinds, known, "llama.cpp computes full attention in every layer")
+
+
 def _whole_heads(config: Config) -> Problem | None:
     """Name a head size other than the one that the architecture's loader derives."""
     if config["head_dim"] == _head_dim(config):
@@ -172,6 +181,8 @@ _LLAMA = Row(
                 "sliding_window": 4096,
             },
             checks=(_window,),
+            # Mistral's layers have no biases, and its configuration ignores these keys.
+            fixed={"attention_bias": False, "mlp_bias": False},
         ),
     ),
     prefix="model.",
@@ -212,7 +223,8 @@ _QWEN2 = Row(
                 "sliding_window": 4096,
                 "max_window_layers": 28,
             },
-            checks=(_optional_window, _whole_heads),
+            checks=(_optional_window, _layer_types, _whole_heads),
+            judged=("layer_types",),
         ),
     ),
     prefix="model.",
@@ -249,7 +261,8 @@ _QWEN3 = Row(
                 "sliding_window": 4096,
                 "max_window_layers": 28,
             },
-            checks=(_optional_window,),
+            checks=(_optional_window, _layer_types),
+            judged=("layer_types",),
         ),
     ),
     prefix="model.",
@@ -338,6 +351,19 @@ _GPT2 = Row(
                 "n_inner": None,
                 "tie_word_embeddings": True,
             },
+            # Precision of a product in training; and a head that is not the one that predicts tokens.
+            neutral=dict.fromkeys(
+                (
+                    *("reorder_and_upcast_attn", "summary_type", "summary_use_proj"),
+                    *("summary_activation", "summary_proj_to_labels"),
+                )
+            ),
+            aliases={
+                "hidden_size": "n_embd",
+                "max_position_embeddings": "n_positions",
+                "num_attention_heads": "n_head",
+                "num_hidden_layers": "n_layer",
+            },
         ),
     ),
     prefix="transformer.",
@@ -376,6 +402,7 @@ _GPT2 = Row(
             ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
             "llama.cpp computes the tanh approximation of GELU",
         ),
+        _CAUSAL,
         Limit("scale_attn_weights", (True,), "llama.cpp always scales attention by the head size"),
         Limit("scale_attn_by_inverse_layer_idx", (False,), "llama.cpp does not scale attention by layer"),
         Limit("add_cross_attention", (False,), "llama.cpp has no cross attention in this architecture"),

@@ -215,7 +215,10 @@ class Limit:
 
 @dataclass(frozen=True)
 class HFModel:
-    """A Hugging Face model type that a row stands for.
+    """A Hugging Face model type that a row stands for: one whose model code computes what the row describes.
+
+    Every key of its configuration class is in one of the mappings, in a rule of the row, or in
+    ``keys.HARMLESS``; a key that is in none of them is refused.
 
     Attributes
     ----------
@@ -226,12 +229,24 @@ class HFModel:
         a value that follows from others, see ``config.py``.
     checks : tuple of callable
         Limits that take more than one key: return a `Problem` or None for a normalized configuration.
+    judged : tuple of str
+        Keys that only `checks` read.
+    fixed : mapping
+        Keys of the row that this type's model code ignores, and what it does instead.
+    neutral : mapping
+        Keys that the row leaves out, and the value with which they mean nothing; ``None`` for any value.
+    aliases : mapping of str to str
+        Other names for keys; where both are given, Transformers takes the value of the other name.
     """
 
     model_type: str
     architectures: tuple[str, ...]
     defaults: Config = field(default_factory=dict)
     checks: tuple[Callable[[Config], Problem | None], ...] = ()
+    judged: tuple[str, ...] = ()
+    fixed: Config = field(default_factory=dict)
+    neutral: Config = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,118 @@
+"""Which keys of a ``config.json`` are understood, which mean nothing, and which are refused.
+
+A key that a row does not know may change what the model computes. It is refused unless its value is neutral or
+Transformers' own configuration class does not have it: what that class ignores changes nothing, and configurations
+are full of it. Transformers is asked only about keys that no list here knows, since importing its
+configurations takes two seconds.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, fields, is_dataclass
+from inspect import Parameter, signature
+from typing import Any
+
+from qformats_gguf.architectures.schema import Config, HFModel, If, Problem, Row
+
+__all__ = ["HARMLESS", "OLD_NAMES", "strangers", "understood"]
+
+OLD_NAMES = {"n_positions": "n_ctx", "max_position_embeddings": "max_sequence_length"}
+"""Names that older configurations of the same model types use."""
+
+_ROTARY = (
+    *("rope_parameters", "rope_scaling", "rope_theta"),
+    *("partial_rotary_factor", "original_max_position_embeddings"),
+)
+
+HARMLESS: Config = dict.fromkeys(
+    (
+        # What the model is called and where it comes from. With auto_map there is code in the folder, which
+        # Transformers runs only if told to; the classes named in `architectures` are checked.
+        *("architectures", "model_type", "name_or_path", "_name_or_path", "_commit_hash", "auto_map"),
+        *("transformers_version", "tokenizer_class", "task_specific_params"),
+        # How numbers are stored: the loader has read them.
+        *("dtype", "torch_dtype", "quantization_config"),
+        # What else a call returns, and how it is computed.
+        *("output_hidden_states", "output_attentions", "return_dict", "use_return_dict", "torchscript"),
+        *("use_cache", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
+        *("chunk_size_feed_forward", "pretraining_tp"),
+        # Heads other than the one that predicts tokens.
+        *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "classifier_dropout"),
+        # Training only.
+        *("initializer_range", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop"),
+        *("attn_pdrop", "summary_first_dropout", "gradient_checkpointing"),
+        # Which token is which: the tokenizer's conversion reads them, no layer does.
+        *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id"),
+    )
+) | {
+    # Cross attention that feeds on another model's states.
+    "is_encoder_decoder": False,
+    # Not a field of any class, but every class of Transformers applies it.
+    "per_layer_config": {},
+}
+"""Keys that change no logits in any causal language model of Transformers: ``None`` whatever their value,
+else as long as they have this one."""
+
+
+def understood(row: Row, model: HFModel) -> set[str]:
+    """Keys whose value is written, checked, or compared with the tensors."""
+    keys = {rule.config for rule in row.metadata} | {limit.key for limit in row.limits}
+    for rule in row.tensors:
+        keys |= {part.key for part in (rule.weight, rule.bias) if isinstance(part, If)}
+        for dimension in rule.shape:
+            keys |= set(re.findall(r"[A-Za-z_]\w*", dimension))
+    keys |= {*model.defaults, *model.fixed, *model.aliases, *model.judged, row.blocks}
+    keys |= {old for new, old in OLD_NAMES.items() if new in keys}
+    return keys | set(_ROTARY) if row.rope else keys
+
+
+def strangers(config: Config, row: Row, model: HFModel, *, identified: bool) -> list[Problem]:
+    """List keys of a configuration that may change the numbers and that the row does not know.
+
+    Parameters
+    ----------
+    config : mapping
+        Contents of ``config.json``.
+    row, model : Row, HFModel
+        What the model was recognised as.
+    identified : bool
+        Whether the configuration itself says that it is such a model. If not, there is no class to tell what is
+        ignored: every unknown key is a problem.
+    """
+    neutral = {**HARMLESS, **model.neutral}
+    known = understood(row, model)
+    problems = []
+    unknown = {}
+    for key, value in config.items():
+        if key in known or value is None:
+            continue
+        if key not in neutral:
+            unknown[key] = value
+        elif neutral[key] is not None and value != neutral[key]:
+            reason = "the GGUF file cannot say it, so the numbers would differ"
+            problems.append(Problem(key, value, (str(neutral[key]),), reason))
+    if unknown and not identified:
+        reason = "the file does not say whose model_type it is, so the key may change the numbers"
+        return problems + [Problem(key, value, ("no such key",), reason) for key, value in unknown.items()]
+    theirs = _fields(model.model_type) if unknown else {}
+    reason = f"this version of Transformers gives it a meaning for {model.model_type} that is not known here"
+    for key, value in unknown.items():
+        if key in theirs and value != theirs[key]:
+            problems.append(Problem(key, value, (str(theirs[key]),), reason))
+    return problems
+
+
+def _fields(model_type: str) -> dict[str, Any]:
+    """Keys of Transformers' configuration class with their defaults, other names for them included."""
+    from transformers import CONFIG_MAPPING
+
+    cls = CONFIG_MAPPING[model_type]
+    defaults = {
+        name: parameter.default
+        for name, parameter in signature(cls).parameters.items()
+        if parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    }
+    if is_dataclass(cls):
+        defaults |= {f.name: f.default_factory() for f in fields(cls) if f.default_factory is not MISSING}
+    return defaults | {alias: defaults.get(name) for alias, name in cls.attribute_map.items()}
