@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,7 @@ class GGUFCheckpoint(Checkpoint):
             if self.stored and isinstance(error, CheckpointError):
                 raise
             self._unsupported = error
+        self.left_out: dict[str, str] = {}
         self.tensors = self._canonical()
 
     def _map(self, file: Path) -> Tensor:
@@ -92,6 +93,7 @@ class GGUFCheckpoint(Checkpoint):
         tensors = {}
         for name, tensor in self.stored.items():
             if architecture.is_extra(name):
+                self.left_out[name] = "part of the configuration: factors of the rotary scaling"
                 continue
             mappings = architecture.unmap_tensors(name)
             ends = list(itertools.accumulate(mapping.shape[0] for mapping in mappings))
@@ -106,6 +108,11 @@ class GGUFCheckpoint(Checkpoint):
                     part = part.take_rows(mapping.permute.inverse(part.rows))
                 tensors[mapping.canonical] = part
         return tensors
+
+    @property
+    def stored_names(self) -> Collection[str]:
+        """GGUF names."""
+        return self.stored
 
     @property
     def architecture(self) -> str:

@@ -53,17 +53,17 @@ class GGUFLoader(Loader):
             return [_native_draft(name, tensor, tied) for name, tensor in source.stored.items()]
         architecture = _architecture(source, options)
         architecture.require(list(source.tensors))
-        named = {}
+        named, drafts = {}, []
         for name, tensor in source.tensors.items():
             mapping = architecture.map_tensor(name)
             if mapping is None:
+                drafts.append(Draft(name, tensor, left_out=architecture.why_left_out(name)))
                 continue
             architecture.check_shape(mapping, tensor.shape, name)
             if mapping.permute is not None:
                 tensor = tensor.take_rows(mapping.permute.rows(tensor.rows))
             named[mapping.gguf] = (tensor, mapping.force_f32)
         tied = "output.weight" not in named
-        drafts = []
         for mapping in architecture.expected_tensors():
             tensor, plain = named[mapping.gguf]
             role = policy.role(mapping.gguf)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from qformats.interfaces import ModuleFields, dense
 from qformats.work.files import refuse_pointer
 from qformats_glm.family import GLM
 from qformats_glm.generations import Generation, Weight, chatglm2_sizes, generation
-from qformats_glm.native import native_config, to_native
+from qformats_glm.native import INV_FREQ, native_config, to_native
 from qformats_glm.packers import GLMPacker
 
 __all__ = ["ChatGLMCheckpoint", "outline"]
@@ -101,13 +101,20 @@ class ChatGLMCheckpoint(Checkpoint):
         self.path, self.stored, self.stored_config = path, dict(stored), dict(config)
         self.generation = generation(config, path)
         self._folder = folder
+        self.left_out: dict[str, str] = {}
         if self.generation.architecture == "glm":
+            if INV_FREQ in self.stored:
+                self.left_out[INV_FREQ] = "computed by Transformers' class"
             self._config = native_config(config, path)
             self.tensors = to_native(self.stored, chatglm2_sizes(config, path))
         else:
             plain = {name: value for name, value in config.items() if name not in _OURS}
             self._config = {"max_sequence_length": _TOKENS} | plain
             self.tensors = self.stored
+        if folder is not None:
+            for name in self.generation.ignored & folder.tensors.keys():
+                why = "the same weight as the quantized embedding"
+                self.left_out |= dict.fromkeys(folder.tensors[name].names, why)
 
     @classmethod
     def open(cls, path: Path, config: Mapping[str, Any]) -> ChatGLMCheckpoint:
@@ -132,6 +139,11 @@ class ChatGLMCheckpoint(Checkpoint):
             path, None if declares else (_FolderFamily(own, bits), GLMPacker(bits or 8))
         )
         return cls(path, _checked(folder.tensors, own, folder.files), config, folder)
+
+    @property
+    def stored_names(self) -> Collection[str]:
+        """Names in the folder's files."""
+        return self.stored if self._folder is None else self._folder.stored_names
 
     @property
     def architecture(self) -> str:

@@ -149,6 +149,7 @@ def _print(model: Checkpoint, tensors: bool) -> None:
 
 def _print_footprint(found: Footprint, tensors: bool) -> None:
     from qformats.cli.console import console, plain, size, table
+    from qformats.cli.summary import print_left_out
 
     out = console()
     out.print(f"[bold]{found.format}[/bold]  {plain(found.architecture)}, {found.parameters:,} weights")
@@ -168,6 +169,7 @@ def _print_footprint(found: Footprint, tensors: bool) -> None:
     run.add_row("activations", f"{found.activations:,}", f"{found.chunk:,} tokens at a time, and the logits")
     run.add_row("together", f"{found.running:,}", f"{size(found.running)}, without the runtime's own")
     out.print(run)
+    print_left_out(out, found.left_out, every=True)
     if tensors:
         out.print()
         rows = table("tensor", "type", "bytes", right=("bytes",))

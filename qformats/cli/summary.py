@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
 
     from qformats.exporting import ExportReport
+    from qformats.exporting.account import LeftOut
 
-__all__ = ["print_plan", "print_summary"]
+__all__ = ["print_left_out", "print_plan", "print_summary"]
 
 _SHOWN_REASONS = 3
 """Reasons for rounding that a summary lists."""
+_SHOWN_LEFT_OUT = 6
+"""Names, or patterns of names, of tensors left out for one reason that a summary lists."""
 
 
 def print_plan(report: ExportReport) -> None:
@@ -102,7 +107,24 @@ def _print_notes(out: Console, report: ExportReport, every: bool) -> None:
     for (kind, note), names in noted.items():
         shown = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...)"
         out.print(f"{plain(shown)}: {kind}, {plain(note)}")
+    print_left_out(out, report.left_out, every)
     _print_exactness(out, report, every)
+
+
+def print_left_out(out: Console, tensors: Iterable[LeftOut], every: bool) -> None:
+    """Print which tensors of the source an output does not hold, and why; all of them only with `every`."""
+    from qformats.cli.console import plain
+    from qformats.cli.folded import folded
+
+    reasons: dict[str, list[str]] = {}
+    for tensor in tensors:
+        reasons.setdefault(tensor.reason, []).append(tensor.name)
+    for reason, names in reasons.items():
+        patterns = folded(names)
+        shown = patterns if every else patterns[:_SHOWN_LEFT_OUT]
+        rest = len(patterns) - len(shown)
+        more = f" and {rest} more patterns of names (all of them are in the --json report)" if rest else ""
+        out.print(f"left out, {plain(reason)}: {plain(', '.join(shown))}{more}")
 
 
 def _print_exactness(out: Console, report: ExportReport, every: bool) -> None:

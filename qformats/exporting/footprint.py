@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qformats.errors import ConfigError
+from qformats.exporting.account import LeftOut, account
 from qformats.exporting.recipe import Recipe
 from qformats.interfaces.checkpoint import Checkpoint
 
@@ -40,6 +41,8 @@ class Footprint:
     activations : int
         Hidden states of a chunk in 16 bits (four of the model's width, two of the feed-forward network's) and the
         float32 logits of one position.
+    left_out : tuple of LeftOut
+        Tensors of the model that an output would not hold, by name, and why.
     """
 
     format: str
@@ -52,6 +55,7 @@ class Footprint:
     cache: int
     decoded: int
     activations: int
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def running(self) -> int:
@@ -104,6 +108,7 @@ def footprint(
     """
     loader = recipe.loader(source)
     drafts = loader.draft(source, loader.own_options(options))
+    left_out = account(source, drafts, loader)
     assignments = recipe.assign(drafts, loader, source)
     tensors = tuple((a.draft.name, a.packer.name, a.packer.nbytes(a.draft.source.shape)) for a in assignments)
     config = source.config
@@ -130,6 +135,7 @@ def footprint(
         cache=_cache(config, hidden) * context,
         decoded=max(matrices, default=0) * _WIDTH,
         activations=tokens * (4 * hidden + 2 * inner) * _WIDTH + 4 * vocabulary,
+        left_out=left_out,
     )
 
 

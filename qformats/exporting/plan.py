@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qformats.errors import CheckpointError, OutputError
 from qformats.exact import Answer
+from qformats.exporting.account import LeftOut, account
 from qformats.exporting.recipe import Recipe
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.layout import Assignment, Layout
@@ -136,6 +137,8 @@ class Plan:
         Of the loaders: how the source is read and the output is written.
     quantizer : Quantizer
         Chooses codes; it knows its options.
+    left_out : tuple of LeftOut
+        Tensors of the source that the output does not hold.
     extra_identity : mapping of str to str
         What else decides the bytes of the output.
     """
@@ -149,6 +152,7 @@ class Plan:
     loader: Loader
     options: Mapping[str, str]
     quantizer: Quantizer
+    left_out: tuple[LeftOut, ...] = ()
     extra_identity: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -283,6 +287,7 @@ def make_plan(
     drafts = loader.draft(source, own)
     if not drafts:
         raise CheckpointError(source.path, "holds no tensors (a vocabulary only?)", "a model with weights")
+    left_out = account(source, drafts, loader)
     assignments = recipe.assign(drafts, loader, source)
     layout = loader.lay_out(source, assignments, default, target, own)
     sizes = [0] * len(assignments)
@@ -295,7 +300,7 @@ def make_plan(
     )
     opened = source.fingerprint or fingerprint(source.files)
     extra = dict(extra_identity or {})
-    return Plan(source, target, recipe, tensors, layout, opened, loader, options, quantizer, extra)
+    return Plan(source, target, recipe, tensors, layout, opened, loader, options, quantizer, left_out, extra)
 
 
 def _named(target: Path) -> Path:

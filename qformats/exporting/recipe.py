@@ -72,7 +72,7 @@ class Recipe:
         return chosen
 
     def assign(self, drafts: Sequence[Draft], loader: Loader, source: Checkpoint) -> list[Assignment]:
-        """Choose a format for every tensor.
+        """Choose a format for every tensor that is written.
 
         Raises
         ------
@@ -95,6 +95,7 @@ class Recipe:
             if variant is not None
         }
         used: set[str] = set()
+        drafts = [draft for draft in drafts if not draft.left_out]
         if default.quantizes and any(_is_packed(t) for t in source.tensors.values()):
             drafts = [_staying_plain(draft, loader) for draft in drafts]
         chosen = [self._choose(draft, default, rules, roles, loader, used) for draft in drafts]

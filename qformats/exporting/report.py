@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qformats.exporting.account import LeftOut
 from qformats.exporting.plan import Action, Plan, TensorPlan
 from qformats.exporting.transcode import Measure
 from qformats.registry import registry
@@ -96,6 +97,8 @@ class ExportReport:
         In output order.
     run_with : str
         Command line that uses the result.
+    left_out : tuple of LeftOut
+        Every tensor of the source that the output does not hold, by name, and why.
     seconds : float
         Wall time; 0 for a plan.
     resumed : int
@@ -114,6 +117,7 @@ class ExportReport:
     files: tuple[tuple[str, int], ...]
     tensors: tuple[TensorReport, ...]
     run_with: str
+    left_out: tuple[LeftOut, ...] = ()
     seconds: float = 0.0
     resumed: int = 0
 
@@ -161,6 +165,7 @@ def report_of(
         files=tuple((file.name, file.size) for file in plan.layout.files),
         tensors=tensors,
         run_with=plan.layout.run_with.replace("{target}", _shown(plan)),
+        left_out=plan.left_out,
         seconds=seconds,
         resumed=resumed,
     )

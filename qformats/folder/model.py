@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,13 @@ class FolderCheckpoint(Checkpoint):
         self._config = read_json(path / "config.json")
         self._quantized, self._corrected = quantized, declared or {}
         self._beside: Path | None = None
+        self.left_out: dict[str, str] = {}
         files, index = find_shards(path)
         self._shards: list[Shard] = [
             SafetensorsShard(file) if file.suffix == ".safetensors" else BinShard(file) for file in files
         ]
         entries = self._entries(index)
+        self._stored = list(entries)
         self.tensors = self._canonical(entries)
 
     @property
@@ -121,6 +123,11 @@ class FolderCheckpoint(Checkpoint):
             *self._tokenizer_paths(),
         ]
 
+    @property
+    def stored_names(self) -> Collection[str]:
+        """Names in the weight files."""
+        return self._stored
+
     def _tokenizer_paths(self) -> list[Path]:
         found = [file for pattern in _TOKENIZER_FILES for file in sorted(self.path.glob(pattern))]
         return [file for file in found if file.is_file()]
@@ -133,7 +140,8 @@ class FolderCheckpoint(Checkpoint):
         entries: dict[str, Entry] = {}
         for shard in self._shards:
             for name, shape, dtype in shard.entries():
-                if index is None or index.get(name) == shard.path.name:
+                # Transformers loads whole files: what the index forgets is there all the same.
+                if index is None or index.get(name, shard.path.name) == shard.path.name:
                     entries[name] = (shape, dtype, shard)
         for name in index or ():
             if name not in entries:
@@ -149,6 +157,7 @@ class FolderCheckpoint(Checkpoint):
         if tied and any(name.endswith(("embed_tokens.weight", "wte.weight")) for name in entries):
             for name in [name for name in entries if name.startswith("lm_head.")]:
                 del entries[name]
+                self.left_out[name] = "the same weight as the token embedding, as tie_word_embeddings says"
         quantized = self._quantized or self._declared()
         packed = self._packed_modules(entries, *quantized) if quantized else {}
         tensors: dict[str, StoredTensor] = {}
@@ -258,7 +267,10 @@ class FolderCheckpoint(Checkpoint):
             return cut(whole, start, stop)
 
         nbytes, step = packer.nbytes(shape), packer.row_step(shape)
-        return StoredTensor(name, shape, packer, nbytes, module.file, load, offset=order, step=step)
+        names = frozenset(f"{module.name}.{field}" for field in module.shards)
+        return StoredTensor(
+            name, shape, packer, nbytes, module.file, load, offset=order, step=step, names=names
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qformats.interfaces.stored import StoredTensor
@@ -32,6 +34,9 @@ class Checkpoint(ABC):
         Of `files` when it was opened by :func:`qformats.open`.
     tensors : mapping of str to StoredTensor
         By canonical name, in file order.
+    left_out : mapping of str to str
+        Tensors of the files that are not among `tensors`, by their names there, and why: a copy, a table that every
+        reader computes.
 
     Examples
     --------
@@ -48,6 +53,7 @@ class Checkpoint(ABC):
     container: str
     fingerprint: Fingerprint | None = None
     tensors: Mapping[str, StoredTensor]
+    left_out: Mapping[str, str] = MappingProxyType({})
 
     @property
     @abstractmethod
@@ -67,6 +73,15 @@ class Checkpoint(ABC):
     @abstractmethod
     def files(self) -> list[Path]:
         """Every file that the model was read from; their sizes and times identify the source of an export."""
+
+    @property
+    def stored_names(self) -> Collection[str]:
+        """Name of every tensor in the files.
+
+        An export accounts for each of them: it is written, or left out for a reason. A loader that can leave
+        something out when it reads a model overrides this with what the files say.
+        """
+        return [*self.tensors, *self.left_out]
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -122,7 +137,13 @@ class ReplacedTensors(Checkpoint):
     def __init__(self, source: Checkpoint, replaced: Mapping[str, StoredTensor]) -> None:
         self.source = source
         self.path, self.name, self.container = source.path, source.name, source.container
-        self.tensors = {name: replaced.get(name, tensor) for name, tensor in source.tensors.items()}
+        self.tensors = {
+            name: replace(replaced[name], names=replaced[name].names | tensor.names)
+            if name in replaced
+            else tensor
+            for name, tensor in source.tensors.items()
+        }
+        self.left_out = source.left_out
         self.fingerprint = source.fingerprint
 
     @property
@@ -143,6 +164,11 @@ class ReplacedTensors(Checkpoint):
     def files(self) -> list[Path]:
         """The source's: everything else follows from them."""
         return self.source.files
+
+    @property
+    def stored_names(self) -> Collection[str]:
+        """The source's."""
+        return self.source.stored_names
 
     @property
     def metadata(self) -> Mapping[str, Any]:

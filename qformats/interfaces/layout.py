@@ -38,6 +38,8 @@ class Draft:
     linear : bool
         Whether it is the weight of a linear layer, which readers of a quantized folder expect to be quantized unless
         its configuration says otherwise.
+    left_out : str
+        Why the output does not hold this tensor, for the plan and the summary; empty for those that are written.
 
     Examples
     --------
@@ -57,6 +59,7 @@ class Draft:
     dense_transposed: bool = False
     cast_along: bool = False
     linear: bool = False
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ class Layout:
         Whether the target is a folder that holds the files, or the files lie beside each other under their names.
     run_with : str
         Command line that uses the result, with ``{target}`` for its path.
+    notes : tuple of str
+        What was decided besides, for the user: a sentence each, without the full stop.
 
     Examples
     --------
@@ -161,6 +166,7 @@ class Layout:
     files: tuple[OutputFile, ...]
     folder: bool
     run_with: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:

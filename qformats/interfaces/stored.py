@@ -46,6 +46,9 @@ class StoredTensor:
         :meth:`qformats.Packer.row_step`.
     origin : Packer or None
         Format on disk, if `load` had to decode or convert it to that of `packer`.
+    names : frozenset of str
+        Every name that it, or a tensor that it was made from, has had: here, in its file, and of the fields that store
+        it there. So a plan can tell which tensors of a file are in its output.
 
     Examples
     --------
@@ -68,6 +71,12 @@ class StoredTensor:
     offset: int = 0
     step: int = 1
     origin: Packer | None = None
+    names: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Add the present name to all names."""
+        if self.name not in self.names:
+            object.__setattr__(self, "names", self.names | {self.name})
 
     @property
     def format(self) -> str:
@@ -264,4 +273,5 @@ def concat_rows(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
 
     step = min(part.step for part in parts)
     nbytes = sum(part.nbytes for part in parts)
-    return replace(parts[0], name=name, shape=shape, nbytes=nbytes, load=load, step=step)
+    names = frozenset[str]().union(*(part.names for part in parts))
+    return replace(parts[0], name=name, shape=shape, nbytes=nbytes, load=load, step=step, names=names)

@@ -190,6 +190,12 @@ class Architecture:
             raise self._unexpected(name, rule.presence(suffix))
         return self._mapping(rule, block, suffix)
 
+    def why_left_out(self, name: str) -> str:
+        """Why a GGUF file holds no such tensor, where `map_tensor` gives None."""
+        if name.endswith(self.row.junk):
+            return "computed by every reader"
+        return "the same weight as the token embedding, from which llama.cpp takes it"
+
     def unmap_tensor(self, name: str) -> TensorMapping:
         """Map a tensor of the GGUF file; the inverse of `map_tensor`.
 

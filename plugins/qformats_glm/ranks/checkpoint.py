@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,11 @@ class RankCheckpoint(Checkpoint):
     def ranks(self) -> int:
         """Number of ranks."""
         return len(self._ranks)
+
+    @property
+    def stored_names(self) -> Collection[str]:
+        """Names in the files of the ranks, which are the same in each."""
+        return self._ranks[0].entries
 
     def _check_count(self, folder: Path, found: int) -> None:
         told = self.model_config.get("model_parallel_size")
@@ -251,8 +256,8 @@ class RankCheckpoint(Checkpoint):
             except ConfigError as error:
                 raise CheckpointError(rank.path, str(error), tensor=name) from error
 
-        nbytes = entry.nbytes + scale.nbytes
-        return StoredTensor(name, shape, own, nbytes, rank.path, load, offset=entry.offset)
+        nbytes, names = entry.nbytes + scale.nbytes, frozenset([f"{name}_scale"])
+        return StoredTensor(name, shape, own, nbytes, rank.path, load, offset=entry.offset, names=names)
 
     def _columns(self, name: str) -> int | None:
         """Columns that the whole weight must have; ``None`` if nothing tells."""
