@@ -87,7 +87,7 @@ def export(
     target: str | PathLike[str],
     *,
     format: str,
-    quantizer: str = "rtn",
+    quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
     tensor_types: Mapping[str, str] | None = None,
     output_type: str | None = None,
@@ -112,8 +112,9 @@ def export(
         File or folder to write.
     format : str
         ``family:variant``, or a family for its default variant.
-    quantizer : str
-        Method that chooses codes; ``"rtn"`` is each format's own reference rule.
+    quantizer : str, optional
+        Method that chooses codes. By default the format's own: ``"gptq"``, which calibrates on text, for the family
+        gptq; ``"rtn"``, each format's reference rule, for the others.
     quantizer_options : mapping of str to str, optional
         Options of the quantizer.
     tensor_types : mapping of str to str, optional
@@ -161,7 +162,7 @@ def export(
     source = model if isinstance(model, Checkpoint) else open(model, options=options)
     recipe = Recipe(
         format,
-        quantizer=quantizer,
+        quantizer=quantizer or "",
         tensor_types=tuple((tensor_types or {}).items()),
         output_type=output_type,
         token_embedding_type=token_embedding_type,
@@ -191,7 +192,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     format: str | None = None,
-    quantizer: str = "rtn",
+    quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
     tensor_types: Mapping[str, str] | None = None,
     options: Mapping[str, str] | None = None,
@@ -402,7 +403,7 @@ def compare(
     *models: str | PathLike[str] | Checkpoint,
     try_: Sequence[str] = (),
     text: str | PathLike[str] | None = None,
-    quantizer: str = "rtn",
+    quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
     pure: bool = False,
     window: int = 512,
@@ -470,18 +471,12 @@ def compare(
     from qformats.comparing import Settings
     from qformats.comparing import compare as run
     from qformats.exporting import Recipe
+    from qformats.exporting.recipe import with_options
     from qformats.sources import check_options
 
     check_options(options or {})
-    tried = [
-        Recipe(
-            packer(format).name,
-            quantizer=quantizer,
-            pure=pure,
-            quantizer_options=tuple((quantizer_options or {}).items()),
-        )
-        for format in try_
-    ]
+    tried = [Recipe(packer(format).name, quantizer=quantizer or "", pure=pure) for format in try_]
+    tried = with_options(tried, quantizer_options or {})
     opened = [m if isinstance(m, Checkpoint) else open(m, options=options) for m in (base, *models)]
     settings = Settings(
         text=None if text is None else str(text),

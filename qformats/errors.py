@@ -97,6 +97,10 @@ class QFormatsError(Exception):
     UnknownFormatError
     """
 
+    def advise(self, advice: str) -> None:
+        """Add a sentence to the message, where more is known about what to do than where the error arose."""
+        self.args = (f"{self} {advice[0].upper()}{advice[1:].rstrip('.')}.", *self.args[1:])
+
 
 class UnknownFormatError(QFormatsError, LookupError):
     """A name of a format, quantizer or loader that no installed plugin provides.

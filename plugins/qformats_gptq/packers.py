@@ -81,6 +81,7 @@ class GPTQPacker(Packer):
     """
 
     grid: GroupGrid
+    default_quantizer = "gptq"
 
     def __init__(
         self,

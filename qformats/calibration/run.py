@@ -235,7 +235,12 @@ class _Run:
         replaced: dict[str, StoredTensor] = {}
         for number in range(len(skeleton.blocks)):
             replaced |= blocks.read(number, self.source)
-        return ReplacedTensors(self.source, replaced)
+        return ReplacedTensors(self.source, replaced, self._calibrated_on(tokens))
+
+    def _calibrated_on(self, tokens: Tensor) -> str:
+        samples, length = tokens.shape
+        text = self.settings.calibration or "the text that comes with qformats"
+        return f"{samples} x {length:,} tokens of {text}"
 
     def _check(self, skeleton: Skeleton) -> None:
         """Refuse tensors that would be skipped silently."""

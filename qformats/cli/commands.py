@@ -82,7 +82,7 @@ def export_as_told(
     output: Path | None,
     *,
     format: str,
-    quantizer: str = "rtn",
+    quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
     tensor_types: Iterable[tuple[str, str]] = (),
     output_type: str | None = None,
@@ -131,7 +131,7 @@ def export_as_told(
     packer = registry().packer(format)
     recipe = Recipe(
         packer.name,
-        quantizer=quantizer,
+        quantizer=quantizer or "",
         tensor_types=tuple(tensor_types),
         output_type=output_type,
         token_embedding_type=token_embedding_type,

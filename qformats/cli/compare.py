@@ -51,7 +51,12 @@ def compare(
         list[str] | None,
         typer.Option("--try", metavar="FORMAT", help="Quantize the base on the fly; repeatable."),
     ] = None,
-    quantizer: Annotated[str, typer.Option(help="With --try: method that chooses codes.")] = "rtn",
+    quantizer: Annotated[
+        str | None,
+        typer.Option(
+            help="With --try: method that chooses codes, if not the format's usual one: rtn or gptq."
+        ),
+    ] = None,
     quantizer_option: Annotated[
         list[str] | None,
         typer.Option("--quantizer-option", "-Q", metavar="NAME=VALUE", help="An option of the quantizer."),

@@ -32,7 +32,10 @@ def export(
     ],
     type: Annotated[str | None, typer.Option("--type", "-t", help="Variant, such as q4_0.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder to write.")] = None,
-    quantizer: Annotated[str, typer.Option(help="Method that chooses codes.")] = "rtn",
+    quantizer: Annotated[
+        str | None,
+        typer.Option(help="Method that chooses codes, if not the format's usual one: rtn or gptq."),
+    ] = None,
     quantizer_option: Annotated[
         list[str] | None,
         typer.Option("--quantizer-option", "-Q", metavar="NAME=VALUE", help="An option of the quantizer."),

@@ -68,7 +68,7 @@ def print_summary(report: ExportReport) -> None:
     rows.add_row("bytes out", f"{report.file_nbytes:,} ({size(report.file_nbytes)}){files}")
     rows.add_row("bits per weight", f"{before:.2f} -> {report.bits_per_weight:.2f}")
     rows.add_row("time", f"{report.seconds:.1f} s")
-    out.print(f"[bold]{plain(report.target)}[/bold]  {report.format}, quantizer {plain(report.quantizer)}")
+    out.print(f"[bold]{plain(report.target)}[/bold]  {report.format}, {plain(_chosen_by(report))}")
     out.print(rows)
     _print_notes(out, report, every=False)
     rounded = Counter(_variant(t.format) for t in report.tensors if t.rounded)
@@ -83,6 +83,14 @@ def print_summary(report: ExportReport) -> None:
             "import qformats; qformats.register_with_transformers()",
             soft_wrap=True,
         )
+
+
+def _chosen_by(report: ExportReport) -> str:
+    """Which quantizer has chosen codes, and on what text."""
+    if not any(tensor.action in ("quantized", "requantized") for tensor in report.tensors):
+        return "no weight was rounded"
+    on = f", calibrated on {report.calibration}" if report.calibration else ""
+    return f"quantizer {report.quantizer}{on}"
 
 
 def _needs_us(target: Path) -> bool:

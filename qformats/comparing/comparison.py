@@ -20,6 +20,7 @@ from qformats.errors import CheckpointError, ConfigError
 from qformats.exporting import Recipe
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.numbers.dtypes import COMPUTED, torch_dtype
+from qformats.registry import registry
 from qformats.version import __version__
 from qformats.work.pool import threads
 from qformats.work.progress import Progress, Silent
@@ -31,8 +32,6 @@ __all__ = ["Settings", "compare"]
 
 _FEW = 100
 """Scored tokens below which statistics say little."""
-_PLAIN = "rtn"
-"""The default quantizer."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,8 @@ def compare(
         for recipe in tried:
             checkpoint = stack.enter_context(_tried(base, recipe, settings.options, progress))
             container = recipe.loader(base).name
-            how = "" if recipe.quantizer == _PLAIN else f" ({recipe.quantizer})"
+            usual = registry().packer(recipe.format).default_quantizer
+            how = "" if recipe.quantizer == usual == "rtn" else f" ({recipe.quantizer})"
             everyone.append(Contestant(recipe.format + how, checkpoint, container, recipe.quantizer))
         distinguish(everyone)
         for model in everyone[1:]:

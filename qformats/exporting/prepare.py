@@ -11,7 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qformats.errors import NonFiniteError, OutputError, WeightsError
+from qformats.errors import (
+    BackendUnavailableError,
+    CheckpointError,
+    NonFiniteError,
+    OutputError,
+    UnsupportedModelError,
+    WeightsError,
+)
 from qformats.exact import Answer
 from qformats.exporting.fill import slices_of, source_bytes
 from qformats.exporting.journal import unwritable
@@ -100,7 +107,7 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     """Let the quantizer work on the whole model; the plan of what is then left to write.
 
     It gets the plain weights and, decoded, the quantized ones that must be rounded again. Tensors that can
-    keep their values in the new format are transcoded as without it.
+    keep their values in the new format are transcoded as without it; where all can, it has nothing to do.
 
     Parameters
     ----------
@@ -114,8 +121,16 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     recipe = plan.recipe
     rounded = [_rounded(plan, index, progress) for index in range(len(plan.tensors))]
     wanted = {tensor.source.name: tensor for tensor in rounded if tensor is not None}
+    if not wanted:
+        return plan
     formats = {name: tensor.packer for name, tensor in wanted.items()}
-    prepared = plan.quantizer.prepare(plan.source, formats, workspace, progress)
+    try:
+        prepared = plan.quantizer.prepare(plan.source, formats, workspace, progress)
+    except (BackendUnavailableError, CheckpointError, UnsupportedModelError) as error:
+        # Whoever asked for a format that is calibrated by default need not know that there is another way.
+        if "rtn" not in str(error):
+            error.advise("each tensor can be rounded by itself, without calibration: --quantizer rtn")
+        raise
     prepared.fingerprint = plan.fingerprint
     # Reports describe the original model, not intermediate steps.
     prepared.tensors = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qformats.errors import ConfigError, ShapeError
@@ -15,7 +15,7 @@ from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import FLOATS
 from qformats.registry import registry
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "with_options"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Recipe:
     format : str
         ``family:variant``, or a family.
     quantizer : str
-        Method that chooses codes.
+        Method that chooses codes; the format's own default if it is left out.
     tensor_types : tuple of (str, str)
         Regular expression and variant; the first that is found in a tensor's name, and whose type can hold the
         tensor if the container wants to keep it, wins. So ``attn=q4_0`` quantizes the attention's matrices and
@@ -43,13 +43,18 @@ class Recipe:
     """
 
     format: str
-    quantizer: str = "rtn"
+    quantizer: str = ""
     tensor_types: tuple[tuple[str, str], ...] = ()
     output_type: str | None = None
     token_embedding_type: str | None = None
     pure: bool = False
     container: str | None = None
     quantizer_options: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Settle the quantizer."""
+        if not self.quantizer:
+            object.__setattr__(self, "quantizer", registry().packer(self.format).default_quantizer)
 
     def loader(self, source: Checkpoint) -> Loader:
         """Loader that writes the output: the requested one, or else the source's own if the format belongs to it.
@@ -181,6 +186,19 @@ class Recipe:
             return re.compile(pattern)
         except re.error as error:
             raise ConfigError("tensor-type", pattern, f"a regular expression ({error})") from error
+
+
+def with_options(recipes: Sequence[Recipe], options: Mapping[str, str]) -> list[Recipe]:
+    """Give each recipe those options that its quantizer has; all get an option that none has, to be refused."""
+    names = [{option.name for option in registry().quantizer(each.quantizer).options} for each in recipes]
+    known = set[str]().union(*names)
+    return [
+        replace(
+            recipe,
+            quantizer_options=tuple((k, v) for k, v in options.items() if k in own or k not in known),
+        )
+        for recipe, own in zip(recipes, names, strict=True)
+    ]
 
 
 def _is_packed(tensor: StoredTensor) -> bool:

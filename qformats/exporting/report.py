@@ -99,6 +99,8 @@ class ExportReport:
         Command line that uses the result.
     left_out : tuple of LeftOut
         Every tensor of the source that the output does not hold, by name, and why.
+    calibration : str
+        What the quantizer calibrated on, such as ``"128 x 2,048 tokens of corpus.txt"``; empty if it did not.
     seconds : float
         Wall time; 0 for a plan.
     resumed : int
@@ -118,6 +120,7 @@ class ExportReport:
     tensors: tuple[TensorReport, ...]
     run_with: str
     left_out: tuple[LeftOut, ...] = ()
+    calibration: str = ""
     seconds: float = 0.0
     resumed: int = 0
 
@@ -166,6 +169,7 @@ def report_of(
         tensors=tensors,
         run_with=plan.layout.run_with.replace("{target}", _shown(plan)),
         left_out=plan.left_out,
+        calibration=plan.source.calibration,
         seconds=seconds,
         resumed=resumed,
     )

@@ -37,6 +37,8 @@ class Checkpoint(ABC):
     left_out : mapping of str to str
         Tensors of the files that are not among `tensors`, by their names there, and why: a copy, a table that every
         reader computes.
+    calibration : str
+        What a quantizer calibrated its weights on, for reports; empty for a model as it is on disk.
 
     Examples
     --------
@@ -54,6 +56,7 @@ class Checkpoint(ABC):
     fingerprint: Fingerprint | None = None
     tensors: Mapping[str, StoredTensor]
     left_out: Mapping[str, str] = MappingProxyType({})
+    calibration: str = ""
 
     @property
     @abstractmethod
@@ -123,6 +126,8 @@ class ReplacedTensors(Checkpoint):
         The model as it is.
     replaced : mapping of str to StoredTensor
         Tensors that replace the source's, by canonical name.
+    calibration : str
+        What they were calibrated on, such as ``"128 x 2,048 tokens of corpus.txt"``.
 
     Examples
     --------
@@ -134,7 +139,9 @@ class ReplacedTensors(Checkpoint):
     torch.Size([2048, 256])
     """
 
-    def __init__(self, source: Checkpoint, replaced: Mapping[str, StoredTensor]) -> None:
+    def __init__(
+        self, source: Checkpoint, replaced: Mapping[str, StoredTensor], calibration: str = ""
+    ) -> None:
         self.source = source
         self.path, self.name, self.container = source.path, source.name, source.container
         self.tensors = {
@@ -145,6 +152,7 @@ class ReplacedTensors(Checkpoint):
         }
         self.left_out = source.left_out
         self.fingerprint = source.fingerprint
+        self.calibration = calibration or source.calibration
 
     @property
     def architecture(self) -> str:

@@ -77,6 +77,8 @@ class Packer(Guarded):
     """Which numbers can be represented; ``None`` for dense and for read-only formats."""
     dense_dtype: str | None = None
     """Set by formats that store plain numbers (``"f16"``): weights are cast into them, not quantized."""
+    default_quantizer: str = "rtn"
+    """Quantizer of a model in this format unless another is requested; ``"rtn"`` is the format's own rule."""
 
     @property
     def name(self) -> str:

@@ -42,7 +42,7 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     format: str | None = None,
-    quantizer: str = "rtn",
+    quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
     tensor_types: Mapping[str, str] | None = None,
     options: Mapping[str, str] | None = None,
@@ -59,7 +59,7 @@ def load_model(
         if format is not None:
             recipe = Recipe(
                 format,
-                quantizer=quantizer,
+                quantizer=quantizer or "",
                 tensor_types=tuple((tensor_types or {}).items()),
                 quantizer_options=tuple((quantizer_options or {}).items()),
             )

@@ -262,7 +262,7 @@ def _recipe(
         drafts = loader.draft(merged, loader.own_options(options))
         joined = updates.keys() - {draft.source.name for draft in drafts}
         if not joined:
-            return Recipe(default, tensor_types=rules, container=container)
+            return Recipe(default, "rtn", tensor_types=rules, container=container)
     found = Described(f"one on {min(joined)}, which the container {container} joins with other tensors")
     hint = 'merge into plain numbers (format="dense:bf16"), then export those'
     raise ConfigError(f"{merged.path}: adapter", found, "a container that keeps it separate", hint)

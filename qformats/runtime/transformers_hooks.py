@@ -135,7 +135,7 @@ class QformatsQuantizer(HfQuantizer):
                     yield name, tensor.packer, (tensor.shape[0], tensor.shape[1])
             return
         loader = registry().loader(_FOLDER)
-        recipe = Recipe(self._chosen().name, container=_FOLDER)
+        recipe = Recipe(self._chosen().name, "rtn", container=_FOLDER)
         for assignment in recipe.assign(loader.draft(self._source, {}), loader, self._source):
             if assignment.packer.quantizes:
                 shape = assignment.draft.source.shape

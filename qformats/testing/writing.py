@@ -103,7 +103,7 @@ def planned(
         source = open_model(model if model is not None else tiny_model(folder / "tiny", hidden or HIDDEN), {})
         target = folder / "out" / f"model{loader.suffix}"
         target.parent.mkdir()
-        recipe = Recipe(packer.name, pure=True, container=loader.name)
+        recipe = Recipe(packer.name, "rtn", pure=True, container=loader.name)
         yield Written(source, _planned(loader, source, target, recipe), target)
 
 

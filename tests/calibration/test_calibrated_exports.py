@@ -80,7 +80,7 @@ def test_quantized_weights_are_calibrated_where_they_are_rounded_once_more(quant
             assert tensor.max_error == float(change.abs().max())
             assert tensor.source_format == "gguf:q4_1"
             assert "minimum" in tensor.reason
-    qformats.export(quantized, plain, format="gptq:4bit-32g")
+    qformats.export(quantized, plain, format="gptq:4bit-32g", quantizer="rtn")
     ids = _held_out()
     before = _log_probs(quantized, tmp_path / "before", ids)
     calibrated, rounded = (_kl(before, _log_probs(p, tmp_path / f"{p.name}-f32", ids)) for p in (out, plain))
@@ -101,7 +101,7 @@ def test_quantized_weights_are_calibrated_where_they_are_rounded_once_more(quant
 def test_what_is_calibrated_is_the_decoded_model(before, after, calibrated, tmp_path):
     """Tensors that do not fit, or mostly not, are calibrated as a whole; the others keep their codes."""
     llama, source = tiny.build("llama", tmp_path / "llama"), tmp_path / "source"
-    qformats.export(llama, source, format=before)
+    qformats.export(llama, source, format=before, quantizer="rtn")
     options = {"samples": "4", "sequence-length": "32"}
     target = tmp_path / "out"
     report = qformats.export(

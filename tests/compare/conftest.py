@@ -35,7 +35,7 @@ def made(tmp_path_factory):
         format, name = _FORMATS[kind]
         target = folder / name
         if not target.exists():
-            qformats.export("demo", target, format=format)
+            qformats.export("demo", target, format=format, quantizer="rtn")
         return target
 
     return path

@@ -29,9 +29,9 @@ TEXT = {"text": "demo", "window": 64, "windows": 2}
 def test_a_tried_format_is_what_its_export_is(format, made):
     """The same bytes, hence the same distances and the same predictions; and nothing is written."""
     path = made({"gguf:q4_0": "q4_0", "gptq:4bit-128g": "gptq", "bitsandbytes:nf4-dq": "nf4-dq"}[format])
-    report = qformats.compare("demo", path, try_=[format], **TEXT)
+    report = qformats.compare("demo", path, try_=[format], quantizer="rtn", **TEXT)
     file, tried = report.models
-    assert tried.name == format
+    assert tried.name == (f"{format} (rtn)" if format.startswith("gptq") else format)
     assert tried.tried
     assert tried.quantizer == "rtn"
     assert not file.tried
@@ -45,16 +45,20 @@ def test_a_tried_format_is_what_its_export_is(format, made):
 
 
 def test_a_calibrating_quantizer_can_be_tried(made):
-    """It works on the whole model first, and gives up nearness of weights for nearness of outputs."""
+    """It works on the whole model first, and gives up nearness of weights for nearness of outputs.
+
+    Options go to the formats whose quantizer has them.
+    """
     options = {"samples": "2", "sequence-length": "32"}
-    report = qformats.compare(
-        "demo", made("gptq"), try_=["gptq"], quantizer="gptq", quantizer_options=options
-    )
-    rounded, calibrated = report.models
+    report = qformats.compare("demo", made("gptq"), try_=["gptq", "gguf:q8_0"], quantizer_options=options)
+    rounded, calibrated, plain = report.models
+    assert (plain.name, plain.quantizer) == ("gguf:q8_0", "rtn")
     assert calibrated.name == "gptq:4bit-128g (gptq)"
     assert calibrated.quantizer == "gptq"
     assert calibrated.format == rounded.format == "gptq:4bit-128g"
     assert calibrated.nbytes == rounded.nbytes
+    with pytest.raises(ConfigError, match="sampels"):
+        qformats.compare("demo", try_=["gptq", "gguf:q8_0"], quantizer_options={"sampels": "2"})
     assert rounded.weights.linears.rmse < calibrated.weights.linears.rmse < 2 * rounded.weights.linears.rmse
 
 

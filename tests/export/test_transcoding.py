@@ -37,7 +37,7 @@ def made(tmp_path_factory):
     def make(format: str) -> Path:
         target = folder / (format.replace(":", "-") + (".gguf" if format.startswith("gguf") else ""))
         if not target.exists():
-            qformats.export("demo", target, format=format)
+            qformats.export("demo", target, format=format, quantizer="rtn")
         return target
 
     return make

@@ -51,7 +51,7 @@ def values(folder):
     "variant", ["4bit-128g", "4bit-32g-asym", "3bit-64g", "2bit--1g-asym", "8bit-1024g-actorder"]
 )
 def test_written_and_opened_again(variant, llama, tmp_path):
-    report = qformats.export(llama, tmp_path / "out", format=f"gptq:{variant}")
+    report = qformats.export(llama, tmp_path / "out", format=f"gptq:{variant}", quantizer="rtn")
     assert report is not None
     stored = load_file(tmp_path / "out" / "model.safetensors")
     source = load_file(llama / "model.safetensors")
@@ -83,7 +83,7 @@ def test_written_and_opened_again(variant, llama, tmp_path):
     for name in linear:
         wanted = packer.dequantize(packer.encode_reference(source[name]))
         assert torch.equal(again.read(name), wanted)
-    copied = qformats.export(tmp_path / "out", tmp_path / "copy", format=f"gptq:{variant}")
+    copied = qformats.export(tmp_path / "out", tmp_path / "copy", format=f"gptq:{variant}", quantizer="rtn")
     assert copied is not None
     assert (tmp_path / "copy" / "config.json").read_bytes() == (tmp_path / "out" / "config.json").read_bytes()
     copies = load_file(tmp_path / "copy" / "model.safetensors")
@@ -92,7 +92,9 @@ def test_written_and_opened_again(variant, llama, tmp_path):
 
 
 def test_modules_that_stay_plain_are_listed(llama, tmp_path):
-    qformats.export(llama, tmp_path / "out", format="gptq:4bit-32g", tensor_types={DOWN: "dense:f16"})
+    qformats.export(
+        llama, tmp_path / "out", format="gptq:4bit-32g", quantizer="rtn", tensor_types={DOWN: "dense:f16"}
+    )
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     (pattern,) = config["dynamic"]
     assert pattern.startswith("-:")
@@ -107,7 +109,7 @@ def test_modules_that_stay_plain_are_listed(llama, tmp_path):
 
 
 def test_the_second_file_says_the_same(llama, tmp_path):
-    qformats.export(llama, tmp_path / "out", format="gptq:4bit-32g")
+    qformats.export(llama, tmp_path / "out", format="gptq:4bit-32g", quantizer="rtn")
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     extra = GPTQFamily().extra_files(qformats.packer("gptq:4bit-32g"), config)
     assert list(extra) == ["quantize_config.json"]
@@ -118,7 +120,7 @@ def test_the_second_file_says_the_same(llama, tmp_path):
 @pytest.mark.parametrize("shards", [0, 2])
 def test_from_bin_files(variant, shards, llama, tmp_path):
     """Read without running any code; the same tensors in the same format."""
-    qformats.export(llama, tmp_path / "out", format=f"gptq:{variant}")
+    qformats.export(llama, tmp_path / "out", format=f"gptq:{variant}", quantizer="rtn")
     expected = values(tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")
     (tmp_path / "out" / "model.safetensors").unlink()
@@ -140,7 +142,7 @@ def test_from_bin_files(variant, shards, llama, tmp_path):
     [("4bit-128g", "q4_0"), ("4bit--1g-asym", "q5_0"), ("3bit-32g-asym", "q4_0"), ("8bit-64g", "q8_0")],
 )
 def test_to_gguf_and_back_without_any_change(variant, target, llama, tmp_path):
-    qformats.export(llama, tmp_path / "out", format=f"gptq:{variant}")
+    qformats.export(llama, tmp_path / "out", format=f"gptq:{variant}", quantizer="rtn")
     report = qformats.export(
         tmp_path / "out", tmp_path / "m.gguf", format=f"gguf:{target}", require_exact=True
     )
@@ -155,7 +157,7 @@ def test_to_gguf_and_back_without_any_change(variant, target, llama, tmp_path):
 
 
 def test_logits_are_those_of_the_plain_model_with_its_values(llama, tmp_path):
-    qformats.export(llama, tmp_path / "out", format="gptq:4bit-64g-asym")
+    qformats.export(llama, tmp_path / "out", format="gptq:4bit-64g-asym", quantizer="rtn")
     qformats.export(tmp_path / "out", tmp_path / "plain", format="dense:f32")
     qformats.export(tmp_path / "out", tmp_path / "m.gguf", format="gguf:q5_0", require_exact=True)
     qformats.export(tmp_path / "m.gguf", tmp_path / "other", format="dense:f32")
@@ -165,7 +167,7 @@ def test_logits_are_those_of_the_plain_model_with_its_values(llama, tmp_path):
 
 def test_a_folder_of_auto_gptq_without_an_order(llama, tmp_path):
     """No g_idx, few keys, zero points of version 1."""
-    qformats.export(llama, tmp_path / "out", format="gptq:4bit-64g-asym")
+    qformats.export(llama, tmp_path / "out", format="gptq:4bit-64g-asym", quantizer="rtn")
     expected = values(tmp_path / "out")
 
     def older(tensors):
@@ -188,7 +190,7 @@ def test_a_folder_of_auto_gptq_without_an_order(llama, tmp_path):
 
 def test_a_folder_that_declares_nothing(llama, tmp_path):
     """The user names the format."""
-    qformats.export(llama, tmp_path / "out", format="gptq:3bit-32g")
+    qformats.export(llama, tmp_path / "out", format="gptq:3bit-32g", quantizer="rtn")
     expected = values(tmp_path / "out")
     path = tmp_path / "out" / "config.json"
     config = json.loads(path.read_text())
@@ -199,7 +201,7 @@ def test_a_folder_that_declares_nothing(llama, tmp_path):
 
 
 def test_a_mislabelled_folder_is_read_rightly_and_written_rightly(llama, tmp_path):
-    qformats.export(llama, tmp_path / "out", format="gptq:4bit-32g")
+    qformats.export(llama, tmp_path / "out", format="gptq:4bit-32g", quantizer="rtn")
     expected = values(tmp_path / "out")
 
     def second(tensors):
@@ -213,7 +215,7 @@ def test_a_mislabelled_folder_is_read_rightly_and_written_rightly(llama, tmp_pat
         model = qformats.open(tmp_path / "out")
     assert all(torch.equal(model.read(name), value) for name, value in expected.items())
     with pytest.warns(UserWarning, match="is declared: they are read as"):
-        qformats.export(tmp_path / "out", tmp_path / "copy", format="gptq:4bit-32g")
+        qformats.export(tmp_path / "out", tmp_path / "copy", format="gptq:4bit-32g", quantizer="rtn")
     words = load_file(tmp_path / "copy" / "model.safetensors")[f"{DOWN}.qzeros"]
     assert bool((words == 0x77777777).all())
 
@@ -221,7 +223,7 @@ def test_a_mislabelled_folder_is_read_rightly_and_written_rightly(llama, tmp_pat
 def test_who_knows_better_than_the_label_says_so(llama, tmp_path):
     """A wrong version, or no declaration at all; zero points of 0 in version 1."""
     out = tmp_path / "out"
-    qformats.export(llama, out, format="gptq:8bit-32g-asym")
+    qformats.export(llama, out, format="gptq:8bit-32g-asym", quantizer="rtn")
     expected = values(out)
     change(out, checkpoint_format="gptq", format="gptq")
     first = values(out)
@@ -229,7 +231,7 @@ def test_who_knows_better_than_the_label_says_so(llama, tmp_path):
     told = {"quantization-config": '{"checkpoint_format": "gptq_v2"}'}
     model = qformats.open(out, options=told)
     assert all(torch.equal(model.read(name), value) for name, value in expected.items())
-    qformats.export(out, tmp_path / "copy", format="gptq:8bit-32g-asym", options=told)
+    qformats.export(out, tmp_path / "copy", format="gptq:8bit-32g-asym", quantizer="rtn", options=told)
     assert all(torch.equal(value, expected[name]) for name, value in values(tmp_path / "copy").items())
 
     config = json.loads((out / "config.json").read_text())
@@ -256,8 +258,8 @@ def test_who_knows_better_than_the_label_says_so(llama, tmp_path):
 
 def test_modules_of_different_formats(llama, tmp_path):
     """GPTQModel's `dynamic` gives modules their own width and groups."""
-    qformats.export(llama, tmp_path / "a", format="gptq:4bit-32g")
-    qformats.export(llama, tmp_path / "b", format="gptq:8bit-64g-asym")
+    qformats.export(llama, tmp_path / "a", format="gptq:4bit-32g", quantizer="rtn")
+    qformats.export(llama, tmp_path / "b", format="gptq:8bit-64g-asym", quantizer="rtn")
     other = load_file(tmp_path / "b" / "model.safetensors")
     first = {n: t for n, t in load_file(tmp_path / "a" / "model.safetensors").items() if DOWN not in n}
     first |= {name: tensor for name, tensor in other.items() if DOWN in name}
@@ -281,7 +283,7 @@ def test_modules_of_different_formats(llama, tmp_path):
     ],
 )
 def test_a_damaged_folder_names_file_and_tensor(field, damage, message, llama, tmp_path):
-    qformats.export(llama, tmp_path / "out", format="gptq:4bit-64g")
+    qformats.export(llama, tmp_path / "out", format="gptq:4bit-64g", quantizer="rtn")
 
     def damaged(tensors):
         name = f"{DOWN}.{field}"
@@ -299,7 +301,7 @@ def test_a_damaged_folder_names_file_and_tensor(field, damage, message, llama, t
     "config", [{"bits": 7}, {"pack_dtype": "int8"}, {"format": "marlin", "checkpoint_format": None}]
 )
 def test_a_layout_that_is_not_supported(config, llama, tmp_path):
-    qformats.export(llama, tmp_path / "out", format="gptq:4bit-64g")
+    qformats.export(llama, tmp_path / "out", format="gptq:4bit-64g", quantizer="rtn")
     with pytest.raises(CheckpointError, match=r"config\.json: quantization_config"):
         qformats.open(change(tmp_path / "out", **config))
 

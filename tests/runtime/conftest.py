@@ -24,7 +24,7 @@ class Exported:
         suffix = ".gguf" if format.startswith("gguf") else ""
         path = self.folder / f"{name}-{format.replace(':', '-')}{suffix}"
         if not path.exists():
-            qformats.export(self.model(name), path, format=format, **options)
+            qformats.export(self.model(name), path, format=format, quantizer="rtn", **options)
         return path
 
     def dense(self, path: Path) -> Path:

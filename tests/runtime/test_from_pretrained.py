@@ -27,7 +27,7 @@ ACCELERATE = "1.15.0"
 
 
 def export(source, target: Path, format: str) -> Path:
-    qformats.export(source, target, format=format)
+    qformats.export(source, target, format=format, quantizer="rtn")
     return target
 
 

@@ -50,7 +50,7 @@ def exported(request, tmp_path_factory):
     """The demo model in a format: what was written, and Transformers' model of its decoded weights."""
     folder = tmp_path_factory.mktemp("demo")
     name = "demo.gguf" if request.param.startswith("gguf") else "demo"
-    qformats.export("demo", folder / name, format=request.param)
+    qformats.export("demo", folder / name, format=request.param, quantizer="rtn")
     qformats.export(folder / name, folder / "dense", format="dense:f32")
     return request.param, folder / name, hf.load(folder / "dense")
 

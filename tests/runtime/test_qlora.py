@@ -75,7 +75,7 @@ def base(request, tmp_path_factory):
     """The demo model in one of the formats."""
     name = "demo.gguf" if request.param.startswith("gguf") else "demo"
     target = tmp_path_factory.mktemp("base") / name
-    qformats.export("demo", target, format=request.param)
+    qformats.export("demo", target, format=request.param, quantizer="rtn")
     return request.param, target
 
 
@@ -237,7 +237,7 @@ def int8(tmp_path_factory):
 def like_numbers(request, tmp_path_factory):
     """A model whose codes have the shape of the weights: PEFT can take them for numbers."""
     target = tmp_path_factory.mktemp("codes") / "demo"
-    qformats.export("demo", target, format=request.param)
+    qformats.export("demo", target, format=request.param, quantizer="rtn")
     return target
 
 
