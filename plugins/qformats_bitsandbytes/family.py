@@ -71,6 +71,15 @@ class BitsAndBytes(Family):
         nested = config.get("bnb_4bit_use_double_quant") is True
         return self.parse(four_bit_variant(kind if kind in _KINDS else "nf4", nested, 64, storage))
 
+    def undeclared(self, module: ModuleFields) -> dict[str, Any] | None:
+        """What a folder with such a module would declare: a description or a scale beside the weight says it all."""
+        for kind in _KINDS:
+            if KEY + kind in module.stored:
+                return {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": kind}
+        if module.stored.keys() >= {"weight", "SCB"}:
+            return {"quant_method": "bitsandbytes", "load_in_8bit": True}
+        return None
+
     def to_config(
         self,
         packer: Packer,

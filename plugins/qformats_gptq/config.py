@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import qformats
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, Described
 from qformats_gptq.zeros import VERSIONS
 
 __all__ = ["BITS", "Declared", "declared", "written"]
@@ -17,6 +17,11 @@ BITS = (2, 3, 4, 8)
 """Code widths of the family."""
 _HINTS = ("desc_act", "damp_percent", "true_sequential", "static_groups")
 """Keys that no other method has: files of the first versions do not name theirs."""
+_PLAIN = ("bits", "group_size", "sym", "checkpoint_format", "format", "pack_dtype", "dataset", "tokenizer")
+"""Keys of configurations that name no method; one with others (MLX's ``mode``, AWQ's ``zero_point``) is not GPTQ's."""
+_METHODS = ("gptq", "marlin", "gptqmodel", "autogptq", "auto_gptq")
+_AUTO_ROUND = re.compile(r"(?:intel/)?auto[-_]round")
+"""Writes several layouts, of which two are GPTQ's."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,19 @@ def declared(config: Mapping[str, Any]) -> Declared | None:
     ConfigError
         If a value is not possible, or stands for a layout that is not supported.
     """
-    method = config.get("quant_method", config.get("method"))
-    if method is None and not any(key in config for key in _HINTS):
-        return None
-    if method not in (None, "gptq", "marlin"):
-        return None
+    named = config.get("quant_method", config.get("method"))
+    method = None if named is None else str(named).lower()
     stored = config.get("checkpoint_format", config.get("format")) or "gptq"
+    if method is None and not any(key in config for key in _HINTS):
+        if not {"bits", "group_size"} <= config.keys() <= {*_PLAIN}:
+            return None
+    elif method is not None and _AUTO_ROUND.fullmatch(method):
+        layout = _auto_round(config)
+        if layout is None:
+            return None
+        stored = layout
+    elif method not in (None, *_METHODS):
+        return None
     if method == "marlin" or config.get("is_marlin_format") is True:
         stored = "marlin"
     if stored not in VERSIONS:
@@ -78,6 +90,28 @@ def declared(config: Mapping[str, Any]) -> Declared | None:
     # -1, 0 and the width of a row have all been written for one group a row; a row's width is settled by the shapes.
     size = None if group is None else max(group, 0)
     return Declared(bits, size, symmetric, config.get("desc_act") is True, stored)
+
+
+def _auto_round(config: Mapping[str, Any]) -> str | None:
+    """How AutoRound has stored zero points, by the name of its layout; ``None`` if the layout is not GPTQ's.
+
+    ``auto_round:auto_gptq`` takes 1 off as AutoGPTQ does, ``auto_round`` and ``auto_round:gptqmodel`` do not
+    (auto_round/export in 0.16). Where all zero points are the middle code, the tensors decide in any case.
+    """
+    kind = config.get("data_type") or "int"
+    if not str(kind).startswith("int"):
+        raise ConfigError("data_type", kind, "int", "Use the model before it was quantized")
+    layout = str(config.get("packing_format") or config.get("backend") or "").lower()
+    if not layout or re.search(r"auto_gptq|(?:^|:)gptq(?:$|:)", layout):
+        if not layout and config.get("sym") is False:
+            hint = 'say which with -O quantization-config=\'{"packing_format": "auto_round:auto_gptq"}\''
+            found = Described("none, of an asymmetric model")
+            raise ConfigError("packing_format", found, "auto_round or auto_round:auto_gptq", hint)
+        return "gptq"
+    own = re.fullmatch(
+        r"auto_round(?::(?:auto_round|gptqmodel|(?:exllamav2|triton|marlin|cuda|ipex|hpu)\b.*))?", layout
+    )
+    return "gptq_v2" if own else None
 
 
 def _number(config: Mapping[str, Any], *keys: str) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 from qformats import Family, Packer
 from qformats.interfaces import ModuleFields
 from qformats_gptq.config import Declared, declared, written
-from qformats_gptq.modules import examine
+from qformats_gptq.modules import declaration, examine
 from qformats_gptq.packers import FAMILY, GPTQPacker, Reading
 
 __all__ = ["GPTQFamily"]
@@ -57,6 +57,10 @@ class GPTQFamily(Family):
         zeros = quantization_config.get("zeros")
         # No program writes such an entry: it is for users who know.
         return packer if zeros is None else packer.reading_as(found.version, str(zeros))
+
+    def undeclared(self, module: ModuleFields) -> dict[str, Any] | None:
+        """What a folder with such a module would declare."""
+        return declaration(module)
 
     def to_config(
         self,

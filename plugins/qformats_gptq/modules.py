@@ -87,12 +87,20 @@ def examine(
             raise ConfigError(f"fields of {module.name}", found, "qweight, qzeros and scales")
     words, outputs = _matrix(module, "qweight", ("i32",))
     groups, scaled = _matrix(module, "scales", _SCALES)
+    if scaled == 8 * outputs:
+        # 4-bit codes of AWQ (gemm) lie along the outputs: 8 of them in a word.
+        found = Described(
+            f"qweight of {words} x {outputs} and scales of {groups} x {scaled}, the layout of AWQ"
+        )
+        raise ConfigError(f"fields of {module.name}", found, "those of GPTQ, with as many columns")
     length, kind = _order(module)
     if length:
         bits, rest = divmod(32 * words, length)
         if rest or bits not in BITS:
             allowed = f"{', '.join(map(str, BITS[:-1]))} or {BITS[-1]} / 32 of the {length} columns in g_idx"
             raise ConfigError(f"qweight of {module.name}", Described(f"{words} rows"), allowed)
+    else:
+        bits = _width(module, outputs) or bits
     columns = 32 * words // bits
     if outputs % 32 or columns % 32 or words * 32 != columns * bits:
         allowed = "outputs and columns that are multiples of 32"
@@ -130,6 +138,28 @@ def _order(module: ModuleFields) -> tuple[int, str]:
             f"g_idx of {module.name}", Described(f"{dtype} of shape {shape}"), "i32 of shape (K,)"
         )
     return shape[0], dtype
+
+
+def _width(module: ModuleFields, outputs: int) -> int | None:
+    """Width of a code by that of the zero points: modules of one model may differ, whatever is declared for all."""
+    shape, dtype = module.stored["qzeros"]
+    bits, rest = divmod(32 * shape[-1], outputs) if len(shape) == 2 and dtype == "i32" else (0, 0)
+    return bits if not rest and bits in BITS else None
+
+
+def declaration(module: ModuleFields) -> dict[str, Any] | None:
+    """What a folder with such a module would declare, for those that declare nothing; ``None`` if it is not GPTQ's.
+
+    AWQ gives its tensors the same names, but packs its codes along the outputs: its scales have more columns than its
+    codes.
+    """
+    shapes = [module.stored.get(field, ((), "")) for field in ("qweight", "qzeros", "scales")]
+    if any(len(shape) != 2 or not all(shape) for shape, _ in shapes):
+        return None
+    outputs, scaled, bits = shapes[0][0][1], shapes[2][0][1], _width(module, shapes[0][0][1])
+    if bits is None or outputs != scaled or shapes[0][1] != "i32":
+        return None
+    return {"quant_method": "gptq", "bits": bits}
 
 
 def _array(module: ModuleFields, field: str, kind: str) -> np.ndarray[Any, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from qformats.interfaces.family import Family, ModuleFields
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.rows import cut
 from qformats.interfaces.stored import StoredTensor
-from qformats.numbers.dtypes import SIZES
+from qformats.numbers.dtypes import FLOATS, SIZES
 from qformats.registry import registry
 
 __all__ = ["FolderCheckpoint", "read_json"]
@@ -158,7 +159,7 @@ class FolderCheckpoint(Checkpoint):
             for name in [name for name in entries if name.startswith("lm_head.")]:
                 del entries[name]
                 self.left_out[name] = "the same weight as the token embedding, as tie_word_embeddings says"
-        quantized = self._quantized or self._declared()
+        quantized = self._quantized or self._declared() or self._undeclared(entries)
         packed = self._packed_modules(entries, *quantized) if quantized else {}
         tensors: dict[str, StoredTensor] = {}
         for order, (name, entry) in enumerate(entries.items()):
@@ -174,22 +175,10 @@ class FolderCheckpoint(Checkpoint):
         self, entries: dict[str, Entry], family: Family, packer: Packer
     ) -> dict[str, _Module]:
         """Module of every stored tensor that belongs to a packed weight, by the tensor's name."""
-        grouped: dict[str, dict[str, Entry]] = {}
-        endings = sorted(family.suffixes(packer), key=len, reverse=True)
-        for name, entry in entries.items():
-            field = next((ending for ending in endings if name.endswith(f".{ending}")), None)
-            if field is not None:
-                grouped.setdefault(name.removesuffix(f".{field}"), {})[field] = entry
         found: dict[str, _Module] = {}
-        for name, parts in grouped.items():
-            file = next(iter(parts.values()))[2].path
-
-            def read(field: str, name: str = name, parts: dict[str, Entry] = parts) -> bytes:
-                return parts[field][2].content(f"{name}.{field}")
-
-            stored = {field: (shape, dtype) for field, (shape, dtype, _) in parts.items()}
+        for fields, parts in _modules(entries, family, packer):
+            name, file = fields.name, next(iter(parts.values()))[2].path
             try:
-                fields = ModuleFields(name, stored, read)
                 located = family.locate(packer, fields)
             except ConfigError as error:
                 raise CheckpointError(file, str(error), tensor=f"{name}.weight") from error
@@ -238,6 +227,24 @@ class FolderCheckpoint(Checkpoint):
             hint="install a plugin for this method, or use the unquantized model",
         )
 
+    def _undeclared(self, entries: dict[str, Entry]) -> tuple[Family, Packer] | None:
+        """Format of a quantized folder that declares nothing, by what its tensors are called and hold."""
+        if all(dtype in FLOATS for _, dtype, _ in entries.values()):
+            return None
+        for family in registry().families():
+            for fields, _ in _modules(entries, family, family.parse(family.default_variant)):
+                implied = family.undeclared(fields)
+                detected = None if implied is None else family.detect(implied)
+                if detected is not None:
+                    warnings.warn(
+                        f"{self.path} declares no quantization; its tensors are read as those of {family.name}, "
+                        f"which they look like. -O quantization-config={json.dumps(implied)!r} says so, or otherwise",
+                        UserWarning,
+                        stacklevel=2,
+                    )
+                    return family, detected
+        return None
+
     def _dense(self, name: str, entry: Entry, order: int) -> StoredTensor:
         shape, dtype, shard = entry
         count = 1
@@ -271,6 +278,25 @@ class FolderCheckpoint(Checkpoint):
         return StoredTensor(
             name, shape, packer, nbytes, module.file, load, offset=order, step=step, names=names
         )
+
+
+def _modules(
+    entries: dict[str, Entry], family: Family, packer: Packer
+) -> Iterator[tuple[ModuleFields, dict[str, Entry]]]:
+    """Modules with fields of a family's formats, and where these are stored."""
+    grouped: dict[str, dict[str, Entry]] = {}
+    endings = sorted(family.suffixes(packer), key=len, reverse=True)
+    for name, entry in entries.items():
+        field = next((ending for ending in endings if name.endswith(f".{ending}")), None)
+        if field is not None:
+            grouped.setdefault(name.removesuffix(f".{field}"), {})[field] = entry
+    for name, parts in grouped.items():
+
+        def read(field: str, name: str = name, parts: dict[str, Entry] = parts) -> bytes:
+            return parts[field][2].content(f"{name}.{field}")
+
+        stored = {field: (shape, dtype) for field, (shape, dtype, _) in parts.items()}
+        yield ModuleFields(name, stored, read), parts
 
 
 def read_json(path: Path) -> dict[str, Any]:

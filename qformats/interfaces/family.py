@@ -63,7 +63,17 @@ class Family(Guarded):
     (('int4', 'int8'), 'int4', 'example:int8')
     """
 
-    guarded = ("variants", "parse", "detect", "to_config", "extra_files", "suffixes", "locate", "separate")
+    guarded = (
+        "variants",
+        "parse",
+        "detect",
+        "undeclared",
+        "to_config",
+        "extra_files",
+        "suffixes",
+        "locate",
+        "separate",
+    )
 
     role = "family"
     name: ClassVar[str]
@@ -115,6 +125,18 @@ class Family(Guarded):
 
     def detect(self, quantization_config: Mapping[str, Any]) -> Packer | None:
         """Packer of a folder whose config.json holds this ``quantization_config``; ``None`` if it is not ours."""
+        return None
+
+    def undeclared(self, module: ModuleFields) -> dict[str, Any] | None:
+        """Work out what a folder would declare that declares nothing, for :meth:`detect`, from one of its modules.
+
+        Called for modules that store integers. Answer only if the names and shapes leave no doubt.
+
+        Returns
+        -------
+        dict or None
+            A ``quantization_config``; ``None`` if these are not the fields of this family.
+        """
         return None
 
     def to_config(

@@ -319,6 +319,26 @@ class NumberedFamily(Family):
         return {"quant_method": "qformats", "format": packer.name, 4: "bits"}
 
 
+class Guessed(Right):
+    pass
+
+
+class GuessedFamily(Family):
+    """Takes its own modules for those of another family."""
+
+    name = "kit"
+    packers = (Guessed(),)
+
+    def detect(self, quantization_config):
+        return Guessed() if quantization_config.get("quant_method") == "guessed" else None
+
+    def to_config(self, packer, **_):
+        return {"quant_method": "guessed"}
+
+    def undeclared(self, module):
+        return {"quant_method": "gussed"}
+
+
 class Misread(Right):
     """Takes scales of a folder for twice what they are."""
 
@@ -655,6 +675,7 @@ BROKEN = {
             UndetectedFamily,
         ),
         Case(Numbered, r"a quantization_config that JSON changes", NumberedFamily),
+        Case(Guessed, r"plain numbers by \{'quant_method': 'gussed'\}, which undeclared", GuessedFamily),
     ],
     "check_checkpoint": [Case(Misread, r"values of 'model\..*' read back: \d+ of \d+ differ")],
     "check_result_is_on_the_grid": [

@@ -27,7 +27,7 @@ _SIZES = (64, 128, 256, 512)
 
 @reported
 def check_config_survives_json(packer: Packer) -> None:
-    """A folder's ``quantization_config``, through JSON, gives a format that reads its fields.
+    """A folder's ``quantization_config``, through JSON, gives a format that reads its fields; so does a guessed one.
 
     Examples
     --------
@@ -57,13 +57,21 @@ def check_config_survives_json(packer: Packer) -> None:
     known = reader.suffixes(detected)
     lost = sorted(data.keys() - known)
     expect(not lost, f"fields that suffixes() lacks: {', '.join(lost)}", "all of " + ", ".join(data))
-    located = reader.locate(detected, ModuleFields(_MODULE, packer.stored(shape), read))
+    module = ModuleFields(_MODULE, packer.stored(shape), read)
+    located = reader.locate(detected, module)
     if located is None:
         raise Mismatch(f"a module of plain numbers, by {told}", f"one of {packer.name}")
     own, found = located
     expect(tuple(found) == shape, f"a weight of {tuple(found)} located", f"{shape}, as it was packed")
     values = own.dequantize(own.from_stored(data, shape))
     same_values(values, packer.dequantize(packed), f"values of a folder's fields, read as {own.name}")
+    implied = reader.undeclared(module)
+    if implied is not None:
+        guessed = reader.detect(implied)
+        again = None if guessed is None else reader.locate(guessed, module)
+        named = "plain numbers" if again is None else f"{again[0].name} of {tuple(again[1])}"
+        wanted = f"{own.name} of {shape}, as when it is declared"
+        expect(named == f"{own.name} of {shape}", f"{named} by {implied}, which undeclared() says", wanted)
 
 
 def _detected(config: dict[str, object]) -> tuple[Family, Packer]:
