@@ -15,6 +15,7 @@ from typing import Any
 
 from qformats.errors import ConfigError
 from qformats.folder.archive import plain_records
+from qformats.folder.chat import chat_templates
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.model import FolderCheckpoint
 from qformats.folder.shards import unpickling_error
@@ -26,7 +27,14 @@ from qformats.interfaces.option import Option, size
 from qformats.interfaces.packer import Packer
 from qformats.numbers.dtypes import FLOATS
 
-__all__ = ["FolderCheckpoint", "HuggingFaceFolder", "lay_out_folder", "plain_records", "unpickling_error"]
+__all__ = [
+    "FolderCheckpoint",
+    "HuggingFaceFolder",
+    "chat_templates",
+    "lay_out_folder",
+    "plain_records",
+    "unpickling_error",
+]
 
 
 class HuggingFaceFolder(Loader):

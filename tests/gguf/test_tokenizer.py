@@ -213,10 +213,13 @@ TEMPLATE = "{{ messages }}\r\n{% if x %}é{% endif %}"
         ),
         as_files(byte_level(), chat_template={"chat_template": TEMPLATE}),
         as_files(byte_level()) | {"chat_template.jinja": TEMPLATE.encode()},
-        as_files(byte_level(), tokenizer_config={"chat_template": TEMPLATE})
-        | {"chat_template.jinja": b"other"},
+        as_files(byte_level(), tokenizer_config={"chat_template": "old"})
+        | {"chat_template.jinja": TEMPLATE.encode()},
+        as_files(
+            byte_level(), tokenizer_config={"chat_template": "old"}, chat_template={"chat_template": TEMPLATE}
+        ),
     ],
-    ids=["config", "list", "json", "jinja", "config first"],
+    ids=["config", "list", "json", "jinja", "jinja before config", "json before config"],
 )
 def test_chat_templates_wherever_they_stand(files):
     metadata = to_gguf(files, {})

@@ -10,7 +10,16 @@ from qformats.errors import CheckpointError
 
 from .files import TokenizerFiles
 
-__all__ = ["ROLES", "AddedToken", "added_tokens", "looks_special", "token_text"]
+__all__ = [
+    "ROLES",
+    "AddedToken",
+    "added_tokens",
+    "decoder_entries",
+    "json_entries",
+    "looks_special",
+    "named_tokens",
+    "token_text",
+]
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Special roles in llama.cpp's order; a folder names them ``bos_token`` and so on."""
@@ -74,9 +83,7 @@ def added_tokens(files: TokenizerFiles, vocabulary: Mapping[str, int]) -> dict[i
     found: dict[int, AddedToken] = {}
     ids: dict[str, int] = {}
 
-    def add(file: str, index: Any, text: Any, special: bool, *, first: bool) -> None:
-        if not isinstance(text, str):
-            raise CheckpointError(files.path(file), f"added token {index!r} has content {text!r}", "a string")
+    def add(file: str, index: int, text: str, special: bool, *, first: bool) -> None:
         files.check_id(file, text, index)
         known = vocabulary.get(text, ids.get(text, index))
         if known != index:
@@ -99,15 +106,11 @@ def added_tokens(files: TokenizerFiles, vocabulary: Mapping[str, int]) -> dict[i
         found[index] = AddedToken(index, text, special)
         ids[text] = index
 
-    listed = (files.json("tokenizer.json") or {}).get("added_tokens") or []
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise CheckpointError(files.path("tokenizer.json"), "malformed added_tokens", "a list of objects")
-    for entry in listed:
-        add("tokenizer.json", entry.get("id"), entry.get("content"), bool(entry.get("special")), first=True)
+    for index, text, special in json_entries(files):
+        add("tokenizer.json", index, text, special, first=True)
     for index, text, special in decoder_entries(files):
         add("tokenizer_config.json", index, text, special, first=False)
-    settings = files.settings()
-    named = _named(settings)
+    named = named_tokens(files)
     for text, index in (files.json("added_tokens.json") or {}).items():
         add("added_tokens.json", index, text, text in named, first=False)
     for text in named:
@@ -115,6 +118,27 @@ def added_tokens(files: TokenizerFiles, vocabulary: Mapping[str, int]) -> dict[i
         if named_id is not None:
             found[named_id] = AddedToken(named_id, text, special=True)
     return found
+
+
+def json_entries(files: TokenizerFiles) -> list[tuple[int, str, bool]]:
+    """Read ids, texts and special flags of ``added_tokens`` in tokenizer.json.
+
+    Raises
+    ------
+    CheckpointError
+        If they are malformed.
+    """
+    name = "tokenizer.json"
+    listed = (files.json(name) or {}).get("added_tokens") or []
+    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+        raise CheckpointError(files.path(name), "malformed added_tokens", "a list of objects")
+    entries = []
+    for entry in listed:
+        index, text = entry.get("id"), entry.get("content")
+        if not isinstance(text, str):
+            raise CheckpointError(files.path(name), f"added token {index!r} has content {text!r}", "a string")
+        entries.append((files.check_id(name, text, index), text, bool(entry.get("special"))))
+    return entries
 
 
 def decoder_entries(files: TokenizerFiles) -> list[tuple[int, str, bool]]:
@@ -141,8 +165,10 @@ def decoder_entries(files: TokenizerFiles) -> list[tuple[int, str, bool]]:
     return entries
 
 
-def _named(settings: Mapping[str, Any]) -> dict[str, None]:
-    values: list[Any] = [settings.get(f"{role}_token") for role in ROLES]
+def named_tokens(files: TokenizerFiles) -> dict[str, None]:
+    """Texts with a special role, also a model's own such as ``image_token``, and additional special tokens."""
+    settings = files.settings()
+    values = [value for key, value in settings.items() if key.endswith("_token")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         more = settings.get(key)
         values.extend(more.values() if isinstance(more, dict) else more if isinstance(more, list) else [])

@@ -14,7 +14,7 @@ from .added import AddedToken, added_tokens, looks_special
 from .files import TokenizerFiles
 from .hashes import TEXT, name_of_ids
 from .recognize import checked_name, choose, splitter_of
-from .vocabulary import TokenType, Vocabulary, padded_size, padding_token
+from .vocabulary import TokenType, Vocabulary, padded_size, padding_token, with_rows
 
 __all__ = ["from_slow_files", "from_tokenizer_json", "is_byte_level"]
 
@@ -161,6 +161,7 @@ def _build(
     config: Mapping[str, Any],
     pre: str,
 ) -> Vocabulary:
+    added = with_rows(config, max(vocabulary.values(), default=-1), added, file)
     ids = {*vocabulary.values(), *added}
     size = padded_size(config, max(ids, default=-1), len(ids), file)
     by_id: list[str | None] = [None] * size

@@ -7,12 +7,14 @@ from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
 
-from ..metadata import Metadata, boolean
+from ..metadata import Metadata, boolean, string
 from . import byte_bpe, spm
 from .files import TokenizerFiles
 from .pretokenizers import BY_NAME
+from .rebuild_spm import PREPEND_SCHEME
 from .recognize import checked_name
-from .special import chat_templates, special_metadata
+from .special import special_metadata
+from .templates import template_metadata
 from .vocabulary import Vocabulary
 
 __all__ = ["to_gguf"]
@@ -69,26 +71,26 @@ def to_gguf(
     values = vocabulary.metadata()
     said = folder.settings().get("add_prefix_space")
     if isinstance(said, bool):
-        prefix = said
+        prefix = spm.NEVER if not said else spm.EVERY if prefix in (None, spm.NEVER) else prefix
     if prefix is not None:
-        values["tokenizer.ggml.add_space_prefix"] = boolean(prefix)
+        values["tokenizer.ggml.add_space_prefix"] = boolean(prefix != spm.NEVER)
+    if prefix in (spm.ALWAYS, spm.FIRST):
+        values[PREPEND_SCHEME] = string(prefix)
     row = BY_NAME.get(vocabulary.pre)
     values |= special_metadata(
         folder,
         config,
-        vocabulary.ids,
-        len(vocabulary.tokens),
-        pre=vocabulary.pre,
+        vocabulary,
         add_bos=vocabulary.model == "llama",
         add_sep=row is not None and row.add_sep,
     )
-    return values | chat_templates(folder)
+    return values | template_metadata(folder)
 
 
 def _vocabulary(
     files: TokenizerFiles, config: Mapping[str, Any], pre: str | None
-) -> tuple[Vocabulary, bool | None]:
-    """Read the vocabulary, and whether a space is put before the text; None if that does not apply."""
+) -> tuple[Vocabulary, str | None]:
+    """Read the vocabulary, and where a space is put that the text does not have; None if that does not apply."""
     tokenizer = files.json("tokenizer.json")
     if tokenizer is not None:
         if not isinstance(tokenizer.get("model"), dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from qformats.errors import CheckpointError
@@ -35,6 +35,11 @@ class TokenizerFiles:
     def path(self, name: str) -> str:
         """Return the name of a file for messages."""
         return f"{self.source}/{name}"
+
+    @property
+    def contents(self) -> Mapping[str, bytes]:
+        """Every file by its name inside the folder."""
+        return self._files
 
     def bytes(self, name: str) -> bytes:
         """Return the content of a file."""
@@ -82,15 +87,12 @@ class TokenizerFiles:
         return value
 
     def settings(self) -> dict[str, Any]:
-        """Merge tokenizer_config.json over special_tokens_map.json; empty if neither exists."""
-        return {**(self.json("special_tokens_map.json") or {}), **(self.json("tokenizer_config.json") or {})}
+        """Merge special_tokens_map.json and tokenizer_config.json; empty if neither exists.
 
-    def folder(self, name: str, suffix: str) -> Iterator[tuple[str, str]]:
-        """Yield stem and text of the files of a subfolder, in the order of their names."""
-        for path in sorted(self._files):
-            folder, _, file = path.replace("\\", "/").rpartition("/")
-            if folder == name and file.endswith(suffix):
-                yield file.removesuffix(suffix), self.text(path) or ""
+        The map decides, as in Transformers, unless the other file is a newer one: with ``added_tokens_decoder``.
+        """
+        config, names = self.json("tokenizer_config.json") or {}, self.json("special_tokens_map.json") or {}
+        return {**names, **config} if "added_tokens_decoder" in config else {**config, **names}
 
     def vocabulary(self, name: str, value: Any) -> dict[str, int]:
         """Check a mapping of tokens to ids.

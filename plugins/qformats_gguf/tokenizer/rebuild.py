@@ -8,16 +8,18 @@ from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
 
-from ..metadata import Metadata, Value, ValueType
+from ..metadata import Metadata, Value, ValueType, string
 from . import rebuild_spm
+from .ends import END_IDS, default_ends
 from .pretokenizers import BY_NAME, DEFAULT, PRE_TOKENIZERS, SPLITTERS, PreTokenizer
-from .special import ID_KEYS, TEMPLATE, clean_name
+from .special import ID_KEYS
+from .spm import ALWAYS, EVERY, FIRST
+from .templates import TEMPLATE, clean_name
 from .vocabulary import TokenType, padding_token
 
 __all__ = ["from_gguf", "special_ids"]
 
 _INTEGERS = frozenset(getattr(ValueType, f"{sign}{bits}") for sign in ("U", "I") for bits in (8, 16, 32, 64))
-_ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|eom_id|>", "<|end|>")
 
 
 def special_ids(metadata: Metadata) -> dict[str, int]:
@@ -102,7 +104,11 @@ def from_gguf(
     else:
         scores = _numbers(metadata, "tokenizer.ggml.scores", len(tokens), 0.0, file)
         prefix = _flag(metadata, "add_space_prefix", True, file)
-        body = rebuild_spm.tokenizer_json(tokens, types, scores, kept, roles, prefix=bool(prefix))
+        said = metadata.get(rebuild_spm.PREPEND_SCHEME)
+        scheme = said.data if said in (string(ALWAYS), string(FIRST)) else EVERY
+        body = rebuild_spm.tokenizer_json(
+            tokens, types, scores, kept, roles, prefix=bool(prefix), scheme=scheme
+        )
         settings["added_tokens_decoder"] = rebuild_spm.added_decoder(added, scores)
         model_file = rebuild_spm.model_file(tokens, types, scores, kept, roles, prefix=bool(prefix))
         if model_file is not None:
@@ -124,7 +130,10 @@ def from_gguf(
     basic = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
     by_role = {f"{role}_token": tokens[roles[role]] for role in basic if role in roles}
     files["special_tokens_map.json"] = _json(by_role, file, indent=2)
-    generation = _generation(tokens, types, roles)
+    ends = _end_ids(metadata, len(tokens)) or default_ends(roles, tokens, types)
+    generation: dict[str, Any] = {f"{role}_token_id": roles[role] for role in ("bos", "pad") if role in roles}
+    if ends:
+        generation["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     if generation:
         files["generation_config.json"] = _json(generation, file, indent=2)
     return files | _templates(metadata, file)
@@ -210,19 +219,12 @@ def _template(
     }
 
 
-def _generation(tokens: list[str], types: list[Any], roles: Mapping[str, int]) -> dict[str, Any]:
-    """Stop generation where llama.cpp does: also at the end of a turn."""
-    ends = [roles[role] for role in ("eos", "eot", "eom") if role in roles]
-    if ends:
-        by_text = {tokens[i]: i for i, kind in enumerate(types) if kind == TokenType.CONTROL}
-        # Where a call ends a text, the end of a message does not.
-        harmony = "<|return|>" in by_text or "<|flush|>" in by_text
-        ends += [
-            by_text[text] for text in _ENDS_OF_TURN if text in by_text and not (harmony and text == "<|end|>")
-        ]
-    ends = list(dict.fromkeys(ends))
-    values = {f"{role}_token_id": roles[role] for role in ("bos", "pad") if role in roles}
-    return {**values, **({"eos_token_id": ends if len(ends) > 1 else ends[0]} if ends else {})}
+def _end_ids(metadata: Metadata, size: int) -> list[int]:
+    """End tokens that the file lists, without those that are no tokens."""
+    value = metadata.get(END_IDS)
+    if value is None or value.type != ValueType.ARRAY or value.item not in _INTEGERS:
+        return []
+    return list(dict.fromkeys(int(index) for index in value.data if 0 <= int(index) < size))
 
 
 def _templates(metadata: Metadata, file: str) -> dict[str, bytes]:

@@ -6,10 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .sentencepiece_model import BPE, Piece, SentencePieceModel, serialize
-from .spm import ADDED_SCORE, SPACE
+from .spm import ADDED_SCORE, EVERY, SPACE
 from .vocabulary import TokenType
 
-__all__ = ["added_decoder", "model_file", "tokenizer_json"]
+__all__ = ["PREPEND_SCHEME", "added_decoder", "model_file", "tokenizer_json"]
+
+PREPEND_SCHEME = "qformats.tokenizer.prepend_scheme"
+"""``first`` or ``always``, where Transformers puts fewer spaces than llama.cpp, which always puts one before the text
+and after each added token."""
 
 
 def _merges(
@@ -41,8 +45,9 @@ def tokenizer_json(
     roles: Mapping[str, int],
     *,
     prefix: bool,
+    scheme: str = EVERY,
 ) -> dict[str, Any]:
-    """Build the sections of a tokenizer.json that splits text as llama.cpp does: BPE with byte fallback.
+    """Build the sections of a tokenizer.json that splits text as SentencePiece does: BPE with byte fallback.
 
     Parameters
     ----------
@@ -53,7 +58,9 @@ def tokenizer_json(
     roles : mapping of str to int
         Special ids.
     prefix : bool
-        Put a space before the text, and after each added token.
+        Put a space before the text.
+    scheme : {"every", "always", "first"}
+        With `prefix`: where else.
     """
     unknown = _unknown(types, roles)
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -65,9 +72,16 @@ def tokenizer_json(
     if prefix:
         decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     before = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
-    return {
+    # What Transformers writes in either case.
+    spaces: dict[str, Any] = {
         "normalizer": {"type": "Sequence", "normalizers": [*before, replace]},
         "pre_tokenizer": None,
+    }
+    if prefix and scheme != EVERY:
+        metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
+        spaces = {"normalizer": None, "pre_tokenizer": metaspace}
+    return {
+        **spaces,
         "decoder": {"type": "Sequence", "decoders": decoder},
         "model": {
             "type": "BPE",
@@ -93,7 +107,7 @@ def added_decoder(added: Iterable[Mapping[str, Any]], scores: Sequence[float]) -
     return {
         str(entry["id"]): {key: value for key, value in entry.items() if key != "id"}
         for entry in added
-        if scores[entry["id"]] == ADDED_SCORE or not entry["special"]
+        if scores[entry["id"]] == ADDED_SCORE
     }
 
 

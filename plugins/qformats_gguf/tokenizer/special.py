@@ -1,23 +1,21 @@
-"""Special ids, tokens added around a text, and chat templates.
-
-Templates are carried as text and never run.
+"""Special ids, and tokens added around a text.
 
 Source: ggml-org/llama.cpp:gguf-py/gguf/vocab.py (``SpecialVocab``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from qformats.errors import CheckpointError
-
-from ..metadata import Metadata, ValueType, array, boolean, string, u32
+from ..metadata import Metadata, boolean, u32
 from . import chatglm
 from .added import ROLES, token_text
+from .ends import end_ids, place_ends
 from .files import TokenizerFiles
+from .vocabulary import Vocabulary
 
-__all__ = ["ID_KEYS", "TEMPLATE", "TEMPLATES", "chat_templates", "clean_name", "special_metadata"]
+__all__ = ["ID_KEYS", "special_metadata"]
 
 ID_KEYS: Mapping[str, str] = {
     "bos": "tokenizer.ggml.bos_token_id",
@@ -38,8 +36,6 @@ ID_KEYS: Mapping[str, str] = {
 }
 """Metadata key of each special role, in llama.cpp's order."""
 
-TEMPLATE = "tokenizer.chat_template"
-TEMPLATES = "tokenizer.chat_templates"
 _GLM4_ROLES = {"eos": "<|endoftext|>", "eot": "<|user|>", "unk": "<|endoftext|>"}
 _GLM_ROLES: Mapping[str, Mapping[str, str]] = {
     "chatglm-bpe": _GLM4_ROLES,
@@ -53,10 +49,8 @@ _GLM_ROLES: Mapping[str, Mapping[str, str]] = {
 def special_metadata(
     files: TokenizerFiles,
     config: Mapping[str, Any],
-    ids: Mapping[str, int],
-    size: int,
+    vocabulary: Vocabulary,
     *,
-    pre: str,
     add_bos: bool,
     add_sep: bool,
 ) -> Metadata:
@@ -68,18 +62,14 @@ def special_metadata(
         The folder.
     config : mapping
         The model's config.json.
-    ids : mapping of str to int
-        Ids by token text.
-    size : int
-        Number of tokens; ids beyond are dropped.
-    pre : str
-        Name of the pre-tokenizer: the loader has rules for some.
+    vocabulary : Vocabulary
+        The tokens; ids beyond are dropped. The loader has rules for some pre-tokenizers.
     add_bos : bool
         Whether BOS is put before a text if the folder does not say.
     add_sep : bool
         What the loader assumes for ``add_sep_token``.
     """
-    settings = files.settings()
+    settings, ids, pre = files.settings(), vocabulary.ids, vocabulary.pre
     roles: dict[str, str | None] = {role: token_text(settings.get(f"{role}_token")) for role in ID_KEYS}
     flags: dict[str, bool] = {}
     for processor in _processors(files):
@@ -94,16 +84,18 @@ def special_metadata(
             if default in ids and roles[role] is None and _configured(config, files, role) is None:
                 roles[role] = default
         flags["bos"] = False
-    values: Metadata = {}
     found: dict[str, int] = {}
-    for role, key in ID_KEYS.items():
-        text = roles[role]
+    for role, text in roles.items():
         index = ids.get(text) if text is not None else None
         if index is None and role in ROLES:
             index = _configured(config, files, role)
-        if index is not None and 0 <= index < size:
+        if index is not None and 0 <= index < len(vocabulary.tokens):
             found[role] = index
-            values[key] = u32(index)
+    more, listed = place_ends(
+        end_ids(config, files), found, vocabulary.tokens, vocabulary.types, source=files.source
+    )
+    found |= more
+    values = {key: u32(found[role]) for role, key in ID_KEYS.items() if role in found} | listed
     for role in ("bos", "eos"):
         # llama.cpp stops the process if it is to add a token that it does not know.
         values[f"tokenizer.ggml.add_{role}_token"] = boolean(flags[role] and role in found)
@@ -148,6 +140,9 @@ def _apply(processor: Mapping[str, Any], roles: dict[str, str | None], flags: di
         single = processor.get("single")
         steps = [_special(step) for step in single] if isinstance(single, list) else []
         if len(steps) < 2:
+            # Nothing but the text.
+            flags.setdefault("bos", False)
+            flags.setdefault("eos", False)
             return
         first, last = steps[0], steps[-1]
         if first is not None:
@@ -166,61 +161,3 @@ def _special(step: Any) -> str | None:
     token = step.get("SpecialToken") if isinstance(step, Mapping) else None
     text = token.get("id") if isinstance(token, Mapping) else None
     return text if isinstance(text, str) else None
-
-
-def clean_name(name: str) -> str:
-    """Keep only letters and digits of ASCII of a template's name, as llama.cpp's writer does."""
-    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
-
-
-def chat_templates(files: TokenizerFiles) -> Metadata:
-    """Collect the chat templates: the default one and those with names.
-
-    Raises
-    ------
-    CheckpointError
-        If a template is not a string.
-    """
-    found: dict[str, str] = {}
-    for name, template in _templates(files):
-        if name:
-            found.setdefault(clean_name(name), template)
-    default = found.pop("default", None)
-    values: Metadata = {f"{TEMPLATE}.{name}": string(text) for name, text in found.items()}
-    if found:
-        values[TEMPLATES] = array(ValueType.STRING, found)
-    if default is not None:
-        values[TEMPLATE] = string(default)
-    return values
-
-
-def _templates(files: TokenizerFiles) -> Iterator[tuple[str, str]]:
-    for name in ("tokenizer_config.json", "chat_template.jinja", "chat_template.json"):
-        if name == "chat_template.jinja":
-            value: Any = files.text(name)
-        else:
-            value = (files.json(name) or {}).get("chat_template")
-        if isinstance(value, str):
-            yield "default", value
-        elif isinstance(value, dict):
-            yield from _checked(files, name, value.items())
-        elif isinstance(value, list):
-            pairs = [
-                (e.get("name"), e.get("template")) if isinstance(e, Mapping) else (None, None) for e in value
-            ]
-            yield from _checked(files, name, pairs)
-        elif value is not None:
-            raise CheckpointError(files.path(name), f"chat_template of type {type(value).__name__}", "text")
-        if name == "chat_template.jinja":
-            yield from files.folder("additional_chat_templates", ".jinja")
-        if value is not None:
-            return
-
-
-def _checked(files: TokenizerFiles, file: str, pairs: Any) -> Iterator[tuple[str, str]]:
-    for name, template in pairs:
-        if not isinstance(name, str) or not isinstance(template, str):
-            raise CheckpointError(
-                files.path(file), f"chat template {name!r} is not a string", "names and texts"
-            )
-        yield name, template

@@ -13,22 +13,36 @@ from typing import Any
 from qformats.errors import CheckpointError, UnsupportedModelError
 
 from . import chatglm
-from .added import added_tokens, decoder_entries, looks_special
+from .added import added_tokens, looks_special
 from .files import TokenizerFiles
-from .sentencepiece_model import BPE, MODEL_TYPES, parse
-from .vocabulary import PAD_SCORE, TokenType, Vocabulary, padded_size, padding_token
+from .listed import listed_tokens
+from .sentencepiece_model import BPE, MODEL_TYPES, SentencePieceModel, parse
+from .vocabulary import PAD_SCORE, TokenType, Vocabulary, padded_size, padding_token, with_rows
 
-__all__ = ["SPACE", "from_model_file", "from_tokenizer_json", "space_prefix"]
+__all__ = [
+    "ALWAYS",
+    "EVERY",
+    "FIRST",
+    "NEVER",
+    "SPACE",
+    "from_model_file",
+    "from_tokenizer_json",
+    "space_prefix",
+]
+
+EVERY, ALWAYS, FIRST, NEVER = "every", "always", "first", "never"
+"""Where a space goes that the text does not have; the last three are the words of the tokenizers library."""
 
 SPACE = "\u2581"
 ADDED_SCORE = -1000.0
+_SPACES = (SPACE, "\n", "\t")
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 def from_model_file(
     files: TokenizerFiles, config: Mapping[str, Any], pre: str | None
-) -> tuple[Vocabulary, bool]:
-    """Read the vocabulary of a tokenizer.model, and whether it puts a space before the text.
+) -> tuple[Vocabulary, str]:
+    """Read the vocabulary of a tokenizer.model, and where it puts a space that the text does not have.
 
     Raises
     ------
@@ -47,41 +61,76 @@ def from_model_file(
             ["bpe with whitespace as prefix"],
             "llama.cpp's SentencePiece tokenizer merges by score, which would split text differently",
         )
-    entries = _added_to_model(files, len(model.pieces))
+    entries = listed_tokens(files, model.pieces)
     added_score = ADDED_SCORE
     if chatglm.is_chatglm(files, config):
         pre, added_score = pre or chatglm.PRE, _behind(piece.score for piece in model.pieces)
         entries = chatglm.complete(entries, [piece.text for piece in model.pieces], files, config)
+    entries = with_rows(config, len(model.pieces) - 1, entries, files.path(name))
+    prefix = _prefix_of(model, files, config)
+    runs = _mergeable_runs(model) if prefix != NEVER else set()
+    entries = {i: entry for i, entry in entries.items() if entry[1] or entry[0] not in runs}
     largest = max([len(model.pieces) - 1, *entries])
     size = padded_size(config, largest, len(model.pieces) + len(entries), files.path(name))
     tokens = [padding_token(index) for index in range(size)]
     scores, types = [PAD_SCORE] * size, [int(TokenType.UNUSED)] * size
     for index, piece in enumerate(model.pieces):
-        # Like llama.cpp's converter: only lists of added tokens make a token user-defined.
-        kind = TokenType.NORMAL if piece.type == TokenType.USER_DEFINED else piece.type
-        tokens[index], scores[index], types[index] = piece.text, piece.score, kind
+        tokens[index], scores[index], types[index] = piece.text, piece.score, piece.type
+        if piece.text in runs:
+            types[index] = TokenType.NORMAL
+        elif piece.type == TokenType.USER_DEFINED:
+            # Unlike llama.cpp's converter, which makes these normal: letters would rarely merge into them.
+            tokens[index], types[index] = _marker(piece.text, special=False)
     for index, (text, special) in entries.items():
-        control = special or looks_special(text)
-        tokens[index] = text if control else text.replace(SPACE, " ")
-        types[index] = TokenType.CONTROL if control else TokenType.USER_DEFINED
+        tokens[index], types[index] = _marker(text, special=special)
         scores[index] = added_score
     result = Vocabulary("llama", pre or "default", tokens, types, scores)
     result.check(files.path(name))
-    return result, model.add_dummy_prefix
+    return result, prefix
 
 
-def _added_to_model(files: TokenizerFiles, pieces: int) -> dict[int, tuple[str, bool]]:
-    """Text and special flag of what the lists of added tokens say, by id; later lists take precedence."""
-    entries: dict[int, tuple[str, bool]] = {}
-    if "tokenizer.json" in files:
-        # Only what follows the model: it lists the model's own control pieces too.
-        listed = added_tokens(files, {})
-        entries.update({i: (entry.text, entry.special) for i, entry in listed.items() if i >= pieces})
-    for text, index in (files.json("added_tokens.json") or {}).items():
-        entries[files.check_id("added_tokens.json", text, index)] = (text, False)
-    for index, text, special in decoder_entries(files):
-        entries[index] = (text, special)
-    return entries
+def _prefix_of(model: SentencePieceModel, files: TokenizerFiles, config: Mapping[str, Any]) -> str:
+    """Where spaces go: what Transformers reads decides over the model that its file was made from."""
+    scheme = space_prefix(files.json("tokenizer.json") or {})
+    if scheme is not None:
+        return scheme
+    if not model.add_dummy_prefix:
+        return NEVER
+    if chatglm.is_chatglm(files, config):
+        return EVERY
+    # Transformers' meaning of the flag, and its default.
+    return ALWAYS if files.settings().get("legacy", False) else FIRST
+
+
+def _mergeable_runs(model: SentencePieceModel) -> set[str]:
+    """User-defined runs of one space character that merging finds as well, since nothing scores higher.
+
+    llama.cpp begins anew with a space after every token that it finds in the raw text: ``a  b`` would get one more.
+    """
+    normal = {piece.text: piece.score for piece in model.pieces if piece.type == TokenType.NORMAL}
+    highest = max(normal.values(), default=0.0)
+    found: set[str] = set()
+    for character in set(_SPACES) & set(normal):
+        runs = {
+            len(piece.text)
+            for piece in model.pieces
+            if piece.type == TokenType.USER_DEFINED
+            and set(piece.text) == {character}
+            and piece.score >= highest
+        }
+        reached = {1}
+        for length in sorted(runs):
+            if any(length - part in reached for part in reached):
+                reached.add(length)
+                found.add(character * length)
+    return found
+
+
+def _marker(text: str, *, special: bool) -> tuple[str, TokenType]:
+    """Text and type of a token that is found in the raw text, where a space is still a space."""
+    if special or looks_special(text):
+        return text, TokenType.CONTROL
+    return text.replace(SPACE, " "), TokenType.USER_DEFINED
 
 
 def _behind(scores: Iterable[float]) -> float:
@@ -93,8 +142,8 @@ def _behind(scores: Iterable[float]) -> float:
     return min(scores) - 1
 
 
-def space_prefix(tokenizer: Mapping[str, Any]) -> bool | None:
-    """Whether a tokenizer.json made from a SentencePiece model puts a space before the text.
+def space_prefix(tokenizer: Mapping[str, Any]) -> str | None:
+    """Where a tokenizer.json made from a SentencePiece model puts a space that the text does not have.
 
     Parameters
     ----------
@@ -103,8 +152,10 @@ def space_prefix(tokenizer: Mapping[str, Any]) -> bool | None:
 
     Returns
     -------
-    bool or None
-        None if it does anything other than SentencePiece BPE with byte fallback.
+    str or None
+        `EVERY`: before the text and after each added token, as llama.cpp does; `ALWAYS`: there too, unless there is
+        a space; `FIRST`: before the text only; `NEVER`. None if the file does anything other than SentencePiece
+        BPE with byte fallback.
     """
     model = tokenizer.get("model")
     if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE" or not model.get("byte_fallback"):
@@ -116,9 +167,10 @@ def space_prefix(tokenizer: Mapping[str, Any]) -> bool | None:
     if steps == [("Replace", " ", SPACE)] and (
         not before or before == [("Split", " ", "MergedWithPrevious")]
     ):
-        return prepend
+        return EVERY if prepend else NEVER
     if not steps and len(before) == 1 and before[0][:2] == ("Metaspace", SPACE) and not before[0][3]:
-        return bool(before[0][2])
+        scheme = before[0][2]
+        return scheme if scheme in (FIRST, NEVER) else ALWAYS
     return None
 
 
@@ -139,7 +191,7 @@ def _flat(part: Any, key: str) -> list[tuple[Any, ...]]:
         return [(kind, literal, str(part.get("behavior")))]
     if kind == "Metaspace":
         scheme = part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never")
-        return [(kind, part.get("replacement"), scheme != "never", bool(part.get("split", True)))]
+        return [(kind, part.get("replacement"), scheme, bool(part.get("split", True)))]
     return [("other", kind)]
 
 
@@ -170,6 +222,7 @@ def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: s
     if not order:
         raise CheckpointError(path, "no merges", "a list of merges")
     merged = {token: -float(rank) for rank, token in enumerate(order)}
+    added = with_rows(config, max(vocabulary.values()), added, path)
     ids = {*vocabulary.values(), *added}
     size = padded_size(config, max(ids), len(ids), path)
     tokens = [padding_token(index) for index in range(size)]
@@ -182,14 +235,16 @@ def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: s
     added_score = ADDED_SCORE
     if chatglm.is_chatglm(files, config):
         pre, added_score = pre or chatglm.PRE, _behind(scores[index] for index in vocabulary.values())
+    prefix = space_prefix(files.json(name) or {})
     for index, entry in added.items():
+        if prefix != NEVER and not entry.special and set(entry.text) == {SPACE} and entry.text in merged:
+            # As in `_mergeable_runs`.
+            continue
         if types[index] != TokenType.UNUSED and tokens[index] != entry.text:
             raise CheckpointError(
                 path, f"added token {entry.text!r} has id {index}, which is {tokens[index]!r}", "unique ids"
             )
-        control = entry.special or looks_special(entry.text)
-        tokens[index] = entry.text if control else entry.text.replace(SPACE, " ")
-        types[index] = TokenType.CONTROL if control else TokenType.USER_DEFINED
+        tokens[index], types[index] = _marker(entry.text, special=entry.special)
         scores[index] = added_score
     result = Vocabulary("llama", pre or "default", tokens, types, scores)
     result.check(path)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from qformats.errors import CheckpointError, ConfigError
 
 from ..metadata import Metadata, ValueType, array, string
 from .files import MAX_TOKENS
 
-__all__ = ["TokenType", "Vocabulary", "padded_size", "padding_token"]
+__all__ = ["TokenType", "Vocabulary", "padded_size", "padding_token", "with_rows"]
 
 PAD_SCORE = -10000.0
+_SHOWN = 5
+T = TypeVar("T")
 
 
 class TokenType(IntEnum):
@@ -54,18 +57,55 @@ def padded_size(config: Mapping[str, Any], largest: int, count: int, file: str) 
     CheckpointError
         If the ids are spread too far to be a vocabulary.
     """
-    text = config.get("text_config")
-    sections = [config, text if isinstance(text, Mapping) else {}]
-    sizes = [section.get(key) for key in ("padded_vocab_size", "vocab_size") for section in sections]
-    configured = next((size for size in sizes if size is not None), 0)
-    if not isinstance(configured, int) or isinstance(configured, bool) or not 0 <= configured <= MAX_TOKENS:
-        raise ConfigError("config.json: vocab_size", configured, f"an integer up to {MAX_TOKENS}")
+    configured = _configured_size(config)
     # Real tokenizers have gaps of a few hundred ids; a few tokens spread over millions mean damage.
     if largest >= max(configured, 4 * count + 65536):
         raise CheckpointError(
             file, f"the largest id is {largest}, but there are only {count} tokens", "ids without large gaps"
         )
     return max(configured, largest + 1)
+
+
+def with_rows(config: Mapping[str, Any], own: int, added: Mapping[int, T], file: str) -> dict[int, T]:
+    """Leave out added tokens that the model has no row for, with a warning: it can neither read nor write them.
+
+    Parameters
+    ----------
+    config : mapping
+        The model's config.json.
+    own : int
+        Largest id of the tokenizer without them; the configured size is believed only if it covers this one.
+    added : mapping of int to object
+        Added tokens by id.
+    file : str
+        File that holds them, for messages.
+
+    Raises
+    ------
+    ConfigError
+        If the configured size is invalid.
+    """
+    size = _configured_size(config)
+    beyond = sorted(index for index in added if index >= size > own)
+    if beyond:
+        listed = ", ".join(str(index) for index in beyond[:_SHOWN]) + (", ..." if beyond[_SHOWN:] else "")
+        warnings.warn(
+            f"{file}: left out {len(beyond)} added tokens for which the model of {size} rows has none: {listed}",
+            UserWarning,
+            stacklevel=2,
+        )
+    return {index: entry for index, entry in added.items() if index not in set(beyond)}
+
+
+def _configured_size(config: Mapping[str, Any]) -> int:
+    """Rows that config.json speaks of; 0 if it does not."""
+    text = config.get("text_config")
+    sections = [config, text if isinstance(text, Mapping) else {}]
+    sizes = [section.get(key) for key in ("padded_vocab_size", "vocab_size") for section in sections]
+    configured = next((size for size in sizes if size is not None), 0)
+    if not isinstance(configured, int) or isinstance(configured, bool) or not 0 <= configured <= MAX_TOKENS:
+        raise ConfigError("config.json: vocab_size", configured, f"an integer up to {MAX_TOKENS}")
+    return configured
 
 
 @dataclass

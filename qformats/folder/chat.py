@@ -1,0 +1,90 @@
+"""The chat templates of a folder: which of the places that may hold one counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from qformats.errors import CheckpointError
+
+__all__ = ["chat_templates"]
+
+_FILE = "chat_template.jinja"
+_FOLDER = "additional_chat_templates/"
+_EXPECTED = "a template, or names and templates"
+
+
+def chat_templates(files: Mapping[str, bytes], source: object) -> dict[str, str]:
+    """Find the chat templates, by name; the one for ordinary use is called ``default``.
+
+    As in Transformers, ``chat_template.jinja`` and ``additional_chat_templates/NAME.jinja`` replace whatever
+    ``chat_template.json`` says, and this replaces ``chat_template`` in ``tokenizer_config.json``.
+
+    Parameters
+    ----------
+    files : mapping of str to bytes
+        Tokenizer files by path inside the folder.
+    source : object
+        The folder, for messages.
+
+    Returns
+    -------
+    dict of str to str
+        Empty if the model has none.
+
+    Raises
+    ------
+    CheckpointError
+        If the file that counts is malformed.
+
+    Examples
+    --------
+    >>> from qformats.folder import chat_templates
+    >>> old = b'{"chat_template": "old"}'
+    >>> chat_templates({"tokenizer_config.json": old, "chat_template.jinja": b"new"}, "model")
+    {'default': 'new'}
+    """
+    found = {"default": _text(files[_FILE], f"{source}/{_FILE}")} if _FILE in files else {}
+    for name in sorted(files):
+        if name.startswith(_FOLDER) and name.endswith(".jinja"):
+            stem = name.removeprefix(_FOLDER).removesuffix(".jinja")
+            found[stem] = _text(files[name], f"{source}/{name}")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if not found and name in files:
+            found = _entries(files[name], f"{source}/{name}")
+    return found
+
+
+def _text(data: bytes, file: str) -> str:
+    try:
+        return bytes(data).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(file, f"byte {error.start} is not UTF-8", "UTF-8 text") from error
+
+
+def _entries(data: bytes, file: str) -> dict[str, str]:
+    """Templates in a JSON file: one text, an object by name, or a list of objects with name and template."""
+    text = _text(data, file)
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(file, f"not readable as JSON ({error})") from error
+    value = settings.get("chat_template") if isinstance(settings, dict) else None
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"default": value}
+    pairs: Iterable[tuple[Any, Any]]
+    if isinstance(value, dict):
+        pairs = value.items()
+    elif isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        pairs = [(entry.get("name"), entry.get("template")) for entry in value]
+    else:
+        raise CheckpointError(file, f"chat_template of type {type(value).__name__}", _EXPECTED)
+    found = {}
+    for name, template in pairs:
+        if not isinstance(name, str) or not isinstance(template, str):
+            raise CheckpointError(file, f"chat template {name!r} is not a string", _EXPECTED)
+        found[name] = template
+    return found
