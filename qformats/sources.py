@@ -12,7 +12,7 @@ from qformats.errors import CheckpointError, ConfigError, ModelNotFoundError
 from qformats.folder.model import read_json
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.registry import registry
-from qformats.work.files import fingerprint
+from qformats.work.files import fingerprint, refuse_link_out
 
 __all__ = ["check_options", "open_model", "outline_model"]
 
@@ -32,6 +32,9 @@ def open_model(model: str | PathLike[str], options: Mapping[str, str]) -> Checkp
         raise _unrecognised(path)
     check_options(options)
     checkpoint = loader.open(path, loader.own_options(options))
+    for file in checkpoint.files:
+        # Loaders look before they read; here nothing escapes, whoever wrote them.
+        refuse_link_out(file, path)
     checkpoint.name = name
     checkpoint.fingerprint = fingerprint(checkpoint.files)
     return checkpoint
@@ -50,7 +53,7 @@ def outline_model(model: str | PathLike[str], options: Mapping[str, str]) -> Che
     weights = [file for end in ("safetensors", "bin") for file in path.glob(f"*.{end}")]
     if not config.is_file() or config.suffix != ".json" or weights:
         return open_model(model, options)
-    content = read_json(config)
+    content = read_json(config, path)
     for loader in sorted(registry().loaders(), key=lambda loader: loader.generic):
         outline = loader.outline(content, config)
         if outline is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qformats import Checkpoint, Loader, PackedTensor, Packer, StoredTensor
 from qformats.errors import CheckpointError
-from qformats.interfaces import Assignment, Draft, Layout, OutputFile, Placement, dense, size
+from qformats.interfaces import Assignment, Draft, Layout, OutputFile, Placement, dense, same_values, size
 from qformats_gguf import policy
 from qformats_gguf.options import OPTIONS, ignore_unsupported
 
@@ -57,6 +57,7 @@ class GGUFLoader(Loader):
         for name, tensor in source.tensors.items():
             mapping = architecture.map_tensor(name)
             if mapping is None:
+                _require_copy(source, name, architecture.home_of(name))
                 drafts.append(Draft(name, tensor, left_out=architecture.why_left_out(name)))
                 continue
             architecture.check_shape(mapping, tensor.shape, name)
@@ -138,6 +139,18 @@ def _architecture(source: Checkpoint, options: Mapping[str, str]) -> Architectur
     for problem in architecture.ignored:
         warnings.warn(f"{architecture.source}: {problem}", UserWarning, stacklevel=2)
     return architecture
+
+
+def _require_copy(source: Checkpoint, name: str, home: str | None) -> None:
+    """Refuse to leave out a tied tensor that has numbers of its own."""
+    twin = source.tensors.get(home or "")
+    if twin is not None and not same_values(source.tensors[name], twin):
+        raise CheckpointError(
+            source.tensors[name].file,
+            f"differs from {home}, although the configuration ties them",
+            "tie_word_embeddings false in the configuration",
+            tensor=name,
+        )
 
 
 def _native_draft(name: str, tensor: StoredTensor, tied: bool) -> Draft:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from qformats.errors import CheckpointError
+from qformats.work.files import refuse_link_out
 
 from .metadata import Metadata
 from .reader import GGUFFile, StoredTensor, read
@@ -129,6 +130,8 @@ def _parts(file: GGUFFile) -> list[Path]:
             hint="give the parts their original names: that is how they are found",
         )
     paths = [file.path.with_name(f"{match[1]}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)]
+    for path in paths:
+        refuse_link_out(path, file.path)
     missing = [path.name for path in paths if not path.exists()]
     if missing:
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")

@@ -9,8 +9,8 @@ from typing import Any
 from qformats import Checkpoint, PackedTensor, Packer, StoredTensor
 from qformats.errors import CheckpointError, ConfigError, Described
 from qformats.folder import FolderCheckpoint
-from qformats.interfaces import ModuleFields, dense
-from qformats.work.files import refuse_pointer
+from qformats.interfaces import ModuleFields, dense, same_values
+from qformats.work.files import refuse_link_out, refuse_pointer
 from qformats_glm.family import GLM
 from qformats_glm.generations import Generation, Weight, chatglm2_sizes, generation
 from qformats_glm.native import INV_FREQ, native_config, to_native
@@ -102,6 +102,7 @@ class ChatGLMCheckpoint(Checkpoint):
         self.generation = generation(config, path)
         self._folder = folder
         self.left_out: dict[str, str] = {}
+        self.notes = folder.notes if folder else ()
         if self.generation.architecture == "glm":
             if INV_FREQ in self.stored:
                 self.left_out[INV_FREQ] = "computed by Transformers' class"
@@ -172,7 +173,10 @@ class ChatGLMCheckpoint(Checkpoint):
         return {file.name: file.read_bytes() for file in self._code()}
 
     def _code(self) -> list[Path]:
-        return [file for pattern in _CODE for file in sorted(self.path.glob(pattern)) if file.is_file()]
+        found = [file for pattern in _CODE for file in sorted(self.path.glob(pattern)) if file.is_file()]
+        for file in found:
+            refuse_link_out(file, self.path)
+        return found
 
 
 def _declared_bits(config: Mapping[str, Any], file: Path) -> int:
@@ -199,7 +203,12 @@ def _checked(
             raise CheckpointError(tensor.file, found_shape, expected, tensor=weight.name)
         checked[weight.name] = tensor
     for name, tensor in found.items():
-        if name not in checked and name not in own.ignored:
+        if name in own.ignored:
+            embedding = checked[own.token_embedding]
+            if not same_values(tensor, embedding):
+                told = f"differs from {embedding.name}, which the model's code uses in its place"
+                raise CheckpointError(tensor.file, told, "a copy of it", tensor=name)
+        elif name not in checked:
             hint = "it belongs to another model, or to an adapter, which must be merged first"
             raise CheckpointError(
                 tensor.file, "is not known", "only tensors of the model", tensor=name, hint=hint

@@ -106,6 +106,7 @@ def _facts(model: Checkpoint) -> dict[str, Any]:
         "bits_per_weight": model.bits_per_weight,
         "files": [str(file) for file in model.files],
         "types": _types(model),
+        "notes": list(model.notes),
         "metadata": dict(model.metadata),
         "tensors": [
             {"name": t.name, "shape": list(t.shape), "format": t.format, "nbytes": t.nbytes}
@@ -130,6 +131,8 @@ def _print(model: Checkpoint, tensors: bool) -> None:
     if model.parameters:
         head.add_row("bits per weight", f"{model.bits_per_weight:.3f}")
     out.print(head)
+    for note in model.notes:
+        out.print(plain(note))
     if model.tensors:
         out.print()
         out.print(_type_table(model))

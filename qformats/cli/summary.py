@@ -116,6 +116,8 @@ def _print_notes(out: Console, report: ExportReport, every: bool) -> None:
         shown = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, ...)"
         out.print(f"{plain(shown)}: {kind}, {plain(note)}")
     print_left_out(out, report.left_out, every)
+    for sentence in report.notes:
+        out.print(plain(sentence))
     _print_exactness(out, report, every)
 
 

@@ -68,6 +68,10 @@ class Contestant:
                 "compared."
             )
 
+    def _read(self) -> list[str]:
+        """What was decided when it was opened; of a format that is tried, the base says that."""
+        return [] if self.quantizer else [f"{note}." for note in self.checkpoint.notes]
+
     def result(self, weights: WeightsResult | None, notes: Sequence[str]) -> ModelResult:
         """What the report says of it."""
         format, held = self.formats
@@ -86,7 +90,7 @@ class Contestant:
             weights=weights,
             behaviour=self.behaviour,
             speed=self.speed,
-            notes=(*self.notes, *notes),
+            notes=(*self.notes, *self._read(), *notes),
         )
 
 

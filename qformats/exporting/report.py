@@ -101,6 +101,8 @@ class ExportReport:
         Every tensor of the source that the output does not hold, by name, and why.
     calibration : str
         What the quantizer calibrated on, such as ``"128 x 2,048 tokens of corpus.txt"``; empty if it did not.
+    notes : tuple of str
+        What was left out or decided besides: a sentence each, without the full stop.
     seconds : float
         Wall time; 0 for a plan.
     resumed : int
@@ -121,6 +123,7 @@ class ExportReport:
     run_with: str
     left_out: tuple[LeftOut, ...] = ()
     calibration: str = ""
+    notes: tuple[str, ...] = ()
     seconds: float = 0.0
     resumed: int = 0
 
@@ -170,6 +173,7 @@ def report_of(
         run_with=plan.layout.run_with.replace("{target}", _shown(plan)),
         left_out=plan.left_out,
         calibration=plan.source.calibration,
+        notes=(*plan.source.notes, *plan.layout.notes),
         seconds=seconds,
         resumed=resumed,
     )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qformats.errors import CheckpointError, ConfigError, UnknownFormatError
 from qformats.folder.conv1d import is_conv1d
-from qformats.folder.shards import BinShard, SafetensorsShard, Shard, find_shards
+from qformats.folder.resolve import find_weights
+from qformats.folder.shards import BinShard, SafetensorsShard, Shard
+from qformats.folder.tied import Ties, settle_ties
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.dense import dense
 from qformats.interfaces.family import Family, ModuleFields
@@ -20,6 +22,7 @@ from qformats.interfaces.rows import cut
 from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import FLOATS, SIZES
 from qformats.registry import registry
+from qformats.work.files import refuse_link_out
 
 __all__ = ["FolderCheckpoint", "read_json"]
 
@@ -39,9 +42,7 @@ _TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja",
 )
 _FETCH = "fetch the file again"
-_TIED_BY_DEFAULT = ("gpt2",)
-"""Models whose config.json omits tie_word_embeddings although they tie them."""
-
+_SHOWN = 3
 Entry = tuple[tuple[int, ...], str, Shard]
 """Shape, dtype and file of one stored tensor."""
 
@@ -91,17 +92,22 @@ class FolderCheckpoint(Checkpoint):
         declared: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
-        self._config = read_json(path / "config.json")
+        self._config = read_json(path / "config.json", path)
         self._quantized, self._corrected = quantized, declared or {}
         self._beside: Path | None = None
         self.left_out: dict[str, str] = {}
-        files, index = find_shards(path)
+        weights = find_weights(path, self._config)
         self._shards: list[Shard] = [
-            SafetensorsShard(file) if file.suffix == ".safetensors" else BinShard(file) for file in files
+            SafetensorsShard(file) if file.suffix == ".safetensors" else BinShard(file)
+            for file in weights.files
         ]
-        entries = self._entries(index)
+        self.notes = weights.notes
+        entries = self._entries(weights.index)
         self._stored = list(entries)
-        self.tensors = self._canonical(entries)
+        settled = settle_ties(self._canonical(entries), self._config)
+        self.tensors, self._config = settled.tensors, settled.config
+        self.left_out |= settled.left_out
+        self.notes += settled.notes
 
     @property
     def architecture(self) -> str:
@@ -130,7 +136,10 @@ class FolderCheckpoint(Checkpoint):
         return self._stored
 
     def _tokenizer_paths(self) -> list[Path]:
+        """Those that are there; looked at each time, since what a name leads to may change."""
         found = [file for pattern in _TOKENIZER_FILES for file in sorted(self.path.glob(pattern))]
+        for file in found:
+            refuse_link_out(file, self.path)
         return [file for file in found if file.is_file()]
 
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -138,27 +147,39 @@ class FolderCheckpoint(Checkpoint):
         return {file.relative_to(self.path).as_posix(): file.read_bytes() for file in self._tokenizer_paths()}
 
     def _entries(self, index: dict[str, str] | None) -> dict[str, Entry]:
+        """Every tensor of the files; an index has no say in that, in Transformers either."""
         entries: dict[str, Entry] = {}
+        repeated = []
         for shard in self._shards:
             for name, shape, dtype in shard.entries():
-                # Transformers loads whole files: what the index forgets is there all the same.
-                if index is None or index.get(name, shard.path.name) == shard.path.name:
-                    entries[name] = (shape, dtype, shard)
-        for name in index or ():
-            if name not in entries:
-                file = self.path / (index or {})[name]
-                raise CheckpointError(file, "is not in this file, although the index says so", tensor=name)
+                if name in entries:
+                    repeated.append(name)
+                entries[name] = (shape, dtype, shard)
         if not entries:
             raise CheckpointError(self._shards[0].path, "has no tensors", "the weights of a model")
+        if repeated:
+            told = "is in several files" if len(set(repeated)) == 1 else "are in several files"
+            self.notes += (f"{_listed(repeated)} {told}: the last one is read, as in Transformers",)
+        if index is not None:
+            self._compare_with_index(index, entries)
         return entries
 
+    def _compare_with_index(self, index: Mapping[str, str], entries: Mapping[str, Entry]) -> None:
+        ties = Ties(self._config)
+        for name, file in index.items():
+            if name not in entries and not ties.excuse(name, entries):
+                found = "is not in this file, although the index says so"
+                raise CheckpointError(self.path / file, found, tensor=name)
+        omitted = [name for name in entries if name not in index]
+        if omitted:
+            told = (
+                "is in the files and not in their index: it is"
+                if len(omitted) == 1
+                else ("are in the files and not in their index: they are")
+            )
+            self.notes += (f"{_listed(omitted)} {told} read, as in Transformers",)
+
     def _canonical(self, entries: dict[str, Entry]) -> dict[str, StoredTensor]:
-        config = self._config
-        tied = config.get("tie_word_embeddings", config.get("model_type") in _TIED_BY_DEFAULT)
-        if tied and any(name.endswith(("embed_tokens.weight", "wte.weight")) for name in entries):
-            for name in [name for name in entries if name.startswith("lm_head.")]:
-                del entries[name]
-                self.left_out[name] = "the same weight as the token embedding, as tie_word_embeddings says"
         quantized = self._quantized or self._declared() or self._undeclared(entries)
         packed = self._packed_modules(entries, *quantized) if quantized else {}
         tensors: dict[str, StoredTensor] = {}
@@ -197,7 +218,7 @@ class FolderCheckpoint(Checkpoint):
             for name in family.config_files:
                 if declared is None and (self.path / name).is_file():
                     self._beside = file = self.path / name
-                    declared = read_json(file)
+                    declared = read_json(file, self.path)
         if declared is None and not self._corrected:
             return None
         if not isinstance(declared, dict | None):
@@ -299,14 +320,28 @@ def _modules(
         yield ModuleFields(name, stored, read), parts
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def read_json(path: Path, model: Path | None = None) -> dict[str, Any]:
     """Object of a JSON file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    model : Path, optional
+        What the user named, out of which no link may lead.
 
     Raises
     ------
     CheckpointError
-        If there is none.
+        If there is none, or it is a link that leads out of the model.
     """
+    if model is not None:
+        refuse_link_out(path, model)
     try:
         parsed = json.loads(path.read_bytes())
     except FileNotFoundError as error:

@@ -6,8 +6,6 @@ one in use is held in memory.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import threading
 import warnings
@@ -24,7 +22,7 @@ from qformats.work.files import refuse_pointer
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BinShard", "SafetensorsShard", "Shard", "find_shards", "unpickling_error"]
+__all__ = ["BinShard", "SafetensorsShard", "Shard", "unpickling_error"]
 
 _PICKLE_START = 1 << 20
 """Bytes of a pickle that are searched for what it calls."""
@@ -241,56 +239,3 @@ def _foreign_global(path: Path) -> str:
         # Not a pickle, or a longer one: in any case, this much of it calls nothing.
         return ""
     return ""
-
-
-def find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """Weight files of a folder, and the index (tensor to file name) if there is one.
-
-    Raises
-    ------
-    CheckpointError
-        If there are none, or one that the index names is missing.
-    """
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index_file = folder / f"{stem}.{suffix}.index.json"
-        if index_file.is_file():
-            index = _read_index(index_file)
-            names = sorted(set(index.values()))
-            missing = [name for name in names if not (folder / name).is_file()]
-            if missing:
-                raise CheckpointError(
-                    folder / missing[0],
-                    f"is missing ({len(missing)} of the {len(names)} files that {index_file.name} names)",
-                    hint="fetch the missing files, or use a complete folder",
-                )
-            return [folder / name for name in names], index
-        single = folder / f"{stem}.{suffix}"
-        if single.is_file():
-            return [single], None
-    others = sorted(folder.glob("*.safetensors")) or sorted((*folder.glob("*.bin"), *folder.glob("*.pt")))
-    if len(others) == 1:
-        return others, None
-    raise CheckpointError(
-        folder,
-        "no weights"
-        if not others
-        else f"{len(others)} {others[0].suffix.removeprefix('.')} files without an index",
-        "model.safetensors, model.safetensors.index.json, pytorch_model.bin or pytorch_model.bin.index.json",
-    )
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    try:
-        index = json.loads(path.read_bytes())["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        found = f"unreadable ({type(error).__name__}: {error})"
-        raise CheckpointError(path, found, "a JSON object with a weight_map", hint=INTERRUPTED) from error
-    if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
-        raise CheckpointError(
-            path, "a weight_map that does not map to file names", "file names by tensor names"
-        )
-    for tensor, name in index.items():
-        # A name with a path in it could point anywhere on the disk.
-        if Path(name).name != name or name == ".." or "\0" in name or len(os.fsencode(name)) > 255:
-            raise CheckpointError(path, f"file name {name!r}", "a plain file name", tensor=tensor)
-    return index

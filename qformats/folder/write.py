@@ -18,6 +18,8 @@ __all__ = ["lay_out_folder"]
 
 _ALIGNMENT = 8
 """safetensors pads its header with spaces to this many bytes."""
+_OF_THE_SOURCE = ("quantization_config", "torch_dtype", "dtype", "transformers_weights")
+"""Keys of config.json that say how the source is stored."""
 _RUN_WITH = (
     'python -c "import sys; from transformers import pipeline; '
     "print(pipeline('text-generation', sys.argv[1])('Hello'))\" {target}"
@@ -172,9 +174,7 @@ def _safetensors(name: str, fields: list[_Field]) -> OutputFile:
 
 
 def _config(source: Checkpoint, assignments: Sequence[Assignment], default: Packer) -> dict[str, Any]:
-    config = {
-        k: v for k, v in source.config.items() if k not in ("quantization_config", "torch_dtype", "dtype")
-    }
+    config = {k: v for k, v in source.config.items() if k not in _OF_THE_SOURCE}
     names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
     weights = dict.fromkeys(names, 0)
     for assignment in assignments:

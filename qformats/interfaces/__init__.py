@@ -17,7 +17,7 @@ from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.quantizer import Quantizer
 from qformats.interfaces.rows import cut, join
 from qformats.interfaces.spec import FieldSpec, FormatSpec, KernelSpec, evaluate
-from qformats.interfaces.stored import StoredTensor, concat_rows
+from qformats.interfaces.stored import StoredTensor, concat_rows, same_values
 
 __all__ = [
     "Answer",
@@ -48,6 +48,7 @@ __all__ = [
     "join",
     "number",
     "represent",
+    "same_values",
     "size",
     "switch",
 ]

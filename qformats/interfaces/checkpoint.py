@@ -39,6 +39,8 @@ class Checkpoint(ABC):
         reader computes.
     calibration : str
         What a quantizer calibrated its weights on, for reports; empty for a model as it is on disk.
+    notes : tuple of str
+        What was left out or decided when the model was opened, for its user: a sentence each, without the full stop.
 
     Examples
     --------
@@ -57,6 +59,7 @@ class Checkpoint(ABC):
     tensors: Mapping[str, StoredTensor]
     left_out: Mapping[str, str] = MappingProxyType({})
     calibration: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -150,7 +153,7 @@ class ReplacedTensors(Checkpoint):
             else tensor
             for name, tensor in source.tensors.items()
         }
-        self.left_out = source.left_out
+        self.left_out, self.notes = source.left_out, source.notes
         self.fingerprint = source.fingerprint
         self.calibration = calibration or source.calibration
 

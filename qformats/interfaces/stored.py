@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-__all__ = ["StoredTensor", "concat_rows"]
+__all__ = ["StoredTensor", "concat_rows", "same_values"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,3 +276,54 @@ def concat_rows(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
     nbytes = sum(part.nbytes for part in parts)
     names = frozenset[str]().union(*(part.names for part in parts))
     return replace(parts[0], name=name, shape=shape, nbytes=nbytes, load=load, step=step, names=names)
+
+
+_FIRST_LOOK = 1 << 12
+"""Weights that :func:`same_values` compares first: tensors that differ nearly always do so at once."""
+_LOOK = 1 << 22
+"""Weights that it compares at most at a time."""
+
+
+def same_values(first: StoredTensor, second: StoredTensor) -> bool:
+    """Whether two tensors hold the same numbers, read in slices of rows and only until they differ.
+
+    Plain numbers are compared by value, whatever their dtypes; quantized ones by their stored fields, so that two
+    formats are never the same.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.interfaces import same_values
+    >>> tensors = qformats.open("demo").tensors
+    >>> same_values(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
+    False
+    """
+    if first.shape != second.shape:
+        return False
+    quantized = first.packer.quantizes or second.packer.quantizes
+    if quantized and first.format != second.format:
+        return False
+    together = math.lcm(first.step, second.step)
+    width = max(1, first.numel // max(1, first.rows))
+    start, weights = 0, _FIRST_LOOK
+    while start < first.rows:
+        rows = max(1, weights // width // together) * together if together else first.rows
+        stop = min(first.rows, start + rows)
+        if not _same(first.read(start, stop), second.read(start, stop)):
+            return False
+        start, weights = stop, _LOOK
+    return True
+
+
+def _same(first: PackedTensor, second: PackedTensor) -> bool:
+    import torch
+
+    if first.fields.keys() != second.fields.keys():
+        return False
+    for name, values in first.fields.items():
+        other = second.fields[name]
+        if values.dtype != other.dtype:
+            values, other = values.double(), other.double()
+        if not torch.equal(values, other):
+            return False
+    return True

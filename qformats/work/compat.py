@@ -57,6 +57,7 @@ MODEL_ATTRIBUTES: Mapping[str, str] = {
     "_adjust_missing_and_unexpected_keys": "tells which weights of a checkpoint were missing",
     "_keep_in_fp32_modules": "names of modules that stay float32 in float16",
     "_keep_in_fp32_modules_strict": "names of modules that always stay float32",
+    "_tied_weights_keys": "parameters that a class ties if its configuration says so",
     "all_tied_weights_keys": "parameters that share a weight; set when a model is made",
     "base_model_prefix": "what names of the base model begin with",
     "get_input_embeddings": "the embedding of tokens",

@@ -12,7 +12,7 @@ from qformats.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Fingerprint", "fingerprint", "map_file", "refuse_pointer"]
+__all__ = ["Fingerprint", "fingerprint", "map_file", "refuse_link_out", "refuse_pointer"]
 
 _POINTER = b"version https://git-lfs"
 
@@ -96,3 +96,49 @@ def refuse_pointer(path: Path) -> None:
         if file.read(len(_POINTER)) == _POINTER:
             hint = "run `git lfs pull` in the folder, or download the file itself"
             raise CheckpointError(path, "is a Git LFS pointer, not the file itself", "the file", hint=hint)
+
+
+def refuse_link_out(file: Path, model: Path) -> None:
+    """Refuse a file of a model that a link takes from elsewhere on the disk.
+
+    Folders of models come from strangers, and what is read from them is copied into exports: a ``tokenizer.json``
+    that leads to a private key must not be. In the hub's cache, whose files are links, those may lead to the blobs of
+    the same repository. What the user named may be a link itself.
+
+    Parameters
+    ----------
+    file : Path
+        What will be read, there or not.
+    model : Path
+        What the user named: a folder, or a file of which the others are found beside it, or beside where it really is.
+
+    Raises
+    ------
+    CheckpointError
+        If it is somewhere else.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.work.files import refuse_link_out
+    >>> folder = qformats.open("demo").path
+    >>> refuse_link_out(folder / "config.json", folder)
+    """
+    # Not Path.resolve, which fails on links that lead to themselves.
+    real, place = Path(os.path.realpath(model)), Path(os.path.realpath(file))
+    homes = [real]
+    if not model.is_dir():
+        homes = [real.parent, Path(os.path.realpath(model.parent))]
+    if any(place.is_relative_to(allowed) for home in homes for allowed in (home, *_blobs(home))):
+        return
+    hint = "do not trust a folder from elsewhere with such a link; if it is yours, put the file itself there"
+    raise CheckpointError(file, f"is a link that leads out of the folder, to {place}", "a file", hint=hint)
+
+
+def _blobs(home: Path) -> list[Path]:
+    """Where the files of a folder in the hub's cache are: ``models--NAME/snapshots/REVISION`` links to ``blobs``."""
+    return [
+        snapshots.parent / "blobs"
+        for snapshots in home.parents
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--")
+    ]

@@ -196,6 +196,11 @@ class Architecture:
             return "computed by every reader"
         return "the same weight as the token embedding, from which llama.cpp takes it"
 
+    def home_of(self, name: str) -> str | None:
+        """Canonical name of the tensor that `name` is a copy of where the configuration ties them."""
+        found = self._match(name, "canonical") or self._match(self.row.prefix + name, "canonical")
+        return None if found is None or found[0].alias_of is None else found[0].alias_of + found[2]
+
     def unmap_tensor(self, name: str) -> TensorMapping:
         """Map a tensor of the GGUF file; the inverse of `map_tensor`.
 

@@ -11,6 +11,7 @@ from typing import Any
 from qformats import Checkpoint, PackedTensor, StoredTensor
 from qformats.errors import CheckpointError, ConfigError, ShapeError
 from qformats.interfaces import concat_rows, dense
+from qformats.work.files import refuse_link_out
 from qformats_glm.packers import GLMPacker
 from qformats_glm.ranks.archive import RankFile
 from qformats_glm.ranks.columns import join_columns
@@ -52,6 +53,7 @@ def find_ranks(path: Path) -> tuple[Path, str | None]:
     latest = path / LATEST
     if not latest.is_file():
         return path, None
+    refuse_link_out(latest, path)
     with latest.open("rb") as file:
         text = file.read(_LONGEST + 1).decode("utf-8", "replace").strip()
     # A name with a path in it could point anywhere on the disk.
@@ -97,8 +99,10 @@ class RankCheckpoint(Checkpoint):
     def __init__(self, path: Path, options: Mapping[str, str]) -> None:
         self.path = path
         folder, self.iteration = find_ranks(path)
-        self.model_config = _read_config(path / MODEL_CONFIG)
         paths = _rank_paths(folder)
+        for file in (path / MODEL_CONFIG, *paths):
+            refuse_link_out(file, path)
+        self.model_config = _read_config(path / MODEL_CONFIG)
         self._check_count(folder, len(paths))
         self._ranks = [RankFile(file) for file in paths]
         self._check_agreement()
