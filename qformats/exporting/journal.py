@@ -197,7 +197,7 @@ class Journal:
         """Whether the whole output is in place: its last part has left the partial output."""
         return bool(self._moves) and not os.path.lexists(self._moves[-1][0])
 
-    def place(self, moves: Sequence[tuple[Path, Path]]) -> None:
+    def place(self, moves: Sequence[tuple[Path, Path]], stale: Sequence[Path] = ()) -> None:
         """Put the output in place, after moving aside what exists; undone if it fails.
 
         Parameters
@@ -205,6 +205,8 @@ class Journal:
         moves : sequence of (Path, Path)
             From inside the partial output to beside the target. Without the last one there is no output; it is also
             the first to be moved aside, so that at no time old and new parts are taken for one model.
+        stale : sequence of Path
+            Other parts of what is replaced, beside the target.
 
         Raises
         ------
@@ -220,7 +222,7 @@ class Journal:
         self._moves = list(moves)
         try:
             self._replaced.mkdir(exist_ok=True)
-            for _, final in reversed(moves):
+            for final in (*(final for _, final in reversed(moves)), *stale):
                 if os.path.lexists(final):
                     final.rename(self._replaced / final.name)
             for source, final in moves:

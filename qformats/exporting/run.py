@@ -16,7 +16,7 @@ from qformats.exporting.plan import Plan, make_plan
 from qformats.exporting.prepare import Workspace, prepare
 from qformats.exporting.recipe import Recipe
 from qformats.exporting.report import ExportReport, report_of
-from qformats.exporting.seal import check_target, seal
+from qformats.exporting.seal import check_target, leftovers, seal
 from qformats.exporting.transcode import Measure, total
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.work.pool import threads
@@ -125,6 +125,7 @@ def _write(
         fill(plan, slices, files, journal, workers, progress)
         _check_source(plan)
         report = report_of(plan, resumed=resumed, measures=_measures(slices, journal))
+        beside = leftovers(plan).notes()
         seal(plan, files, journal, report, workers, force)
     except BaseException:
         with uninterrupted():
@@ -133,7 +134,8 @@ def _write(
             if journal is not None:
                 journal.close() if keep_partial else journal.discard()
         raise
-    return replace(report, seconds=time.perf_counter() - began)
+    # Not in the record: what lay there before is no part of the output.
+    return replace(report, seconds=time.perf_counter() - began, notes=(*report.notes, *beside))
 
 
 def _measures(slices: Sequence[Slice], journal: Journal) -> dict[int, Measure]:

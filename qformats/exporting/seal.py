@@ -16,11 +16,12 @@ from qformats.exporting.fill import OutputFiles
 from qformats.exporting.journal import Journal, Span, sync_folder
 from qformats.exporting.plan import Plan
 from qformats.exporting.report import ExportReport, record
+from qformats.exporting.stale import Stale, recorded_files, stale_parts
 from qformats.registry import registry
 from qformats.work.pool import bounded
 from qformats.work.signals import uninterrupted
 
-__all__ = ["check_target", "seal"]
+__all__ = ["check_target", "leftovers", "seal"]
 
 RECORD = "qformats.json"
 _OF_MODELS = (
@@ -58,6 +59,11 @@ def final_paths(plan: Plan) -> list[Path]:
     return [plan.target.with_name(name) for name in (*(f.name for f in plan.layout.files), record_name(plan))]
 
 
+def leftovers(plan: Plan) -> Stale:
+    """Parts of an older model of the same name that the export will not overwrite."""
+    return stale_parts(plan, final_paths(plan), plan.target.with_name(record_name(plan)))
+
+
 def check_target(plan: Plan, force: bool) -> None:
     """Refuse a target that must not be replaced.
 
@@ -88,6 +94,10 @@ def check_target(plan: Plan, force: bool) -> None:
             raise OutputError(path, "exists already", "Choose another name, or replace it with --force")
         if plan.layout.folder:
             _check_folder(path)
+    older = leftovers(plan).replaced
+    if older and not force:
+        found = f"exists already, as {older[0].name}" + (f" and {len(older) - 1} more" if older[1:] else "")
+        raise OutputError(plan.target, found, "Choose another name, or replace it with --force")
 
 
 def _check_kind(path: Path, place: Path) -> None:
@@ -104,7 +114,8 @@ def _check_folder(path: Path) -> None:
     if not path.is_dir():
         raise OutputError(path, "is a file, but the output is a folder", "Choose another name, or remove it")
     names = sorted(entry.name for entry in path.iterdir())
-    recorded = _recorded(path / RECORD)
+    recorded = recorded_files(path / RECORD)
+    recorded |= {RECORD} if recorded else set()
     if names and "config.json" not in names and not recorded:
         raise OutputError(path, "is a folder without a model", "Choose another name, or remove it")
     single_files = [f"*{loader.suffix}" for loader in registry().loaders() if loader.suffix]
@@ -126,15 +137,6 @@ def _check_folder(path: Path) -> None:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         found = f"also holds files that are not part of a model: {', '.join(foreign[:3])}{more}"
         raise OutputError(path, found, "Choose another name, or remove it")
-
-
-def _recorded(record: Path) -> set[str]:
-    """Files in a folder of ours, as its record lists them: paths relative to the folder."""
-    try:
-        files = json.loads(record.read_bytes())["files"]
-        return {RECORD, *(str(name) for name, _ in files)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return set()
 
 
 def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
@@ -216,7 +218,7 @@ def seal(
         with uninterrupted():
             # Again: filling takes long, and something may have been put there meanwhile.
             check_target(plan, force)
-            journal.place(_moves(plan, journal))
+            journal.place(_moves(plan, journal), leftovers(plan).replaced)
             sync_folder(plan.target.parent)
             journal.discard()
     except OutputError:
