@@ -82,13 +82,13 @@ def inspect(
 
 
 def _types(model: Checkpoint) -> list[dict[str, Any]]:
-    counts = Counter(t.format for t in model.tensors.values())
+    counts = Counter(t.stored_format for t in model.tensors.values())
     return [
         {
             "format": name,
             "tensors": count,
-            "weights": sum(t.numel for t in model.tensors.values() if t.format == name),
-            "nbytes": sum(t.nbytes for t in model.tensors.values() if t.format == name),
+            "weights": sum(t.numel for t in model.tensors.values() if t.stored_format == name),
+            "nbytes": sum(t.nbytes for t in model.tensors.values() if t.stored_format == name),
         }
         for name, count in counts.most_common()
     ]
@@ -109,7 +109,7 @@ def _facts(model: Checkpoint) -> dict[str, Any]:
         "notes": list(model.notes),
         "metadata": dict(model.metadata),
         "tensors": [
-            {"name": t.name, "shape": list(t.shape), "format": t.format, "nbytes": t.nbytes}
+            {"name": t.name, "shape": list(t.shape), "format": t.stored_format, "nbytes": t.nbytes}
             for t in model.tensors.values()
         ],
     }
@@ -146,7 +146,9 @@ def _print(model: Checkpoint, tensors: bool) -> None:
         out.print()
         rows = table("tensor", "shape", "type", "bytes", right=("shape", "bytes"))
         for t in model.tensors.values():
-            rows.add_row(plain(t.name), "x".join(map(str, t.shape)) or "scalar", t.format, f"{t.nbytes:,}")
+            rows.add_row(
+                plain(t.name), "x".join(map(str, t.shape)) or "scalar", t.stored_format, f"{t.nbytes:,}"
+            )
         out.print(rows)
 
 

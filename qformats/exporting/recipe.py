@@ -12,7 +12,7 @@ from qformats.interfaces.layout import Assignment, Draft
 from qformats.interfaces.loader import Loader
 from qformats.interfaces.packer import Packer
 from qformats.interfaces.stored import StoredTensor
-from qformats.numbers.dtypes import FLOATS
+from qformats.numbers.dtypes import FLOATS, FLOATS8
 from qformats.registry import registry
 
 __all__ = ["Recipe", "with_options"]
@@ -208,6 +208,8 @@ def _is_packed(tensor: StoredTensor) -> bool:
 def _staying_plain(draft: Draft, loader: Loader) -> Draft:
     """A draft that keeps its plain numbers: in a quantized model they were left out on purpose."""
     plain = draft.source.stored_packer.dense_dtype
+    if plain in FLOATS8:
+        plain = draft.source.packer.dense_dtype
     if draft.keep is not None or plain not in FLOATS:
         return draft
     own = [p.name for p in registry().formats() if p.container == loader.name and p.dense_dtype == plain]

@@ -64,7 +64,8 @@ def stale_parts(plan: Plan, final: Sequence[Path], record: Path) -> Stale:
     whole = re.compile(rf"{stem}{re.escape(suffix)}", re.DOTALL)
     sources = {file.resolve() for file in plan.source.files}
     known = recorded_files(record)
-    replaced, others = [], []
+    replaced: list[Path] = []
+    others: list[Path] = []
     for file in sorted(plan.target.parent.iterdir()) if plan.target.parent.is_dir() else ():
         matches = part.fullmatch(file.name) or (file.name in known and whole.fullmatch(file.name))
         if not matches or file in final or not file.is_file() or file.resolve() in sources:

@@ -11,6 +11,7 @@ from typing import Any
 
 from qformats.errors import CheckpointError, ConfigError, UnknownFormatError
 from qformats.folder.conv1d import is_conv1d
+from qformats.folder.float8 import find_float8, is_float8
 from qformats.folder.resolve import find_weights
 from qformats.folder.shards import BinShard, SafetensorsShard, Shard
 from qformats.folder.tied import Ties, settle_ties
@@ -20,7 +21,7 @@ from qformats.interfaces.family import Family, ModuleFields
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.rows import cut
 from qformats.interfaces.stored import StoredTensor
-from qformats.numbers.dtypes import FLOATS, SIZES
+from qformats.numbers.dtypes import FLOATS, FLOATS8, SIZES
 from qformats.registry import registry
 from qformats.work.files import refuse_link_out
 
@@ -180,14 +181,21 @@ class FolderCheckpoint(Checkpoint):
             self.notes += (f"{_listed(omitted)} {told} read, as in Transformers",)
 
     def _canonical(self, entries: dict[str, Entry]) -> dict[str, StoredTensor]:
+        floats = find_float8(entries, self._config, self.path)
+        self.left_out |= floats.left_out
+        consumed = {*floats.left_out, *floats.scales.values()}
         quantized = self._quantized or self._declared() or self._undeclared(entries)
         packed = self._packed_modules(entries, *quantized) if quantized else {}
         tensors: dict[str, StoredTensor] = {}
         for order, (name, entry) in enumerate(entries.items()):
             module = packed.get(name)
-            if module is None:
+            if name in consumed:
+                continue
+            if module is None and entry[1] in FLOATS8:
+                tensors[name] = floats.tensor(name, entries, order)
+            elif module is None:
                 tensors[name] = self._dense(name, entry, order)
-            elif f"{module.name}.weight" not in tensors:
+            elif module is not None and f"{module.name}.weight" not in tensors:
                 tensor = self._packed(module, order)
                 tensors[tensor.name] = tensor
         return tensors
@@ -223,6 +231,8 @@ class FolderCheckpoint(Checkpoint):
             return None
         if not isinstance(declared, dict | None):
             raise CheckpointError(file, f"quantization_config {declared!r}", "an object")
+        if is_float8(declared):
+            return None
         declared = {**(declared or {}), **self._corrected}
         if declared.get("quant_method") == "qformats":
             try:

@@ -22,10 +22,13 @@ from qformats.work.files import refuse_pointer
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BinShard", "SafetensorsShard", "Shard", "unpickling_error"]
+__all__ = ["INSTEAD_OF_FEW_BITS", "BinShard", "SafetensorsShard", "Shard", "unpickling_error"]
 
 _PICKLE_START = 1 << 20
 """Bytes of a pickle that are searched for what it calls."""
+_FEW_BITS = re.compile("F[468]")
+INSTEAD_OF_FEW_BITS = "dequantize the model to bf16 with the program that made it, or use its bf16 original"
+"""What to do about floats of 4, 6 or 8 bits, or scales of them, that are not understood."""
 _OF_TENSORS = ("torch", "collections", "numpy", "_codecs")
 
 
@@ -76,7 +79,11 @@ class SafetensorsShard(Shard):
             spelled = part.get_dtype()
             if spelled not in names:
                 raise CheckpointError(
-                    self.path, f"dtype {spelled}", "one of " + ", ".join(SAFETENSORS.values()), tensor=tensor
+                    self.path,
+                    f"dtype {spelled}",
+                    "one of " + ", ".join(SAFETENSORS.values()),
+                    tensor=tensor,
+                    hint=INSTEAD_OF_FEW_BITS if _FEW_BITS.match(spelled) else None,
                 )
             yield tensor, tuple(part.get_shape()), names[spelled]
 

@@ -12,13 +12,15 @@ from qformats.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["COMPUTED", "FLOATS", "SAFETENSORS", "SIZES", "dtype_name", "torch_dtype"]
+__all__ = ["COMPUTED", "FLOATS", "FLOATS8", "SAFETENSORS", "SIZES", "dtype_name", "torch_dtype"]
 
 SIZES = {
     "f64": 8,
     "f32": 4,
     "f16": 2,
     "bf16": 2,
+    "f8_e4m3": 1,
+    "f8_e5m2": 1,
     "i64": 8,
     "i32": 4,
     "i16": 2,
@@ -28,7 +30,9 @@ SIZES = {
 }
 """Bytes per element."""
 
-FLOATS = ("f64", "f32", "f16", "bf16")
+FLOATS8 = ("f8_e4m3", "f8_e5m2")
+"""Types that weights are read from and never written in; bfloat16 holds all their numbers."""
+FLOATS = ("f64", "f32", "f16", "bf16", *FLOATS8)
 """Types that hold weights; the others hold indices and masks and are never cast."""
 COMPUTED = ("f32", "f16", "bf16")
 """Dtypes that models and kernels compute in."""
@@ -41,6 +45,8 @@ _TORCH = {
     "f32": "float32",
     "f16": "float16",
     "bf16": "bfloat16",
+    "f8_e4m3": "float8_e4m3fn",
+    "f8_e5m2": "float8_e5m2",
     "i64": "int64",
     "i32": "int32",
     "i16": "int16",
@@ -78,7 +84,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     Raises
     ------
     ConfigError
-        If qformats has no name for it (complex and 8-bit float types).
+        If qformats has no name for it (complex types, and other 8-bit floats).
 
     Examples
     --------

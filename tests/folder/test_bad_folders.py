@@ -96,10 +96,18 @@ def test_no_weights(capsys, copy, tmp_path):
 def test_dtype_that_is_not_supported(capsys, copy, tmp_path):
     import torch
 
-    change_weights(copy, lambda state: state.update({NAME: state[NAME].to(torch.float8_e4m3fn)}))
-    refused(
-        capsys, copy, tmp_path, f"{copy / WEIGHTS}: tensor '{NAME}': dtype F8_E4M3; expected one of F64, F32"
-    )
+    change_weights(copy, lambda state: state.update({NAME: state[NAME].to(torch.float8_e8m0fnu)}))
+    found = f"{copy / WEIGHTS}: tensor '{NAME}': dtype F8_E8M0; expected one of F64, F32"
+    refused(capsys, copy, tmp_path, found, "Dequantize the model to bf16")
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "C64", "U16", "I4", "NONE"])
+def test_dtypes_by_their_names(capsys, copy, tmp_path, dtype):
+    """Whether the library knows one or not, the error has its name."""
+    bits = {"C64": 64, "U16": 16, "F4": 4, "I4": 4, "F6_E2M3": 6, "F6_E3M2": 6}.get(dtype, 8)
+    entry = {"dtype": dtype, "shape": [8, 8], "data_offsets": [0, 8 * bits]}
+    (copy / WEIGHTS).write_bytes(header({"a.weight": entry}, bytes(8 * bits)))
+    refused(capsys, copy, tmp_path, f"{copy / WEIGHTS}: ", dtype)
 
 
 @pytest.mark.parametrize("kind", ["gguf:q4_0", "gguf:f16", "dense:f16"])
