@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 
 from qformats.errors import CheckpointError, ConfigError, ModelNotFoundError
 from qformats.folder.model import read_json
+from qformats.folder.resolve import has_weights
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.registry import registry
 from qformats.work.files import fingerprint, refuse_link_out
@@ -19,6 +20,10 @@ __all__ = ["check_options", "open_model", "outline_model"]
 DEMO = "demo"
 """Name of the small model that comes with the package; write ``./demo`` for a folder of that name."""
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.\w+$")
+"""Names of the parts of a split model after the first."""
+_SHOWN = 8
+"""Names that a message lists."""
 _PATIENCE = 10.0
 """Seconds to wait for the hub's first answer."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -27,6 +32,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 def open_model(model: str | PathLike[str], options: Mapping[str, str]) -> Checkpoint:
     """Open a model by path or name; see :func:`qformats.open`."""
     path, name = _locate(model)
+    path = _only_file(path)
     loader = registry().loader_for(path)
     if loader is None:
         raise _unrecognised(path)
@@ -50,8 +56,8 @@ def outline_model(model: str | PathLike[str], options: Mapping[str, str]) -> Che
     """
     path, name = _locate(model)
     config = path / "config.json" if path.is_dir() else path
-    weights = [file for end in ("safetensors", "bin") for file in path.glob(f"*.{end}")]
-    if not config.is_file() or config.suffix != ".json" or weights:
+    known = config.is_file() and config.suffix == ".json"
+    if not known or (path.is_dir() and has_weights(path)) or len(_single_files(path)) == 1:
         return open_model(model, options)
     content = read_json(config, path)
     for loader in sorted(registry().loaders(), key=lambda loader: loader.generic):
@@ -60,6 +66,38 @@ def outline_model(model: str | PathLike[str], options: Mapping[str, str]) -> Che
             outline.name = config.resolve().parent.name if config.name == "config.json" else name
             return outline
     raise CheckpointError(config, "no loader knows this model", "a model's config.json")
+
+
+def _only_file(path: Path) -> Path:
+    """The single-file model in a folder without other weights, or the path as it is.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there are several.
+    """
+    inside = _single_files(path)
+    if not inside:
+        return path
+    if len(inside) > 1:
+        found = f"a folder with {len(inside)} models in one file each, and no other weights"
+        raise ModelNotFoundError(path, found, f"Give one of them: {_choice(inside)}")
+    refuse_link_out(inside[0], path)
+    return inside[0]
+
+
+def _single_files(path: Path) -> list[Path]:
+    """Models in one file each, or the first part of one, in a folder with a config.json and no weights beside it."""
+    if not path.is_dir() or not (path / "config.json").is_file() or has_weights(path):
+        return []
+    inside = [file for file in sorted(path.iterdir()) if file.name.endswith(_suffixes()) and file.is_file()]
+    # Of a split model without its first part, the loader says which parts are missing.
+    return [file for file in inside if not _LATER_PART.search(file.name)] or inside[:1]
+
+
+def _choice(files: Sequence[Path]) -> str:
+    more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
+    return ", ".join(map(str, files[:_SHOWN])) + more
 
 
 def check_options(options: Mapping[str, str]) -> None:
@@ -147,6 +185,12 @@ def _download(model: str, repository: str, file: str | None) -> Path:
     patterns = list(_HUB_FILES)
     if not cached and not any(name.endswith(".safetensors") for name in names):
         patterns.append("pytorch_model*.bin")
+        if single and not any(name.endswith(".bin") for name in names):
+            first = [name for name in single if not _LATER_PART.search(name)]
+            if file is None and len(first) > 1:
+                found = f"a repository with {len(first)} single-file models and no other weights"
+                raise ModelNotFoundError(model, found, f"Name the file, such as {repository}/{first[0]}")
+            patterns += single
     try:
         if file is not None:
             return Path(hf_hub_download(repository, file, local_files_only=cached))

@@ -2,7 +2,7 @@
 
 A weight ``NAME`` in F8_E4M3 or F8_E5M2 has its scales in ``NAME_scale_inv``, one for each block of (by default)
 128 x 128 elements, and its values are ``weight * scale`` in float32. Source: ``weight_dequant`` in
-deepseek-ai/DeepSeek-V3:inference/kernel.py, and transformers:src/transformers/integrations/finegrained_fp8.py, version 5.23.
+deepseek-ai/DeepSeek-V3:inference/kernel.py, and transformers:src/transformers/integrations/finegrained_fp8.py.
 """
 
 from __future__ import annotations

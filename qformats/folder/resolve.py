@@ -18,7 +18,7 @@ from qformats.errors import CheckpointError
 from qformats.folder.archive import INTERRUPTED
 from qformats.work.files import refuse_link_out
 
-__all__ = ["WeightFiles", "find_weights"]
+__all__ = ["WeightFiles", "find_weights", "has_weights"]
 
 _STANDARD = (
     "model.safetensors",
@@ -104,6 +104,20 @@ def find_weights(folder: Path, config: Mapping[str, Any]) -> WeightFiles:
                 hint="fetch the missing files, or use a complete folder",
             )
     return WeightFiles(files, index, _ignored(folder, first, files))
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there are any files of weights, of whatever name.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.folder.resolve import has_weights
+    >>> has_weights(qformats.open("demo").path)
+    True
+    """
+    found = (file.name for pattern in _WEIGHTS for file in folder.glob(pattern))
+    return any(not _is_no_weights(name) for name in found)
 
 
 def _first(folder: Path, config: Mapping[str, Any]) -> Path:
