@@ -188,14 +188,15 @@ class FolderCheckpoint(Checkpoint):
         packed = self._packed_modules(entries, *quantized) if quantized else {}
         tensors: dict[str, StoredTensor] = {}
         for order, (name, entry) in enumerate(entries.items()):
-            module = packed.get(name)
             if name in consumed:
                 continue
-            if module is None and entry[1] in FLOATS8:
-                tensors[name] = floats.tensor(name, entries, order)
-            elif module is None:
-                tensors[name] = self._dense(name, entry, order)
-            elif module is not None and f"{module.name}.weight" not in tensors:
+            module = packed.get(name)
+            if module is None:
+                own = entry[1] in FLOATS8
+                tensor = floats.tensor(name, entries, order) if own else self._dense(name, entry, order)
+                turned = len(tensor.shape) == 2 and is_conv1d(self.architecture, name)
+                tensors[name] = tensor.transposed() if turned else tensor
+            elif f"{module.name}.weight" not in tensors:
                 tensor = self._packed(module, order)
                 tensors[tensor.name] = tensor
         return tensors
@@ -288,10 +289,7 @@ class FolderCheckpoint(Checkpoint):
             part = values[start:stop] if shape else values
             return PackedTensor(packer, tuple(part.shape), {"weight": part})
 
-        stored = StoredTensor(name, shape, packer, count * SIZES[dtype], shard.path, load, offset=order)
-        if len(shape) == 2 and is_conv1d(self.architecture, name):
-            return stored.transposed()
-        return stored
+        return StoredTensor(name, shape, packer, count * SIZES[dtype], shard.path, load, offset=order)
 
     def _packed(self, module: _Module, order: int) -> StoredTensor:
         packer, shape, name = module.packer, module.shape, f"{module.name}.weight"

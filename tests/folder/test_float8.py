@@ -9,6 +9,7 @@ import pytest
 import torch
 from cli.command import call
 from folder.folders import WEIGHTS, agree, change_config, change_weights, logits, transformers_logits
+from models import tiny
 from safetensors.torch import load_file, save_file
 
 import qformats
@@ -172,6 +173,17 @@ def test_a_model_whose_weights_are_all_fp8(copy):
     change_weights(copy, lambda state: state.update({n: v.float() for n, v in state.items()}))
     change_config(copy, dtype="float32")
     assert agree(found, transformers_logits(copy))
+
+
+def test_transposed_matrices(tmp_path):
+    """GPT-2 stores them as [in_features, out_features]."""
+    folder = tiny.build("gpt2", tmp_path / "gpt2")
+    name = "transformer.h.0.attn.c_attn.weight"
+    change_weights(folder, lambda state: state.update({name: state[name].to(torch.float8_e4m3fn)}))
+    stored = load_file(folder / WEIGHTS)[name].float()
+    assert torch.equal(qformats.open(folder).read(name), stored.t())
+    qformats.export(folder, tmp_path / "out", format="dense:f16")
+    assert torch.equal(load_file(tmp_path / "out" / WEIGHTS)[name].float(), stored)
 
 
 def test_inspect_says_what_is_stored(capsys, copy):
