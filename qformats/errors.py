@@ -3,7 +3,8 @@
 ::
 
     QFormatsError(Exception)
-      UnknownFormatError(LookupError)         no such format; says what is installed and what failed to load
+      UnknownFormatError(LookupError)         no such format; says what is near and what failed to load
+      AmbiguousFormatError(LookupError)       a short name that several formats share
       NameTakenError(ValueError)              two plugins claim one name
       PluginLoadError(ImportError)            a plugin could not be loaded
       PluginError(RuntimeError)               a plugin's code raised what it should not have
@@ -30,6 +31,7 @@ from collections.abc import Iterable, Mapping
 from os import PathLike
 
 __all__ = [
+    "AmbiguousFormatError",
     "BackendUnavailableError",
     "CheckpointError",
     "ConfigError",
@@ -52,6 +54,10 @@ __all__ = [
 
 _SHOWN_REASONS = 5
 """How many different reasons one message lists."""
+_SHOWN_NAMES = 6
+"""How many installed names a message lists; of more it gives the nearest ones."""
+_NEAREST = 3
+"""How many names a message suggests."""
 
 
 def _sentence(subject: str, found: str, expected: str | None, hint: str | None) -> str:
@@ -63,9 +69,10 @@ def _sentence(subject: str, found: str, expected: str | None, hint: str | None) 
     return text.rstrip(".") + "."
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"Did you mean {close[0]!r}?" if close else None
+def _or(names: Iterable[str]) -> str:
+    """``'a', 'b' or 'c'``."""
+    *first, last = [repr(name) for name in names]
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 class Described(str):
@@ -97,6 +104,9 @@ class QFormatsError(Exception):
     UnknownFormatError
     """
 
+    nearest: tuple[str, ...] = ()
+    """Formats to use instead, best first, if the error is about a format."""
+
     def advise(self, advice: str) -> None:
         """Add a sentence to the message, where more is known about what to do than where the error arose."""
         self.args = (f"{self} {advice[0].upper()}{advice[1:].rstrip('.')}.", *self.args[1:])
@@ -115,12 +125,18 @@ class UnknownFormatError(QFormatsError, LookupError):
         Plugins that did not load, and why.
     kind : str
         What was looked up: ``"format"``, ``"quantizer"`` or ``"loader"``.
+    nearest : iterable of str, optional
+        Names to suggest, best first; by default installed ones that are spelt alike.
+    patterns : iterable of str
+        What else would have worked, where names cannot be listed.
 
     Examples
     --------
     >>> from qformats.errors import UnknownFormatError
     >>> print(UnknownFormatError("toy:int7", ["toy:int6"]))
     no format 'toy:int7'. Did you mean 'toy:int6'? Installed: toy:int6
+    >>> print(UnknownFormatError("toy:int7", [f"toy:{kind}{n}" for kind in ("int", "fp", "nf") for n in (4, 6, 8)]))
+    no format 'toy:int7'. Did you mean 'toy:int8', 'toy:int6' or 'toy:int4'? qformats formats toy lists all 9
     """
 
     def __init__(
@@ -129,21 +145,70 @@ class UnknownFormatError(QFormatsError, LookupError):
         installed: Iterable[str],
         failed: Mapping[str, str] | None = None,
         kind: str = "format",
+        *,
+        nearest: Iterable[str] | None = None,
+        patterns: Iterable[str] = (),
     ) -> None:
         self.name, self.installed, self.kind = name, sorted(installed), kind
         self.failed = dict(failed or {})
-        suggestion = _did_you_mean(name, self.installed)
-        listed = "installed: " + ", ".join(self.installed)
-        if not self.installed:
-            listed = "no plugin is installed: install the package (pip install .)"
+        close = difflib.get_close_matches(name, self.installed, n=_NEAREST) if nearest is None else nearest
+        self.nearest, self.patterns = tuple(close), tuple(patterns)
+        few = len(self.installed) <= _SHOWN_NAMES
+        suggestion = f"Did you mean {_or(self.nearest[: 1 if few else _NEAREST])}? " if self.nearest else ""
+        listed = self._listed(few)
         head = f"no {kind} {name!r}"
-        parts = [
-            f"{head}. {suggestion} {listed[0].upper()}{listed[1:]}" if suggestion else f"{head}; {listed}"
-        ]
+        if suggestion and not listed.startswith("qformats"):
+            listed = listed[0].upper() + listed[1:]
+        parts = [f"{head}. {suggestion}{listed}" if suggestion else f"{head}; {listed}"]
+        if self.patterns:
+            parts.append(f"names such as {', '.join(self.patterns)} work too")
         if self.failed:
             reasons = ", ".join(f"{plugin} ({reason})" for plugin, reason in sorted(self.failed.items()))
             parts.append(f"failed to load: {reasons}")
         super().__init__("; ".join(parts))
+
+    def _listed(self, few: bool) -> str:
+        """What is installed: all of it, or where to find it."""
+        if not self.installed:
+            return "no plugin is installed: install the package (pip install .)"
+        if few:
+            return "installed: " + ", ".join(self.installed)
+        if "format" in self.kind.split():
+            families = sorted({name.partition(":")[0] for name in self.installed if ":" in name})
+            only = f" {families[0]}" if len(families) == 1 else ""
+            of = "" if self.nearest or only else f", of the families {', '.join(families)}"
+            return f"qformats formats{only} lists all {len(self.installed)}{of}"
+        if self.nearest:
+            return f"there are {len(self.installed)} in all"
+        return "known: " + ", ".join(self.installed)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class AmbiguousFormatError(QFormatsError, LookupError):
+    """A short name that formats of several families share.
+
+    Parameters
+    ----------
+    name : str
+        The requested name.
+    formats : mapping of str to str
+        Full names of the formats that it may mean, and what each one is.
+
+    Examples
+    --------
+    >>> from qformats.errors import AmbiguousFormatError
+    >>> print(AmbiguousFormatError("int8", {"toy:int8": "8 bits, one scale per row", "my:int8": "8 bits"}))
+    the name 'int8' may mean toy:int8 (8 bits, one scale per row) or my:int8 (8 bits). Give the full name.
+    """
+
+    def __init__(self, name: str, formats: Mapping[str, str]) -> None:
+        self.name, self.formats = name, dict(formats)
+        self.nearest = tuple(self.formats)
+        *first, last = [f"{full} ({summary})" for full, summary in self.formats.items()]
+        shown = f"{', '.join(first)} or {last}" if first else last
+        super().__init__(_sentence("", f"the name {name!r} may mean {shown}", None, "give the full name"))
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -242,6 +307,8 @@ class ShapeError(QFormatsError, ValueError):
 class ConfigError(QFormatsError, ValueError):
     """An option or a configuration value that is not allowed; a value told in words is :class:`Described`.
 
+    `nearest` are formats to use instead, best first.
+
     Examples
     --------
     >>> from qformats.errors import ConfigError
@@ -249,8 +316,19 @@ class ConfigError(QFormatsError, ValueError):
     bits: found 7; expected 4 or 8.
     """
 
-    def __init__(self, key: str, value: object, allowed: str, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        key: str,
+        value: object,
+        allowed: str,
+        hint: str | None = None,
+        *,
+        nearest: Iterable[str] = (),
+    ) -> None:
         self.key, self.value, self.allowed = key, value, allowed
+        self.nearest = tuple(nearest)
+        if self.nearest:
+            hint = f"nearest: {', '.join(self.nearest)}"
         super().__init__(_sentence(key, f"found {value!r}", allowed, hint))
 
 

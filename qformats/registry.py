@@ -20,8 +20,16 @@ from typing import Any, TypeVar
 import pluggy
 
 from qformats import hookspecs
-from qformats.errors import ConfigError, NameTakenError, PluginError, PluginLoadError, UnknownFormatError
+from qformats.errors import (
+    AmbiguousFormatError,
+    ConfigError,
+    NameTakenError,
+    PluginError,
+    PluginLoadError,
+    UnknownFormatError,
+)
 from qformats.interfaces import Family, Loader, Packer, Quantizer
+from qformats.interfaces.naming import meanings, nearest, substitutes
 
 __all__ = ["PluginRecord", "PluginWarning", "Registry", "registry"]
 
@@ -183,6 +191,50 @@ class Registry:
         """
         return self._found(format)[1]
 
+    def meant(self, name: str, suffix: str = "") -> Packer:
+        """Packer of the format that a user means: also by a variant alone, in any case, or by another name of it.
+
+        Parameters
+        ----------
+        name : str
+            ``"gguf:q4_0"``, ``"gguf"``, ``"nf4"``, ``"bnb"``, ``"Q8_0"``.
+        suffix : str
+            How the target's name ends: of several formats, those are meant whose files end like that.
+
+        Raises
+        ------
+        UnknownFormatError
+            If nothing installed answers to the name.
+        AmbiguousFormatError
+            If several formats do.
+        """
+        try:
+            return self.packer(name)
+        except UnknownFormatError as error:
+            found = meanings(name, self.families())
+            if not found:
+                raise self._unknown(name, error) from None
+        if suffix:
+            found = [p for p in found if self.loader(p.container).suffix == suffix] or found
+        if len(found) > 1:
+            raise AmbiguousFormatError(name, {p.name: p.spec.summary for p in found})
+        return found[0]
+
+    def writable(self, name: str) -> Packer:
+        """Packer of the format that a user wants to write; see :meth:`meant`.
+
+        Raises
+        ------
+        ConfigError
+            If it can only be read; says which formats come nearest.
+        """
+        packer = self.meant(name)
+        if not packer.writable:
+            names = [p.spec.variant for p in self.formats() if p.family == packer.family and p.writable]
+            allowed = "one that can be written" + (f": {', '.join(names)}" if names else "")
+            raise ConfigError("type", packer.name, allowed, nearest=substitutes(packer, self.families()))
+        return packer
+
     def family(self, packer: Packer) -> Family:
         """Family of a packer: the one that lists its variant, or else understands its name.
 
@@ -199,14 +251,20 @@ class Registry:
         if format in self._formats:
             family = self._formats[format][0]
             return family, family.parse(variant)
-        known: list[str] = []
+        refused: UnknownFormatError | None = None
         for family in self._families.get(name, []):
             try:
                 return family, family.parse(variant or family.default_variant)
             except UnknownFormatError as error:
-                # Also patterns of names that cannot be listed.
-                known += error.installed
-        raise UnknownFormatError(format, known or self.format_names(), self.failures)
+                refused = error
+        raise self._unknown(format, refused)
+
+    def _unknown(self, format: str, refused: UnknownFormatError | None) -> UnknownFormatError:
+        """Error about a name; `refused` is a family's own, which knows patterns of names that cannot be listed."""
+        known = refused.installed if refused is not None else self.format_names()
+        patterns = refused.patterns if refused is not None else ()
+        close = nearest(format, self.families())
+        return UnknownFormatError(format, known, self.failures, nearest=close, patterns=patterns)
 
     def format_names(self, family: str | None = None) -> list[str]:
         """Names of all formats, or of one family's."""
@@ -237,9 +295,18 @@ class Registry:
         for option in options or {}:
             if option not in known:
                 expected = "one of " + ", ".join(known) if known else "none: this quantizer has no options"
-                raise ConfigError(f"option of the quantizer {name}", option, expected)
+                raise ConfigError(f"option of the quantizer {name}", option, expected, self._owner(option))
         quantizer.given = dict(options or {})
         return quantizer
+
+    def _owner(self, option: str) -> str | None:
+        """What to add where an option belongs to another quantizer."""
+        owners = [
+            name
+            for name, (other, _) in self._quantizers.items()
+            if option in [known.name for known in other().options]
+        ]
+        return f"add --quantizer {' or '.join(owners)}, which has this option" if owners else None
 
     def quantizer_names(self) -> list[str]:
         """Names of all quantizers."""
@@ -359,7 +426,19 @@ def _formats(family: Family, record: PluginRecord) -> list[str]:
                 f"the packer of {name}:{variant} has no container: set container = '...' in its class body"
             )
             raise PluginLoadError(record.name, reason)
+    _check_names(family, record)
     return [f"{name}:{variant}" for variant in variants]
+
+
+def _check_names(family: Family, record: PluginRecord) -> None:
+    """Refuse other names of a family's formats that nobody could use."""
+    label = type(family).__qualname__
+    words = (*family.other_names, *family.aliases, *family.similar)
+    if not all(isinstance(word, str) and word and word == word.lower() and ":" not in word for word in words):
+        reason = f"{label} has the other names {', '.join(map(repr, words))}, expected lower case and no ':'"
+        raise PluginLoadError(record.name, reason)
+    for variant in (*family.aliases.values(), *(v for each in family.similar.values() for v in each)):
+        _guarded(record, f"{label}.parse({variant!r})", partial(family.parse, variant))
 
 
 def _attribute(cls: type, attribute: str, record: PluginRecord) -> str:

@@ -22,12 +22,14 @@ def packer(format: str) -> Packer:
     Parameters
     ----------
     format : str
-        ``family:variant``, or a family for its default variant.
+        ``family:variant``, a family for its default variant, or a variant that only one family has: ``"nf4"``.
 
     Raises
     ------
     UnknownFormatError
-        If nothing installed provides the name.
+        If nothing installed answers to the name.
+    AmbiguousFormatError
+        If several formats do.
 
     Examples
     --------
@@ -36,7 +38,7 @@ def packer(format: str) -> Packer:
     >>> spec.summary, spec.block_size, spec.nbytes(4096, 4096)
     ('4 bits, one signed scale per 32', 32, 9437184)
     """
-    return registry().packer(format)
+    return registry().meant(format)
 
 
 def quantize(
@@ -54,7 +56,7 @@ def quantize(
         float32, float16 or bfloat16, ``(N, K)`` = (out_features, in_features); a parameter is detached. Formats whose
         upstream rounds in the dtype of the source do so. float64 is rounded to float32 first. Not modified.
     format : str
-        ``family:variant`` whose grid is used.
+        Format whose grid is used; see :func:`packer`.
     quantizer : str
         Method that chooses codes; ``"rtn"`` is the format's own reference rule.
     quantizer_options : mapping of str to str, optional
@@ -104,10 +106,10 @@ def quantize(
 
 
 def _quantizing(format: str) -> Packer:
-    chosen = packer(format)
+    chosen = registry().writable(format)
     if chosen.grid is None:
-        writable = [p.name for p in registry().formats() if p.grid is not None]
-        raise ConfigError("format", chosen.name, "a quantized format: " + ", ".join(writable))
+        found = Described(f"{chosen.name}, which stores plain numbers")
+        raise ConfigError("format", found, "a quantized format", "qformats.formats() lists them")
     return chosen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from qformats import Family, Packer
@@ -37,6 +38,15 @@ class BitsAndBytes(Family):
         FourBitPacker("nf4", nested=True),
         FourBitPacker("fp4", nested=True),
     )
+    other_names = ("bnb",)
+    aliases = MappingProxyType(
+        {
+            **dict.fromkeys(("4bit", "bnb4", "bnb-4bit", "normalfloat4"), "nf4"),
+            **dict.fromkeys(("8bit", "bnb8", "bnb-8bit", "llm.int8", "llm-int8"), "int8"),
+            **dict.fromkeys(("qlora", "nf4-double", "nf4-nested"), "nf4-dq"),
+        }
+    )
+    similar = MappingProxyType({"fp8": ("int8",), "nf5": ("nf4",)})
 
     def parse(self, variant: str) -> Packer:
         """Packer of ``int8``, or of ``nf4`` or ``fp4`` with any of ``-dq``, ``-bs32`` to ``-bs4096``, ``-bf16``."""

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from qformats import Family, Packer
@@ -31,6 +32,16 @@ class GPTQFamily(Family):
         GPTQPacker(4, _USUAL, actorder=True),
         GPTQPacker(4, _USUAL, actorder=True, symmetric=False),
     )
+    other_names = ("autogptq", "auto-gptq", "gptqmodel")
+    aliases = MappingProxyType(
+        {
+            f"{kind.format(bits)}": f"{bits}bit-{_USUAL}g"
+            for kind in ("{}bit", "int{}")
+            for bits in (2, 3, 4, 8)
+        }
+    )
+    # The same grid: 4 bits, a zero point per group of 128 columns.
+    similar = MappingProxyType(dict.fromkeys(("awq", "autoawq", "w4a16"), (f"4bit-{_USUAL}g-asym",)))
     config_files = ("quantize_config.json", "quant_config.json")
 
     def parse(self, variant: str) -> GPTQPacker:

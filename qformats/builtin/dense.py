@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from qformats.interfaces.dense import DensePacker, dense
 from qformats.interfaces.family import Family
 from qformats.numbers.dtypes import SIZES
@@ -14,6 +16,16 @@ class Dense(Family):
 
     name = "dense"
     packers = (dense("f32"), dense("f16"), dense("bf16"))
+    aliases = MappingProxyType(
+        {
+            **dict.fromkeys(("fp32", "float32", "float"), "f32"),
+            **dict.fromkeys(("fp16", "float16", "half"), "f16"),
+            "bfloat16": "bf16",
+        }
+    )
+    similar = MappingProxyType(
+        dict.fromkeys(("safetensors", "hf", "huggingface", "transformers"), ("bf16", "f16", "f32"))
+    )
 
     def parse(self, variant: str) -> DensePacker:
         """Packer of one dtype."""

@@ -6,14 +6,16 @@ import errno
 import sys
 import traceback
 import warnings
+from collections.abc import Iterable
 from io import TextIOWrapper
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
 
 from qformats.cli.check import EXIT_FAILED, check
 from qformats.cli.compare import compare
+from qformats.cli.console import Talk, harmless, talk
 from qformats.cli.declared import WithDeclaredOptions, command, commands
 from qformats.cli.export import export
 from qformats.cli.formats import formats
@@ -21,6 +23,11 @@ from qformats.cli.generate import generate
 from qformats.cli.inspect import inspect
 from qformats.cli.new_plugin import new_plugin
 from qformats.cli.plugins import plugins
+from qformats.cli.shared import Command, Debug, Quiet, Verbose
+from qformats.cli.suggestions import WrongCommandLine, commands_instead, unknown_command
+
+if TYPE_CHECKING:
+    from qformats.errors import QFormatsError
 
 __all__ = ["app", "run"]
 
@@ -29,8 +36,6 @@ EXIT_INPUT = 3
 EXIT_OUTPUT = 4
 EXIT_INTERRUPTED = 130
 _PLUGINS = "Commands of plugins"
-debugging = False
-"""Whether the user asked for tracebacks."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -54,6 +59,12 @@ class Program(TyperGroup):
         if found is None and name in (known := commands()):
             return command(known[name])
         return found
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find a command; one that other programs have is answered with ours."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise unknown_command(args[0], args[1:], [*self.list_commands(ctx), *commands()])
+        return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """List plugins' commands below our own; their own help describes them, so nothing is imported here."""
@@ -79,13 +90,13 @@ app = typer.Typer(
     ),
 )
 app.command(cls=WithDeclaredOptions)(export)
-app.command()(generate)
-app.command()(compare)
-app.command()(inspect)
-app.command()(formats)
-app.command()(plugins)
-app.command()(check)
-app.command(name="new-plugin")(new_plugin)
+app.command(cls=Command)(generate)
+app.command(cls=Command)(compare)
+app.command(cls=Command)(inspect)
+app.command(cls=Command)(formats)
+app.command(cls=Command)(plugins)
+app.command(cls=Command)(check)
+app.command(name="new-plugin", cls=Command)(new_plugin)
 
 
 def _version(asked: bool) -> None:
@@ -96,20 +107,14 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _debug(asked: bool) -> None:
-    global debugging
-    debugging = asked
-
-
 @app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[
-        bool,
-        typer.Option("--debug", callback=_debug, help="Show tracebacks of errors too."),
-    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
 ) -> None:
     """Quantized LLM weights: any format into any other."""
 
@@ -117,6 +122,7 @@ def options(
 def run() -> None:
     """Run the program, and turn every expected error into one line and an exit code."""
     warnings.showwarning = _warn
+    vars(talk).update(vars(Talk()))
     for stream in (sys.stdout, sys.stderr):
         # File names and tensor names may hold characters that the terminal's encoding lacks.
         if isinstance(stream, TextIOWrapper):
@@ -126,28 +132,44 @@ def run() -> None:
     except Interrupted as error:
         _say(f"interrupted; {str(error) or 'the target is unchanged'}")
         sys.exit(EXIT_INTERRUPTED)
+    except WrongCommandLine as error:
+        _say(str(error), error.instead)
+        sys.exit(EXIT_USAGE)
     except Exception as error:
         # Imported late: only a failing run needs to know the error family.
         from qformats.errors import QFormatsError
 
-        if debugging:
+        if talk.debugging:
             traceback.print_exception(error)
         if isinstance(error, QFormatsError):
-            _say(str(error))
+            _say(str(error), _instead(error))
             sys.exit(_code(error))
         if isinstance(error, OSError):
             _say(_told(error))
             sys.exit(EXIT_OUTPUT if error.errno in _FULL else EXIT_INPUT)
         if isinstance(error, MemoryError):
-            _say("not enough memory. Try fewer threads with --workers")
+            _say("not enough memory. Try fewer threads with --threads")
             sys.exit(EXIT_INPUT)
         raise
 
 
-def _say(message: str) -> None:
-    from qformats.cli.console import harmless
-
+def _say(message: str, instead: Iterable[str] = ()) -> None:
+    """Print a message, and command lines to type instead, each on a line of its own to be copied."""
     print(f"qformats: {harmless(message)}", file=sys.stderr)
+    for line in instead:
+        print(f"  {harmless(line)}", file=sys.stderr)
+
+
+def _instead(error: QFormatsError) -> list[str]:
+    """Command lines with other formats than the one that the error is about; all of those that it may mean."""
+    from qformats.errors import AmbiguousFormatError
+
+    name = getattr(error, "name", None) or getattr(error, "value", None)
+    if not error.nearest or not isinstance(name, str):
+        return []
+    return commands_instead(
+        name, error.nearest if isinstance(error, AmbiguousFormatError) else error.nearest[:1]
+    )
 
 
 def _told(error: OSError) -> str:
@@ -168,7 +190,7 @@ def _code(error: Exception) -> int:
     # The key of a value that stands in a file begins with the file's name: then the model is at fault.
     if isinstance(error, errors.ConfigError) and ": " in error.key:
         return EXIT_INPUT
-    if isinstance(error, errors.ConfigError | errors.UnknownFormatError):
+    if isinstance(error, errors.ConfigError | errors.UnknownFormatError | errors.AmbiguousFormatError):
         return EXIT_USAGE
     return EXIT_INPUT
 

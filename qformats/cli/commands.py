@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from qformats.interfaces import Checkpoint
+    from qformats.interfaces import Checkpoint, Packer
 
 __all__ = [
     "CheckExact",
@@ -24,6 +24,7 @@ __all__ = [
     "RequireExact",
     "Workers",
     "export_as_told",
+    "meant",
     "pair",
     "pairs",
 ]
@@ -44,7 +45,10 @@ KeepPartial = Annotated[
     bool,
     typer.Option("--keep-partial", help="If interrupted, keep what is written, to go on from there later."),
 ]
-Workers = Annotated[int | None, typer.Option("--workers", "-j", min=1, help="Threads; all cores by default.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--threads", "--workers", "-j", min=1, help="Threads; all cores by default."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
 
@@ -75,6 +79,36 @@ def pair(what: str, text: str) -> tuple[str, str]:
     if not equals or not name or not value:
         raise ConfigError(f"--{what}", text, "REGEX=TYPE" if what == "tensor-type" else "NAME=VALUE")
     return name, value
+
+
+def meant(name: str, output: Path | None = None) -> Packer:
+    """Format that the user means, said in one line if its name is not what they wrote.
+
+    Parameters
+    ----------
+    name : str
+        What the user wrote: ``gguf:q4_0``, ``nf4``, ``bnb``.
+    output : Path, optional
+        What will be written: a name that several formats share means the one whose files end like that.
+
+    Raises
+    ------
+    UnknownFormatError, AmbiguousFormatError
+        If it is the name of no format, or of several.
+
+    Examples
+    --------
+    >>> from qformats.cli.commands import meant
+    >>> meant("gguf:q4_0").name
+    'gguf:q4_0'
+    """
+    from qformats.cli.console import note
+    from qformats.registry import registry
+
+    packer = registry().meant(name, output.suffix if output else "")
+    if name.lower() not in (packer.name, packer.family):
+        note(f"{name} is {packer.name}: {packer.spec.summary}")
+    return packer
 
 
 def export_as_told(
@@ -128,7 +162,7 @@ def export_as_told(
     from qformats.registry import registry
     from qformats.work.pool import threads
 
-    packer = registry().packer(format)
+    packer = registry().writable(format)
     recipe = Recipe(
         packer.name,
         quantizer=quantizer or "",

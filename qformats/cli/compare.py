@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qformats.cli.commands import LoaderOptions, Workers, pairs
+from qformats.cli.commands import LoaderOptions, Workers, meant, pairs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,7 +111,7 @@ def compare(
             base,
             *(models or ()),
             text=text,
-            try_=try_ or (),
+            try_=[meant(format).name for format in try_ or ()],
             quantizer=quantizer,
             quantizer_options=pairs("quantizer-option", quantizer_option),
             pure=pure,

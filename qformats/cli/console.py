@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,10 +14,29 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
 
-__all__ = ["Bar", "console", "harmless", "plain", "print_json", "size", "table"]
+__all__ = ["Bar", "Talk", "console", "harmless", "note", "plain", "print_json", "size", "table", "talk"]
 
 _UNLIMITED = 100_000
 """Columns if standard output is not a terminal: searching it needs whole lines."""
+
+
+@dataclass
+class Talk:
+    """How much the user wants to be told."""
+
+    quiet: bool = False
+    verbose: bool = False
+    debugging: bool = False
+
+
+talk = Talk()
+"""Of this run of the program."""
+
+
+def note(text: str) -> None:
+    """Tell the user something on standard error, unless only results and errors are wanted."""
+    if not talk.quiet:
+        print(f"qformats: {harmless(text)}", file=sys.stderr)
 
 
 def console() -> Console:

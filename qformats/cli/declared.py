@@ -10,7 +10,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+
+from qformats.cli.shared import Command, parameters
 
 if TYPE_CHECKING:
     from qformats.interfaces.option import Option
@@ -35,7 +36,7 @@ def given(context: typer.Context) -> Declared:
     return context.obj if isinstance(context.obj, Declared) else Declared()
 
 
-class WithDeclaredOptions(TyperCommand):
+class WithDeclaredOptions(Command):
     """A command that also has the options that loaders and quantizers mark as flags."""
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -77,7 +78,7 @@ def _parameters(declared: Mapping[str, tuple[str, Option]]) -> list[Any]:
 
     def options(**values: str) -> None: ...
 
-    parameters = []
+    made = []
     for name, (_, option) in declared.items():
         kind = Annotated[
             str | None,
@@ -85,14 +86,10 @@ def _parameters(declared: Mapping[str, tuple[str, Option]]) -> list[Any]:
                 f"--{option.name}", metavar=option.metavar, help=option.help, rich_help_panel=_PANEL
             ),
         ]
-        parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        )
-    options.__annotations__ = {each.name: each.annotation for each in parameters}
-    options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    app = typer.Typer(add_completion=False)
-    app.command()(options)
-    return [each for each in typer.main.get_command(app).params if each.name in declared]
+        made.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+    options.__annotations__ = {each.name: each.annotation for each in made}
+    options.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
+    return [each for each in parameters(options) if each.name in declared]
 
 
 def commands() -> dict[str, EntryPoint]:
@@ -140,5 +137,5 @@ def command(point: EntryPoint) -> Any:
     if not callable(function):
         raise PluginLoadError(owner, f"command {point.name!r} is {function!r}, expected a function")
     app = typer.Typer(add_completion=False)
-    app.command(name=point.name)(function)
+    app.command(name=point.name, cls=Command)(function)
     return typer.main.get_command(app)

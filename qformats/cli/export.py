@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -17,9 +18,11 @@ from qformats.cli.commands import (
     RequireExact,
     Workers,
     export_as_told,
+    meant,
     pair,
     pairs,
 )
+from qformats.cli.suggestions import WrongCommandLine, example_formats
 
 __all__ = ["export"]
 
@@ -28,10 +31,19 @@ def export(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="File or folder, a hub id (organisation/name), or demo.")],
     format: Annotated[
-        str, typer.Option("--format", "-f", help="Family or family:variant (see qformats formats).")
-    ],
-    type: Annotated[str | None, typer.Option("--type", "-t", help="Variant, such as q4_0.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File or folder to write.")] = None,
+        str | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="Format such as gguf:q4_0, nf4 or gptq (see qformats formats).  \\[required]",
+        ),
+    ] = None,
+    type: Annotated[
+        str | None, typer.Option("--type", "--outtype", "-t", help="Variant, such as q4_0.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "--outfile", "-o", help="File or folder to write.")
+    ] = None,
     quantizer: Annotated[
         str | None,
         typer.Option(help="Method that chooses codes, if not the format's usual one: rtn or gptq."),
@@ -76,18 +88,19 @@ def export(
     from qformats.cli.declared import given
     from qformats.errors import ConfigError
 
-    if type and ":" in format:
-        raise ConfigError("--type", type, f"no --type, since --format {format} names one already")
     if type == "" or format == "":
         # An unset variable in a script, most likely; the default would be a surprise.
         raise ConfigError(
             "--type" if format else "--format", "", "a name; leave the option out for the default"
         )
+    if format is None and type is None:
+        raise _no_format(model, output)
+    if type and format and ":" in format:
+        raise ConfigError("--type", type, f"no --type, since --format {format} names one already")
     declared = given(context)
     options = pairs("option", option) | declared.loader
-    name = f"{format}:{type}" if type else format
     # A misspelt format is reported before a model is fetched.
-    qformats.packer(name)
+    name = meant(":".join(word for word in (format, type) if word), output).name
     export_as_told(
         qformats.open(model, options=options),
         output,
@@ -108,3 +121,11 @@ def export(
         workers=workers,
         json=json,
     )
+
+
+def _no_format(model: str, output: Path | None) -> WrongCommandLine:
+    """Which format? With examples."""
+    target = ["--output", str(output)] if output else []
+    names = example_formats(output.suffix if output else "")
+    lines = [shlex.join(["qformats", "export", model, "--format", name, *target]) for name in names[:3]]
+    return WrongCommandLine("--format is missing. qformats formats lists all of them; for example", lines)

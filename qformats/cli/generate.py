@@ -10,7 +10,7 @@ from unicodedata import category
 
 import typer
 
-from qformats.cli.commands import Json, LoaderOptions, pairs
+from qformats.cli.commands import Json, LoaderOptions, meant, pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,6 +121,7 @@ def _run(
     if dtype not in (None, "f32", "f16", "bf16"):
         raise ConfigError("--dtype", dtype, "f32, f16 or bf16")
     options = pairs("option", option)
+    format = meant(format).name if format is not None else None
     source = qformats.open(model, options=options)
     words = tokenizer(source)
     ids = _ids(words, prompt, source.config, chat=chat)

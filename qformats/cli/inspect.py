@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qformats.cli.commands import LoaderOptions, pairs
+from qformats.cli.commands import LoaderOptions, meant, pairs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,7 +64,7 @@ def inspect(
         from qformats.exporting.footprint import footprint
         from qformats.sources import outline_model
 
-        recipe = Recipe(qformats.packer(plan).name, pure=pure, container=container)
+        recipe = Recipe(meant(plan).name, pure=pure, container=container)
         predicted = footprint(outline_model(model, options), recipe, options, context=context)
         if json:
             print_json(predicted.to_dict())

@@ -25,7 +25,7 @@ class Recipe:
     Attributes
     ----------
     format : str
-        ``family:variant``, or a family.
+        ``family:variant``, or what else users may call it; always the full name afterwards.
     quantizer : str
         Method that chooses codes; the format's own default if it is left out.
     tensor_types : tuple of (str, str)
@@ -52,9 +52,12 @@ class Recipe:
     quantizer_options: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        """Settle the quantizer."""
+        """Settle the format's full name, and the quantizer."""
+        # Users write short names; plans, journals and reports hold the full one.
+        packer = registry().meant(self.format)
+        object.__setattr__(self, "format", packer.name)
         if not self.quantizer:
-            object.__setattr__(self, "quantizer", registry().packer(self.format).default_quantizer)
+            object.__setattr__(self, "quantizer", packer.default_quantizer)
 
     def loader(self, source: Checkpoint) -> Loader:
         """Loader that writes the output: the requested one, or else the source's own if the format belongs to it.
@@ -64,7 +67,7 @@ class Recipe:
         ConfigError
             If that container cannot hold the format.
         """
-        packer = self._writable(self.format)
+        packer = registry().writable(self.format)
         if self.container is None:
             own = registry().loader(source.container)
             return own if packer.family in own.families else registry().loader(packer.container)
@@ -86,7 +89,7 @@ class Recipe:
         ShapeError
             If neither a tensor's format nor the container's fallbacks can hold it.
         """
-        default = self._writable(self.format)
+        default = registry().writable(self.format)
         rules = [
             (self._compiled(pattern), pattern, self._typed(variant, loader))
             for pattern, variant in self.tensor_types
@@ -165,19 +168,14 @@ class Recipe:
 
     def _typed(self, variant: str, loader: Loader) -> Packer:
         """Packer of a variant of the recipe's family, or of a full name."""
-        packer = self._writable(variant if ":" in variant else f"{self.format.partition(':')[0]}:{variant}")
+        packer = registry().writable(
+            variant if ":" in variant else f"{self.format.partition(':')[0]}:{variant}"
+        )
         if packer.quantizes and not loader.accepts(packer):
             names = [p.name for p in registry().formats() if loader.accepts(p) and p.writable]
             raise ConfigError(
                 "type", packer.name, f"one that the container {loader.name} can hold: " + ", ".join(names)
             )
-        return packer
-
-    def _writable(self, name: str) -> Packer:
-        packer = registry().packer(name)
-        if not packer.writable:
-            names = [p.spec.variant for p in registry().formats() if p.family == packer.family and p.writable]
-            raise ConfigError("type", packer.name, "one that can be written: " + ", ".join(names))
         return packer
 
     @staticmethod

@@ -80,6 +80,14 @@ class Family(Guarded):
     """First half of the formats' names."""
     packers: ClassVar[Sequence[Packer]] = ()
     """A packer of each variant; the first one is the default."""
+    other_names: ClassVar[tuple[str, ...]] = ()
+    """What users also call the family, in lower case: ``("bnb",)``."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """What users also call its variants, in lower case, and the variant that each name stands for: ``{"q8": "q8_0"}``.
+    A name that several families declare, or have, is ambiguous; then users choose."""
+    similar: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Names of formats that it does not have or cannot write, and the variants that come nearest, best first. They are
+    suggested, never taken."""
     config_files: ClassVar[tuple[str, ...]] = ()
     """Files of a folder that hold its ``quantization_config`` if config.json has none."""
 
@@ -108,7 +116,9 @@ class Family(Guarded):
     def unknown(self, variant: str, more: Sequence[str] = ()) -> UnknownFormatError:
         """Error for :meth:`parse`; `more` are patterns of names that are not listed."""
         return UnknownFormatError(
-            f"{self.name}:{variant}", [f"{self.name}:{known}" for known in (*self.variants(), *more)]
+            f"{self.name}:{variant}",
+            [f"{self.name}:{known}" for known in self.variants()],
+            patterns=[f"{self.name}:{pattern}" for pattern in more],
         )
 
     # Hugging Face folders: what config.json declares, and which tensors of a module belong to its weight.

@@ -39,6 +39,8 @@ def test_all_names_the_family():
 EXAMPLES = [
     (errors.UnknownFormatError, ("abc:x", ["abc:y", "other:z"], {"bad 1.0": "ImportError: no"}), {}),
     (errors.UnknownFormatError, ("fast", ["slow"], {}, "quantizer"), {}),
+    (errors.AmbiguousFormatError, ("x", {"abc:x": "8 bits", "other:x": "4 bits"}), {}),
+    (errors.ConfigError, ("type", "abc:x", "one that can be written"), {"nearest": ["abc:y", "abc:z"]}),
     (errors.NameTakenError, ("format", "abc:x", "plugin 'a' of pkg 1", "plugin 'b' of pkg 2"), {}),
     (errors.PluginLoadError, ("abc", "ImportError: no module"), {}),
     (errors.PluginError, ("abc", "Packer.pack", KeyError("odd")), {}),
@@ -118,3 +120,14 @@ def test_unknown_names_suggest_the_nearest():
     assert "Did you mean 'abc:four'?" in str(errors.UnknownFormatError("abc:fuor", ["abc:four", "xyz:one"]))
     assert "Did you mean" not in str(errors.UnknownFormatError("zzzz", ["abc:four"]))
     assert "pip install" in str(errors.UnknownFormatError("abc:four", []))
+
+
+def test_of_many_names_only_the_nearest_are_told():
+    many = [f"abc:{kind}{bits}" for kind in ("int", "fp") for bits in range(10)]
+    error = errors.UnknownFormatError("abc:imt4", many)
+    assert len(error.nearest) == 3
+    assert str(error).count("abc:") == 1 + 3
+    assert "qformats formats abc lists all 20" in str(error)
+    lost = str(errors.UnknownFormatError("zzzz", [*many, "xyz:one"], nearest=[]))
+    assert lost == "no format 'zzzz'; qformats formats lists all 21, of the families abc, xyz"
+    assert "known: abc:fp0, abc:fp1" in str(errors.UnknownFormatError("zzzz", many, kind="GGUF tensor type"))

@@ -159,7 +159,8 @@ def test_unknown_names_list_what_failed(discover):
         with pytest.raises(UnknownFormatError) as caught:
             lookup("broken")
         message = str(caught.value)
-        assert message.startswith(f"no {kind} 'broken'; installed: ")
+        listed = "qformats formats lists all " if kind == "format" else "installed: "
+        assert message.startswith(f"no {kind} 'broken'; {listed}")
         assert "failed to load: qformats_broken qformats-broken 1.0 (ModuleNotFoundError" in message
         assert "qformats_misspelt qformats-misspelt 1.0 (unknown hook" in message
 
@@ -213,7 +214,7 @@ def test_the_switch_names_what_is_not_there(discover, monkeypatch):
 def test_what_a_family_understands_beyond_its_list_is_told(name, pattern):
     with pytest.raises(UnknownFormatError) as caught:
         Registry().packer(name)
-    assert any(known.startswith(pattern) for known in caught.value.installed)
+    assert any(known.startswith(pattern) for known in caught.value.patterns)
     assert pattern in str(caught.value)
 
 
@@ -446,7 +447,8 @@ def test_the_command_line_names_failures_beside_unknown_formats():
     assert done.returncode == 2
     assert done.stdout == ""
     (error,) = done.stderr.splitlines()
-    assert error.startswith("qformats: no format 'brokn'; installed: ")
+    assert error.startswith("qformats: no format 'brokn'; qformats formats lists all ")
+    assert ", of the families bitsandbytes, " in error
     assert "failed to load: qformats_broken qformats-broken 1.0 (ModuleNotFoundError" in error
 
 

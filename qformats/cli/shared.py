@@ -1,0 +1,94 @@
+"""What every command has, a plugin's too: options about what is printed, and help with mistyped ones."""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from qformats.cli.console import talk
+from qformats.cli.suggestions import unknown_option
+
+__all__ = ["Command", "Debug", "Quiet", "Verbose", "parameters"]
+
+
+def _quiet(asked: bool) -> None:
+    talk.quiet |= asked
+
+
+def _verbose(asked: bool) -> None:
+    talk.verbose |= asked
+
+
+def _debug(asked: bool) -> None:
+    talk.debugging |= asked
+
+
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", callback=_quiet, help="Print results and errors only.", rich_help_panel="Messages"
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        callback=_verbose,
+        help="Print each step with its time.",
+        rich_help_panel="Messages",
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug", callback=_debug, help="Show tracebacks of errors too.", rich_help_panel="Messages"
+    ),
+]
+
+
+def parameters(function: Any) -> list[Any]:
+    """Parameters as typer makes them from a function's signature."""
+    app = typer.Typer(add_completion=False)
+    app.command()(function)
+    return [each for each in typer.main.get_command(app).params if each.name != "help"]
+
+
+@lru_cache(maxsize=1)
+def _everywhere() -> list[Any]:
+    def options(quiet: Quiet = False, verbose: Verbose = False, debug: Debug = False) -> None: ...
+
+    options.__annotations__ = {"quiet": Quiet, "verbose": Verbose, "debug": Debug, "return": None}
+    found = parameters(options)
+    for each in found:
+        each.expose_value = False
+    return found
+
+
+class Command(TyperCommand):
+    """A command that also has ``--quiet``, ``--verbose`` and ``--debug``."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Parameters of the command, then the shared ones that it does not have itself."""
+        own = super().get_params(ctx)
+        taken = {spelled for each in own for spelled in each.opts}
+        return [*own, *(each for each in _everywhere() if not taken & {*each.opts})]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line; an unknown option is answered with the command line to type instead."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.Exit:
+            raise
+        except Exception as error:
+            name = getattr(error, "option_name", None)
+            if name is None or not hasattr(error, "possibilities"):
+                raise
+            known = [spelled for each in self.get_params(ctx) for spelled in each.opts]
+            if name in known:
+                raise
+            raise unknown_option(name, known, sys.argv[1:]) from error
