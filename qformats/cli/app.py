@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 import warnings
@@ -15,6 +16,7 @@ from typer.core import TyperGroup
 
 from qformats.cli.check import EXIT_FAILED, check
 from qformats.cli.compare import compare
+from qformats.cli.completion import VARIABLE, completion
 from qformats.cli.console import Talk, harmless, talk
 from qformats.cli.declared import WithDeclaredOptions, command, commands
 from qformats.cli.export import export
@@ -60,9 +62,18 @@ class Program(TyperGroup):
             return command(known[name])
         return found
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Our own commands; for a shell that completes, also those of plugins."""
+        own: list[str] = super().list_commands(ctx)
+        return [*own, *commands()] if ctx.resilient_parsing else own
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find a command; one that other programs have is answered with ours."""
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+        if (
+            args
+            and not (args[0].startswith("-") or ctx.resilient_parsing)
+            and self.get_command(ctx, args[0]) is None
+        ):
             raise unknown_command(args[0], args[1:], [*self.list_commands(ctx), *commands()])
         return super().resolve_command(ctx, args)
 
@@ -97,6 +108,7 @@ app.command(cls=Command)(formats)
 app.command(cls=Command)(plugins)
 app.command(cls=Command)(check)
 app.command(name="new-plugin", cls=Command)(new_plugin)
+app.command(cls=Command)(completion)
 
 
 def _version(asked: bool) -> None:
@@ -127,8 +139,13 @@ def run() -> None:
         # File names and tensor names may hold characters that the terminal's encoding lacks.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if VARIABLE in os.environ:
+        # A shell asks for completions; this registers the shells.
+        from typer.completion import completion_init
+
+        completion_init()
     try:
-        app()
+        app(prog_name="qformats")
     except Interrupted as error:
         _say(f"interrupted; {str(error) or 'the target is unchanged'}")
         sys.exit(EXIT_INTERRUPTED)

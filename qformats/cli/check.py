@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qformats.cli import completing
 from qformats.cli.commands import Json
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ EXIT_FAILED = 1
 def check(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME", help="Format, family of formats, quantizer or container."),
+        typer.Argument(
+            metavar="NAME",
+            autocompletion=completing.subjects,
+            help="Format, family of formats, quantizer or container.",
+        ),
     ],
     only: Annotated[
         list[str] | None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qformats.cli import completing
 from qformats.cli.commands import LoaderOptions, Workers, meant, pairs
 
 if TYPE_CHECKING:
@@ -49,12 +50,18 @@ def compare(
     ] = None,
     try_: Annotated[
         list[str] | None,
-        typer.Option("--try", metavar="FORMAT", help="Quantize the base on the fly; repeatable."),
+        typer.Option(
+            "--try",
+            metavar="FORMAT",
+            autocompletion=completing.formats,
+            help="Quantize the base on the fly; repeatable.",
+        ),
     ] = None,
     quantizer: Annotated[
         str | None,
         typer.Option(
-            help="With --try: method that chooses codes, if not the format's usual one: rtn or gptq."
+            autocompletion=completing.quantizers,
+            help="With --try: method that chooses codes, if not the format's usual one: rtn or gptq.",
         ),
     ] = None,
     quantizer_option: Annotated[
@@ -72,7 +79,11 @@ def compare(
     ] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Measure speed and memory too.")] = False,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
+        str | None,
+        typer.Option(
+            autocompletion=completing.devices,
+            help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.",
+        ),
     ] = None,
     dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="Dtype to compute in: f32, f16 or bf16.")

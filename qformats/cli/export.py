@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from qformats.cli import completing
 from qformats.cli.commands import (
     CheckExact,
     DryRun,
@@ -35,18 +36,25 @@ def export(
         typer.Option(
             "--format",
             "-f",
+            autocompletion=completing.formats,
             help="Format such as gguf:q4_0, nf4 or gptq (see qformats formats).  \\[required]",
         ),
     ] = None,
     type: Annotated[
-        str | None, typer.Option("--type", "--outtype", "-t", help="Variant, such as q4_0.")
+        str | None,
+        typer.Option(
+            "--type", "--outtype", "-t", autocompletion=completing.variants, help="Variant, such as q4_0."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "--outfile", "-o", help="File or folder to write.")
     ] = None,
     quantizer: Annotated[
         str | None,
-        typer.Option(help="Method that chooses codes, if not the format's usual one: rtn or gptq."),
+        typer.Option(
+            autocompletion=completing.quantizers,
+            help="Method that chooses codes, if not the format's usual one: rtn or gptq.",
+        ),
     ] = None,
     quantizer_option: Annotated[
         list[str] | None,
@@ -59,16 +67,21 @@ def export(
         ),
     ] = None,
     output_tensor_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Type of the output layer.")
+        str | None,
+        typer.Option(metavar="TYPE", autocompletion=completing.variants, help="Type of the output layer."),
     ] = None,
     token_embedding_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Type of the token embedding.")
+        str | None,
+        typer.Option(metavar="TYPE", autocompletion=completing.variants, help="Type of the token embedding."),
     ] = None,
     pure: Annotated[
         bool, typer.Option("--pure", help="One type for all tensors, without the container's own mix.")
     ] = False,
     container: Annotated[
-        str | None, typer.Option(help="Container to write, if not the format's usual one.")
+        str | None,
+        typer.Option(
+            autocompletion=completing.containers, help="Container to write, if not the format's usual one."
+        ),
     ] = None,
     option: LoaderOptions = None,
     force: Force = False,

@@ -7,26 +7,56 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qformats.cli import completing
+from qformats.cli.commands import Json, meant
+
 if TYPE_CHECKING:
+    from qformats.interfaces import Packer
     from qformats.registry import Registry
 
 __all__ = ["formats"]
 
+_LEVELS = ("stored and decoded", "can be quantized into", "also runs on the shared GPU kernel")
+"""What each level of support means."""
 
-def formats(json: Annotated[bool, typer.Option("--json", help="List as JSON.")] = False) -> None:
-    """List every installed format, quantizer and container."""
+
+def formats(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Only these families or formats.",
+            autocompletion=completing.formats,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List every installed format, quantizer and container; or families, or single formats in full."""
     from qformats.cli.console import print_json
     from qformats.registry import registry
 
-    facts = _facts(registry())
+    known = registry()
+    chosen = [packer for name in names or () for packer in _named(known, name)]
+    facts = _facts(known, list({packer.name: packer for packer in chosen}.values()) if names else None)
     if json:
         print_json(facts)
+    elif len(facts["formats"]) == 1:
+        _print_one(facts["formats"][0], chosen[0])
     else:
         _print(facts)
 
 
-def _facts(known: Registry) -> dict[str, Any]:
-    return {
+def _named(known: Registry, name: str) -> list[Packer]:
+    """Formats of a family, under any of its names, or the one format that a name stands for."""
+    for family in known.families():
+        if name.lower() in (family.name, *family.other_names):
+            return [family.parse(variant) for variant in family.variants()]
+    return [meant(name)]
+
+
+def _facts(known: Registry, chosen: Sequence[Packer] | None) -> dict[str, Any]:
+    """All of them, or only the chosen formats."""
+    facts: dict[str, Any] = {
         "formats": [
             {
                 "name": packer.name,
@@ -38,8 +68,12 @@ def _facts(known: Registry) -> dict[str, Any]:
                 "container": packer.container,
                 "default": packer.spec.variant == known.family(packer).default_variant,
             }
-            for packer in known.formats()
+            for packer in (known.formats() if chosen is None else chosen)
         ],
+    }
+    if chosen is not None:
+        return facts
+    return facts | {
         "quantizers": [
             {"name": name, "summary": known.quantizer(name).summary} for name in known.quantizer_names()
         ],
@@ -60,21 +94,48 @@ def _print(facts: dict[str, Any]) -> None:
             shown.add_row(
                 name, f"{row['bits_per_weight']:.4g}", block, str(row["level"]), plain(row["summary"])
             )
-    out.print(shown)
-    out.print("\n* default of its family; bits: bits per weight, scales included")
-    out.print("level 0: stored and decoded; 1: can be quantized into; 2: also runs on the shared GPU kernel")
+    if shown.row_count:
+        out.print(shown)
+        out.print("\n* default of its family; bits: bits per weight, scales included")
+        out.print("level " + "; ".join(f"{level}: {meaning}" for level, meaning in enumerate(_LEVELS)))
     read_only = [row for row in facts["formats"] if not row["write"]]
     for family in dict.fromkeys(row["name"].partition(":")[0] for row in read_only):
         out.print(f"\n[bold]{family}, read only[/bold] (bits per weight)")
         out.print(_listed([row for row in read_only if row["name"].startswith(f"{family}:")]))
-    for title in ("quantizers", "containers"):
+    for title in ("quantizers", "containers") if "containers" in facts else ():
         out.print(f"\n[bold]{title}[/bold]")
         names = table("", "")
         for item in facts[title]:
             names.add_row(item["name"], plain(item["summary"]))
         out.print(names)
-    for plugin, reason in facts["failed_plugins"].items():
+    for plugin, reason in facts.get("failed_plugins", {}).items():
         out.print(f"\n[red]failed to load[/red]: {plain(plugin)}: {plain(reason)}")
+
+
+def _print_one(row: dict[str, Any], packer: Packer) -> None:
+    """What one format stores, and how to write it."""
+    from qformats.cli.console import console, plain, table
+
+    out = console()
+    out.print(f"[bold]{plain(row['name'])}[/bold]  {plain(row['summary'])}")
+    facts = table("", "")
+    facts.add_row("bits per weight", f"{row['bits_per_weight']:.4g}, scales included")
+    facts.add_row("block", f"{row['block_size']} columns" if row["block_size"] else "the whole row")
+    facts.add_row("level", f"{row['level']}: {_LEVELS[row['level']]}")
+    facts.add_row("container", row["container"])
+    facts.add_row("layout", plain(packer.spec.source))
+    out.print(facts)
+    out.print()
+    fields = table("stored", "shape of (N, K)", "dtype", "unit")
+    for field in packer.spec.fields:
+        fields.add_row(plain(field.name), plain(", ".join(field.shape)), field.dtype, plain(field.unit))
+    out.print(fields)
+    if row["write"]:
+        out.print(
+            f"\nWrite it:  [bold]qformats export MODEL --format {plain(row['name'])}[/bold]", soft_wrap=True
+        )
+    else:
+        out.print("\nIt can only be read.")
 
 
 def _listed(rows: Sequence[dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@ from unicodedata import category
 
 import typer
 
+from qformats.cli import completing
 from qformats.cli.commands import Json, LoaderOptions, meant, pairs
 
 if TYPE_CHECKING:
@@ -44,13 +45,23 @@ def generate(
         bool, typer.Option("--chat", help="Put the prompt into the model's chat template as a message.")
     ] = False,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.")
+        str | None,
+        typer.Option(
+            autocompletion=completing.devices,
+            help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.",
+        ),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(metavar="TYPE", help="Dtype to compute in: f32, f16 or bf16.")
     ] = None,
     format: Annotated[
-        str | None, typer.Option("--format", "-f", help="Quantize into this format while loading.")
+        str | None,
+        typer.Option(
+            "--format",
+            "-f",
+            autocompletion=completing.formats,
+            help="Quantize into this format while loading.",
+        ),
     ] = None,
     option: LoaderOptions = None,
     json: Json = False,

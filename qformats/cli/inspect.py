@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qformats.cli import completing
 from qformats.cli.commands import LoaderOptions, meant, pairs
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def inspect(
         str | None,
         typer.Option(
             metavar="FORMAT",
+            autocompletion=completing.formats,
             help="Predict bytes and memory in this format instead; config.json is enough.",
         ),
     ] = None,
@@ -45,7 +47,11 @@ def inspect(
         ),
     ] = False,
     container: Annotated[
-        str | None, typer.Option(help="With --plan: container, if not the format's usual one.")
+        str | None,
+        typer.Option(
+            autocompletion=completing.containers,
+            help="With --plan: container, if not the format's usual one.",
+        ),
     ] = None,
     option: LoaderOptions = None,
     json: Annotated[bool, typer.Option("--json", help="Report everything as JSON.")] = False,

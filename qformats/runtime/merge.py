@@ -221,7 +221,7 @@ def _formats(
             raise ConfigError(f"{base.path}: adapter", found, expected)
     stored = {name: tensor.stored_packer for name, tensor in base.tensors.items()}
     if format is not None:
-        default = registry().packer(format)
+        default = registry().meant(format)
         if default.dense_dtype is not None:
             return default.name, ()
         # A recipe leaves plain numbers of a quantized model alone; these were quantized before they were added to.
