@@ -141,7 +141,7 @@ def run() -> None:
             stream.reconfigure(errors="backslashreplace")
     if VARIABLE in os.environ:
         # A shell asks for completions; this registers the shells.
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
     try:
