@@ -345,15 +345,16 @@ def merge_adapter(
 
     Parameters
     ----------
-    model : peft.PeftModel
-        On a model from :func:`load_model`. Not modified.
+    model : peft.PeftModel, str or path
+        On a model from :func:`load_model`. Not modified. Or the folder of an adapter, as PEFT saves it; then nothing is
+        loaded to be run.
     target : str or path
         File or folder to write.
     format : str, optional
         ``family:variant``. By default every tensor goes back into the format that it has in the source, which
         quantizes changed ones again if it is a quantized one; ``"dense:bf16"`` or another plain format keeps the sum.
     source : str, path or Checkpoint, optional
-        The base model, by default what `model` was loaded from.
+        The base model, by default what `model` was loaded from. Needed for the folder of an adapter.
     force, workers, options, progress
         As in :func:`export`.
 
@@ -366,6 +367,8 @@ def merge_adapter(
     ------
     ConfigError
         If there is no adapter, or one that is not a plain sum: DoRA, trained biases, modules that were trained whole.
+    CheckpointError
+        If the folder of an adapter holds none, or one that does not fit the base.
     ShapeError
         If an adapter does not fit the stored weight.
 

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from qformats.errors import CheckpointError, ConfigError, ModelNotFoundError
+from qformats.folder.adapter import refuse_adapter
 from qformats.folder.model import read_json
 from qformats.folder.resolve import has_weights
 from qformats.interfaces.checkpoint import Checkpoint
@@ -138,6 +139,7 @@ def _suffixes() -> tuple[str, ...]:
 def _unrecognised(path: Path) -> ModelNotFoundError:
     """What is wrong with a path that no loader opens, for the usual mistakes."""
     if path.is_dir():
+        refuse_adapter(path)
         inside = sorted(file.name for file in path.iterdir() if file.name.endswith(_suffixes()))
         if inside:
             files_are = "model file" if len(inside) == 1 else "model files"

@@ -23,6 +23,7 @@ from qformats.cli.export import export
 from qformats.cli.formats import formats
 from qformats.cli.generate import generate
 from qformats.cli.inspect import inspect
+from qformats.cli.merge import merge
 from qformats.cli.new_plugin import new_plugin
 from qformats.cli.plugins import plugins
 from qformats.cli.shared import Command, Debug, Quiet, Verbose
@@ -106,6 +107,7 @@ app.command(cls=Command)(compare)
 app.command(cls=Command)(inspect)
 app.command(cls=Command)(formats)
 app.command(cls=Command)(plugins)
+app.command(cls=Command)(merge)
 app.command(cls=Command)(check)
 app.command(name="new-plugin", cls=Command)(new_plugin)
 app.command(cls=Command)(completion)

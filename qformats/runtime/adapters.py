@@ -11,8 +11,10 @@ from qformats.errors import BackendUnavailableError, ConfigError, Described
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Update", "prepare_for_training", "updates_of"]
+__all__ = ["Update", "prepare_for_training", "refuse_changed_base", "updates_of"]
 
+_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+"""PEFT's ways to start an adapter that leave the base's weights as they are."""
 _ELSEWHERE = "train with plain LoRA, or merge with PEFT into an unquantized model"
 
 
@@ -76,6 +78,7 @@ def updates_of(model: Any) -> dict[str, Update]:
         found = type(model).__name__
         raise ConfigError("model to merge", found, "a PeftModel, as returned by peft.get_peft_model")
     for name in model.active_adapters:
+        refuse_changed_base(name, model.peft_config[name])
         bias = getattr(model.peft_config[name], "bias", "none")
         if bias != "none":
             raise ConfigError(
@@ -87,6 +90,21 @@ def updates_of(model: Any) -> dict[str, Update]:
     if not updates:
         raise ConfigError("active adapters", model.active_adapters, "at least one that changes a weight")
     return updates
+
+
+def refuse_changed_base(name: str, config: Any) -> None:
+    """Refuse adapters that took a part out of the base's weights when they were made, such as PiSSA's.
+
+    Raises
+    ------
+    ConfigError
+        What the adapter adds belongs to other weights than those of the base's files.
+    """
+    start = getattr(config, "init_lora_weights", True)
+    if start not in _STARTS:
+        allowed = "a start that leaves the base's weights as they are: " + ", ".join(map(str, _STARTS))
+        hint = "save the adapter as plain LoRA (PEFT: path_initial_model_for_weight_conversion), or merge with PEFT"
+        raise ConfigError(f"init_lora_weights of the adapter {name!r}", start, allowed, hint)
 
 
 def _refuse_disabled(model: Any) -> None:

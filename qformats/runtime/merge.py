@@ -6,7 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from qformats.errors import ConfigError, Described, ShapeError
 from qformats.exporting import Recipe, make_plan
 from qformats.exporting.run import execute
+from qformats.folder.adapter import adapter_config, base_name
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.dense import dense
 from qformats.interfaces.packer import PackedTensor
 from qformats.interfaces.stored import StoredTensor
 from qformats.registry import registry
+from qformats.runtime.adapter_folder import open_adapter
 from qformats.runtime.adapters import Update, updates_of
 from qformats.sources import open_model
 
@@ -78,6 +80,15 @@ class MergeReport:
     def adds_nothing(self) -> bool:
         """Whether the adapter changes no weight, as if it had not been trained."""
         return not any(tensor.change for tensor in self.tensors)
+
+    @property
+    def warned(self) -> bool:
+        """Whether merging warned of what happened: weights were rounded again, or nothing was added."""
+        return bool(self.requantized) or self.adds_nothing
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "export": self.export.to_dict(), "adds_nothing": self.adds_nothing}
 
     @property
     def requantized(self) -> tuple[MergedTensor, ...]:
@@ -141,7 +152,12 @@ def merge_adapter(
 ) -> MergeReport:
     """Write the base model with the active LoRA adapters added; see :func:`qformats.merge_adapter`."""
     options = dict(options or {})
-    base = _source(model, source, options)
+    if isinstance(model, str | PathLike):
+        folder = Path(model).expanduser()
+        base = _base(folder, source, options)
+        model = open_adapter(folder, base)
+    else:
+        base = _source(model, source, options)
     updates = updates_of(model)
     merged = ReplacedTensors(
         base,
@@ -160,7 +176,7 @@ def merge_adapter(
         for name, update in updates.items()
     )
     report = MergeReport(export, tensors, _ran(model, base, updates))
-    if report.requantized or report.adds_nothing:
+    if report.warned:
         warnings.warn(str(report), UserWarning, stacklevel=2)
     return report
 
@@ -174,6 +190,17 @@ def _added(tensor: StoredTensor, update: Update) -> StoredTensor:
         return PackedTensor(plain, tuple(part.shape), {"weight": part})
 
     return replace(tensor, packer=plain, nbytes=4 * tensor.numel, load=load, origin=None)
+
+
+def _base(
+    adapter: Path, source: str | PathLike[str] | Checkpoint | None, options: Mapping[str, str]
+) -> Checkpoint:
+    """Open the model that an adapter on disk is merged into."""
+    if source is None:
+        name = base_name(adapter_config(adapter) or {})
+        hint = f"{adapter} says that it was trained on {name}" if name else None
+        raise ConfigError("source", None, "the base model, since an adapter does not hold it", hint)
+    return source if isinstance(source, Checkpoint) else open_model(source, options)
 
 
 def _source(

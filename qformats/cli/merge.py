@@ -1,0 +1,55 @@
+"""``qformats merge``: a trained adapter added to the weights of its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qformats.cli.commands import Force, Json, LoaderOptions, Workers, pairs
+
+__all__ = ["merge"]
+
+
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Folder with adapter_config.json, as PEFT saves it.")],
+    base: Annotated[
+        str,
+        typer.Argument(help="Model that it was trained on, in any format: file, folder, hub id, or demo."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
+    format: Annotated[
+        str | None,
+        typer.Option("--format", "-f", help="Format of the result; by default each tensor keeps its own."),
+    ] = None,
+    option: LoaderOptions = None,
+    force: Force = False,
+    workers: Workers = None,
+    json: Json = False,
+) -> None:
+    """Add a LoRA adapter to its base model and write the result.
+
+    Where the base is quantized, changed weights are quantized again; --format dense:bf16 keeps all of the sum.
+    """
+    import qformats
+    from qformats.cli.console import Bar, console, plain, print_json
+    from qformats.cli.summary import print_summary
+
+    with Bar() as bar:
+        report = qformats.merge_adapter(
+            adapter,
+            output,
+            format=format,
+            source=base,
+            force=force,
+            workers=workers,
+            options=pairs("option", option),
+            progress=bar,
+        )
+    if json:
+        print_json(report.to_dict())
+        return
+    print_summary(report.export)
+    if not report.warned:
+        console().print(plain(str(report)), soft_wrap=True)

@@ -1,0 +1,48 @@
+"""Adapters: folders of PEFT, which hold what was trained on top of a model and not the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qformats.errors import ModelNotFoundError
+from qformats.folder.model import read_json
+
+__all__ = ["CONFIG", "adapter_config", "base_name", "refuse_adapter"]
+
+CONFIG = "adapter_config.json"
+
+
+def adapter_config(folder: Path) -> dict[str, Any] | None:
+    """What a folder says about the adapter in it; ``None`` if there is none.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not readable.
+    """
+    return read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Say what a folder is that holds an adapter where a model was expected.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is an adapter in it.
+    """
+    config = adapter_config(folder)
+    if config is None:
+        return
+    base = base_name(config)
+    on = f" for {base}" if base else ""
+    kind = str(config.get("peft_type") or "PEFT")
+    hint = f"Merge it first: qformats merge {folder} {base or 'BASE'} -o OUT"
+    raise ModelNotFoundError(folder, f"an adapter ({kind}){on}, without the weights of the model", hint)
+
+
+def base_name(config: dict[str, Any]) -> str:
+    """What the model was called that an adapter was trained on; empty if that is not known."""
+    name = config.get("base_model_name_or_path")
+    return name if isinstance(name, str) else ""
