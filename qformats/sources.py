@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qformats.errors import CheckpointError, ConfigError, ModelNotFoundError
 from qformats.folder.adapter import refuse_adapter
-from qformats.folder.model import read_json
+from qformats.folder.json_object import read_json
 from qformats.folder.resolve import has_weights
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.registry import registry

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from qformats.errors import ModelNotFoundError
-from qformats.folder.model import read_json
+from qformats.folder.json_object import read_json
 
-__all__ = ["CONFIG", "adapter_config", "base_name", "refuse_adapter"]
+__all__ = ["CONFIG", "adapter_beside", "adapter_config", "base_name", "refuse_adapter"]
 
 CONFIG = "adapter_config.json"
 
@@ -21,7 +21,7 @@ def adapter_config(folder: Path) -> dict[str, Any] | None:
     CheckpointError
         If it is not readable.
     """
-    return read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    return read_json(folder / CONFIG, folder) if (folder / CONFIG).is_file() else None
 
 
 def refuse_adapter(folder: Path) -> None:
@@ -40,6 +40,16 @@ def refuse_adapter(folder: Path) -> None:
     kind = str(config.get("peft_type") or "PEFT")
     hint = f"Merge it first: qformats merge {folder} {base or 'BASE'} -o OUT"
     raise ModelNotFoundError(folder, f"an adapter ({kind}){on}, without the weights of the model", hint)
+
+
+def adapter_beside(folder: Path) -> tuple[str, ...]:
+    """A note about an adapter that lies in the folder of a model."""
+    if adapter_config(folder) is None:
+        return ()
+    return (
+        f"Not applied: the adapter of {CONFIG}, which Transformers applies where PEFT is installed "
+        f"(qformats merge {folder} {folder} -o OUT)",
+    )
 
 
 def base_name(config: dict[str, Any]) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from qformats.errors import CheckpointError, ConfigError, UnknownFormatError
+from qformats.folder.adapter import adapter_beside
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.float8 import find_float8, is_float8
+from qformats.folder.json_object import read_json
 from qformats.folder.resolve import find_weights
 from qformats.folder.shards import BinShard, SafetensorsShard, Shard
 from qformats.folder.tied import Ties, settle_ties
@@ -25,7 +27,7 @@ from qformats.numbers.dtypes import FLOATS, FLOATS8, SIZES
 from qformats.registry import registry
 from qformats.work.files import refuse_link_out
 
-__all__ = ["FolderCheckpoint", "read_json"]
+__all__ = ["FolderCheckpoint"]
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,7 +44,6 @@ _TOKENIZER_FILES = (
     "chat_template.json",
     "additional_chat_templates/*.jinja",
 )
-_FETCH = "fetch the file again"
 _SHOWN = 3
 Entry = tuple[tuple[int, ...], str, Shard]
 """Shape, dtype and file of one stored tensor."""
@@ -102,7 +103,7 @@ class FolderCheckpoint(Checkpoint):
             SafetensorsShard(file) if file.suffix == ".safetensors" else BinShard(file)
             for file in weights.files
         ]
-        self.notes = weights.notes
+        self.notes = (*weights.notes, *adapter_beside(path))
         entries = self._entries(weights.index)
         self._stored = list(entries)
         settled = settle_ties(self._canonical(entries), self._config)
@@ -331,33 +332,3 @@ def _modules(
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def read_json(path: Path, model: Path | None = None) -> dict[str, Any]:
-    """Object of a JSON file.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    model : Path, optional
-        What the user named, out of which no link may lead.
-
-    Raises
-    ------
-    CheckpointError
-        If there is none, or it is a link that leads out of the model.
-    """
-    if model is not None:
-        refuse_link_out(path, model)
-    try:
-        parsed = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(path, "is missing", "a Hugging Face folder") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            path, f"is not JSON ({error})", "the model's configuration", hint=_FETCH
-        ) from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(path, f"a JSON {type(parsed).__name__}", "an object")
-    return parsed

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qformats.errors import CheckpointError
+from qformats.folder.adapter import refuse_adapter
 from qformats.folder.archive import INTERRUPTED
 from qformats.work.files import refuse_link_out
 
@@ -138,6 +139,7 @@ def _first(folder: Path, config: Mapping[str, Any]) -> Path:
             raise CheckpointError(
                 folder, f"{len(others)} {suffix} files without an index", ", ".join(_STANDARD)
             )
+    refuse_adapter(folder)
     raise CheckpointError(folder, "no weights", ", ".join(_STANDARD[:-1]) + f" or {_STANDARD[-1]}")
 
 

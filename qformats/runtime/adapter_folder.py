@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from qformats.errors import BackendUnavailableError, CheckpointError, Described, QFormatsError
 from qformats.folder.adapter import CONFIG, adapter_config
+from qformats.folder.shards import BinShard, SafetensorsShard
 from qformats.runtime.adapters import refuse_changed_base
 from qformats.runtime.build import bare_model
+from qformats.work.files import refuse_link_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +53,7 @@ def open_adapter(path: Path, base: Checkpoint) -> Any:
 
     try:
         import peft
-        from peft.utils import load_peft_weights, set_peft_model_state_dict
+        from peft.utils import set_peft_model_state_dict
     except ImportError as error:
         hint = "install it (pip install 'qformats[peft]')"
         raise BackendUnavailableError("peft", "is not installed", hint) from error
@@ -61,6 +63,7 @@ def open_adapter(path: Path, base: Checkpoint) -> Any:
     if told.get(_REPLICAS):
         found = f"{_REPLICAS}, which repeats layers of the base"
         raise CheckpointError(path / CONFIG, found, "an adapter on the base's own layers")
+    weights = _weights(path)
     model = bare_model(base, torch.float32, "merge an adapter into")
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -75,8 +78,7 @@ def open_adapter(path: Path, base: Checkpoint) -> Any:
             config.inference_mode = True
             refuse_changed_base(path.name, config)
             adapted = peft.get_peft_model(model, config)
-            weights = load_peft_weights(str(path), device="cpu", local_files_only=True)
-            result = set_peft_model_state_dict(adapted, _updates(path, weights, base))
+            result: Any = set_peft_model_state_dict(adapted, _updates(path, weights, base))
     except QFormatsError:
         raise
     except Exception as error:
@@ -90,6 +92,17 @@ def open_adapter(path: Path, base: Checkpoint) -> Any:
             found = f"{kind} {', '.join(keys[:_SHOWN])}{more}"
             raise CheckpointError(path, found, f"the tensors that {CONFIG} implies on {base.path}")
     return adapted
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of the adapter's file: the one that PEFT would read."""
+    names = ("adapter_model.safetensors", "adapter_model.bin")
+    found = next((path / name for name in names if (path / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(path, "no weights of an adapter", " or ".join(names))
+    refuse_link_out(found, path)
+    shard = SafetensorsShard(found) if found.suffix == ".safetensors" else BinShard(found)
+    return {name: shard.tensor(name) for name, _, _ in shard.entries()}
 
 
 def _updates(path: Path, weights: dict[str, Tensor], base: Checkpoint) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import transformers
 from cli.command import call
 from models import tiny
 from oracles import hf
+from safetensors.torch import load_file
 
 import qformats
 from qformats.errors import CheckpointError, ConfigError, ModelNotFoundError
@@ -65,6 +66,7 @@ def test_the_sum_is_what_peft_computes(base, options, tmp_path):
     assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
 def test_the_command(base, capsys, tmp_path):
     """Into a quantized base: what rounding has cost is said."""
     expected = saved(base, tmp_path / "adapter")
@@ -134,6 +136,22 @@ def test_what_is_not_a_sum_is_refused(base, options, change, message, tmp_path):
     with pytest.raises((CheckpointError, ConfigError), match=message):
         qformats.merge_adapter(tmp_path / "adapter", tmp_path / "out", source=base)
     assert not (tmp_path / "out").exists()
+
+
+def test_pickled_adapters(base, tmp_path):
+    """PEFT's older files; what their pickle may call is what a model's may."""
+    expected = saved(base, tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    merged(tmp_path / "adapter", tmp_path / "out", source=base)
+    found = hf.logits(hf.load(tmp_path / "out"), IDS)
+    assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
+    elsewhere = tmp_path / "elsewhere.bin"
+    weights.with_suffix(".bin").rename(elsewhere)
+    weights.with_suffix(".bin").symlink_to(elsewhere)
+    with pytest.raises(CheckpointError, match="link"):
+        qformats.merge_adapter(tmp_path / "adapter", tmp_path / "other", source=base)
 
 
 def test_folders_that_do_not_fit(base, tmp_path):
