@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from qformats.cli.commands import Force, Json, LoaderOptions, Workers, pairs
+from qformats.cli import completing
+from qformats.cli.commands import Force, Json, LoaderOptions, Workers, meant, pairs
 
 __all__ = ["merge"]
 
@@ -21,7 +22,12 @@ def merge(
     output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
     format: Annotated[
         str | None,
-        typer.Option("--format", "-f", help="Format of the result; by default each tensor keeps its own."),
+        typer.Option(
+            "--format",
+            "-f",
+            autocompletion=completing.formats,
+            help="Format of the result; by default each tensor keeps its own.",
+        ),
     ] = None,
     option: LoaderOptions = None,
     force: Force = False,
@@ -40,7 +46,7 @@ def merge(
         report = qformats.merge_adapter(
             adapter,
             output,
-            format=format,
+            format=format and meant(format).name,
             source=base,
             force=force,
             workers=workers,

@@ -14,6 +14,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("dequantize", "dequantise", "unquantize"), "export --format dense:f16"),
     **dict.fromkeys(("run", "complete", "completion-text", "infer", "inference"), "generate"),
     "chat": "generate --chat",
+    **dict.fromkeys(("lora", "adapter", "export-lora", "merge-lora", "fuse", "merge-adapter"), "merge"),
     **dict.fromkeys(("info", "show", "dump", "describe", "stat", "view", "size"), "inspect"),
     **dict.fromkeys(("list", "ls", "types", "families", "list-formats"), "formats"),
     **dict.fromkeys(("eval", "evaluate", "perplexity", "ppl", "bench", "benchmark", "diff"), "compare"),
