@@ -86,7 +86,7 @@ def quantize(
     """
     import torch
 
-    from qformats.kernels.dense import require_finite
+    from qformats.kernels.dense import cast
 
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         found = getattr(tensor, "dtype", type(tensor).__name__)
@@ -100,9 +100,8 @@ def quantize(
         hint = "It chooses codes by what a model computes: use qformats.export or qformats.load_model"
         found = Described(f"{quantizer}, which needs a whole model")
         raise ConfigError("quantizer of a tensor", found, " or ".join(able), hint)
-    require_finite(tensor)
-    weight = tensor.float() if tensor.dtype == torch.float64 else tensor
-    return how.quantize(weight, chosen)
+    weight = cast(tensor, "f32") if tensor.dtype == torch.float64 else tensor
+    return how.quantize_checked(weight, chosen)
 
 
 def _quantizing(format: str) -> Packer:
@@ -156,13 +155,26 @@ def unpack(packed: PackedTensor) -> QuantizedTensor:
     return _packed(packed).unpack()
 
 
-def dequantize(packed: PackedTensor) -> Tensor:
+def dequantize(packed: PackedTensor, *, out: Tensor | None = None) -> Tensor:
     """Value of every element.
+
+    Parameters
+    ----------
+    packed : PackedTensor
+        Not modified.
+    out : Tensor, optional
+        Where to write them, contiguous, of the weight's shape: float32, or float16 or bfloat16, to which they are
+        rounded once. Reuse it for many weights: new memory takes longer to come by than the values.
 
     Returns
     -------
     Tensor
-        float32, the shape of the weight.
+        `out`, or float32 of the weight's shape.
+
+    Raises
+    ------
+    ShapeError, ConfigError
+        If `out` does not fit.
 
     Examples
     --------
@@ -170,8 +182,10 @@ def dequantize(packed: PackedTensor) -> Tensor:
     >>> packed = qformats.pack(qformats.quantize(torch.eye(32), "gguf:q8_0"), "gguf:q8_0")
     >>> qformats.dequantize(packed)[0, :2].tolist()
     [0.99993896484375, 0.0]
+    >>> qformats.dequantize(packed, out=torch.empty(32, 32, dtype=torch.bfloat16))[0, :2].tolist()
+    [1.0, 0.0]
     """
-    return _packed(packed).dequantize()
+    return _packed(packed).dequantize(out)
 
 
 def _packed(packed: PackedTensor) -> PackedTensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qformats import FieldSpec, FormatSpec, KernelSpec, PackedTensor, Packer, QuantizedTensor
 from qformats.errors import ConfigError, Described, NotExactError
 from qformats.interfaces import Answer, foresee
-from qformats.numbers import SIZES, dtype_name, torch_dtype
+from qformats.numbers import SIZES, dtype_name, empty, torch_dtype
 from qformats_bitsandbytes.grids import (
     FourBitGrid,
     NestedGrid,
@@ -272,15 +272,25 @@ class FourBitPacker(_BnBPacker):
 
         if self.checked(packed).fields["weight"].device.type != "cpu":
             return self.unpack(packed).dequantize()
+        out = empty(packed.shape, torch.float32)
+        self.dequantize_into(packed, out)
+        return out
+
+    def dequantize_into(self, packed: PackedTensor, out: Tensor) -> None:
+        """Values in memory that is there already, by the compiled kernel on a CPU."""
+        import torch
+
+        if self.checked(packed).fields["weight"].device.type != "cpu":
+            super().dequantize_into(packed, out)
+            return
+        from qformats.kernels.dense import as_numpy
         from qformats_bitsandbytes import kernels
 
-        out = torch.empty(packed.shape, dtype=torch.float32)
         codes = packed.fields["weight"].contiguous().view(torch.uint8).flatten()
         scale, _ = self._scales(packed)
         kernels.dequantize_4bit(
-            self.kind, codes.numpy(), scale.contiguous().numpy(), out.view(-1).numpy(), self.block_size
+            self.kind, codes.numpy(), scale.contiguous().numpy(), as_numpy(out.view(-1)), self.block_size
         )
-        return out
 
     def encode_reference(self, dense: Tensor) -> PackedTensor:
         """Quantize and pack in one pass on a CPU; see :meth:`~qformats.Packer.encode_reference`."""
@@ -296,7 +306,7 @@ class FourBitPacker(_BnBPacker):
         from qformats_bitsandbytes import kernels
 
         flat = weight.view(-1)
-        codes = torch.empty(-(-flat.numel() // 2), dtype=torch.uint8)
+        codes = empty((-(-flat.numel() // 2),), torch.uint8)
         scale = torch.empty(-(-flat.numel() // self.block_size), dtype=torch.float32)
         if kernels.quantize_4bit(self.kind, as_numpy(flat), codes.numpy(), scale.numpy(), self.block_size):
             require_finite(weight)
@@ -399,12 +409,20 @@ class Int8Packer(_BnBPacker):
 
         if self.checked(packed).fields["weight"].device.type != "cpu":
             return self.unpack(packed).dequantize()
+        out = empty(packed.shape, torch.float32)
+        self.dequantize_into(packed, out)
+        return out
+
+    def dequantize_into(self, packed: PackedTensor, out: Tensor) -> None:
+        """Values in memory that is there already, by the compiled kernel on a CPU."""
+        if self.checked(packed).fields["weight"].device.type != "cpu":
+            super().dequantize_into(packed, out)
+            return
+        from qformats.kernels.dense import as_numpy
         from qformats_bitsandbytes import kernels
 
-        out = torch.empty(packed.shape, dtype=torch.float32)
         scale = packed.fields["SCB"] / 127.0
-        kernels.dequantize_int8(packed.fields["weight"].contiguous().numpy(), scale.numpy(), out.numpy())
-        return out
+        kernels.dequantize_int8(packed.fields["weight"].contiguous().numpy(), scale.numpy(), as_numpy(out))
 
     def encode_reference(self, dense: Tensor) -> PackedTensor:
         """Quantize and pack in one pass on a CPU; see :meth:`~qformats.Packer.encode_reference`."""
@@ -418,7 +436,7 @@ class Int8Packer(_BnBPacker):
             return self.pack(self.grid.quantize(weight))
         from qformats_bitsandbytes import kernels
 
-        codes = torch.empty(weight.shape, dtype=torch.int8)
+        codes = empty(weight.shape, torch.int8)
         maxima = torch.empty(weight.shape[0], dtype=torch.float32)
         outcome = kernels.quantize_int8(as_numpy(weight), codes.numpy(), maxima.numpy())
         if outcome.nonfinite:
@@ -436,7 +454,7 @@ def _join(codes: Tensor, spare: int) -> Tensor:
     if flat.device.type == "cpu" and flat.dtype == torch.uint8:
         from qformats_bitsandbytes import kernels
 
-        packed = torch.empty(-(-flat.numel() // 2), dtype=torch.uint8)
+        packed = empty((-(-flat.numel() // 2),), torch.uint8)
         kernels.pack_codes(flat.numpy(), packed.numpy(), spare)
         return packed
     flat = torch.nn.functional.pad(flat.to(torch.uint8), (0, flat.numel() % 2), value=spare)
@@ -450,7 +468,7 @@ def _split(packed: Tensor, count: int) -> Tensor:
     if packed.device.type == "cpu":
         from qformats_bitsandbytes import kernels
 
-        codes = torch.empty(count, dtype=torch.uint8)
+        codes = empty((count,), torch.uint8)
         kernels.unpack_codes(packed.numpy(), codes.numpy())
         return codes
     return torch.stack([packed >> 4, packed & 15], -1).flatten()[:count]

@@ -23,6 +23,7 @@ from qformats import (
     QuantizedTensor,
 )
 from qformats.errors import ConfigError
+from qformats.numbers import empty
 from qformats_gguf.grids import AbsMaxGrid, MinMaxGrid, SignedMaxGrid
 from qformats_gguf.types import TYPES, GGMLType
 
@@ -250,7 +251,7 @@ class BlockPacker(GGUFPacker):
         from qformats_gguf import recode
 
         rows, columns = quantized.shape
-        blocks = torch.empty((rows, columns // BLOCK * self.type.block_bytes), dtype=torch.uint8)
+        blocks = empty((rows, columns // BLOCK * self.type.block_bytes), torch.uint8)
         minimum = None
         if self.grid.kind == "minimum":
             assert quantized.minimum is not None
@@ -266,8 +267,8 @@ class BlockPacker(GGUFPacker):
         from qformats_gguf import recode
 
         count = columns // BLOCK
-        codes = torch.empty((rows, columns), dtype=torch.uint8)
-        scale = torch.empty((rows, count), dtype=torch.float16)
+        codes = empty((rows, columns), torch.uint8)
+        scale = empty((rows, count), torch.float16)
         minimum = torch.empty_like(scale) if self.grid.kind == "minimum" else None
         second = None if minimum is None else _half_bits(minimum)
         recode.unpack(self.type.name, blocks.numpy(), codes.numpy(), _half_bits(scale), second)
@@ -278,18 +279,25 @@ class BlockPacker(GGUFPacker):
         """Values as float32, by the compiled kernel on a CPU."""
         import torch
 
+        if self.blocks(packed).device.type != "cpu":
+            return self.unpack(packed).dequantize().reshape(packed.shape)
+
+        out = empty(packed.shape, torch.float32)
+        self.dequantize_into(packed, out)
+        return out
+
+    def dequantize_into(self, packed: PackedTensor, out: Tensor) -> None:
+        """Values in memory that is there already, by the compiled kernel on a CPU."""
         blocks = self.blocks(packed)
         if blocks.device.type != "cpu":
-            return self.unpack(packed).dequantize().reshape(packed.shape)
+            super().dequantize_into(packed, out)
+            return
+        from qformats.kernels.dense import as_numpy
         from qformats_gguf import kernels
 
-        columns = int(packed.shape[-1])
-        rows = math.prod(packed.shape[:-1])
-        out = torch.empty((rows, columns), dtype=torch.float32)
-        kernels.dequantize(
-            self.type.name, blocks.reshape(rows, blocks.shape[-1]).contiguous().numpy(), out.numpy()
-        )
-        return out.reshape(packed.shape)
+        rows, columns = math.prod(packed.shape[:-1]), int(packed.shape[-1])
+        stored = blocks.reshape(rows, blocks.shape[-1]).contiguous().numpy()
+        kernels.dequantize(self.type.name, stored, as_numpy(out.view(rows, columns)))
 
     def encode_reference(self, dense: Tensor) -> PackedTensor:
         """llama.cpp's own rounding, from floats to packed bytes in one pass; no importance matrix.
@@ -312,7 +320,7 @@ class BlockPacker(GGUFPacker):
         from qformats.kernels.dense import as_numpy, refuse
         from qformats_gguf import kernels
 
-        blocks = torch.empty((weight.shape[0], shape[-1]), dtype=torch.uint8)
+        blocks = empty((weight.shape[0], shape[-1]), torch.uint8)
         outcome = kernels.quantize(self.type.name, as_numpy(weight), blocks.numpy())
         refuse(outcome, weight, weight.numel() // BLOCK, "f16")
         return PackedTensor(self, tuple(dense.shape), {"blocks": blocks.reshape(shape)})

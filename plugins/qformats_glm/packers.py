@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from qformats import FieldSpec, FormatSpec, KernelSpec, PackedTensor, Packer, QuantizedTensor
 from qformats.errors import ConfigError, Described, NotExactError
 from qformats.interfaces import represent
-from qformats.numbers import torch_dtype
+from qformats.numbers import empty, torch_dtype
 from qformats_glm.grid import RowGrid
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class GLMPacker(Packer):
         elif codes.device.type == "cpu":
             from qformats_glm import kernels
 
-            packed = torch.empty((rows, columns // 2), dtype=torch.int8)
+            packed = empty((rows, columns // 2), torch.int8)
             kernels.pack(codes.numpy(), packed.numpy())
         else:
             nibbles = (codes ^ 8).view(rows, columns // 2, 2)
@@ -180,7 +180,7 @@ class GLMPacker(Packer):
         elif weight.device.type == "cpu":
             from qformats_glm import kernels
 
-            codes = torch.empty((rows, columns), dtype=torch.uint8)
+            codes = empty((rows, columns), torch.uint8)
             kernels.unpack(weight.contiguous().numpy(), codes.numpy())
         else:
             nibbles = weight.view(torch.uint8)
@@ -193,22 +193,30 @@ class GLMPacker(Packer):
         """Values as float32, by the compiled kernel on a CPU."""
         import torch
 
+        if self.fields(packed)[0].device.type != "cpu":
+            return self.unpack(packed).dequantize()
+        out = empty(packed.shape, torch.float32)
+        self.dequantize_into(packed, out)
+        return out
+
+    def dequantize_into(self, packed: PackedTensor, out: Tensor) -> None:
+        """Values in memory that is there already, by the compiled kernel on a CPU."""
         weight, scale = self.fields(packed)
         if weight.device.type != "cpu":
-            return self.unpack(packed).dequantize()
+            super().dequantize_into(packed, out)
+            return
+        from qformats.kernels.dense import as_numpy
         from qformats_glm import kernels
 
         rows, columns = int(packed.shape[0]), int(packed.shape[1])
-        out = torch.empty((rows, columns), dtype=torch.float32)
         # Several scales per row are as many shorter rows.
         short = (rows * self.parts, columns // self.parts)
         kernels.dequantize(
             self.bits,
             weight.contiguous().view(short[0], short[1] * self.bits // 8).numpy(),
             scale.float().contiguous().view(-1).numpy(),
-            out.view(short).numpy(),
+            as_numpy(out.view(short)),
         )
-        return out
 
     def encode_reference(self, dense: Tensor) -> PackedTensor:
         """Upstream's rule, from floats to packed bytes in one pass.
@@ -231,7 +239,7 @@ class GLMPacker(Packer):
 
         weight = dense.detach().contiguous()
         rows = int(weight.shape[0])
-        packed = torch.empty((rows, weight.shape[1] * self.bits // 8), dtype=torch.int8)
+        packed = empty((rows, weight.shape[1] * self.bits // 8), torch.int8)
         scale = torch.empty(rows, dtype=torch_dtype(self.scale_dtype))
         outcome = kernels.quantize(self.bits, as_numpy(weight), packed.numpy(), as_numpy(scale))
         refuse(outcome, weight, rows, self.scale_dtype, "rows")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qformats import FieldSpec, FormatSpec, KernelSpec, PackedTensor, Packer, QuantizedTensor
 from qformats.errors import ConfigError, Described, NotExactError, ShapeError
 from qformats.interfaces import Answer, foresee, represent
-from qformats.numbers import torch_dtype
+from qformats.numbers import empty, torch_dtype
 from qformats_gptq.grid import GroupGrid
 from qformats_gptq.modules import in_order, normal_order
 from qformats_gptq.zeros import CONVENTIONS, VERSIONS, constant_words, pack_zeros, unpack_zeros
@@ -316,7 +316,7 @@ class GPTQPacker(Packer):
             return unpack_bits(words.t().contiguous().view(torch.uint8), self.bits, columns)
         from qformats_gptq import kernels
 
-        codes = torch.empty((rows, columns), dtype=torch.uint8)
+        codes = empty((rows, columns), torch.uint8)
         kernels.unpack(self.bits, words.contiguous().numpy(), codes.numpy())
         return codes
 
@@ -334,7 +334,7 @@ class GPTQPacker(Packer):
             return pack_bits(codes, self.bits).view(torch.int32).t().contiguous()
         from qformats_gptq import kernels
 
-        words = torch.empty((columns * self.bits // 32, rows), dtype=torch.int32)
+        words = empty((columns * self.bits // 32, rows), torch.int32)
         kernels.pack(self.bits, codes.to(torch.uint8).contiguous().numpy(), words.numpy())
         return words
 
@@ -390,19 +390,25 @@ class GPTQPacker(Packer):
         ShapeError
             If the weight does not divide into whole words.
         """
+        return self.pack(self.quantize_reference(dense))
+
+    def quantize_reference(self, dense: Tensor) -> QuantizedTensor:
+        """Codes and parameters by the reference rule, without the words; by a compiled kernel on a CPU."""
         import torch
 
         self.require(dense.shape)
         known = (torch.float32, torch.float16, torch.bfloat16)
+        from qformats.kernels.dense import as_numpy, refuse, require_finite
+
         if dense.device.type != "cpu" or dense.dtype not in known:
-            return super().encode_reference(dense)
-        from qformats.kernels.dense import as_numpy, refuse
+            require_finite(dense)
+            return self.grid.quantize(dense)
         from qformats_gptq import kernels
 
         weight = dense.detach().contiguous()
         rows, groups = self.grid_shape(weight.shape)
         group = self.group_size or int(weight.shape[1])
-        codes = torch.empty(weight.shape, dtype=torch.uint8)
+        codes = empty(weight.shape, torch.uint8)
         scale = torch.empty((rows, groups), dtype=torch_dtype(self.scale_dtype))
         zero = None if self.symmetric else torch.empty((rows, groups), dtype=torch.uint8)
         outputs = (codes.numpy(), as_numpy(scale), None if zero is None else zero.numpy())
@@ -410,7 +416,7 @@ class GPTQPacker(Packer):
         refuse(outcome, weight, rows * groups, self.scale_dtype)
         middle = 1 << (self.bits - 1)
         block = self.grid.block_of(codes)
-        return self.pack(QuantizedTensor(codes, scale, block, zero_point=middle if zero is None else zero))
+        return QuantizedTensor(codes, scale, block, zero_point=middle if zero is None else zero)
 
     def _parameters(self, zeros: Tensor, scales: Tensor) -> tuple[Tensor, Tensor | int]:
         """Scales and zero points, ``(N, groups)``; bfloat16 scales become float32."""
@@ -435,20 +441,35 @@ class GPTQPacker(Packer):
         """Values as float32, by the compiled kernel on a CPU."""
         import torch
 
-        words, zeros, scales, g_idx = self._fields(packed)
-        rows, columns = int(packed.shape[0]), int(packed.shape[1])
-        group = self.group_size or columns
-        if words.device.type != "cpu" or group % 32 or not self._ordered(g_idx):
+        if not self._has_kernel(packed):
             return self.unpack(packed).dequantize()
+        out = empty(packed.shape, torch.float32)
+        self.dequantize_into(packed, out)
+        return out
+
+    def _has_kernel(self, packed: PackedTensor) -> bool:
+        """Whether the compiled kernel decodes this tensor: groups of whole words, columns in order."""
+        words, _, _, g_idx = self._fields(packed)
+        group = self.group_size or int(packed.shape[1])
+        return words.device.type == "cpu" and group % 32 == 0 and self._ordered(g_idx)
+
+    def dequantize_into(self, packed: PackedTensor, out: Tensor) -> None:
+        """Values in memory that is there already, by the compiled kernel on a CPU."""
+        import torch
+
+        if out.dtype != torch.float32 or not self._has_kernel(packed):
+            super().dequantize_into(packed, out)
+            return
+        from qformats.kernels.dense import as_numpy
         from qformats_gptq import kernels
 
+        words, zeros, scales, _ = self._fields(packed)
+        group = self.group_size or int(packed.shape[1])
         scale, zero = self._parameters(zeros, scales)
         scale = scale.float()
         offset = torch.full_like(scale, zero) if isinstance(zero, int) else zero.float()
-        out = torch.empty((rows, columns), dtype=torch.float32)
         arrays = (words.contiguous().numpy(), scale.numpy(), offset.numpy())
-        kernels.dequantize(self.bits, *arrays, group, out.numpy())
-        return out
+        kernels.dequantize(self.bits, *arrays, group, as_numpy(out))
 
 
 def _columns(quantized: QuantizedTensor, first: int, last: int) -> QuantizedTensor:

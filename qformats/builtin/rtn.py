@@ -27,6 +27,13 @@ class RoundToNearest(Quantizer):
             raise ConfigError("format", packer.name, "a quantized format")
         return packer.grid.quantize(weight, importance)
 
+    def quantize_checked(self, dense: Tensor, packer: Packer) -> QuantizedTensor:
+        """Quantize in the format's own single pass, which also finds what is not finite.
+
+        :meth:`quantize` stays with the grid: exports check the compiled kernels against it.
+        """
+        return packer.quantize_reference(dense)
+
     def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:
         """Quantize and pack in the format's own single pass."""
         return packer.encode_reference(dense)

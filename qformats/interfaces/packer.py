@@ -64,7 +64,8 @@ class Packer(Guarded):
             "weight_shape",
             "foresee",
         ),
-        *("represent", "pack", "unpack", "dequantize", "encode_reference", "from_stored"),
+        *("represent", "pack", "unpack", "dequantize", "dequantize_into", "encode_reference"),
+        *("quantize_reference", "from_stored"),
     )
 
     role = "format"
@@ -311,6 +312,19 @@ class Packer(Guarded):
         """Value of every element: float32, the tensor's shape."""
         return self.unpack(packed).dequantize()
 
+    def dequantize_into(self, packed: PackedTensor, out: Tensor) -> None:
+        """Write the value of every element into memory that is there already; formats override this to be faster.
+
+        Parameters
+        ----------
+        packed : PackedTensor
+            Not modified.
+        out : Tensor
+            float32, or float16 or bfloat16, to which values are rounded once; contiguous, of the weight's shape, on the
+            device of the fields. Overwritten.
+        """
+        out.copy_(self.dequantize(packed))
+
     def encode_reference(self, dense: Tensor) -> PackedTensor:
         """Quantize with the format's own reference rule and pack, in one step.
 
@@ -335,6 +349,38 @@ class Packer(Guarded):
             raise ConfigError("format", self.name, "a format that can be written")
         require_finite(dense)
         return self.pack(self.grid.quantize(dense))
+
+    def quantize_reference(self, dense: Tensor) -> QuantizedTensor:
+        """Codes and parameters by the format's own reference rule.
+
+        Parameters
+        ----------
+        dense : Tensor
+            float32, float16 or bfloat16, ``(N, K)``. Not modified.
+
+        Returns
+        -------
+        QuantizedTensor
+            The codes and parameters of ``grid.quantize``, in the dtypes that :meth:`unpack` gives. Where a format
+            encodes in one step on a processor, that is decoded: codes without a detour through bytes are a reason to
+            override this.
+
+        Raises
+        ------
+        NonFiniteError
+            If a value is NaN or infinite, or becomes so in this format.
+        """
+        from qformats.kernels.dense import require_finite
+
+        if self.grid is None:
+            raise ConfigError("format", self.name, "a quantized format")
+        if dense.ndim != 2:
+            raise ShapeError("weight", tuple(dense.shape), "two dimensions (out_features, in_features)")
+        # The grid's torch code reads a weight a dozen times; a kernel does it once.
+        if dense.device.type == "cpu" and type(self).encode_reference is not Packer.encode_reference:
+            return self.unpack(self.encode_reference(dense))
+        require_finite(dense)
+        return self.grid.quantize(dense)
 
     def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
         """Packed tensor of fields as stored in a folder.
@@ -385,9 +431,39 @@ class PackedTensor:
         """Canonical form, without any rounding; see :meth:`Packer.unpack`."""
         return self.packer.unpack(self)
 
-    def dequantize(self) -> Tensor:
-        """Value of every element: float32, the shape of the weight."""
-        return self.packer.dequantize(self)
+    def dequantize(self, out: Tensor | None = None) -> Tensor:
+        """Value of every element, the shape of the weight.
+
+        Parameters
+        ----------
+        out : Tensor, optional
+            Where to write them instead of to new memory, which takes longer to come by than the values: contiguous,
+            float32, or float16 or bfloat16, to which they are rounded once.
+
+        Returns
+        -------
+        Tensor
+            `out`, or float32.
+
+        Raises
+        ------
+        ShapeError
+            If `out` has another shape or is not contiguous.
+        ConfigError
+            If it has another dtype or lies on another device.
+        """
+        if out is None:
+            return self.packer.dequantize(self)
+        if out.shape != self.shape or not out.is_contiguous():
+            found = f"{tuple(out.shape)}" + ("" if out.is_contiguous() else ", not contiguous")
+            raise ShapeError("out", found, f"{self.shape}, contiguous")
+        if out.dtype not in map(torch_dtype, ("f32", "f16", "bf16")):
+            raise ConfigError("dtype of out", _spelled(out), "f32, f16 or bf16")
+        device = next(iter(self.fields.values())).device
+        if out.device != device:
+            raise ConfigError("device of out", str(out.device), f"{device}, where the packed tensor is")
+        self.packer.dequantize_into(self, out)
+        return out
 
 
 def _spelled(tensor: Tensor) -> str:

@@ -42,7 +42,7 @@ class Quantizer(Guarded, ABC):
     ...         return packer.grid.quantized(packer.grid.encode(weight.float(), params), params)
     """
 
-    guarded = ("prepare", "quantize", "encode")
+    guarded = ("prepare", "quantize", "quantize_checked", "encode")
     role = "quantizer"
 
     name: ClassVar[str]
@@ -97,12 +97,16 @@ class Quantizer(Guarded, ABC):
             float32, ``(K,)``: weight of each column's squared error.
         """
 
-    def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:
-        """Quantize and pack; a quantizer overrides it only to be faster."""
+    def quantize_checked(self, dense: Tensor, packer: Packer) -> QuantizedTensor:
+        """Refuse what is not finite, and quantize the rest; a quantizer overrides it only to be faster."""
         from qformats.kernels.dense import require_finite
 
         require_finite(dense)
-        quantized = self.quantize(dense, packer)
+        return self.quantize(dense, packer)
+
+    def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:
+        """Quantize and pack; a quantizer overrides it only to be faster."""
+        quantized = self.quantize_checked(dense, packer)
         if packer.grid is not None:
             packer.grid.validate(quantized)
         return packer.pack(quantized)

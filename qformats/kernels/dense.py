@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qformats.errors import NonFiniteError
 from qformats.numbers.dtypes import dtype_name, torch_dtype
 from qformats.numbers.finite import too_large
+from qformats.numbers.memory import empty
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,7 +172,7 @@ def cast(tensor: Tensor, dtype: str) -> Tensor:
     if source.device.type == "cpu" and dtype in _KERNEL and dtype_name(source.dtype) in _KERNEL:
         from qformats.kernels import cpu
 
-        values = torch.empty(source.shape, dtype=torch_dtype(dtype))
+        values = empty(source.shape, torch_dtype(dtype))
         count = cpu.cast(as_numpy(source), as_numpy(values))
     else:
         values = source.to(torch_dtype(dtype))

@@ -9,6 +9,7 @@ from qformats.numbers.affine import AffineGrid
 from qformats.numbers.bitpack import pack_bits, packed_bytes, unpack_bits
 from qformats.numbers.dtypes import COMPUTED, FLOATS, SIZES, dtype_name, torch_dtype
 from qformats.numbers.grid import Grid, GridParams
+from qformats.numbers.memory import empty
 from qformats.numbers.quantized import QuantizedTensor, expand_blocks
 from qformats.numbers.table import TableGrid
 
@@ -22,6 +23,7 @@ __all__ = [
     "QuantizedTensor",
     "TableGrid",
     "dtype_name",
+    "empty",
     "expand_blocks",
     "pack_bits",
     "packed_bytes",

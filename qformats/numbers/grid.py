@@ -213,9 +213,10 @@ class Grid(Guarded, ABC):
             If the last block of a row is short.
         """
         codes = quantized.codes
-        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.levels):
-            found = f"[{int(codes.min())}, {int(codes.max())}]"
-            raise ConfigError("codes", found, f"[0, {self.levels - 1}]")
+        if codes.numel():
+            low, high = map(int, codes.aminmax())
+            if low < 0 or high >= self.levels:
+                raise ConfigError("codes", f"[{low}, {high}]", f"[0, {self.levels - 1}]")
         expected = self.block_of(codes)
         if quantized.block_size != expected or quantized.g_idx is not None:
             found = f"{quantized.block_size}" + (
@@ -224,13 +225,17 @@ class Grid(Guarded, ABC):
             raise ConfigError("block_size", found, f"{expected}, columns in order")
         if expected[0]:
             self.blocks(codes)
+        stored = torch_dtype(self.scale_dtype)
         for name in ("scale", "minimum"):
             value = getattr(quantized, name)
-            if value is None:
+            if value is None or not value.numel():
                 continue
             expected_values = f"finite {self.scale_dtype} values"
-            if not bool(value.isfinite().all()):
+            # Of values with a NaN both are NaN.
+            if not all(bool(end.isfinite()) for end in value.aminmax()):
                 raise ConfigError(name, Described("infinity or NaN"), expected_values)
+            if value.dtype == stored and type(self).storable is Grid.storable:
+                continue
             changed = self.storable(value.float()) != value
             if bool(changed.any()):
                 example = float(value[changed][0])
