@@ -10,6 +10,7 @@ from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.folder.conv1d import is_conv1d
+from qformats.folder.shapes import known_shapes
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.dense import dense
 from qformats.interfaces.packer import PackedTensor
@@ -94,22 +95,31 @@ def outline(config: Mapping[str, Any], path: Path) -> Outline:
     CheckpointError
         If the configuration describes no model.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError(path, f"model_type {model_type!r}", "a known model type, such as llama")
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-        raise UnsupportedModelError("model_type", model_type, known)
     for key in _LAYERS:
         layers = config.get(key, 1)
         if not isinstance(layers, int) or not 1 <= layers <= _MOST_LAYERS:
             expected = f"a whole number from 1 to {_MOST_LAYERS}"
             raise CheckpointError(path, f"{key} {layers!r}", expected)
+    shapes = known_shapes(config)
+    if shapes is None:
+        shapes = _built(config, path, model_type)
+    named = config.get("dtype", config.get("torch_dtype")) or "float16"
+    return Outline(path, config, shapes, _DTYPES.get(str(named), "f16"))
+
+
+def _built(config: Mapping[str, Any], path: Path, model_type: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of Transformers' class, built without memory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise UnsupportedModelError("model_type", model_type, known)
     kept = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     build: Any = AutoModelForCausalLM
     try:
@@ -120,14 +130,12 @@ def outline(config: Mapping[str, Any], path: Path) -> Outline:
         found = f"does not describe a model ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
         raise CheckpointError(path, found, f"the configuration of a {model_type} model") from error
     tied = bool(model.config.tie_word_embeddings)
-    shapes = {
+    return {
         name: shape
         for stored, parameter in model.state_dict().items()
         for name, shape in _on_disk(stored, tuple(parameter.shape), str(model_type))
         if not (tied and name.startswith("lm_head."))
     }
-    named = config.get("dtype", config.get("torch_dtype")) or "float16"
-    return Outline(path, config, shapes, _DTYPES.get(str(named), "f16"))
 
 
 def _on_disk(name: str, shape: tuple[int, ...], model_type: str) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -46,6 +46,7 @@ def test_every_public_name_can_be_had_without_torch(tmp_path):
         *("--help", "export --help", "generate --help", "compare --help", "--version"),
         *("check --help", "new-plugin --help"),
         *("formats", "plugins", "plugins --json"),
+        *("inspect demo", "inspect demo --json", "inspect --plan gguf:q4_0 demo", "inspect --plan gptq demo"),
     ],
 )
 def test_commands_that_compute_nothing_load_no_torch(command, tmp_path):
@@ -67,3 +68,31 @@ def test_every_public_name_exists():
     with pytest.raises(AttributeError, match="no attribute 'quantise'"):
         _ = qformats.quantise
     assert {*qformats.__all__} <= {*dir(qformats)}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """The demo model as a GGUF file, and a configuration alone."""
+    folder = tmp_path_factory.mktemp("stored")
+    import qformats
+
+    qformats.export("demo", folder / "demo.gguf", format="gguf:q8_0")
+    config = dict(qformats.open("demo").config)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "model"),
+    [
+        ("inspect", "demo.gguf"),
+        *(("inspect --plan gguf:q4_0", name) for name in ("demo.gguf", "config.json")),
+        *(("inspect --plan bitsandbytes:nf4", name) for name in ("demo.gguf", "config.json")),
+    ],
+)
+def test_looking_at_a_model_loads_no_torch(command, model, stored, tmp_path):
+    line = [*command.split(), str(stored / model)]
+    program = f"import sys; sys.argv = ['qformats', *{line!r}]\nfrom qformats.cli import main; main()"
+    heavy, _, output = _loaded(program, tmp_path)
+    assert not heavy & {"torch", "numba", "transformers", "triton"}
+    assert output.strip()
