@@ -290,6 +290,10 @@ def make_plan(
     left_out = account(source, drafts, loader)
     assignments = recipe.assign(drafts, loader, source)
     layout = loader.lay_out(source, assignments, default, target, own)
+    if default.quantizes and not any(assignment.packer.quantizes for assignment in assignments):
+        # A folder would declare a format that nothing in it has; a file holds what its rules and fallbacks say.
+        if layout.folder or not any(assignment.note for assignment in assignments if not assignment.kept):
+            raise _nothing_quantized(source, default, assignments)
     sizes = [0] * len(assignments)
     for file in layout.files:
         for placement in file.placements:
@@ -301,6 +305,19 @@ def make_plan(
     opened = source.fingerprint or fingerprint(source.files)
     extra = dict(extra_identity or {})
     return Plan(source, target, recipe, tensors, layout, opened, loader, options, quantizer, left_out, extra)
+
+
+def _nothing_quantized(
+    source: Checkpoint, default: Packer, assignments: Sequence[Assignment]
+) -> CheckpointError:
+    """Error for a quantized format that no tensor would get."""
+    # A matrix that stays plain tells more than a norm.
+    example = max(assignments, key=lambda each: each.draft.source.numel)
+    why = f" ({example.note})" if example.note else ""
+    found = f"no tensor that would be {default.name}: {example.draft.name} stays {example.packer.name}{why}"
+    return CheckpointError(
+        source.path, found, "weights to quantize", hint="write plain numbers: --format dense"
+    )
 
 
 def _named(target: Path) -> Path:

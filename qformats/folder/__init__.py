@@ -10,6 +10,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from qformats.errors import ConfigError
 from qformats.folder.archive import plain_records
 from qformats.folder.chat import chat_templates
 from qformats.folder.conv1d import is_conv1d
+from qformats.folder.fit import Fit, belonging, fitted
 from qformats.folder.model import FolderCheckpoint
+from qformats.folder.outline import Outline, outline
 from qformats.folder.shards import unpickling_error
 from qformats.folder.write import lay_out_folder
 from qformats.interfaces.checkpoint import Checkpoint
@@ -71,12 +74,16 @@ class HuggingFaceFolder(Loader):
 
     def open(self, path: Path, options: Mapping[str, str]) -> Checkpoint:
         """Open a folder: config and headers only."""
-        return FolderCheckpoint(path, declared=_entries(options.get("quantization-config", "{}")))
+        found = FolderCheckpoint(path, declared=_entries(options.get("quantization-config", "{}")))
+        own = belonging(found, found.spare)
+        found.tensors = {**found.tensors, **{name: found.spare[name] for name in own}}
+        why = "a bias of zeros, which the tool that quantized the model has added"
+        for name in found.spare.keys() - own:
+            found.left_out |= dict.fromkeys(found.spare[name].names, why)
+        return found
 
     def outline(self, config: Mapping[str, Any], path: Path) -> Checkpoint | None:
         """Names and shapes of Transformers' own class for this configuration."""
-        from qformats.folder.outline import outline
-
         return outline(config, path)
 
     def draft(self, source: Checkpoint, options: Mapping[str, str]) -> list[Draft]:
@@ -84,8 +91,10 @@ class HuggingFaceFolder(Loader):
         plain = _plain_dtype(source, options.get("plain-dtype"))
         drafts = []
         model_type = str(source.config.get("model_type", ""))
-        tied = "lm_head.weight" not in source.tensors
-        for name, tensor in source.tensors.items():
+        prefix = _fit(source).prefix
+        tied = f"{prefix}lm_head.weight" not in source.tensors
+        for stored, tensor in source.tensors.items():
+            name = stored.removeprefix(prefix)
             role = _role(name)
             keep, why = None, ""
             if len(tensor.shape) != 2 or _NOT_LINEAR.search(name) or not name.endswith(".weight"):
@@ -120,7 +129,13 @@ class HuggingFaceFolder(Loader):
         """Shards of safetensors, their index, config.json and tokenizer files."""
         _warn_of_mixture(assignments, default)
         limit = size(options, "max-shard-size", "5GB")
-        return lay_out_folder(source, assignments, default, limit)
+        layout = lay_out_folder(source, assignments, default, limit)
+        return replace(layout, notes=_fit(source).notes)
+
+
+def _fit(source: Checkpoint) -> Fit:
+    """What the model's class says about its tensors; an outline has them from the class itself."""
+    return Fit() if isinstance(source, Outline) else fitted(source)
 
 
 def _entries(text: str) -> dict[str, Any]:

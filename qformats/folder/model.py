@@ -17,6 +17,7 @@ from qformats.folder.json_object import read_json
 from qformats.folder.resolve import find_weights
 from qformats.folder.shards import BinShard, SafetensorsShard, Shard
 from qformats.folder.tied import Ties, settle_ties
+from qformats.folder.wrappers import unwrapped
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.dense import dense
 from qformats.interfaces.family import Family, ModuleFields
@@ -72,6 +73,11 @@ class FolderCheckpoint(Checkpoint):
     declared : mapping, optional
         Entries that the ``quantization_config`` lacks, or has wrong.
 
+    Attributes
+    ----------
+    spare : dict of str to StoredTensor
+        Biases of zeros beside packed weights, which are not among `tensors`.
+
     Raises
     ------
     CheckpointError
@@ -98,6 +104,7 @@ class FolderCheckpoint(Checkpoint):
         self._quantized, self._corrected = quantized, declared or {}
         self._beside: Path | None = None
         self.left_out: dict[str, str] = {}
+        self.spare: dict[str, StoredTensor] = {}
         weights = find_weights(path, self._config)
         self._shards: list[Shard] = [
             SafetensorsShard(file) if file.suffix == ".safetensors" else BinShard(file)
@@ -106,7 +113,7 @@ class FolderCheckpoint(Checkpoint):
         self.notes = (*weights.notes, *adapter_beside(path))
         entries = self._entries(weights.index)
         self._stored = list(entries)
-        settled = settle_ties(self._canonical(entries), self._config)
+        settled = settle_ties(self._unwrapped(self._canonical(entries)), self._config)
         self.tensors, self._config = settled.tensors, settled.config
         self.left_out |= settled.left_out
         self.notes += settled.notes
@@ -192,6 +199,8 @@ class FolderCheckpoint(Checkpoint):
             if name in consumed:
                 continue
             module = packed.get(name)
+            if name in self.spare:
+                continue
             if module is None:
                 own = entry[1] in FLOATS8
                 tensor = floats.tensor(name, entries, order) if own else self._dense(name, entry, order)
@@ -201,6 +210,16 @@ class FolderCheckpoint(Checkpoint):
                 tensor = self._packed(module, order)
                 tensors[tensor.name] = tensor
         return tensors
+
+    def _unwrapped(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+        """Tensors, spare ones too, without what wrappers have added to their names."""
+        bare, removed = unwrapped([*tensors, *self.spare], self._config)
+        if not removed:
+            return dict(tensors)
+        told = " and ".join(removed)
+        self.notes += (f"{told} in the names of tensors was removed, which a wrapper has added",)
+        self.spare = {bare[name]: tensor.renamed(bare[name]) for name, tensor in self.spare.items()}
+        return {bare[name]: tensor.renamed(bare[name]) for name, tensor in tensors.items()}
 
     def _packed_modules(
         self, entries: dict[str, Entry], family: Family, packer: Packer
@@ -216,7 +235,11 @@ class FolderCheckpoint(Checkpoint):
             if located is not None:
                 own, shape = located
                 apart = family.separate(own, fields)
-                parts = {field: entry for field, entry in parts.items() if field not in apart}
+                if "bias" in parts and "bias" not in apart:
+                    # Zeros, which tools give to every layer; only the model's class knows whether it has one.
+                    full = f"{name}.bias"
+                    self.spare[full] = self._dense(full, parts["bias"], 0)
+                parts = {f: entry for f, entry in parts.items() if f not in apart and f != "bias"}
                 module = _Module(name, own, shape, {f: parts[f][2] for f in parts}, file)
                 found |= dict.fromkeys((f"{name}.{field}" for field in parts), module)
         return found

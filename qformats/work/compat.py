@@ -21,12 +21,15 @@ __all__ = [
     "ConversionOps",
     "DisableTorchFunctionSubclass",
     "HfQuantizer",
+    "LoadStateDictConfig",
     "QuantizationConfigMixin",
     "QuantizationMethod",
     "WeightConverter",
+    "convert_and_load_state_dict_in_model",
     "get_model_conversion_mapping",
     "register_quantization_config",
     "register_quantizer",
+    "rename_source_key",
 ]
 
 _TESTED = "transformers>=5.17,<6 and torch>=2.11,<3"
@@ -34,7 +37,13 @@ _TESTED = "transformers>=5.17,<6 and torch>=2.11,<3"
 try:
     from torch._C import DisableTorchFunctionSubclass
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import ConversionOps, WeightConverter
+    from transformers.core_model_loading import (
+        ConversionOps,
+        WeightConverter,
+        convert_and_load_state_dict_in_model,
+        rename_source_key,
+    )
+    from transformers.modeling_utils import LoadStateDictConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from transformers.quantizers.auto import (
         AUTO_QUANTIZATION_CONFIG_MAPPING,
@@ -55,11 +64,14 @@ if TYPE_CHECKING:
 
 MODEL_ATTRIBUTES: Mapping[str, str] = {
     "_adjust_missing_and_unexpected_keys": "tells which weights of a checkpoint were missing",
+    "config_class": "class of its configuration",
+    "_keys_to_ignore_on_load_unexpected": "names of tensors that are no part of the model and ignored",
     "_keep_in_fp32_modules": "names of modules that stay float32 in float16",
     "_keep_in_fp32_modules_strict": "names of modules that always stay float32",
     "_tied_weights_keys": "parameters that a class ties if its configuration says so",
     "all_tied_weights_keys": "parameters that share a weight; set when a model is made",
     "base_model_prefix": "what names of the base model begin with",
+    "get_init_context": "builds the model without memory, as it is built to be loaded",
     "get_input_embeddings": "the embedding of tokens",
     "resize_token_embeddings": "refused for packed embeddings",
 }

@@ -112,15 +112,18 @@ def test_a_writer_that_loses_a_tensor_is_blamed(container, llama):
         account(source, [*drafts[:3], *drafts[4:]], loader)
 
 
-def test_a_reader_that_loses_a_tensor_is_blamed(llama, tmp_path):
+def test_a_reader_that_loses_a_tensor_is_blamed(old, tmp_path):
+    lost = "model.layers.1.self_attn.rotary_emb.inv_freq"
+
     class Losing(FolderCheckpoint):
         def __init__(self, path):
             super().__init__(path)
-            del self.tensors["model.norm.weight"]
+            del self.tensors[lost]
 
-    with pytest.raises(PluginError, match=r"neither written nor left out for a reason: model\.norm\.weight"):
-        qformats.export(Losing(llama), tmp_path / "out", format="bitsandbytes:nf4")
-    assert not any(tmp_path.iterdir())
+    for format in ("bitsandbytes:nf4", "gguf:q8_0"):
+        with pytest.raises(PluginError, match=f"1 tensors are neither written nor left out .*{lost}"):
+            qformats.export(Losing(old), tmp_path / "out", format=format)
+    assert [file.name for file in tmp_path.iterdir()] == ["old"]
 
 
 def test_half_a_tensor_is_not_the_whole(llama):
