@@ -19,7 +19,7 @@ from qformats.registry import registry
 if TYPE_CHECKING:
     from qformats.folder.skeleton import Verdict
 
-__all__ = ["Fit", "belonging", "fitted"]
+__all__ = ["Fit", "belonging", "fitted", "predicts"]
 
 _SHOWN = 3
 """Names that a message lists."""
@@ -37,7 +37,8 @@ _NEXT_TOKENS = (
 """Keys that count layers which predict further tokens; most classes do not read them."""
 _PREDICTING = re.compile(r"(?:^|\.)mtp(?:_\w+)?\.")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-_COUNTS = re.compile(r"layers?$|blocks$|depth$|experts$")
+_COUNTS = re.compile(r"(?:layers?|blocks|depth|experts|groups|labels)$")
+"""Keys of what a class makes one object for."""
 _MOST = 4096
 """Each layer is built, if without memory: an absurd number must not take forever."""
 _SEVERAL = 4
@@ -246,7 +247,7 @@ def _with_others(
     from qformats.folder.skeleton import judge
 
     found = replace(first, unexpected=list(first.unexpected), ignored=list(first.ignored))
-    predicting = [name for name in found.unexpected if _predicts(name, config)]
+    predicting = [name for name in found.unexpected if predicts(name, config)]
     found.unexpected = [name for name in found.unexpected if name not in predicting]
     for other in classes[1:] if found.unexpected and len(first.known) * 2 >= len(shapes) else ():
         try:
@@ -260,8 +261,23 @@ def _with_others(
     return found
 
 
-def _predicts(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a tensor belongs to layers that predict further tokens, which most classes do not have."""
+def predicts(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor belongs to layers that predict further tokens, which most classes do not have.
+
+    Parameters
+    ----------
+    name : str
+        Of the tensor.
+    config : mapping
+        config.json; tells how many such layers there are.
+
+    Examples
+    --------
+    >>> from qformats.folder.fit import predicts
+    >>> config = {"num_hidden_layers": 61, "num_nextn_predict_layers": 1}
+    >>> [predicts(f"model.layers.{number}.eh_proj.weight", config) for number in (60, 61, 62)]
+    [False, True, False]
+    """
     text = config.get("text_config")
     config = text if isinstance(text, Mapping) else config
     more = next((config[key] for key in _NEXT_TOKENS if type(config.get(key)) is int), 0)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Shapes", "Verdict", "classes_of", "judge"]
+__all__ = ["Shapes", "Verdict", "classes_of", "is_computed", "judge"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor as Transformers stores it, by name."""
@@ -203,11 +203,34 @@ def _sort_out(
             continue
         targets = [each.target_patterns for each in converters if pattern in each.source_patterns]
         names = {renamed, *(renamed.replace(t[0], each) for t in targets[:1] for each in t)}
-        bare = {*names, name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")}
-        if names.isdisjoint(unexpected) or bare & computed or _COMPUTED.search(name):
+        if names.isdisjoint(unexpected) or any(
+            is_computed(each, prefix, computed) for each in (name, *names)
+        ):
             found.ignored.append(name)
         else:
             found.unexpected.append(name)
+
+
+def is_computed(name: str, prefix: str, buffers: Collection[str]) -> bool:
+    """Whether a tensor is a table that the class computes: of a rotation, a mask, the ids of positions.
+
+    Parameters
+    ----------
+    name : str
+        Of a tensor that is not part of the class.
+    prefix : str
+        In front of the names of its base model, which checkpoints may leave out.
+    buffers : collection of str
+        Every buffer that the class has, stored or not.
+
+    Examples
+    --------
+    >>> from qformats.folder.skeleton import is_computed
+    >>> is_computed("h.0.attn.bias", "transformer", {"transformer.h.0.attn.bias"})
+    True
+    """
+    spelled = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
+    return any(each in buffers for each in spelled) or _COMPUTED.search(name) is not None
 
 
 def _untied(missing: set[str], tied: Mapping[str, str]) -> set[str]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from qformats.errors import CheckpointError, Described, UnsupportedModelError
+from qformats.folder.fit import predicts
+from qformats.folder.skeleton import is_computed
 from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["Place", "places"]
 
-_RECOMPUTED = re.compile(r"rotary_emb\.inv_freq$")
-"""Buffers that old checkpoints hold and every model class computes."""
 _STACKED = (["MergeModulelist"], ["MergeModulelist", "Concatenate"])
 """How Transformers combines the matrices of all experts into one parameter: stacked, some of them joined."""
 
@@ -54,12 +54,17 @@ def places(source: Checkpoint, model: Any) -> dict[str, Place]:
     wanted = model.state_dict()
     rules = _Rules(model, wanted)
     ignored = _patterns(getattr(model, "_keys_to_ignore_on_load_unexpected", None))
+    buffers = {name for name, _ in model.named_buffers()}
     found: dict[str, Place] = {}
     for name, tensor in source.tensors.items():
         place = rules.place(name)
         if place.name in wanted:
             found[name] = place
-        elif not _RECOMPUTED.search(name) and not any(pattern.search(name) for pattern in ignored):
+        elif not (
+            is_computed(name, model.base_model_prefix, buffers)
+            or predicts(name, source.config)
+            or any(pattern.search(name) for pattern in ignored)
+        ):
             raise CheckpointError(
                 tensor.file,
                 f"is not known to {type(model).__name__}",

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from cli.command import call
-from models import zoo
+from models import tiny, zoo
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -163,6 +163,20 @@ def test_layers_that_predict_more_tokens_pass_if_the_configuration_counts_them(c
         _export(folder, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["gpt2", "deepseek_v3"])
+def test_what_is_ignored_here_does_not_keep_a_model_from_running(name, copied):
+    folder = copied(name)
+    wanted = qformats.load_model(folder)(torch.tensor([[1, 2, 3]])).logits
+    state = _state(folder)
+    if name == "gpt2":
+        more = {"h.0.attn.bias": torch.ones(1, 1, 128, 128), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    else:
+        more = {n.replace("layers.1.", "layers.2."): v.clone() for n, v in state.items() if ".layers.1." in n}
+        _configure(folder, num_nextn_predict_layers=1)
+    _save(folder, state | more)
+    assert torch.equal(qformats.load_model(folder)(torch.tensor([[1, 2, 3]])).logits, wanted)
+
+
 def test_a_head_of_another_class_of_the_same_type_passes(copied):
     """bert-base-uncased names BertForMaskedLM and has the head of the sentence prediction too."""
     folder = copied("bert")
@@ -203,6 +217,27 @@ def test_prefixes_of_wrappers_are_removed_and_said(wrap, format, built, copied, 
         read = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
         for name, value in _state(built("qwen2")).items():
             assert torch.equal(read[name], value), name
+
+
+def test_wrapped_names_become_those_of_a_gguf(tmp_path):
+    folder = tiny.build("qwen2", tmp_path / "in")
+    qformats.export(folder, tmp_path / "plain.gguf", format="gguf:q8_0")
+    _rename(folder, lambda n: f"module._orig_mod.{n}")
+    qformats.export(folder, tmp_path / "in.gguf", format="gguf:q8_0")
+    plain, wrapped = qformats.open(tmp_path / "plain.gguf"), qformats.open(tmp_path / "in.gguf")
+    assert plain.tensors.keys() == wrapped.tensors.keys()
+    for name in plain.tensors:
+        assert torch.equal(plain.read(name), wrapped.read(name)), name
+
+
+def test_a_wrapped_copy_of_a_tied_weight_is_one(tmp_path):
+    folder = tiny.build("llama-tied", tmp_path / "in")
+    state = _state(folder)
+    _save(folder, state | {"lm_head.weight": state["model.embed_tokens.weight"].clone()})
+    _rename(folder, lambda n: f"_orig_mod.{n}")
+    report = _export(folder, tmp_path / "out")
+    assert {tensor.name for tensor in report.tensors} == state.keys()
+    assert "lm_head.weight" in str(report.left_out)
 
 
 def test_wrapped_names_that_collide_are_refused(copied, tmp_path):
@@ -332,7 +367,7 @@ def test_a_native_model_with_code_beside_it_is_checked(copied, tmp_path):
         _export(folder, tmp_path / "out")
 
 
-@pytest.mark.parametrize("key", ["num_hidden_layers", "num_local_experts"])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_local_experts", "num_labels"])
 def test_absurd_numbers_are_refused_at_once(key, copied, tmp_path):
     folder = copied("mixtral")
     _configure(folder, **{key: 10**9})
