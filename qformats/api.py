@@ -15,7 +15,7 @@ from qformats.roundtrip import dequantize, pack, packer, quantize, unpack
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from qformats.comparing import CompareReport
     from qformats.exporting import ExportReport
@@ -29,6 +29,7 @@ __all__ = [
     "formats",
     "from_pretrained",
     "load_model",
+    "load_tokenizer",
     "merge_adapter",
     "open",
     "pack",
@@ -256,6 +257,44 @@ def load_model(
         options=options,
         progress=progress,
     )
+    return loaded
+
+
+def load_tokenizer(
+    model: str | PathLike[str] | Checkpoint, *, options: Mapping[str, str] | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model of any format, or of a GGUF file that holds only a vocabulary.
+
+    Parameters
+    ----------
+    model : str, path or Checkpoint
+        See :func:`open`.
+    options : mapping of str to str, optional
+        Options of the loaders involved.
+
+    Returns
+    -------
+    transformers.PreTrainedTokenizerBase
+        With special tokens and chat template.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no tokenizer.
+    UnsupportedModelError
+        If it needs code that only its repository has, or cannot be rebuilt.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> tokenizer = qformats.load_tokenizer("demo")
+    >>> tokenizer.decode(tokenizer("Once upon a time")["input_ids"])
+    'Once upon a time'
+    """
+    from qformats.runtime import tokenizer
+
+    source = model if isinstance(model, Checkpoint) else open(model, options=options)
+    loaded: PreTrainedTokenizerBase = tokenizer(source)
     return loaded
 
 

@@ -382,7 +382,7 @@ class UnsupportedModelError(QFormatsError, ValueError):
     """
 
     def __init__(self, what: str, found: object, supported: Iterable[str], hint: str | None = None) -> None:
-        self.what, self.found, self.supported = what, found, sorted(supported)
+        self.what, self.found, self.supported, self.hint = what, found, sorted(supported), hint
         one_of = "one of " if len(self.supported) > 1 else ""
         super().__init__(_sentence(what, f"found {found!r}", one_of + ", ".join(self.supported), hint))
 

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["GGUFCheckpoint"]
 
+_VOCABULARY = (
+    "Its tokenizer can be used: qformats.load_tokenizer loads it, --format dense writes it into a folder"
+)
+_STILL = (
+    "What needs no architecture works: inspect, inspect --plan, compare without --text, export to a GGUF type"
+)
+
 
 class GGUFCheckpoint(Checkpoint):
     """A GGUF file or split model; see :class:`~qformats.Checkpoint`.
@@ -56,8 +63,10 @@ class GGUFCheckpoint(Checkpoint):
         self._architecture: Architecture | None = None
         try:
             self._architecture = self._resolve()
-        except (UnsupportedModelError, CheckpointError) as error:
-            if self.stored and isinstance(error, CheckpointError):
+        except UnsupportedModelError as error:
+            self._unsupported = UnsupportedModelError(error.what, error.found, error.supported, _hint(error))
+        except CheckpointError as error:
+            if self.stored:
                 raise
             self._unsupported = error
         self.left_out: dict[str, str] = {}
@@ -72,7 +81,9 @@ class GGUFCheckpoint(Checkpoint):
     def _resolve(self) -> Architecture:
         if not self.stored:
             # llama.cpp keeps vocabularies as files without tensors; their metadata can be inspected.
-            raise CheckpointError(self.path, "holds no tensors (a vocabulary only?)", "a model with weights")
+            raise CheckpointError(
+                self.path, "holds no tensors (a vocabulary only?)", "a model with weights", hint=_VOCABULARY
+            )
         extra = {}
         if "rope_freqs.weight" in self.stored:
             (values,) = self.stored["rope_freqs.weight"].read().fields.values()
@@ -167,6 +178,11 @@ class GGUFCheckpoint(Checkpoint):
         return shown
 
 
+def _hint(error: UnsupportedModelError) -> str:
+    """What an error advises, and what can still be done with the file."""
+    return ". ".join(filter(None, (error.hint, _STILL)))
+
+
 def _readable(item: Any) -> Any:
     """Plain number of a numpy one; for a float32 the shortest that means it: 1e-05, not 9.999999747378752e-06."""
     if isinstance(item, np.float32):
@@ -182,6 +198,8 @@ def _stored(name: str, entry: Entry, file: Path, data_of: Callable[[Path], Tenso
     packer = packer_of(entry.type) if entry.type else UnknownTypePacker(entry.type_id)
 
     def load(start: int, stop: int) -> PackedTensor:
+        if isinstance(packer, UnknownTypePacker):
+            raise packer.refusal(file, name)
         import torch
 
         from qformats.numbers import torch_dtype

@@ -22,12 +22,14 @@ from qformats import (
     Packer,
     QuantizedTensor,
 )
-from qformats.errors import ConfigError
+from qformats.errors import CheckpointError, ConfigError
 from qformats.numbers import empty
 from qformats_gguf.grids import AbsMaxGrid, MinMaxGrid, SignedMaxGrid
-from qformats_gguf.types import TYPES, GGMLType
+from qformats_gguf.types import REMOVED, TYPES, GGMLType
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
@@ -327,12 +329,13 @@ class BlockPacker(GGUFPacker):
 
 
 class UnknownTypePacker(GGUFPacker):
-    """A tensor type newer than this program, which can only list it."""
+    """A tensor type newer than this program, or one that llama.cpp has removed: such tensors can only be listed."""
 
     def __init__(self, type_id: int) -> None:
-        self.spec = FormatSpec(
-            "gguf", f"type-{type_id}", "a type that this version does not know", (), canonical=False
-        )
+        removed = REMOVED.get(type_id)
+        about = "a type that this version does not know" if removed is None else "a type that was removed"
+        self.spec = FormatSpec("gguf", removed or f"type-{type_id}", about, (), canonical=False)
+        self.type_id = type_id
 
     @property
     def readable(self) -> bool:
@@ -342,6 +345,17 @@ class UnknownTypePacker(GGUFPacker):
     def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
         """Refuse: the bytes per row are not known."""
         raise ConfigError("tensor type", self.spec.variant, "a type that this version knows")
+
+    def refusal(self, file: Path, name: str) -> CheckpointError:
+        """What to tell whoever wants to read such a tensor."""
+        if self.type_id in REMOVED:
+            hint = (
+                "it was removed from llama.cpp: quantize the original model again, or download another file"
+            )
+        else:
+            hint = "a newer qformats may read it; everything else in the file can be read"
+        found = f"has type {self.type_id} ({self.spec.variant})"
+        return CheckpointError(file, found, "a type that this version knows", tensor=name, hint=hint)
 
 
 @cache

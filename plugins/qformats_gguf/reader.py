@@ -23,7 +23,7 @@ from qformats.errors import CheckpointError, ModelNotFoundError
 
 from .cursor import MAX_KEY_BYTES, MAX_KEYS, MAX_NAME_BYTES, MAX_TENSORS, Cursor, short
 from .metadata import Metadata, Value, ValueType
-from .types import REMOVED, TYPES, GGMLType
+from .types import TYPES, GGMLType
 
 __all__ = ["GGUFFile", "StoredTensor", "read"]
 
@@ -50,7 +50,8 @@ class StoredTensor:
     shape : tuple of int
         In torch's order, the contiguous dimension last; GGUF stores it reversed.
     type : GGMLType or None
-        ``None`` for a type that this version does not know: the tensor is listed, its data cannot be decoded.
+        ``None`` for a type that this version does not know, or that was removed from llama.cpp: the tensor is
+        listed, its data cannot be decoded.
     type_id : int
         The type's number as stored.
     offset : int
@@ -263,13 +264,6 @@ def _entry(cursor: Cursor, index: int) -> StoredTensor:
     shape = tuple(reversed(ne))
     if 0 in shape:
         cursor.fail(f"has shape {shape}", "no dimension of size 0", tensor=name)
-    if type_id in REMOVED:
-        cursor.fail(
-            f"has type {type_id} ({REMOVED[type_id]})",
-            "a type that GGUF still supports",
-            tensor=name,
-            hint="it was removed from llama.cpp: quantize the original model again, or download another file",
-        )
     type = TYPES.get(type_id)
     if type is None:
         return StoredTensor(name, shape, None, type_id, offset, 0)

@@ -146,7 +146,7 @@ REMOVED: dict[int, str] = {
     37: "iq4_nl_4_8",
     38: "iq4_nl_8_8",
 }
-"""Ids that old files used and that no current reader accepts."""
+"""Ids that old files used and whose data no current reader decodes."""
 
 _BY_NAME = {row.name: row for row in _TABLE}
 

@@ -173,13 +173,10 @@ def _print_footprint(found: Footprint, tensors: bool) -> None:
     out.print(stored)
     out.print(f"{size(found.nbytes)}, {found.bits_per_weight:.3f} bits per weight")
     out.print()
-    run = table("running", "bytes", "", right=("bytes",))
-    run.add_row("weights", f"{found.nbytes:,}", "")
-    run.add_row("cache", f"{found.cache:,}", f"{found.context:,} tokens in 16 bits")
-    run.add_row("largest matrix", f"{found.decoded:,}", "decoded to 16 bits, if the runtime does so")
-    run.add_row("activations", f"{found.activations:,}", f"{found.chunk:,} tokens at a time, and the logits")
-    run.add_row("together", f"{found.running:,}", f"{size(found.running)}, without the runtime's own")
-    out.print(run)
+    if found.context is None or found.chunk is None or found.running is None:
+        out.print(f"The memory to run it is not known: {plain(found.unknown)}")
+    else:
+        _print_running(found, found.context, found.chunk, found.running)
     print_left_out(out, found.left_out, every=True)
     if tensors:
         out.print()
@@ -187,6 +184,18 @@ def _print_footprint(found: Footprint, tensors: bool) -> None:
         for name, format, nbytes in found.tensors:
             rows.add_row(plain(name), format, f"{nbytes:,}")
         out.print(rows)
+
+
+def _print_running(found: Footprint, context: int, chunk: int, running: int) -> None:
+    from qformats.cli.console import console, size, table
+
+    run = table("running", "bytes", "", right=("bytes",))
+    run.add_row("weights", f"{found.nbytes:,}", "")
+    run.add_row("cache", f"{found.cache:,}", f"{context:,} tokens in 16 bits")
+    run.add_row("largest matrix", f"{found.decoded:,}", "decoded to 16 bits, if the runtime does so")
+    run.add_row("activations", f"{found.activations:,}", f"{chunk:,} tokens at a time, and the logits")
+    run.add_row("together", f"{running:,}", f"{size(running)}, without the runtime's own")
+    console().print(run)
 
 
 def _type_table(model: Checkpoint) -> Table:

@@ -61,12 +61,14 @@ def print_summary(report: ExportReport) -> None:
     types = ", ".join(f"{count} {_variant(name)}" for name, count in report.types.items())
     before = report.source_nbytes * 8 / max(1, report.parameters)
     rows = table("", "")
-    rows.add_row("tensors", f"{len(report.tensors)}: {types}")
-    rows.add_row("weights", f"{report.parameters:,} ({plain(report.architecture)})")
-    rows.add_row("bytes in", f"{report.source_nbytes:,} ({size(report.source_nbytes)})")
+    rows.add_row("tensors", f"{len(report.tensors)}: {types}" if types else "none: a tokenizer only")
+    if types:
+        rows.add_row("weights", f"{report.parameters:,} ({plain(report.architecture)})")
+        rows.add_row("bytes in", f"{report.source_nbytes:,} ({size(report.source_nbytes)})")
     files = f" in {len(report.files)} files" if len(report.files) > 1 else ""
     rows.add_row("bytes out", f"{report.file_nbytes:,} ({size(report.file_nbytes)}){files}")
-    rows.add_row("bits per weight", f"{before:.2f} -> {report.bits_per_weight:.2f}")
+    if types:
+        rows.add_row("bits per weight", f"{before:.2f} -> {report.bits_per_weight:.2f}")
     rows.add_row("time", f"{report.seconds:.1f} s")
     out.print(f"[bold]{plain(report.target)}[/bold]  {report.format}, {plain(_chosen_by(report))}")
     out.print(rows)

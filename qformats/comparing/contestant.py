@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from qformats.comparing.report import BehaviourResult, ModelResult, SpeedResult, WeightsResult
 from qformats.comparing.weights import position
+from qformats.errors import UnsupportedModelError
 from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["Contestant", "distinguish"]
@@ -61,7 +62,7 @@ class Contestant:
 
     def note_differences(self, base: Checkpoint) -> None:
         """Say so where it is of another kind than the base."""
-        ours, theirs = self.checkpoint.config.get("model_type"), base.config.get("model_type")
+        ours, theirs = _kind(self.checkpoint), _kind(base)
         if ours != theirs:
             self.notes.append(
                 f"It is a {ours} and the base a {theirs}: only weights of the same name and shape are "
@@ -92,6 +93,14 @@ class Contestant:
             speed=self.speed,
             notes=(*self.notes, *self._read(), *notes),
         )
+
+
+def _kind(model: Checkpoint) -> str:
+    """Transformers' type of a model; the container's own name for one that Transformers has no type for."""
+    try:
+        return str(model.config.get("model_type"))
+    except UnsupportedModelError:
+        return model.architecture
 
 
 def distinguish(models: Sequence[Contestant]) -> None:

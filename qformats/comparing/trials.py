@@ -19,7 +19,7 @@ from qformats.comparing.logits import LogitsReader, LogitsWriter
 from qformats.comparing.speed import Peak, speed
 from qformats.comparing.statistics import behaviour_alone
 from qformats.comparing.text import Tokenizer, Windows
-from qformats.errors import BackendUnavailableError, NonFiniteError, QFormatsError
+from qformats.errors import BackendUnavailableError, NonFiniteError, QFormatsError, UnsupportedModelError
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.registry import registry
 from qformats.work.files import fingerprint
@@ -169,7 +169,12 @@ class Trials:
         from qformats.runtime.context import context_limit
 
         assert self._windows is not None
-        limit, length = context_limit(model.checkpoint.config), self._windows.text.window_length
+        try:
+            limit = context_limit(model.checkpoint.config)
+        except UnsupportedModelError as error:
+            model.notes.append(f"It cannot be run: {error}")
+            return False
+        length = self._windows.text.window_length
         if limit is None or length <= limit:
             return True
         model.notes.append(

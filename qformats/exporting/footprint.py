@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qformats.errors import ConfigError
+from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.exporting.account import LeftOut, account
 from qformats.exporting.recipe import Recipe
 from qformats.interfaces.checkpoint import Checkpoint
@@ -32,17 +32,20 @@ class Footprint:
         Name in the output, format and exact bytes of every tensor.
     nbytes : int
         Exact bytes of all tensors; a file adds its header and the tokenizer.
-    context, chunk : int
-        Tokens that the cache holds, and tokens of a prompt that are computed at a time.
-    cache : int
+    context, chunk : int or None
+        Tokens that the cache holds, and tokens of a prompt that are computed at a time. These and the two below are
+        ``None`` if only the tensors are known.
+    cache : int or None
         Keys and values of the whole context in 16 bits, one sequence.
     decoded : int
         The largest quantized matrix in 16 bits, for runtimes that decode one before they multiply.
-    activations : int
+    activations : int or None
         Hidden states of a chunk in 16 bits (four of the model's width, two of the feed-forward network's) and the
         float32 logits of one position.
     left_out : tuple of LeftOut
         Tensors of the model that an output would not hold, by name, and why.
+    unknown : str
+        Why the memory to run it is not known; empty if it is.
     """
 
     format: str
@@ -50,16 +53,19 @@ class Footprint:
     parameters: int
     tensors: tuple[tuple[str, str, int], ...]
     nbytes: int
-    context: int
-    chunk: int
-    cache: int
+    context: int | None
+    chunk: int | None
+    cache: int | None
     decoded: int
-    activations: int
+    activations: int | None
     left_out: tuple[LeftOut, ...] = ()
+    unknown: str = ""
 
     @property
-    def running(self) -> int:
+    def running(self) -> int | None:
         """Bytes of running it: all of the above, without what the runtime itself needs."""
+        if self.cache is None or self.activations is None:
+            return None
         return self.nbytes + self.cache + self.decoded + self.activations
 
     @property
@@ -103,15 +109,36 @@ def footprint(
 
     Raises
     ------
+    CheckpointError
+        If the model has no tensors.
     ConfigError
         If `context` or `chunk` is not a number of tokens, or the configuration lacks what the cache depends on.
     """
     loader = recipe.loader(source)
+    if not source.tensors:
+        raise CheckpointError(source.path, "holds no tensors (a vocabulary only?)", "a model with weights")
     drafts = loader.draft(source, loader.own_options(options))
     left_out = account(source, drafts, loader)
     assignments = recipe.assign(drafts, loader, source)
     tensors = tuple((a.draft.name, a.packer.name, a.packer.nbytes(a.draft.source.shape)) for a in assignments)
-    config = source.config
+    matrices = [a.draft.source.numel for a in assignments if a.packer.quantizes]
+    stored = Footprint(
+        format=recipe.format,
+        architecture=source.architecture,
+        parameters=sum(a.draft.source.numel for a in assignments),
+        tensors=tensors,
+        nbytes=sum(nbytes for _, _, nbytes in tensors),
+        context=None,
+        chunk=None,
+        cache=None,
+        decoded=max(matrices, default=0) * _WIDTH,
+        activations=None,
+        left_out=left_out,
+    )
+    try:
+        config = source.config
+    except UnsupportedModelError as error:
+        return replace(stored, unknown=f"{error.what} = {error.found!r} is not supported")
     if context is None:
         context = _number(
             config, "max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"
@@ -119,23 +146,16 @@ def footprint(
     for name, value in (("context", context), ("chunk", chunk)):
         if value < 1:
             raise ConfigError(name, value, "1 token or more")
-    matrices = [a.draft.source.numel for a in assignments if a.packer.quantizes]
     hidden = _number(config, "hidden_size", "n_embd")
     inner = _number(config, "intermediate_size", "n_inner", "inner_hidden_size", default=4 * hidden)
     vocabulary = _number(config, "vocab_size", default=0)
     tokens = min(chunk, context)
-    return Footprint(
-        format=recipe.format,
-        architecture=source.architecture,
-        parameters=sum(a.draft.source.numel for a in assignments),
-        tensors=tensors,
-        nbytes=sum(nbytes for _, _, nbytes in tensors),
+    return replace(
+        stored,
         context=context,
         chunk=tokens,
         cache=_cache(config, hidden) * context,
-        decoded=max(matrices, default=0) * _WIDTH,
         activations=tokens * (4 * hidden + 2 * inner) * _WIDTH + 4 * vocabulary,
-        left_out=left_out,
     )
 
 

@@ -284,9 +284,15 @@ def make_plan(
     quantizer = registry().quantizer(recipe.quantizer, dict(recipe.quantizer_options))
     loader = recipe.loader(source)
     own = loader.own_options(options)
-    drafts = loader.draft(source, own)
-    if not drafts:
-        raise CheckpointError(source.path, "holds no tensors (a vocabulary only?)", "a model with weights")
+    vocabulary = not source.tensors and loader.takes_vocabularies and not default.quantizes
+    drafts = [] if vocabulary else loader.draft(source, own)
+    if not drafts and not (vocabulary and source.tokenizer_files()):
+        raise CheckpointError(
+            source.path,
+            "holds no tensors (a vocabulary only?)",
+            "a model with weights",
+            hint="--format dense writes the tokenizer of a vocabulary into a folder",
+        )
     left_out = account(source, drafts, loader)
     assignments = recipe.assign(drafts, loader, source)
     layout = loader.lay_out(source, assignments, default, target, own)

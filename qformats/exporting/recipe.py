@@ -115,6 +115,8 @@ class Recipe:
     @staticmethod
     def _useless(pattern: str, drafts: Sequence[Draft]) -> ConfigError:
         """Why a rule has no effect: a typing mistake, an earlier rule, or tensors that are never quantized."""
+        if not drafts:
+            return ConfigError("tensor-type", pattern, "no rule, since there are no tensors")
         matched = [d for d in drafts if _matches(re.compile(pattern), d)]
         if not matched:
             example = next((d.name for d in drafts if d.keep is None), drafts[0].name)

@@ -24,7 +24,7 @@ from qformats.folder.outline import Outline, outline
 from qformats.folder.shards import unpickling_error
 from qformats.folder.write import lay_out_folder
 from qformats.interfaces.checkpoint import Checkpoint
-from qformats.interfaces.layout import Assignment, Draft, Layout
+from qformats.interfaces.layout import Assignment, Draft, Layout, OutputFile
 from qformats.interfaces.loader import Loader
 from qformats.interfaces.option import Option, size
 from qformats.interfaces.packer import Packer
@@ -54,6 +54,7 @@ class HuggingFaceFolder(Loader):
     name = "huggingface"
     summary = "folder with config.json and safetensors (or .bin) weights"
     generic = True
+    takes_vocabularies = True
     options = (
         Option(
             "max-shard-size",
@@ -126,7 +127,10 @@ class HuggingFaceFolder(Loader):
         target: Path,
         options: Mapping[str, str],
     ) -> Layout:
-        """Shards of safetensors, their index, config.json and tokenizer files."""
+        """Shards of safetensors, their index, config.json and tokenizer files; of a vocabulary, only the latter."""
+        if not source.tensors:
+            content = source.tokenizer_files().items()
+            return Layout(tuple(OutputFile(name, len(data), data) for name, data in content), folder=True)
         _warn_of_mixture(assignments, default)
         limit = size(options, "max-shard-size", "5GB")
         layout = lay_out_folder(source, assignments, default, limit)

@@ -58,6 +58,8 @@ class Loader(Guarded, ABC):
     """File name suffix of a single-file output; empty if outputs are folders."""
     generic: ClassVar[bool] = False
     """Whether :meth:`detect` also accepts containers that a more specific loader may know better."""
+    takes_vocabularies: ClassVar[bool] = False
+    """Whether it writes the tokenizer of a model that has no tensors, as plain numbers; :meth:`draft` is not called."""
     families: ClassVar[tuple[str, ...]] = ()
     """Families whose exports stay in this container if the source is in it."""
 

@@ -48,7 +48,7 @@ def tokenizer(source: Checkpoint) -> Any:
             file = Path(folder, name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
-        config = {key: value for key, value in source.config.items() if key != "auto_map"}
+        config = {key: value for key, value in _config(source).items() if key != "auto_map"}
         Path(folder, "config.json").write_text(json.dumps(config, default=str))
         chosen: Any = PreTrainedTokenizerFast if "tokenizer.json" in content else AutoTokenizer
         try:
@@ -63,3 +63,16 @@ def tokenizer(source: Checkpoint) -> Any:
                 ["a tokenizer.json", "a tokenizer that Transformers has a class for"],
                 "Export the model to a container with its own kind of tokenizer, and load that",
             ) from error
+
+
+def _config(source: Checkpoint) -> dict[str, Any]:
+    """The model's configuration; none for a vocabulary without a model, or an architecture that is not known.
+
+    Only a tokenizer without a tokenizer.json needs it, to tell its class.
+    """
+    try:
+        return source.config
+    except (CheckpointError, UnsupportedModelError):
+        if "tokenizer.json" in source.tokenizer_files():
+            return {}
+        raise

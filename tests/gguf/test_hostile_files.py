@@ -143,10 +143,6 @@ REFUSED = {
         "has rows of 48 elements; expected a multiple of 32",
     ),
     "scalar block": (build((), [entry(b"t", (), 2)], ROW), "has rows of 1 elements"),
-    "removed type": (
-        build((), [entry(b"t", (32,), 31)], ROW),
-        r"has type 31 \(q4_0_4_4\).*It was removed from llama.cpp",
-    ),
     "offset unaligned": (
         build((), [entry(b"t", (8,), 0, 8)], ROW * 2),
         "starts at offset 8; expected a multiple of 32",

@@ -136,16 +136,13 @@ class Architecture:
         UnsupportedModelError
             If the architecture is not in the table, or no configuration can express its metadata.
         CheckpointError
-            If metadata is missing or contradicts itself.
+            If other metadata is missing or contradicts itself.
         """
         arch = metadata.get("general.architecture")
-        if arch is None or arch.type is not ValueType.STRING:
-            raise CheckpointError(
-                source, "no metadata key 'general.architecture'", "it, since it names the architecture"
-            )
-        if arch.data not in ROWS:
-            raise UnsupportedModelError(f"{source}: general.architecture", arch.data, ROWS)
-        row = ROWS[arch.data]
+        named = arch.data if arch is not None and arch.type is ValueType.STRING else None
+        if named not in ROWS:
+            raise UnsupportedModelError(f"{source}: general.architecture", named, ROWS)
+        row = ROWS[named]
         separate = frozenset(part for name in names for part in row.separate(name))
         config, problems = restore(metadata, row, separate, extra_tensors or {}, source)
         return cls(row, config, source, _settle(problems, source, force))
