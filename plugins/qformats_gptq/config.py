@@ -13,6 +13,8 @@ from qformats_gptq.zeros import VERSIONS
 
 __all__ = ["BITS", "Declared", "declared", "written"]
 
+_BLOCK = re.compile(r"^.*?\.\d+\.")
+"""What the name of a module in a block begins with."""
 BITS = (2, 3, 4, 8)
 """Code widths of the family."""
 _HINTS = ("desc_act", "damp_percent", "true_sequential", "static_groups")
@@ -127,7 +129,7 @@ def _number(config: Mapping[str, Any], *keys: str) -> int | None:
     return None
 
 
-def written(own: Declared, dense_modules: Sequence[str], head: bool) -> dict[str, Any]:
+def written(own: Declared, dense_modules: Sequence[str], packed_modules: Sequence[str]) -> dict[str, Any]:
     """``quantization_config`` of a folder, in both spellings that programs look for.
 
     Parameters
@@ -136,8 +138,9 @@ def written(own: Declared, dense_modules: Sequence[str], head: bool) -> dict[str
         What is stored.
     dense_modules : sequence of str
         Linear modules that are left plain. The head is by default; others are listed for GPTQModel.
-    head : bool
-        Whether the head is quantized.
+    packed_modules : sequence of str
+        Modules that are quantized, the head included. If others in their blocks are not, they are listed for
+        Transformers, which takes every linear module of a block for quantized otherwise.
     """
     config: dict[str, Any] = {
         "bits": own.bits,
@@ -145,7 +148,7 @@ def written(own: Declared, dense_modules: Sequence[str], head: bool) -> dict[str
         "desc_act": own.actorder,
         "static_groups": False,
         "sym": own.symmetric,
-        "lm_head": head,
+        "lm_head": "lm_head" in packed_modules,
         "quant_method": "gptq",
         "method": "gptq",
         "checkpoint_format": own.version,
@@ -156,4 +159,15 @@ def written(own: Declared, dense_modules: Sequence[str], head: bool) -> dict[str
     skipped = [name for name in dense_modules if name != "lm_head"]
     if skipped:
         config["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in skipped}
+        config["modules_in_block_to_quantize"] = [_in_blocks(packed_modules, skipped)]
     return config
+
+
+def _in_blocks(packed: Sequence[str], dense: Sequence[str]) -> list[str]:
+    """Names by which Transformers tells quantized modules, as ends of their names.
+
+    Names within a block serve all blocks; if a plain module ends like one of them, whole names are needed.
+    """
+    packed = [name for name in packed if _BLOCK.match(name)]
+    short = list(dict.fromkeys(_BLOCK.sub("", name, count=1) for name in packed))
+    return list(packed) if any(name.endswith(tuple(short)) for name in dense) else short

@@ -84,7 +84,7 @@ class GPTQFamily(Family):
         """``quantization_config`` as AutoGPTQ, GPTQModel and Transformers read it."""
         assert isinstance(packer, GPTQPacker)
         found = Declared(packer.bits, packer.group_size, packer.symmetric, packer.actorder, packer.version)
-        return written(found, dense_modules, "lm_head" in packed_modules)
+        return written(found, dense_modules, packed_modules)
 
     def extra_files(self, packer: Packer, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
         """More files of a folder with this ``quantization_config``: loaders like AutoGPTQ's look for their own."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from qformats.errors import ConfigError, ShapeError
+from qformats.errors import ConfigError, ShapeError, UnknownFormatError
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.layout import Assignment, Draft
 from qformats.interfaces.loader import Loader
@@ -29,9 +29,9 @@ class Recipe:
     quantizer : str
         Method that chooses codes; the format's own default if it is left out.
     tensor_types : tuple of (str, str)
-        Regular expression and variant; the first that is found in a tensor's name, and whose type can hold the
-        tensor if the container wants to keep it, wins. So ``attn=q4_0`` quantizes the attention's matrices and
-        leaves its norms alone.
+        Regular expression and variant: one of the format's family, plain numbers (f32, f16, bf16), or a full name. The
+        first that is found in a tensor's name, and whose type can hold the tensor if the container wants to keep it,
+        wins. So ``attn=q4_0`` quantizes the attention's matrices and leaves its norms alone.
     output_type, token_embedding_type : str or None
         Variants for the two tensors with a role.
     pure : bool
@@ -166,19 +166,34 @@ class Recipe:
             other = registry().packer(name)
             if other.veto(draft.source.shape) is None:
                 return Assignment(draft, other, f"{packer.spec.variant} does not fit: {problem}")
-        raise ShapeError(draft.name, draft.source.shape, f"one that {packer.name} can hold ({problem})")
+        expected = f"one that {packer.name} can hold ({problem})"
+        hint = (
+            f"readers of the container {loader.name} need this tensor in that format"
+            if packer.quantizes
+            else None
+        )
+        raise ShapeError(draft.name, draft.source.shape, expected, hint)
 
     def _typed(self, variant: str, loader: Loader) -> Packer:
-        """Packer of a variant of the recipe's family, or of a full name."""
-        packer = registry().writable(
-            variant if ":" in variant else f"{self.format.partition(':')[0]}:{variant}"
-        )
+        """Packer of a full name, of a variant of the recipe's family, or of plain numbers in any family."""
+        packer = registry().writable(variant if ":" in variant else self._full_name(variant))
         if packer.quantizes and not loader.accepts(packer):
             names = [p.name for p in registry().formats() if loader.accepts(p) and p.writable]
             raise ConfigError(
                 "type", packer.name, f"one that the container {loader.name} can hold: " + ", ".join(names)
             )
         return packer
+
+    def _full_name(self, variant: str) -> str:
+        """The recipe's family is asked first: GGUF has an f32 of its own."""
+        own = f"{self.format.partition(':')[0]}:{variant}"
+        try:
+            return registry().packer(own).name
+        except (UnknownFormatError, ConfigError):
+            plain = f"dense:{variant.lower()}"
+            if any(packer.name == plain for packer in registry().formats()):
+                return plain
+            raise
 
     @staticmethod
     def _compiled(pattern: str) -> re.Pattern[str]:

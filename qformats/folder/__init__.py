@@ -115,6 +115,7 @@ class HuggingFaceFolder(Loader):
                     dense_transposed=len(tensor.shape) == 2 and is_conv1d(model_type, name),
                     cast_along=True,
                     linear=matrix and not _NO_LAYER.search(name),
+                    plain=f"dense:{plain}",
                 )
             )
         return drafts

@@ -73,7 +73,7 @@ def lay_out_folder(
     Raises
     ------
     ConfigError
-        If there is a quantized format other than `default` among them.
+        If there is a quantized format other than `default` among them, or `default` is quantized and none has it.
     ShapeError
         If the stored fields would not determine a shape.
 
@@ -98,6 +98,11 @@ def lay_out_folder(
                 "plain numbers" + ("" if default.dense_dtype else f" or {default.name}"),
                 "a folder's config.json can declare only one quantized format",
             )
+    if default.quantizes and not any(assignment.packer.quantizes for assignment in assignments):
+        notes = [assignment.note for assignment in assignments if assignment.note and not assignment.kept]
+        raise ConfigError(
+            "format", default.name, "one that holds a tensor of this model", notes[0] if notes else None
+        )
     groups = _shard([_fields(i, assignment) for i, assignment in enumerate(assignments)], max_shard_size)
     single = len(groups) == 1
     names = [

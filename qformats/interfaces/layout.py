@@ -40,6 +40,9 @@ class Draft:
         its configuration says otherwise.
     left_out : str
         Why the output does not hold this tensor, for the plan and the summary; empty for those that are written.
+    plain : str or None
+        Format of plain numbers in which the container stores the tensor if the one chosen cannot hold it; ``None`` if
+        its readers need all such tensors in one format.
 
     Examples
     --------
@@ -60,6 +63,7 @@ class Draft:
     cast_along: bool = False
     linear: bool = False
     left_out: str = ""
+    plain: str | None = None
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Loader(Guarded, ABC):
 
     def fallback(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
         """Formats to try, in order, if `packer` cannot hold this tensor; empty to refuse."""
-        return ()
+        return (draft.plain,) if packer.quantizes and draft.plain else ()
 
     def lay_out(
         self,

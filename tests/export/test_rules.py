@@ -128,6 +128,42 @@ def test_useless_rules(capsys, llama, rules, found):
     assert found in error(capsys, llama, *(part for rule in rules for part in ("--tensor-type", rule)))
 
 
+@pytest.mark.filterwarnings("ignore:unquantized tensors have several dtypes")
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "F16"])
+@pytest.mark.parametrize(
+    "format", ["gguf:q4_0", "gptq:4bit-32g", "bitsandbytes:nf4", "glm:int4", "dense:f32"]
+)
+def test_plain_numbers_need_no_family(capsys, llama, format, kind):
+    arguments = ("export", llama, "-f", format, "-o", "x.gguf", "--dry-run", "--json")
+    result = call(capsys, *arguments, "--tensor-type", f"mlp={kind}")
+    assert result.code == 0, result.err
+    for tensor in json.loads(result.out)["tensors"]:
+        if "mlp" in tensor["source_name"]:
+            family = "gguf" if format.startswith("gguf") else "dense"
+            assert tensor["format"] == f"{family}:{kind.lower()}"
+        elif "_proj" in tensor["source_name"]:
+            assert tensor["format"] == format
+
+
+@pytest.mark.filterwarnings("ignore:unquantized tensors have several dtypes")
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [("--output-tensor-type", "lm_head"), ("--token-embedding-type", "model.embed_tokens")],
+)
+def test_plain_numbers_need_no_family_in_options_for_roles(capsys, llama, option, name):
+    arguments = ("export", llama, "-f", "gptq:4bit-32g", "-o", "x", "--dry-run", "--json")
+    result = call(capsys, *arguments, option, "bf16")
+    assert result.code == 0, result.err
+    found = {tensor["name"]: tensor["format"] for tensor in json.loads(result.out)["tensors"]}
+    assert found[f"{name}.weight"] == "dense:bf16"
+
+
+def test_a_misspelt_type_is_looked_for_in_the_family(capsys, llama):
+    result = call(capsys, "export", llama, "-f", "gptq:4bit-32g", "-o", "x", "--tensor-type", "mlp=f33")
+    assert result.code == 2
+    assert "no format 'gptq:f33'" in result.err
+
+
 def test_unknown_types(capsys, llama):
     assert "no format 'gguf:q9'" in error(capsys, llama, "--output-tensor-type", "q9")
     assert "can be written: f32" in error(capsys, llama, "--token-embedding-type", "q6_k")
