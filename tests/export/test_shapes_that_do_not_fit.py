@@ -69,9 +69,11 @@ def hidden_size(format: str) -> int:
 def test_it_stays_plain_and_is_named(capsys, tmp_path, format):
     inner, plain, why = FORMATS[format]
     model, target = llama(tmp_path / "model", inner, hidden_size(format)), tmp_path / "out"
-    planned = call(capsys, "export", model, "--format", format, "-o", target, "--dry-run")
+    planned = call(
+        capsys, "export", model, "--format", format, "--quantizer", "rtn", "-o", target, "--dry-run"
+    )
     assert planned.code == 0, planned.err
-    written = call(capsys, "export", model, "--format", format, "-o", target)
+    written = call(capsys, "export", model, "--format", format, "--quantizer", "rtn", "-o", target)
     assert written.code == 0, written.err
     for text in (planned.out, written.out):
         assert re.search(rf"proj\.weight.*: f32, {format.partition(':')[2]} does not fit: .*{why}", text), (
@@ -125,7 +127,7 @@ def test_transformers_is_told_which_modules_of_a_gptq_folder_are_quantized(tmp_p
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model, target = llama(tmp_path / "model", 172), tmp_path / "out"
-    qformats.export(model, target, format="gptq:4bit-32g", tensor_types=rules)
+    qformats.export(model, target, format="gptq:4bit-32g", quantizer="rtn", tensor_types=rules)
     declared = json.loads((target / "config.json").read_text())["quantization_config"]
     assert declared == json.loads((target / "quantize_config.json").read_text())
     with torch.device("meta"):
@@ -152,7 +154,9 @@ def test_transformers_is_told_which_modules_of_a_gptq_folder_are_quantized(tmp_p
 def test_quantized_weights_are_decoded_where_they_do_not_fit(tmp_path):
     model = llama(tmp_path / "model", 96 + 4, 64)
     qformats.export(model, tmp_path / "q8_0.gguf", format="gguf:q8_0")
-    report = qformats.export(tmp_path / "q8_0.gguf", tmp_path / "out", format="gptq:8bit-32g")
+    report = qformats.export(
+        tmp_path / "q8_0.gguf", tmp_path / "out", format="gptq:8bit-32g", quantizer="rtn"
+    )
     found = {t.name.split(".")[-2]: (t.format, t.note) for t in report.tensors if ".1.mlp" in t.name}
     assert found["up_proj"][0].startswith("dense:")
     assert "100 outputs are not a multiple of 32" in found["up_proj"][1]
@@ -171,7 +175,7 @@ def test_calibration_passes_over_them(tmp_path):
 def test_a_format_that_holds_no_tensor_is_an_error(tmp_path):
     model = llama(tmp_path / "model", 172, 66)
     with pytest.raises(ConfigError, match=r"gptq:4bit-32g.*holds a tensor.*4bit-32g does not fit: 66"):
-        qformats.export(model, tmp_path / "out", format="gptq:4bit-32g")
+        qformats.export(model, tmp_path / "out", format="gptq:4bit-32g", quantizer="rtn")
     assert not (tmp_path / "out").exists()
 
 
