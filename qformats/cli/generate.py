@@ -16,6 +16,8 @@ from qformats.cli.commands import Json, LoaderOptions, meant, pairs
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qformats.interfaces.checkpoint import Checkpoint
+
 __all__ = ["generate"]
 
 _CONTEXT = 4
@@ -122,20 +124,24 @@ def _run(
     option: list[str] | None,
     json: bool,
 ) -> None:
-    import torch
-
     import qformats
     from qformats.cli.console import Bar, print_json, size
     from qformats.errors import ConfigError
-    from qformats.runtime import tokenizer
 
     if dtype not in (None, "f32", "f16", "bf16"):
         raise ConfigError("--dtype", dtype, "f32, f16 or bf16")
     options = pairs("option", option)
     format = meant(format).name if format is not None else None
     source = qformats.open(model, options=options)
+    template = _template(source) if chat else None
+
+    # After what can go wrong without them: torch and Transformers take seconds.
+    import torch
+
+    from qformats.runtime import tokenizer
+
     words = tokenizer(source)
-    ids = _ids(words, prompt, source.config, chat=chat)
+    ids = _ids(words, prompt, source, template)
     count = _room(source.config, len(ids), max_new_tokens)
     began = time.perf_counter()
     with Bar() as bar:
@@ -189,25 +195,31 @@ def _sampling(temperature: float, top_p: float | None) -> dict[str, Any]:
     return {"do_sample": False}
 
 
-def _ids(tokenizer: Any, prompt: str, config: Any, *, chat: bool) -> list[int]:
-    """Ids that the model starts from."""
-    from qformats.errors import BackendUnavailableError, ConfigError, Described
+def _template(source: Checkpoint) -> str:
+    """Chat template of a model that must have one."""
+    from qformats.errors import ConfigError, Described
+    from qformats.folder.chat import default_template
 
-    if chat:
-        if not getattr(tokenizer, "chat_template", None):
-            found = Described("a model without a chat template")
-            raise ConfigError("--chat", found, "a chat model", "Leave out --chat")
+    template = default_template(source)
+    if template is None:
+        found = Described("a model without a chat template")
+        hint = "Leave out --chat, or put the template into the model's folder as chat_template.jinja"
+        raise ConfigError("--chat", found, "a chat model", hint)
+    return template
+
+
+def _ids(tokenizer: Any, prompt: str, source: Checkpoint, template: str | None) -> list[int]:
+    """Ids that the model starts from."""
+    from qformats.errors import ConfigError
+    from qformats.folder.chat_render import render
+
+    if template is not None:
         messages = [{"role": "user", "content": prompt}]
-        try:
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except ImportError as error:
-            raise BackendUnavailableError(
-                "chat templates", "jinja2 is not installed", "pip install jinja2"
-            ) from error
+        text = render(template, messages, variables=tokenizer.special_tokens_map, source=source.path)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         ids = tokenizer(prompt)["input_ids"]
-    first = getattr(tokenizer, "bos_token_id", None) or config.get("bos_token_id")
+    first = getattr(tokenizer, "bos_token_id", None) or source.config.get("bos_token_id")
     if not ids and isinstance(first, int):
         ids = [first]
     if not ids:

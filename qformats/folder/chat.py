@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qformats.errors import CheckpointError
+from qformats.interfaces.checkpoint import Checkpoint
 
-__all__ = ["chat_templates"]
+__all__ = ["chat_templates", "default_template"]
 
 _FILE = "chat_template.jinja"
 _FOLDER = "additional_chat_templates/"
@@ -54,6 +55,21 @@ def chat_templates(files: Mapping[str, bytes], source: object) -> dict[str, str]
         if not found and name in files:
             found = _entries(files[name], f"{source}/{name}")
     return found
+
+
+def default_template(source: Checkpoint) -> str | None:
+    """Chat template of a model for ordinary use, None if it has none.
+
+    Raises
+    ------
+    CheckpointError
+        If the templates are malformed, or all for other uses.
+    """
+    found = chat_templates(source.tokenizer_files(), source.path)
+    if found and "default" not in found:
+        named = ", ".join(map(repr, found))
+        raise CheckpointError(source.path, f"has only chat templates named {named}", "one named 'default'")
+    return found.get("default")
 
 
 def _text(data: bytes, file: str) -> str:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from qformats.errors import CheckpointError, Described, UnsupportedModelError
+from qformats.folder.chat import chat_templates
 from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["tokenizer"]
 
 _VOCABULARIES = ("tokenizer.", "vocab", "ice_text")
 """What names of files with the tokens themselves begin with."""
+
+_PROCESSOR_TEMPLATE = "chat_template.json"
 
 
 def tokenizer(source: Checkpoint) -> Any:
@@ -52,7 +55,7 @@ def tokenizer(source: Checkpoint) -> Any:
         Path(folder, "config.json").write_text(json.dumps(config, default=str))
         chosen: Any = PreTrainedTokenizerFast if "tokenizer.json" in content else AutoTokenizer
         try:
-            return chosen.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            loaded = chosen.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             # Whatever a class finds wrong with its files; remote code is one of the reasons.
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
@@ -63,6 +66,11 @@ def tokenizer(source: Checkpoint) -> Any:
                 ["a tokenizer.json", "a tokenizer that Transformers has a class for"],
                 "Export the model to a container with its own kind of tokenizer, and load that",
             ) from error
+    templates = chat_templates(content, source.path) if _PROCESSOR_TEMPLATE in content else {}
+    if templates:
+        # Transformers' tokenizers leave this file to its processors.
+        loaded.chat_template = templates["default"] if [*templates] == ["default"] else templates
+    return loaded
 
 
 def _config(source: Checkpoint) -> dict[str, Any]:

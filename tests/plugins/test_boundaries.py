@@ -286,6 +286,7 @@ def test_the_search_for_formats_finds_them():
 
 
 OPTIONAL = {
+    "jinja2": "comes with torch",
     "triton": "comes with CUDA's torch",
     "peft": "extra",
     "datasets": "asked for by name",

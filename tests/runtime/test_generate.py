@@ -106,6 +106,23 @@ def test_chat_template(capsys, words, tmp_path):
     assert chat["text"] == plain["text"]
 
 
+@pytest.mark.parametrize("suffix", ["", ".gguf"])
+def test_every_end_token_ends_the_text(capsys, words, tmp_path, suffix):
+    ids = words(PROMPT)["input_ids"]
+    folder = tmp_path / "model"
+    shutil.copytree(qformats.open("demo").path, folder)
+    new = hf.greedy(hf.load(folder), ids, COUNT)
+    last = next(token for token in new[2:] if token not in new[:2])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2047, 2046, 2045, last]}))
+    model = folder
+    if suffix:
+        model = tmp_path / f"model{suffix}"
+        with pytest.warns(UserWarning, match=rf"will not stop at .*\({last}\)"):
+            qformats.export(folder, model, format="gguf:f32")
+    facts = json.loads(call(capsys, "generate", model, PROMPT, "-n", "40", "--device", "cpu", "--json").out)
+    assert facts["tokens"] == new.index(last) + 1
+
+
 def test_drawing_tokens(capsys):
     def text(*more: str) -> str:
         result = call(capsys, "generate", "demo", PROMPT, "-n", "5", "--device", "cpu", *more)
