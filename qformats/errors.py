@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from os import PathLike
 
@@ -49,6 +50,7 @@ __all__ = [
     "UnknownFormatError",
     "UnsupportedModelError",
     "WeightsError",
+    "shown",
 ]
 
 
@@ -58,6 +60,33 @@ _SHOWN_NAMES = 6
 """How many installed names a message lists; of more it gives the nearest ones."""
 _NEAREST = 3
 """How many names a message suggests."""
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 4
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = _SHORT.maxfrozenset = 12
+_SHORT.maxstring = _SHORT.maxother = 240
+_SHORT.maxlong = 40
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: ``repr``, cut where it is long or nested deeply.
+
+    Values of files may be anything: an integer of more digits than Python prints, or lists in lists beyond its stack.
+
+    Examples
+    --------
+    >>> from qformats.errors import shown
+    >>> shown("gptq"), shown([[[[[[1]]]]]]), len(shown("x" * 10**6))
+    ("'gptq'", '[[[[...]]]]', 240)
+    """
+    if isinstance(value, int) and value.bit_length() > _PRINTED:
+        return f"{'-' * (value < 0)}2**{value.bit_length() - 1} or more"
+    return _SHORT.repr(value)
+
+
+_LONGEST = 400
+"""Characters of a foreign exception's text that a message repeats."""
+_PRINTED = 1 << 10
+"""Bits of an integer whose digits a message shows, at most."""
 
 
 def _sentence(subject: str, found: str, expected: str | None, hint: str | None) -> str:
@@ -264,29 +293,33 @@ class PluginError(QFormatsError, RuntimeError):
     --------
     >>> from qformats.errors import PluginError
     >>> error = PluginError("qformats_toy", "ToyPacker.pack", KeyError("scale"))
-    >>> error.about(subject="format toy:int6", tensor="lm_head.weight")
+    >>> error.about(subject="format toy:int6", tensor="lm_head.weight", file="model.toy")
     >>> print(error)
-    plugin qformats_toy: ToyPacker.pack raised KeyError: 'scale' (format toy:int6, tensor 'lm_head.weight').
-    Report it to the plugin's authors; qformats --debug shows the traceback.
+    model.toy: plugin qformats_toy: ToyPacker.pack raised KeyError: 'scale' (format toy:int6, tensor
+    'lm_head.weight'). Report it to the plugin's authors; qformats --debug shows the traceback.
     """
 
     def __init__(self, plugin: str, what: str, error: Exception) -> None:
         self.plugin, self.what, self.error = plugin, what, error
-        self.subject = self.tensor = ""
+        self.subject = self.tensor = self.file = ""
         super().__init__()
 
-    def about(self, *, subject: str = "", tensor: str = "") -> None:
-        """Add the subject (``"format toy:int6"``) and the tensor, unless they are known already."""
+    def about(self, *, subject: str = "", tensor: str = "", file: str | PathLike[str] = "") -> None:
+        """Add the subject (``"format toy:int6"``), the tensor and the file, unless they are known already."""
         self.subject, self.tensor = self.subject or subject, self.tensor or tensor
+        self.file = self.file or str(file)
 
     def __str__(self) -> str:
         told = " ".join(str(self.error).split())
+        if len(told) > _LONGEST:
+            told = f"{told[:_LONGEST]} ..."
         raised = f"{type(self.error).__name__}{': ' if told else ''}{told}"
         where = [self.subject] if self.subject else []
         where += [f"tensor {self.tensor!r}"] if self.tensor else []
         within = f" ({', '.join(where)})" if where else ""
         hint = "Report it to the plugin's authors; qformats --debug shows the traceback"
-        return f"plugin {self.plugin}: {self.what} raised {raised}{within}. {hint}."
+        file = f"{self.file}: " if self.file else ""
+        return f"{file}plugin {self.plugin}: {self.what} raised {raised}{within}. {hint}."
 
 
 class ShapeError(QFormatsError, ValueError):
@@ -329,7 +362,7 @@ class ConfigError(QFormatsError, ValueError):
         self.nearest = tuple(nearest)
         if self.nearest:
             hint = f"nearest: {', '.join(self.nearest)}"
-        super().__init__(_sentence(key, f"found {value!r}", allowed, hint))
+        super().__init__(_sentence(key, f"found {shown(value)}", allowed, hint))
 
 
 class CheckpointError(QFormatsError, ValueError):
@@ -384,7 +417,7 @@ class UnsupportedModelError(QFormatsError, ValueError):
     def __init__(self, what: str, found: object, supported: Iterable[str], hint: str | None = None) -> None:
         self.what, self.found, self.supported, self.hint = what, found, sorted(supported), hint
         one_of = "one of " if len(self.supported) > 1 else ""
-        super().__init__(_sentence(what, f"found {found!r}", one_of + ", ".join(self.supported), hint))
+        super().__init__(_sentence(what, f"found {shown(found)}", one_of + ", ".join(self.supported), hint))
 
 
 class NonFiniteError(QFormatsError, ValueError):

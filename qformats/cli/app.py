@@ -37,8 +37,12 @@ __all__ = ["app", "run"]
 EXIT_USAGE = 2
 EXIT_INPUT = 3
 EXIT_OUTPUT = 4
+EXIT_FAULT = 70
+"""What no part of qformats foresaw; sysexits.h calls it an internal software error."""
 EXIT_INTERRUPTED = 130
 _PLUGINS = "Commands of plugins"
+_LONGEST = 400
+"""Characters of a foreign exception's text that a message repeats."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -97,7 +101,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=(
         f"Exit codes: 0 done, {EXIT_FAILED} a check failed, 2 wrong command line, 3 unusable model, "
-        "4 target not writable, 130 interrupted. "
+        "4 target not writable, 70 a fault of qformats, 130 interrupted. "
         "NO_COLOR=1 switches colours off."
     ),
 )
@@ -169,7 +173,10 @@ def run() -> None:
         if isinstance(error, MemoryError):
             _say("not enough memory. Try fewer threads with --threads")
             sys.exit(EXIT_INPUT)
-        raise
+        told = " ".join(str(error).split())
+        raised = f"{type(error).__name__}{': ' if told else ''}{told[:_LONGEST]}"
+        _say(f"a fault of qformats itself: {raised}. Please report it; qformats --debug shows the traceback.")
+        sys.exit(EXIT_FAULT)
 
 
 def _say(message: str, instead: Iterable[str] = ()) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformats.interfaces.stored import StoredTensor
 from qformats.work.files import Fingerprint
+from qformats.work.guard import Guarded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "ReplacedTensors"]
 
 
-class Checkpoint(ABC):
+class Checkpoint(Guarded, ABC):
     """A model on disk. Opened by a loader from headers alone; weights stay on disk until read.
 
     Attributes
@@ -51,6 +52,9 @@ class Checkpoint(ABC):
     >>> model.read("model.norm.weight").shape
     torch.Size([256])
     """
+
+    guarded = ("architecture", "config", "tokenizer_files", "files", "metadata", "read")
+    role = "model"
 
     path: Path
     name: str = "model"

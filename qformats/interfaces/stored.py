@@ -118,13 +118,13 @@ class StoredTensor:
         try:
             return self.load(start, self.rows if stop is None else stop)
         except PluginError as error:
-            error.about(subject=f"format {self.format}", tensor=self.name)
+            error.about(subject=f"format {self.format}", tensor=self.name, file=self.file)
             raise
         except Exception as error:
             instead = blamed(error, getattr(self.load, "__module__", ""), f"reading {self.file.name}")
             if instead is None:
                 raise
-            instead.about(subject=f"format {self.format}", tensor=self.name)
+            instead.about(subject=f"format {self.format}", tensor=self.name, file=self.file)
             raise instead from error
 
     def renamed(self, name: str) -> StoredTensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from qformats.errors import PluginError, QFormatsError
@@ -35,12 +36,12 @@ def blamed(error: Exception, owner: str, what: str) -> PluginError | None:
 class Guarded:
     """Base of the classes that plugins implement.
 
-    Methods in :attr:`guarded` that a subclass overrides are wrapped when it is defined: what they raise becomes a
-    :class:`~qformats.errors.PluginError`, with the exception as its cause.
+    Methods and properties in :attr:`guarded` that a subclass overrides are wrapped when it is defined: what they raise
+    becomes a :class:`~qformats.errors.PluginError`, with the exception as its cause.
     """
 
     guarded: ClassVar[tuple[str, ...]] = ()
-    """Methods that plugins override."""
+    """Methods and properties that plugins override."""
     role: ClassVar[str] = ""
     """Noun for an instance, in front of its name."""
 
@@ -48,8 +49,23 @@ class Guarded:
         super().__init_subclass__(**more)
         for name in cls.guarded:
             method = cls.__dict__.get(name)
-            if callable(method):
+            if isinstance(method, property) and method.fget is not None:
+                setattr(cls, name, property(_guarded(method.fget), method.fset, method.fdel))
+            elif isinstance(method, functools.cached_property):
+                cached = functools.cached_property(_guarded(method.func))
+                cached.__set_name__(cls, name)
+                setattr(cls, name, cached)
+            elif callable(method):
                 setattr(cls, name, _guarded(method))
+
+
+def _file_of(*concerned: object) -> str | Path:
+    """File or folder that a call is about: a path, or that of a model; empty if there is none."""
+    for each in concerned:
+        path = each if isinstance(each, Path) else getattr(each, "path", None)
+        if isinstance(path, Path):
+            return path
+    return ""
 
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,7 +78,8 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
             if instead is None:
                 raise
             name = getattr(self, "name", "")
-            instead.about(subject=f"{self.role} {name}" if self.role and name else "")
+            subject = f"{self.role} {name}" if self.role and name else ""
+            instead.about(subject=subject, file=_file_of(self, *args))
             raise instead from error
 
     return call

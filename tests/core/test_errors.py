@@ -31,7 +31,7 @@ def test_tree_in_the_docstring_equals_the_classes():
 
 
 def test_all_names_the_family():
-    assert sorted(errors.__all__) == sorted(["Described", "QFormatsError", *_documented()])
+    assert sorted(errors.__all__) == sorted(["Described", "QFormatsError", "shown", *_documented()])
     assert qformats.QFormatsError is errors.QFormatsError
 
 
