@@ -249,6 +249,10 @@ class FourBitPacker(_BnBPacker):
         )
         return nested.decode(), nested
 
+    def scales(self, packed: PackedTensor) -> Sequence[Tensor]:
+        """Scales of the blocks, decoded if they are quantized themselves."""
+        return [self._scales(packed)[0]]
+
     def unpack(self, packed: PackedTensor) -> QuantizedTensor:
         """Codes as stored, scales decoded to float32; quantized scales ride along."""
         import torch

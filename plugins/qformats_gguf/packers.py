@@ -23,7 +23,7 @@ from qformats import (
     QuantizedTensor,
 )
 from qformats.errors import CheckpointError, ConfigError
-from qformats.numbers import empty
+from qformats.numbers import SIZES, empty, torch_dtype
 from qformats_gguf.grids import AbsMaxGrid, MinMaxGrid, SignedMaxGrid
 from qformats_gguf.types import REMOVED, TYPES, GGMLType
 
@@ -102,6 +102,18 @@ class GGUFPacker(Packer):
         width = int(shape[-1]) // self.type.block_size * self.type.block_bytes
         return {"blocks": ((*shape[:-1], width), "u8")}
 
+    def scales(self, packed: PackedTensor) -> Sequence[Tensor]:
+        """Scales and minima of the blocks, views of the stored bytes."""
+        fields = self.type.scales
+        if not fields:
+            return []
+        blocks = self.blocks(packed).reshape(-1, self.type.block_bytes)
+        return [blocks[:, at : at + SIZES[dtype]].view(torch_dtype(dtype))[:, 0] for at, dtype in fields]
+
+    def row_step(self, shape: Sequence[int]) -> int:
+        """Every row, but for a vector in blocks: elements are its rows, and lie in its blocks."""
+        return int(len(shape) > 1 or self.spec.block_size == 1)
+
     def blocks(self, packed: PackedTensor) -> Tensor:
         """Stored bytes of a packed tensor, checked.
 
@@ -110,7 +122,8 @@ class GGUFPacker(Packer):
         ShapeError
             If they are not the bytes of a tensor of that shape.
         """
-        return self.checked(packed).fields["blocks"]
+        # Vectors too: no program writes them in blocks, but a file may hold them.
+        return self.intact(packed).fields["blocks"]
 
 
 def _spec(kind: GGMLType, summary: str, **more: object) -> FormatSpec:
@@ -155,6 +168,22 @@ class DecodeOnlyPacker(GGUFPacker):
     def __init__(self, kind: GGMLType) -> None:
         self.type = kind
         self.spec = _spec(kind, f"{kind.bits_per_weight:g} bits per weight; read-only", canonical=False)
+
+    def scales(self, packed: PackedTensor) -> Sequence[Tensor]:
+        """Scales of the blocks; where these are not floats, ones, and NaN in place of those that may be too large."""
+        import torch
+
+        blocks = packed.fields["blocks"].reshape(-1, self.type.block_bytes)
+        if self.type.name == "mxfp4":
+            # Powers of two, of which the largest times a code are beyond float32.
+            bad = blocks[:, 0] >= 250
+        elif self.type.name == "iq1_m":
+            # The top bits of four words make up a float16 scale; the last word has its sign and part of its exponent.
+            words = blocks[:, 48:56].contiguous().view(torch.int16).to(torch.int32)
+            bad = ((words[:, 3] >> 12 & 7) == 7) & ((words[:, 2] >> 12 & 12) == 12)
+        else:
+            return super().scales(packed)
+        return [torch.ones(()).where(~bad, torch.nan)]
 
     @property
     def readable(self) -> bool:
@@ -336,6 +365,10 @@ class UnknownTypePacker(GGUFPacker):
         about = "a type that this version does not know" if removed is None else "a type that was removed"
         self.spec = FormatSpec("gguf", removed or f"type-{type_id}", about, (), canonical=False)
         self.type_id = type_id
+
+    def scales(self, packed: PackedTensor) -> Sequence[Tensor]:
+        """None are known."""
+        return []
 
     @property
     def readable(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from qformats.errors import ConfigError, UnknownFormatError
 
@@ -27,6 +28,10 @@ _ITEM_BYTES = {
     "uint16": 2,
     "uint8": 1,
 }
+
+_SCALES = ("d", "m", "dmin")
+_HALF_FIRST = ("iq2_xxs", "iq2_xs", "iq3_xxs", "iq1_s", "iq3_s", "iq2_s")
+"""Types with one opaque field that begins with a float16 scale."""
 
 Field = tuple[str, str, int]
 """Name as in llama.cpp's structure, dtype (NumPy's name, or ``bfloat16``), count. Little-endian, unpadded."""
@@ -64,6 +69,18 @@ class GGMLType:
     def block_bytes(self) -> int:
         """Bytes of one block."""
         return sum(_ITEM_BYTES[dtype] * count for _, dtype, count in self.fields)
+
+    @cached_property
+    def scales(self) -> tuple[tuple[int, str], ...]:
+        """Where the scale and the minimum of a block begin, and their short dtypes; empty if they are not floats."""
+        if self.name in _HALF_FIRST:
+            return ((0, "f16"),)
+        starts = accumulate((_ITEM_BYTES[dtype] * count for _, dtype, count in self.fields), initial=0)
+        named = zip(self.fields, starts, strict=False)
+        short = {"float16": "f16", "float32": "f32"}
+        return tuple(
+            (at, short[dtype]) for (name, dtype, _), at in named if name in _SCALES and dtype in short
+        )
 
     @property
     def bits_per_weight(self) -> float:

@@ -19,6 +19,7 @@ from qformats.errors import ConfigError, NonFiniteError, OutputError, PluginErro
 from qformats.exporting.journal import Journal, Span, Written
 from qformats.exporting.plan import Action, Plan, TensorPlan
 from qformats.exporting.selfcheck import SelfCheck
+from qformats.exporting.sound import require_sound, vanished
 from qformats.exporting.transcode import Measure, compared, requantize, transcode
 from qformats.interfaces.layout import Placement
 from qformats.interfaces.packer import PackedTensor
@@ -285,6 +286,8 @@ def _convert(plan: Plan, piece: Slice, files: OutputFiles, check: SelfCheck) -> 
         placed = _placed(tensor, piece, fields, files)
         if not piece.start:
             check(tensor, part, packed, plan.quantizer, measure)
+        kept = packed is part or tensor.action is Action.COPY
+        zeros = 0 if kept or (measure and measure.exact == measure.weights) else vanished(part, packed)
     except PluginError as error:
         error.about(tensor=tensor.name)
         raise
@@ -292,7 +295,7 @@ def _convert(plan: Plan, piece: Slice, files: OutputFiles, check: SelfCheck) -> 
     for file, offset, data in placed:
         files.write(file, data, offset)
         spans.append(Span(file, offset, len(data), xxhash.xxh3_128_hexdigest(data)))
-    return Written(spans, measure)
+    return Written(spans, measure, zeros)
 
 
 def _placed(
@@ -342,10 +345,11 @@ def encode(
     packer = tensor.packer
     source = tensor.source
     dense: Tensor | None = None
-    if part.format == packer.name and packer.quantizes:
-        # Copied, or packed already: by a quantizer that prepared the model, or to rearrange its rows.
-        return part, _measure_of(tensor, part, start)
     try:
+        if part.format == packer.name and packer.quantizes:
+            # Copied, or packed already: by a quantizer that prepared the model, or to rearrange its rows.
+            require_sound(part)
+            return part, _measure_of(tensor, part, start)
         match tensor.action:
             case Action.COPY:
                 (dense,) = part.fields.values()

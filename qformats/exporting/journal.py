@@ -51,10 +51,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Written:
-    """A written slice: where its bytes are, and how its values changed if that was measured."""
+    """A written slice: where its bytes are, how its values changed if that was measured, and rows that became zeros."""
 
     spans: list[Span]
     measure: Measure | None = None
+    vanished: int = 0
 
 
 class Journal:
@@ -274,7 +275,8 @@ class Journal:
                     break
                 if good:
                     measure = Measure(*entry["measure"]) if "measure" in entry else None
-                    self.done[int(entry["slice"])] = Written([Span(*s) for s in entry["spans"]], measure)
+                    spans, zeros = [Span(*s) for s in entry["spans"]], int(entry.get("vanished", 0))
+                    self.done[int(entry["slice"])] = Written(spans, measure, zeros)
                 good += len(line)
         except (ValueError, KeyError, TypeError):
             # What stands before a damaged line is good: every slice is checked against its digests anyway.
@@ -312,6 +314,8 @@ class Journal:
         entry: dict[str, object] = {"slice": slice_index, "spans": spans}
         if written.measure is not None:
             entry["measure"] = written.measure.to_list()
+        if written.vanished:
+            entry["vanished"] = written.vanished
         self._write(entry)
 
     @property

@@ -48,6 +48,8 @@ class TensorReport:
     relative_error, max_error : float or None
         Of such a tensor: root mean square change relative to the root mean square value, and largest change of a
         weight, in weight units.
+    vanished : int
+        Rows that are all zeros in the output although they are not in the source: too small for the format.
     """
 
     name: str
@@ -65,6 +67,7 @@ class TensorReport:
     exact_share: float | None = None
     relative_error: float | None = None
     max_error: float | None = None
+    vanished: int = 0
 
     @property
     def rounded(self) -> bool:
@@ -143,7 +146,11 @@ class ExportReport:
 
 
 def report_of(
-    plan: Plan, seconds: float = 0.0, resumed: int = 0, measures: Mapping[int, Measure] | None = None
+    plan: Plan,
+    seconds: float = 0.0,
+    resumed: int = 0,
+    measures: Mapping[int, Measure] | None = None,
+    vanished: Mapping[int, int] | None = None,
 ) -> ExportReport:
     """Report of a plan.
 
@@ -155,9 +162,15 @@ def report_of(
         See :class:`ExportReport`.
     measures : mapping of int to Measure, optional
         How the values of transcoded and requantized tensors changed, by index; only once they are written.
+    vanished : mapping of int to int, optional
+        Rows of each tensor that became zeros, by index.
     """
     default = registry().packer(plan.recipe.format)
-    tensors = tuple(_tensor(t, (measures or {}).get(i)) for i, t in enumerate(plan.tensors))
+    zeros = vanished or {}
+    tensors = tuple(
+        replace(_tensor(t, (measures or {}).get(i)), vanished=zeros.get(i, 0))
+        for i, t in enumerate(plan.tensors)
+    )
     return ExportReport(
         source=str(plan.source.path),
         target=str(plan.target),

@@ -124,7 +124,8 @@ def _write(
             )
         fill(plan, slices, files, journal, workers, progress)
         _check_source(plan)
-        report = report_of(plan, resumed=resumed, measures=_measures(slices, journal))
+        measures, zeros = _measures(slices, journal), _vanished(slices, journal)
+        report = report_of(plan, resumed=resumed, measures=measures, vanished=zeros)
         beside = leftovers(plan).notes()
         seal(plan, files, journal, report, workers, force)
     except BaseException:
@@ -146,6 +147,14 @@ def _measures(slices: Sequence[Slice], journal: Journal) -> dict[int, Measure]:
         if measure is not None:
             parts.setdefault(piece.tensor, []).append(measure)
     return {tensor: total(measures) for tensor, measures in parts.items()}
+
+
+def _vanished(slices: Sequence[Slice], journal: Journal) -> dict[int, int]:
+    """Rows of each tensor that became zeros."""
+    found: dict[int, int] = {}
+    for piece in slices:
+        found[piece.tensor] = found.get(piece.tensor, 0) + journal.done[piece.index].vanished
+    return found
 
 
 def _check_source(plan: Plan) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from qformats.errors import ConfigError, Described, NotExactError, ShapeError
 from qformats.exact import Answer, foresee, represent
 from qformats.interfaces.spec import FormatSpec, solve
-from qformats.numbers import SIZES, Grid, QuantizedTensor, dtype_name, torch_dtype
+from qformats.numbers import FLOATS, SIZES, Grid, QuantizedTensor, dtype_name, torch_dtype
 from qformats.work.guard import Guarded
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Packer(Guarded):
             "row_packer",
             "weight_shape",
             "foresee",
+            "scales",
         ),
         *("represent", "pack", "unpack", "dequantize", "dequantize_into", "encode_reference"),
         *("quantize_reference", "from_stored"),
@@ -245,6 +246,22 @@ class Packer(Guarded):
             return self
         within = self.grid is not None and not (self.grid.block_size and shape[1] % self.grid.block_size)
         return self if within and self.spec.level else None
+
+    def scales(self, packed: PackedTensor) -> Sequence[Tensor]:
+        """Stored scales of a packed tensor, and minima if there are any; nothing is decoded.
+
+        They tell exports what to refuse or to report. Codes decode to finite values if all of these numbers are finite,
+        and to zeros in blocks where all of them are 0.
+
+        Returns
+        -------
+        sequence of Tensor
+            Floats, all of one shape. By default the float fields of the descriptor that have the shape of the first.
+        """
+        floats = [
+            packed.fields[f.name] for f in self.spec.fields if f.dtype in FLOATS and f.name in packed.fields
+        ]
+        return [each for each in floats if each.shape == floats[0].shape]
 
     # What stays exact.
 
