@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qformats.errors import ConfigError
+from qformats.work.files import parse_json
 
 __all__ = ["BLOCK_SIZES", "KEY", "LENGTH", "LONGEST", "NESTED_BLOCK", "QuantState"]
 
@@ -84,8 +85,8 @@ class QuantState:
         """
         key = KEY + kind
         try:
-            content = json.loads(data.decode())
-        except (ValueError, RecursionError) as error:
+            content = parse_json(data)
+        except ValueError as error:
             raise ConfigError(key, data[:40], f"a JSON object ({error})") from error
         if not isinstance(content, dict):
             raise ConfigError(key, content, "a JSON object")

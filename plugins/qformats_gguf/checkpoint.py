@@ -15,7 +15,7 @@ from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.work.files import map_file
 from qformats_gguf import tokenizer
 from qformats_gguf.architectures import Architecture
-from qformats_gguf.metadata import Metadata, ValueType
+from qformats_gguf.metadata import Keys, Metadata, ValueType
 from qformats_gguf.options import ignore_unsupported
 from qformats_gguf.reader import StoredTensor as Entry
 from qformats_gguf.shards import open_model
@@ -86,8 +86,7 @@ class GGUFCheckpoint(Checkpoint):
             )
         extra = {}
         if "rope_freqs.weight" in self.stored:
-            (values,) = self.stored["rope_freqs.weight"].read().fields.values()
-            extra["rope_freqs.weight"] = values.numpy()
+            extra["rope_freqs.weight"] = self.stored["rope_freqs.weight"].dequantize().numpy()
         return Architecture.from_metadata(
             self.native,
             self.stored,
@@ -128,8 +127,7 @@ class GGUFCheckpoint(Checkpoint):
     @property
     def architecture(self) -> str:
         """``general.architecture``."""
-        value = self.native.get("general.architecture")
-        return "unknown" if value is None else str(value.data)
+        return Keys(self.native, str(self.path)).text("general.architecture", "unknown")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -151,11 +149,11 @@ class GGUFCheckpoint(Checkpoint):
         """Tokenizer rebuilt from the metadata."""
         if "tokenizer.ggml.model" not in self.native:
             return {}
-        context = self.native.get(f"{self.architecture}.context_length")
+        context = f"{self.architecture}.context_length"
         return tokenizer.from_gguf(
             self.native,
             source=str(self.path),
-            max_length=None if context is None else int(context.data),
+            max_length=Keys(self.native, str(self.path)).integer(context, None, minimum=1),
             pre=self._options.get("pre"),
         )
 
@@ -194,8 +192,10 @@ def _stored(name: str, entry: Entry, file: Path, data_of: Callable[[Path], Tenso
     """A tensor as stored, read by rows from the mapped file."""
     from qformats_gguf.packers import UnknownTypePacker, packer_of
 
-    rows = entry.shape[0] if entry.shape else 1
     packer = packer_of(entry.type) if entry.type else UnknownTypePacker(entry.type_id)
+    # Blocks of a vector hold many of its elements, which are its rows.
+    whole = len(entry.shape) < 2 and packer.spec.block_size > 1
+    rows = entry.shape[0] if entry.shape and not whole else 1
 
     def load(start: int, stop: int) -> PackedTensor:
         if isinstance(packer, UnknownTypePacker):
@@ -204,9 +204,13 @@ def _stored(name: str, entry: Entry, file: Path, data_of: Callable[[Path], Tenso
 
         from qformats.numbers import torch_dtype
 
+        if entry.type is None:
+            expected = "a type that this version knows"
+            raise CheckpointError(file, f"has the unknown type {entry.type_id}", expected, tensor=name)
         data = data_of(file)
         width = entry.nbytes // rows
-        part = data[entry.offset + start * width : entry.offset + stop * width]
+        first, last = (0, 1) if whole else (start, stop)
+        part = data[entry.offset + first * width : entry.offset + last * width]
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
         (field, (stored_shape, dtype)), *_ = packer.stored(shape).items()
         wanted = torch_dtype(dtype)
@@ -216,4 +220,5 @@ def _stored(name: str, entry: Entry, file: Path, data_of: Callable[[Path], Tenso
         values = part if wanted == torch.uint8 else part.view(wanted)
         return PackedTensor(packer, shape, {field: values.reshape(stored_shape)})
 
-    return StoredTensor(name, entry.shape, packer, entry.nbytes, file, load, offset=entry.offset)
+    step = 0 if whole else 1
+    return StoredTensor(name, entry.shape, packer, entry.nbytes, file, load, offset=entry.offset, step=step)

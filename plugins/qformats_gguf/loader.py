@@ -175,13 +175,15 @@ def _constant(name: str, values: np.ndarray, source: Checkpoint) -> StoredTensor
 
 def _check_vocabulary(metadata: Metadata, infos: Sequence[TensorInfo], source: Checkpoint) -> None:
     """Refuse a tokenizer without one token for each row of the embedding: llama.cpp would refuse the file."""
-    tokens = metadata.get("tokenizer.ggml.tokens")
+    from qformats_gguf.metadata import Keys
+
+    tokens = Keys(metadata, str(source.path)).strings("tokenizer.ggml.tokens", None)
     embedding = next((info for info in infos if info.name == "token_embd.weight"), None)
-    if tokens is not None and embedding is not None and len(tokens.data) != embedding.shape[0]:
+    if tokens is not None and embedding is not None and len(tokens) != embedding.shape[0]:
         raise CheckpointError(
             source.path,
             f"{embedding.shape[0]} rows",
-            f"{len(tokens.data)}, one for each token of the tokenizer",
+            f"{len(tokens)}, one for each token of the tokenizer",
             tensor="token_embd.weight",
             hint="the tokenizer belongs to another model, or vocab_size in config.json is wrong",
         )

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-__all__ = ["Metadata", "Value", "ValueType", "array", "boolean", "f32", "i32", "string", "u16", "u32"]
+from qformats.interfaces import Values
+
+__all__ = ["Keys", "Metadata", "Value", "ValueType", "array", "boolean", "f32", "i32", "string", "u16", "u32"]
 
 
 class ValueType(IntEnum):
@@ -56,6 +58,32 @@ class Value:
 
 Metadata = dict[str, Value]
 """Keys in file order."""
+
+
+class Keys(Values):
+    """Keys of a header that was read from a file; see :class:`~qformats.interfaces.Values`.
+
+    Integers of any width are whole numbers, both kinds of floats are numbers, and arrays are lists.
+
+    Parameters
+    ----------
+    metadata : Metadata
+        All of the file's.
+    source : str
+        The file, for messages.
+    """
+
+    def __init__(self, metadata: Metadata, source: str) -> None:
+        super().__init__(metadata, source)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def get(self, key: str) -> Any:
+        """The value as Python's own type; ``None`` if it is absent."""
+        found = self._values.get(key)
+        data: Any = None if found is None else found.data
+        return data.tolist() if hasattr(data, "tolist") else data
 
 
 def u16(data: int) -> Value:

@@ -16,7 +16,7 @@ import numpy as np
 from qformats.errors import CheckpointError
 from qformats.work.files import refuse_link_out
 
-from .metadata import Metadata
+from .metadata import Keys, Metadata
 from .reader import GGUFFile, StoredTensor, read
 
 __all__ = ["GGUFModel", "open_model"]
@@ -107,10 +107,7 @@ def open_model(path: str | os.PathLike[str]) -> GGUFModel:
 
 
 def _split_key(file: GGUFFile, key: str) -> int | None:
-    value = file.metadata.get(key)
-    if value is not None and (isinstance(value.data, bool) or not isinstance(value.data, int)):
-        raise CheckpointError(file.path, f"{key} has type {value.type.name}", "an integer")
-    return None if value is None else value.data
+    return Keys(file.metadata, str(file.path)).integer(key, None)
 
 
 def _parts(file: GGUFFile) -> list[Path]:

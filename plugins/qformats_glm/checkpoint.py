@@ -9,7 +9,7 @@ from typing import Any
 from qformats import Checkpoint, PackedTensor, Packer, StoredTensor
 from qformats.errors import CheckpointError, ConfigError, Described
 from qformats.folder import FolderCheckpoint
-from qformats.interfaces import ModuleFields, dense, same_values
+from qformats.interfaces import ModuleFields, Values, dense, same_values
 from qformats.work.files import refuse_link_out, refuse_pointer
 from qformats_glm.family import GLM
 from qformats_glm.generations import Generation, Weight, chatglm2_sizes, generation
@@ -180,10 +180,7 @@ class ChatGLMCheckpoint(Checkpoint):
 
 
 def _declared_bits(config: Mapping[str, Any], file: Path) -> int:
-    bits = config.get("quantization_bit") or 0
-    if bits not in (0, 4, 8) or isinstance(bits, bool):
-        raise CheckpointError(file, f"quantization_bit {bits!r}", "0, 4 or 8")
-    return int(bits)
+    return Values(config, str(file)).integer("quantization_bit", 0, among=(0, 4, 8))
 
 
 def _checked(

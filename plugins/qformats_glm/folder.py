@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qformats import Checkpoint, Loader, Packer, StoredTensor
 from qformats.errors import ConfigError, UnsupportedModelError
-from qformats.folder import lay_out_folder
+from qformats.folder import lay_out_folder, read_json
 from qformats.interfaces import Assignment, Draft, Layout, Option, size
+from qformats.work.files import parse_json
 from qformats_glm.checkpoint import ChatGLMCheckpoint, outline
 from qformats_glm.generations import Generation, chatglm2_sizes, generation, is_ours
 from qformats_glm.native import from_native, stored_config
@@ -41,15 +41,15 @@ class ChatGLMFolder(Loader):
         try:
             if not file.is_file() or file.stat().st_size > _LONGEST_CONFIG:
                 return False
-            config = json.loads(file.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            config = parse_json(file.read_bytes())
+        except (OSError, ValueError):
             # Whoever opens the folder says what is wrong with its configuration.
             return False
         return isinstance(config, dict) and config.get("model_type") == "chatglm"
 
     def open(self, path: Path, options: Mapping[str, str]) -> Checkpoint:
         """Open a folder: config and headers only."""
-        return ChatGLMCheckpoint.open(path, json.loads((path / "config.json").read_bytes()))
+        return ChatGLMCheckpoint.open(path, read_json(path / "config.json", path))
 
     def outline(self, config: Mapping[str, Any], path: Path) -> Checkpoint | None:
         """Names and shapes of a ChatGLM or GLM-130B model."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qformats.errors import CheckpointError, Described, UnsupportedModelError
+from qformats.interfaces import Values
 
 __all__ = ["ChatGLM2Sizes", "Generation", "Weight", "chatglm2_sizes", "generation", "is_ours"]
 
@@ -250,11 +251,7 @@ def _first(config: Mapping[str, Any], path: Path, architecture: str) -> Generati
 
 
 def _size(config: Mapping[str, Any], name: str, path: Path, largest: int = _LARGEST) -> int:
-    value = config.get(name)
-    if type(value) is not int or not 0 < value <= largest:
-        found = f"no {name}" if value is None else f"{name} {value!r}"
-        raise CheckpointError(path, found, f"{name}, a whole number from 1 to {largest}")
-    return value
+    return Values(config, str(path)).integer(name, minimum=1, maximum=largest)
 
 
 def _per_head(hidden: int, heads: int, path: Path) -> int:

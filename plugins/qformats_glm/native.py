@@ -13,7 +13,7 @@ from typing import Any
 
 from qformats import PackedTensor, StoredTensor
 from qformats.errors import CheckpointError, UnsupportedModelError
-from qformats.interfaces import concat_rows, dense
+from qformats.interfaces import Values, concat_rows, dense
 from qformats_glm.generations import ChatGLM2Sizes, chatglm2_sizes
 
 __all__ = ["INV_FREQ", "from_native", "native_config", "stored_config", "to_native"]
@@ -21,6 +21,8 @@ __all__ = ["INV_FREQ", "from_native", "native_config", "stored_config", "to_nati
 INV_FREQ = "transformer.rotary_pos_emb.inv_freq"
 _BASE = 10000
 """Base of the rotation in ChatGLM's code, which the configuration multiplies by rope_ratio."""
+_STEEPEST = 1e34
+"""Largest base of a rotation that float32 can compute with."""
 _ENDS = {
     "transformer.embedding.word_embeddings.weight": "model.embed_tokens.weight",
     "transformer.encoder.final_layernorm.weight": "model.norm.weight",
@@ -130,12 +132,9 @@ def _inverse_frequencies(sizes: ChatGLM2Sizes, path: Path) -> StoredTensor:
 def native_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """``GlmConfig`` of a ChatGLM2-like configuration, as config.json has it."""
     sizes = chatglm2_sizes(config, path)
-    ratio = config.get("rope_ratio", 1)
-    if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio < 1e30:
-        raise CheckpointError(path, f"rope_ratio {ratio!r}", "a positive number")
-    epsilon = config.get("layernorm_epsilon", 1e-5)
-    if not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
-        raise CheckpointError(path, f"layernorm_epsilon {epsilon!r}", "a small positive number")
+    values = Values(config, str(path))
+    ratio = values.number("rope_ratio", 1, above=0, maximum=_STEEPEST / _BASE)
+    epsilon = values.number("layernorm_epsilon", 1e-5, minimum=0, maximum=1)
     theta = _BASE * float(ratio)
     native: dict[str, Any] = {
         "architectures": ["GlmForCausalLM"],
@@ -176,11 +175,11 @@ def stored_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     UnsupportedModelError
         If ChatGLM's code cannot compute this model.
     """
-    rope = config.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", config.get("rope_theta", _BASE))
-    factor = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 0.5))
-    scaling = config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", scaling.get("rope_type", scaling.get("type", "default")))
+    values = Values(config, str(path))
+    rope, scaling = values.section("rope_parameters"), values.section("rope_scaling")
+    theta = rope.number("rope_theta", values.number("rope_theta", _BASE), above=0, maximum=_STEEPEST)
+    factor = rope.number("partial_rotary_factor", values.number("partial_rotary_factor", 0.5))
+    kind = rope.text("rope_type", scaling.text("rope_type", scaling.text("type", "default")))
     for name, found, usual in (
         ("rope_type", kind, "default"),
         ("partial_rotary_factor", factor, 0.5),

@@ -9,6 +9,7 @@ from typing import Any
 
 import qformats
 from qformats.errors import ConfigError, Described
+from qformats.interfaces import Values
 from qformats_gptq.zeros import VERSIONS
 
 __all__ = ["BITS", "Declared", "declared", "written"]
@@ -17,6 +18,8 @@ _BLOCK = re.compile(r"^.*?\.\d+\.")
 """What the name of a module in a block begins with."""
 BITS = (2, 3, 4, 8)
 """Code widths of the family."""
+_WIDEST = 2**31 - 1
+"""Columns that a matrix can have."""
 _HINTS = ("desc_act", "damp_percent", "true_sequential", "static_groups")
 """Keys that no other method has: files of the first versions do not name theirs."""
 _PLAIN = ("bits", "group_size", "sym", "checkpoint_format", "format", "pack_dtype", "dataset", "tokenizer")
@@ -61,17 +64,18 @@ def declared(config: Mapping[str, Any]) -> Declared | None:
     """
     named = config.get("quant_method", config.get("method"))
     method = None if named is None else str(named).lower()
-    stored = config.get("checkpoint_format", config.get("format")) or "gptq"
+    stored: str | None = None
     if method is None and not any(key in config for key in _HINTS):
         if not {"bits", "group_size"} <= config.keys() <= {*_PLAIN}:
             return None
     elif method is not None and _AUTO_ROUND.fullmatch(method):
-        layout = _auto_round(config)
-        if layout is None:
+        stored = _auto_round(config)
+        if stored is None:
             return None
-        stored = layout
     elif method not in (None, *_METHODS):
         return None
+    values = Values(config)
+    stored = stored or values.text("checkpoint_format", values.text("format", "")) or "gptq"
     if method == "marlin" or config.get("is_marlin_format") is True:
         stored = "marlin"
     if stored not in VERSIONS:
@@ -84,11 +88,9 @@ def declared(config: Mapping[str, Any]) -> Declared | None:
     if bits is not None and bits not in BITS:
         raise ConfigError("bits", bits, "one of " + ", ".join(map(str, BITS)))
     group = _number(config, "group_size", "q_group_size")
-    if group is not None and group < -1:
+    if group is not None and not -1 <= group <= _WIDEST:
         raise ConfigError("group_size", group, "-1 (the whole row) or the number of columns of a group")
-    symmetric = config.get("sym")
-    if symmetric is not None and not isinstance(symmetric, bool):
-        raise ConfigError("sym", symmetric, "true or false")
+    symmetric = values.flag("sym", None)
     # -1, 0 and the width of a row have all been written for one group a row; a row's width is settled by the shapes.
     size = None if group is None else max(group, 0)
     return Declared(bits, size, symmetric, config.get("desc_act") is True, stored)
@@ -121,11 +123,9 @@ def _number(config: Mapping[str, Any], *keys: str) -> int | None:
         value = config.get(key)
         if value is None:
             continue
-        if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}", value):
+        if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}", value, re.ASCII):
             return int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ConfigError(key, value, "a whole number")
-        return value
+        return Values(config).integer(key)
     return None
 
 

@@ -89,7 +89,7 @@ class GPTQFamily(Family):
     def extra_files(self, packer: Packer, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
         """More files of a folder with this ``quantization_config``: loaders like AutoGPTQ's look for their own."""
         text = json.dumps(quantization_config, indent=2, ensure_ascii=False) + "\n"
-        return {self.config_files[0]: text.encode()}
+        return {self.config_files[0]: text.encode("utf-8", "backslashreplace")}
 
     def suffixes(self, packer: Packer) -> frozenset[str]:
         """Names of the fields, and the bias."""

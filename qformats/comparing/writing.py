@@ -57,7 +57,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         partial, file = open_beside(path)
         try:
-            file.write(text.encode())
+            file.write(text.encode("utf-8", "backslashreplace"))
             put_in_place(partial, file, path)
         finally:
             file.close()

@@ -11,6 +11,7 @@ from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.exporting.account import LeftOut, account
 from qformats.exporting.recipe import Recipe
 from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.values import Values
 
 __all__ = ["Footprint", "footprint"]
 
@@ -112,7 +113,9 @@ def footprint(
     CheckpointError
         If the model has no tensors.
     ConfigError
-        If `context` or `chunk` is not a number of tokens, or the configuration lacks what the cache depends on.
+        If `context` or `chunk` is not a number of tokens.
+    CheckpointError
+        If the configuration lacks what the cache depends on.
     """
     loader = recipe.loader(source)
     if not source.tensors:
@@ -136,7 +139,7 @@ def footprint(
         left_out=left_out,
     )
     try:
-        config = source.config
+        config = Values(source.config, str(source.path))
     except UnsupportedModelError as error:
         return replace(stored, unknown=f"{error.what} = {error.found!r} is not supported")
     if context is None:
@@ -159,7 +162,7 @@ def footprint(
     )
 
 
-def _cache(config: Mapping[str, Any], hidden: int) -> int:
+def _cache(config: Values, hidden: int) -> int:
     """Bytes of the keys and values of one token."""
     layers = _number(config, "num_hidden_layers", "n_layer", "num_layers")
     heads = _number(config, "num_attention_heads", "n_head")
@@ -168,12 +171,10 @@ def _cache(config: Mapping[str, Any], hidden: int) -> int:
     return layers * groups * size * 2 * _WIDTH
 
 
-def _number(config: Mapping[str, Any], *keys: str, default: int | None = None) -> int:
+def _number(config: Values, *keys: str, default: int | None = None) -> int:
     """First of several keys that the configuration has; models call the same thing by different names."""
     for key in keys:
-        value = config.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    if default is None:
-        raise ConfigError(keys[0], config.get(keys[0]), "a positive number in the model's configuration")
-    return default
+        found = config.integer(key, None, minimum=0)
+        if found:
+            return found
+    return config.integer(keys[0], minimum=1) if default is None else default

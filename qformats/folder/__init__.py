@@ -6,7 +6,6 @@ One loader serves every format that lives in such folders: packers declare their
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from qformats.folder.archive import plain_records
 from qformats.folder.chat import chat_templates
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.fit import Fit, belonging, fitted
+from qformats.folder.json_object import read_json
 from qformats.folder.model import FolderCheckpoint
 from qformats.folder.outline import Outline, outline
 from qformats.folder.shards import unpickling_error
@@ -29,6 +29,7 @@ from qformats.interfaces.loader import Loader
 from qformats.interfaces.option import Option, size
 from qformats.interfaces.packer import Packer
 from qformats.numbers.dtypes import FLOATS
+from qformats.work.files import parse_json
 
 __all__ = [
     "FolderCheckpoint",
@@ -36,6 +37,7 @@ __all__ = [
     "chat_templates",
     "lay_out_folder",
     "plain_records",
+    "read_json",
     "unpickling_error",
 ]
 
@@ -146,8 +148,8 @@ def _fit(source: Checkpoint) -> Fit:
 def _entries(text: str) -> dict[str, Any]:
     """Entries of a ``quantization_config``, as users write them."""
     try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError):
+        parsed = parse_json(text)
+    except ValueError:
         parsed = None
     if not isinstance(parsed, dict):
         raise ConfigError("quantization-config", text, """a JSON object such as {"bits": 4}""")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qformats.errors import CheckpointError
 from qformats.interfaces.checkpoint import Checkpoint
+from qformats.work.files import parse_json
 
 __all__ = ["chat_templates", "default_template"]
 
@@ -83,8 +83,8 @@ def _entries(data: bytes, file: str) -> dict[str, str]:
     """Templates in a JSON file: one text, an object by name, or a list of objects with name and template."""
     text = _text(data, file)
     try:
-        settings = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        settings = parse_json(text)
+    except ValueError as error:
         raise CheckpointError(file, f"not readable as JSON ({error})") from error
     value = settings.get("chat_template") if isinstance(settings, dict) else None
     if value is None:

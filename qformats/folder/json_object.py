@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from qformats.errors import CheckpointError
-from qformats.work.files import refuse_link_out
+from qformats.work.files import parse_json, refuse_link_out
 
 __all__ = ["read_json"]
 
@@ -28,14 +27,21 @@ def read_json(path: Path, model: Path | None = None) -> dict[str, Any]:
     ------
     CheckpointError
         If there is none, or it is a link that leads out of the model.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.folder import read_json
+    >>> read_json(qformats.open("demo").path / "config.json")["model_type"]
+    'llama'
     """
     if model is not None:
         refuse_link_out(path, model)
     try:
-        parsed = json.loads(path.read_bytes())
+        parsed = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(path, "is missing", "a Hugging Face folder") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(
             path, f"is not JSON ({error})", "the model's configuration", hint=_FETCH
         ) from error

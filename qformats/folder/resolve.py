@@ -6,18 +6,16 @@ transformers:src/transformers/modeling_utils.py, version 5.23.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from qformats.errors import CheckpointError
+from qformats.errors import CheckpointError, shown
 from qformats.folder.adapter import refuse_adapter
 from qformats.folder.archive import INTERRUPTED
-from qformats.work.files import refuse_link_out
+from qformats.work.files import is_text, parse_json, refuse_link_out
 
 __all__ = ["WeightFiles", "find_weights", "has_weights"]
 
@@ -181,8 +179,8 @@ def _is_no_weights(name: str) -> bool:
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        index = json.loads(path.read_bytes())["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        index = parse_json(path.read_bytes())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
         found = f"unreadable ({type(error).__name__}: {error})"
         raise CheckpointError(path, found, "a JSON object with a weight_map", hint=INTERRUPTED) from error
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
@@ -191,6 +189,7 @@ def _read_index(path: Path) -> dict[str, str]:
         )
     for tensor, name in index.items():
         # A name with a path in it could point anywhere on the disk.
-        if Path(name).name != name or name == ".." or "\0" in name or len(os.fsencode(name)) > _LONGEST_NAME:
-            raise CheckpointError(path, f"file name {name!r}", "a plain file name", tensor=tensor)
+        plain = Path(name).name == name and name != ".." and "\0" not in name and is_text(name)
+        if not plain or len(name.encode()) > _LONGEST_NAME:
+            raise CheckpointError(path, f"file name {shown(name)}", "a plain file name", tensor=tensor)
     return index

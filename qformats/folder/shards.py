@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qformats.errors import CheckpointError, ConfigError
+from qformats.errors import CheckpointError, ConfigError, shown
 from qformats.folder.archive import INTERRUPTED, ZIP, plain_records
 from qformats.numbers.dtypes import SAFETENSORS, dtype_name
-from qformats.work.files import refuse_pointer
+from qformats.work.files import is_text, refuse_pointer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,8 +156,8 @@ class BinShard(Shard):
         import torch
 
         for name, tensor in self._load().items():
-            if not isinstance(name, str):
-                raise CheckpointError(self.path, f"a tensor called {name!r}", "names that are strings")
+            if not is_text(name):
+                raise CheckpointError(self.path, f"a tensor called {shown(name)}", "names that are text")
             if not isinstance(tensor, torch.Tensor):
                 raise CheckpointError(
                     self.path, f"is of type {type(tensor).__name__}", "a tensor", tensor=name

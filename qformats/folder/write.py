@@ -208,5 +208,6 @@ def _config(source: Checkpoint, assignments: Sequence[Assignment], default: Pack
 
 
 def _json_file(name: str, content: dict[str, Any]) -> OutputFile:
-    text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    # Lone surrogates, which UTF-8 cannot hold, become the escapes that JSON has for them.
+    text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
     return OutputFile(name, len(text), text)

@@ -18,6 +18,7 @@ from qformats.interfaces.quantizer import Quantizer
 from qformats.interfaces.rows import cut, join
 from qformats.interfaces.spec import FieldSpec, FormatSpec, KernelSpec, evaluate
 from qformats.interfaces.stored import StoredTensor, concat_rows, same_values
+from qformats.interfaces.values import Values
 
 __all__ = [
     "Answer",
@@ -40,6 +41,7 @@ __all__ = [
     "Quantizer",
     "ReplacedTensors",
     "StoredTensor",
+    "Values",
     "concat_rows",
     "cut",
     "dense",

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qformats.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Fingerprint", "fingerprint", "map_file", "refuse_link_out", "refuse_pointer"]
+__all__ = [
+    "Fingerprint",
+    "fingerprint",
+    "is_text",
+    "map_file",
+    "parse_json",
+    "refuse_link_out",
+    "refuse_pointer",
+]
 
 _POINTER = b"version https://git-lfs"
+
+_DEEPEST = 100
+"""Objects in objects that JSON may hold: tokenizers have up to 10, and Python's own tools fail from 300 on."""
 
 Fingerprint = tuple[tuple[str, int, int, int, int, int], ...]
 """Path, device, inode, size, and times of change of content and of inode, in nanoseconds, of every file."""
@@ -37,6 +49,52 @@ def fingerprint(files: Sequence[Path]) -> Fingerprint:
         times = (state.st_mtime_ns, state.st_ctime_ns)
         found.append((str(file.resolve()), state.st_dev, state.st_ino, state.st_size, *times))
     return tuple(found)
+
+
+def is_text(name: object) -> bool:
+    r"""Whether this is a string that files can hold: one without lone surrogates, which UTF-8 cannot encode.
+
+    Examples
+    --------
+    >>> from qformats.work.files import is_text
+    >>> is_text("model.norm.weight"), is_text("\\ud800"), is_text(1)
+    (True, False, False)
+    """
+    if not isinstance(name, str):
+        return False
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Value of a JSON text that somebody else wrote.
+
+    Raises
+    ------
+    ValueError
+        If it is not JSON, or nested more deeply than anything that is meant to be read.
+
+    Examples
+    --------
+    >>> from qformats.work.files import parse_json
+    >>> parse_json(b'{"bits": 4}')
+    {'bits': 4}
+    """
+    too_deep = f"nested more than {_DEEPEST} deep"
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    level: list[Any] = [[value]]
+    for _ in range(_DEEPEST + 1):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for values in inside for each in values if isinstance(each, dict | list)]
+        if not level:
+            return value
+    raise ValueError(too_deep)
 
 
 def map_file(path: Path) -> Tensor:

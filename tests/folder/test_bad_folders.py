@@ -295,7 +295,7 @@ def save(content: object):
         (lambda path: path.write_bytes(pickle.dumps({"a": 1}, protocol=2)), "cannot be read"),
         (save([1]), "holds a list; expected a dict of tensors"),
         (save({"a": 1}), "tensor 'a': is of type int; expected a tensor"),
-        (save({1: None}), "a tensor called 1; expected names that are strings"),
+        (save({1: None}), "a tensor called 1; expected names that are text"),
         (save({}), "has no tensors"),
     ],
     ids=["empty", "garbage", "plain-pickle", "list", "number", "key", "nothing"],

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from qformats.errors import CheckpointError, ConfigError
-from qformats_gguf.metadata import Metadata, ValueType
+from qformats.interfaces import Values
+from qformats_gguf.metadata import Keys, Metadata
 
 __all__ = ["config_number", "metadata_number"]
 
-_NOT_NUMBERS = (ValueType.ARRAY, ValueType.STRING, ValueType.BOOL)
-_FLOATS = (ValueType.F32, ValueType.F64)
+_HINT = "one value must hold for all layers"
+_U32_MAX = 2**32 - 1
+_F32_MAX = 3.4028234e38
 
 
-def config_number(value: Any, key: str, source: str, *, whole: bool = False, zero: bool = False) -> None:
-    """Raise `ConfigError` unless a value of ``config.json`` is a finite positive number.
+def config_number(
+    value: Any, key: str, source: str, *, whole: bool = False, zero: bool = False, largest: float = _F32_MAX
+) -> None:
+    """Raise `CheckpointError` unless a value of ``config.json`` is a finite positive number.
 
     Parameters
     ----------
@@ -23,11 +25,10 @@ def config_number(value: Any, key: str, source: str, *, whole: bool = False, zer
         It must be an integer that fits u32.
     zero : bool
         Zero is allowed too.
+    largest : float
+        What a number that is not `whole` may be; by default what float32 can hold, in which both sides keep most.
     """
-    good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not good or not _in_range(value, 2**32 if whole else math.inf, zero):
-        expected = f"a {'' if zero else 'positive '}{'whole ' if whole else ''}number"
-        raise ConfigError(f"{source}: {key}", value, expected, "one value must hold for all layers")
+    _number(Values({key: value}, source), key, whole, zero, largest)
 
 
 def metadata_number(
@@ -40,15 +41,15 @@ def metadata_number(
     CheckpointError
         If the value is something else, an array for instance.
     """
-    value = metadata.get(key)
-    if value is None:
-        return None
-    good = value.type not in _NOT_NUMBERS and not (whole and value.type in _FLOATS)
-    if not good or not _in_range(value.data, math.inf, zero):
-        expected = f"one {'' if zero else 'positive '}{'whole ' if whole else ''}number for all layers"
-        raise CheckpointError(source, f"{key} = {value.data!r}", expected)
-    return int(value.data) if value.type not in _FLOATS else float(value.data)
+    keys = Keys(metadata, source)
+    return _number(keys, key, whole, zero, _F32_MAX) if key in keys else None
 
 
-def _in_range(value: Any, end: float, zero: bool) -> bool:
-    return bool((value > 0 or (zero and value == 0)) and value < end)
+def _number(values: Values, key: str, whole: bool, zero: bool, largest: float) -> Any:
+    given = values.get(key)
+    hint = _HINT if isinstance(given, list) else None
+    if whole:
+        return values.integer(key, minimum=0 if zero else 1, maximum=_U32_MAX, hint=hint)
+    least = {"minimum": 0.0} if zero else {"above": 0.0}
+    found = values.number(key, maximum=largest, hint=hint, **least)
+    return given if isinstance(given, int) else found

@@ -21,7 +21,7 @@ import numpy as np
 from qformats.errors import CheckpointError, ConfigError
 from qformats_gguf.architectures.numbers import config_number, metadata_number
 from qformats_gguf.architectures.schema import Config, Problem
-from qformats_gguf.metadata import Metadata, f32, string, u32
+from qformats_gguf.metadata import Keys, Metadata, f32, string, u32
 
 __all__ = ["DEFAULT_THETA", "from_metadata", "shortest", "standard", "to_metadata"]
 
@@ -33,6 +33,8 @@ _NUMBERS = (
     *("rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings"),
     *("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),
 )
+_MAYBE_ZERO = ("mscale", "mscale_all_dim")
+"""Zero stands for no such factor."""
 
 
 def standard(config: Config, source: str = "config.json") -> dict[str, Any]:
@@ -75,10 +77,12 @@ def standard(config: Config, source: str = "config.json") -> dict[str, Any]:
             rope["original_max_position_embeddings"] = outside
         elif config.get("max_position_embeddings") is not None:
             rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
-    for key in _NUMBERS:
+    for key in (*_NUMBERS, *_MAYBE_ZERO):
         if key in rope:
-            whole = key == "original_max_position_embeddings"
-            config_number(rope[key], f"rope_parameters.{key}", source, whole=whole)
+            whole, zero = key == "original_max_position_embeddings", key in _MAYBE_ZERO
+            # Only the elements that this part of a head comes to are kept.
+            largest = {"largest": math.inf} if key == "partial_rotary_factor" else {}
+            config_number(rope[key], f"rope_parameters.{key}", source, whole=whole, zero=zero, **largest)
     if rope["rope_type"] == "yarn" and "factor" not in rope and "original_max_position_embeddings" in rope:
         rope["factor"] = config["max_position_embeddings"] / rope["original_max_position_embeddings"]
     return rope
@@ -217,8 +221,7 @@ def from_metadata(
     factor = shortest(get("rope.scaling.factor", get("rope.scale_linear", 1.0)))
     # llama.cpp's default type is linear, with factor 1.
     known.add(prefix + "rope.scaling.type")
-    named = metadata.get(prefix + "rope.scaling.type")
-    kind = "linear" if named is None else str(named.data)
+    kind = Keys(metadata, source).text(prefix + "rope.scaling.type", "linear")
     attention = shortest(get("rope.scaling.attn_factor", 1.0))
     context = get("rope.scaling.original_context_length", context_length)
     upstream_attention = get("rope.scaling.yarn_attn_factor", None)

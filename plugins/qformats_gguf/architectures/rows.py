@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from qformats.interfaces import Values
 from qformats_gguf.architectures.schema import (
     Config,
     Fused,
@@ -45,7 +46,8 @@ def _key_length(config: Config) -> int:
 
 def _window(config: Config) -> Problem | None:
     """Attention that Transformers limits to a window and llama.cpp does not."""
-    window, positions = config.get("sliding_window"), config["max_position_embeddings"]
+    window = Values(config, "config.json").integer("sliding_window", None)
+    positions = config["max_position_embeddings"]
     if window is None or window >= positions:
         return None
     return Problem(
@@ -61,7 +63,7 @@ def _optional_window(config: Config) -> Problem | None:
     if not config.get("use_sliding_window"):
         return None
     kinds = config.get("layer_types")
-    first = config.get("max_window_layers", 0)
+    first = Values(config, "config.json").integer("max_window_layers", 0)
     used = "sliding_attention" in kinds if isinstance(kinds, list) else first < config["num_hidden_layers"]
     return _window(config) if used else None
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from qformats.errors import CheckpointError
+from qformats.work.files import parse_json
 
 __all__ = ["MAX_TOKENS", "TokenizerFiles"]
 
@@ -79,8 +79,8 @@ class TokenizerFiles:
         if text is None:
             return None
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(text)
+        except ValueError as error:
             raise CheckpointError(self.path(name), f"not readable as JSON ({error})") from error
         if not isinstance(value, dict):
             raise CheckpointError(self.path(name), f"a JSON {type(value).__name__}", "a JSON object")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
 
-from ..metadata import Metadata, Value, ValueType, string
+from ..metadata import Keys, Metadata, ValueType, string
 from . import rebuild_spm
 from .ends import END_IDS, default_ends
 from .pretokenizers import BY_NAME, DEFAULT, PRE_TOKENIZERS, SPLITTERS, PreTokenizer
@@ -20,6 +20,7 @@ from .vocabulary import TokenType, padding_token
 __all__ = ["from_gguf", "special_ids"]
 
 _INTEGERS = frozenset(getattr(ValueType, f"{sign}{bits}") for sign in ("U", "I") for bits in (8, 16, 32, 64))
+_F32_MAX = 3.4028234e38
 
 
 def special_ids(metadata: Metadata) -> dict[str, int]:
@@ -262,36 +263,29 @@ def _roles(metadata: Metadata, size: int) -> dict[str, int]:
     return found
 
 
-def _value(metadata: Metadata, key: str, kind: ValueType, file: str) -> Value:
-    value = metadata.get(key)
-    if value is None or value.type != kind:
-        found = "is missing" if value is None else f"is of type {value.type.name.lower()}"
-        raise CheckpointError(file, f"{key} {found}", f"a value of type {kind.name.lower()}")
-    return value
-
-
 def _text(metadata: Metadata, key: str, file: str) -> str:
-    return str(_value(metadata, key, ValueType.STRING, file).data)
+    return Keys(metadata, file).text(key)
 
 
 def _flag(metadata: Metadata, key: str, default: bool, file: str, *, default_none: bool = False) -> Any:
-    key = f"tokenizer.ggml.{key}"
-    if key not in metadata:
-        return None if default_none else default
-    return bool(_value(metadata, key, ValueType.BOOL, file).data)
+    return Keys(metadata, file).flag(f"tokenizer.ggml.{key}", None if default_none else default)
 
 
 def _strings(metadata: Metadata, key: str, file: str) -> list[str]:
-    value = _value(metadata, key, ValueType.ARRAY, file)
-    if value.item != ValueType.STRING:
-        raise CheckpointError(file, f"{key} is not an array of strings", "an array of strings")
-    return list(value.data)
+    return list(Keys(metadata, file).strings(key))
 
 
 def _tokens(metadata: Metadata, file: str) -> list[str]:
     tokens = _strings(metadata, "tokenizer.ggml.tokens", file)
     # llama.cpp's name for empty tokens.
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
+    for index, token in enumerate(tokens):
+        try:
+            token.encode("utf-8")
+        except UnicodeEncodeError:
+            told = f"token {index} of tokenizer.ggml.tokens is {token!r}"
+            hint = "files of Hugging Face tokenizers hold no other bytes"
+            raise CheckpointError(file, told, "UTF-8", hint=hint) from None
     if not tokens:
         raise CheckpointError(file, "tokenizer.ggml.tokens is empty", "a vocabulary")
     if len(set(tokens)) != len(tokens):
@@ -300,10 +294,11 @@ def _tokens(metadata: Metadata, file: str) -> list[str]:
 
 
 def _numbers(metadata: Metadata, key: str, size: int, default: float, file: str) -> list[Any]:
+    """One number for each token: whole where the default is, else one that float32 can hold."""
+    keys = Keys(metadata, file)
     if key not in metadata:
         return [default] * size
-    value = _value(metadata, key, ValueType.ARRAY, file)
-    if value.item in (ValueType.STRING, ValueType.ARRAY, ValueType.BOOL) or len(value.data) < size:
-        raise CheckpointError(file, f"{key} has {len(value.data)} entries", f"{size} numbers, one per token")
-    data: Iterable[Any] = value.data.tolist() if hasattr(value.data, "tolist") else value.data
-    return list(data)[:size]
+    found: list[Any] = keys.integers(key) if isinstance(default, int) else keys.numbers(key, largest=_F32_MAX)
+    if len(found) < size:
+        raise CheckpointError(file, f"{key} has {len(found)} entries", f"{size} numbers, one per token")
+    return found[:size]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from qformats.errors import CheckpointError, ConfigError
+from qformats.errors import CheckpointError, ConfigError, shown
 from qformats.folder import plain_records, unpickling_error
 from qformats.numbers import SIZES, dtype_name, torch_dtype
-from qformats.work.files import map_file, refuse_pointer
+from qformats.work.files import is_text, map_file, refuse_pointer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,8 +125,8 @@ class RankFile:
     def _entry(self, name: Any, tensor: Any, records: Mapping[int, int]) -> Entry:
         import torch
 
-        if not isinstance(name, str):
-            raise CheckpointError(self.path, f"a tensor called {name!r}", "names that are strings")
+        if not is_text(name):
+            raise CheckpointError(self.path, f"a tensor called {shown(name)}", "names that are text")
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(self.path, f"is of type {type(tensor).__name__}", "a tensor", tensor=name)
         if tensor.layout != torch.strided or tensor.is_quantized:

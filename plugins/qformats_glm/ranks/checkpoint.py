@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from qformats import Checkpoint, PackedTensor, StoredTensor
 from qformats.errors import CheckpointError, ConfigError, ShapeError
-from qformats.interfaces import concat_rows, dense
+from qformats.folder import read_json
+from qformats.interfaces import Values, concat_rows, dense
 from qformats.work.files import refuse_link_out
 from qformats_glm.packers import GLMPacker
 from qformats_glm.ranks.archive import RankFile
@@ -102,7 +102,8 @@ class RankCheckpoint(Checkpoint):
         paths = _rank_paths(folder)
         for file in (path / MODEL_CONFIG, *paths):
             refuse_link_out(file, path)
-        self.model_config = _read_config(path / MODEL_CONFIG)
+        told = path / MODEL_CONFIG
+        self.model_config = read_json(told, path) if told.is_file() else {}
         self._check_count(folder, len(paths))
         self._ranks = [RankFile(file) for file in paths]
         self._check_agreement()
@@ -128,9 +129,13 @@ class RankCheckpoint(Checkpoint):
         """Names in the files of the ranks, which are the same in each."""
         return self._ranks[0].entries
 
+    def _told(self, key: str) -> int | None:
+        """A number that :data:`MODEL_CONFIG` says."""
+        return Values(self.model_config, str(self.path / MODEL_CONFIG)).integer(key, None, minimum=1)
+
     def _check_count(self, folder: Path, found: int) -> None:
-        told = self.model_config.get("model_parallel_size")
-        if isinstance(told, int) and told > found:
+        told = self._told("model_parallel_size")
+        if told is not None and told > found:
             expected = f"{told}, as {MODEL_CONFIG} says"
             raise CheckpointError(folder, f"the files of {found} ranks", expected, hint=_FETCH)
 
@@ -162,8 +167,8 @@ class RankCheckpoint(Checkpoint):
         return None
 
     def _find_heads(self, options: Mapping[str, str]) -> int | None:
-        told = self.model_config.get("num_attention_heads")
-        if isinstance(told, int) and told > 0:
+        told = self._told("num_attention_heads")
+        if told is not None:
             return told
         if options.get("glu", "yes") != "yes" or options.get("qkv", "interleaved") != "interleaved":
             # Other models rotate only a part of a head.
@@ -374,15 +379,3 @@ def _rank_paths(folder: Path) -> list[Path]:
             folder / rank_file(missing[0]), f"is missing, although rank {last} is there", hint=_FETCH
         )
     return [ranks[number] for number in range(len(ranks))]
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        parsed = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"is not JSON ({error})", "the model's configuration") from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(path, f"a JSON {type(parsed).__name__}", "an object")
-    return parsed
