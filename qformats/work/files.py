@@ -57,7 +57,7 @@ def is_text(name: object) -> bool:
     Examples
     --------
     >>> from qformats.work.files import is_text
-    >>> is_text("model.norm.weight"), is_text("\\ud800"), is_text(1)
+    >>> is_text("model.norm.weight"), is_text("\ud800"), is_text(1)
     (True, False, False)
     """
     if not isinstance(name, str):

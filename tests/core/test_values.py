@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from qformats.errors import CheckpointError, ConfigError
-from qformats.interfaces import REQUIRED, Values
+from qformats.interfaces import Values
+from qformats.interfaces.values import REQUIRED
 from qformats_gguf.metadata import Keys, Value, ValueType, array, boolean, f32, string, u32
 
 DEEP = []
