@@ -6,6 +6,7 @@ transformers:src/transformers/modeling_utils.py, version 5.23.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
