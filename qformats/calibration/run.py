@@ -204,8 +204,10 @@ class _Run:
 
     def go(self, identity: Mapping[str, str]) -> Checkpoint:
         """Quantize all blocks that are not finished yet."""
+        self.progress.start("loading Transformers for the calibration", 0)
         skeleton = Skeleton(self.source, self.dtype, self.device)
         self._check(skeleton)
+        self.progress.start("reading the calibration text", 0)
         tokens = sample_tokens(self.source, self.settings, self.progress)
         blocks = FinishedBlocks(self.work / "blocks", self._identity(identity, tokens))
         states = Activations(self.work / "states", self.memory)
@@ -216,6 +218,7 @@ class _Run:
         arguments: list[list[dict[str, Any]]] = []
         try:
             if finished < len(skeleton.blocks):
+                self.progress.start("embedding the calibration text", 0)
                 with skeleton.loading_on_use():
                     size = max(1, _BATCH_TOKENS // tokens.shape[1])
                     for index, (hidden, given) in enumerate(skeleton.batches(tokens, size)):

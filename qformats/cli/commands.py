@@ -15,6 +15,7 @@ from qformats.cli.reporting import Json
 
 if TYPE_CHECKING:
     from qformats.interfaces import Checkpoint, Packer
+    from qformats.work.progress import Progress
 
 __all__ = [
     "CheckExact",
@@ -27,6 +28,7 @@ __all__ = [
     "Workers",
     "export_as_told",
     "meant",
+    "opened",
     "pair",
     "pairs",
 ]
@@ -112,6 +114,27 @@ def meant(name: str, output: Path | None = None) -> Packer:
     return packer
 
 
+def opened(model: str, options: Mapping[str, str], bar: Progress) -> Checkpoint:
+    """Open what the user names, and say so meanwhile: large models have many headers, and the hub is far.
+
+    Raises
+    ------
+    ModelNotFoundError, CheckpointError
+        See :func:`qformats.open`.
+
+    Examples
+    --------
+    >>> from qformats.cli.commands import opened
+    >>> from qformats.work.progress import Silent
+    >>> opened("demo", {}, Silent()).name
+    'demo-llama'
+    """
+    import qformats
+
+    bar.start(f"reading the headers of {model}", 0)
+    return qformats.open(model, options=options)
+
+
 def export_as_told(
     source: Checkpoint,
     output: Path | None,
@@ -153,7 +176,7 @@ def export_as_told(
     >>> export_as_told(qformats.open("demo"), None, format="glm:int4", dry_run=True)
     tensor ... Nothing was written. demo-llama-int4 would take 4,223,668 bytes ...
     """
-    from qformats.cli.console import Bar
+    from qformats.cli.console import Bar, harmless, talk
     from qformats.cli.reporting import as_json
     from qformats.cli.summary import print_plan, print_summary
     from qformats.exporting import Recipe, make_plan
@@ -177,19 +200,19 @@ def export_as_told(
     )
     suffix = recipe.loader(source).suffix
     target = output.expanduser() if output else Path(f"{source.name}-{packer.spec.variant}{suffix}")
-    plan = make_plan(source, target, recipe, options or {})
     planned = dry_run or check_exact
-    if planned:
-        report = report_of(plan)
+    try:
         with Bar() as bar:
-            reasons = check(plan, threads(workers), bar) if check_exact else None
-            if reasons is not None:
-                report = answered(report, reasons)
-            if require_exact:
-                refuse_inexact(plan, threads(workers), bar, reasons)
-    else:
-        try:
-            with Bar() as bar:
+            bar.start("planning")
+            plan = make_plan(source, target, recipe, options or {})
+            if planned:
+                report = report_of(plan)
+                reasons = check(plan, threads(workers), bar) if check_exact else None
+                if reasons is not None:
+                    report = answered(report, reasons)
+                if require_exact:
+                    refuse_inexact(plan, threads(workers), bar, reasons)
+            else:
                 report = execute(
                     plan,
                     force=force,
@@ -198,13 +221,15 @@ def export_as_told(
                     require_exact=require_exact,
                     progress=bar,
                 )
-        except KeyboardInterrupt:
-            if not keep_partial:
-                raise
-            raise KeyboardInterrupt("what was written is kept; run the same command again to go on") from None
+    except KeyboardInterrupt:
+        if planned or not keep_partial:
+            raise
+        raise KeyboardInterrupt("what was written is kept; run the same command again to go on") from None
     if as_json(report.to_dict(), json):
         return
-    if planned:
+    if talk.quiet:
+        print(harmless(report.target))
+    elif planned:
         print_plan(report)
     else:
         print_summary(report)

@@ -101,6 +101,10 @@ def compare(
 
     Windows of the text are scored as in llama.cpp's perplexity tool, so that the numbers can be compared with its own.
     """
+    from qformats.cli.devices import require_device
+
+    # Before anything that imports torch.
+    require_device(device)
     import qformats
     from qformats.cli.console import Bar
     from qformats.comparing.outputs import check_outputs
@@ -113,12 +117,17 @@ def compare(
     check_outputs(
         {kind: Path(name).expanduser() for kind, name in outputs.items() if name not in (None, STDOUT)}
     )
+    tried = [meant(format).name for format in try_ or ()]
     with Bar() as bar:
+        bar.start("loading torch")
+        import torch  # noqa: F401 so that the line above says why it takes seconds
+
+        bar.start("reading headers")
         report = qformats.compare(
             base,
             *(models or ()),
             text=text,
-            try_=[meant(format).name for format in try_ or ()],
+            try_=tried,
             quantizer=quantizer,
             quantizer_options=pairs("quantizer-option", quantizer_option),
             pure=pure,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,10 @@ def size(nbytes: float) -> str:
 
 
 class Bar:
-    """Progress bar with bytes and time left; silent if standard error is not a terminal."""
+    """Progress: what is being done, with bytes and time left where they are known.
+
+    Silent if standard error is not a terminal, or the user wants quiet; with ``--verbose`` each step is a line.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -122,27 +126,46 @@ class Bar:
             BarColumn,
             DownloadColumn,
             Progress,
+            SpinnerColumn,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
+        from rich.text import Text
+
+        def measured(kind: Any) -> Any:
+            """A column that is empty while nothing can be measured."""
+
+            def render(self: Any, task: Any) -> Any:
+                return kind.render(self, task) if task.total else Text("")
+
+            return type(kind.__name__, (kind,), {"render": render})()
 
         self._console = Console(stderr=True, highlight=False)
         self._task: TaskID | None = None
+        self._began = time.perf_counter()
+        columns = (BarColumn, DownloadColumn, TransferSpeedColumn, TimeRemainingColumn)
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            *map(measured, columns),
             console=self._console,
             transient=True,
-            disable=not sys.stderr.isatty() or self._console.is_dumb_terminal,
+            disable=not sys.stderr.isatty() or self._console.is_dumb_terminal or talk.quiet,
         )
 
-    def start(self, task: str, total: int) -> None:
-        """Begin a task of `total` bytes."""
-        self._task = self._progress.add_task(task, total=total)
+    def start(self, task: str, total: int = 0) -> None:
+        """Begin a task of `total` bytes, in place of the one before; 0 if nothing is known of its length."""
+        task = harmless(task)
+        if self._task is not None:
+            # Its end is seen before it goes.
+            self._progress.refresh()
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(task, total=total or None)
+        self._progress.refresh()
+        if talk.verbose:
+            about = f" ({size(total)})" if total else ""
+            self.notice(f"{time.perf_counter() - self._began:5.1f} s: {task}{about}")
 
     def advance(self, nbytes: int) -> None:
         """Move the bar."""
@@ -151,11 +174,16 @@ class Bar:
 
     def notice(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(f"qformats: {harmless(text)}", markup=False, soft_wrap=True)
+        if not talk.quiet:
+            self._console.print(f"qformats: {harmless(text)}", markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Take it off the screen."""
+        self._progress.stop()
 
     def __enter__(self) -> Bar:
         self._progress.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        self.stop()

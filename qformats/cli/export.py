@@ -20,6 +20,7 @@ from qformats.cli.commands import (
     Workers,
     export_as_told,
     meant,
+    opened,
     pair,
     pairs,
 )
@@ -97,7 +98,7 @@ def export(
     The target appears only when all of it is written, checked and synced. A killed export goes on where it
     stopped when the same command is run again.
     """
-    import qformats
+    from qformats.cli.console import Bar
     from qformats.cli.declared import given
     from qformats.errors import ConfigError
 
@@ -114,8 +115,10 @@ def export(
     options = pairs("option", option) | declared.loader
     # A misspelt format is reported before a model is fetched.
     name = meant(":".join(word for word in (format, type) if word), output).name
+    with Bar() as bar:
+        source = opened(model, options, bar)
     export_as_told(
-        qformats.open(model, options=options),
+        source,
         output,
         format=name,
         quantizer=quantizer,

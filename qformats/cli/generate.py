@@ -11,11 +11,12 @@ from unicodedata import category
 import typer
 
 from qformats.cli import completing
-from qformats.cli.commands import Json, LoaderOptions, meant, pairs
+from qformats.cli.commands import Json, LoaderOptions, meant, opened, pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qformats.cli.console import Bar
     from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["generate"]
@@ -72,22 +73,29 @@ def generate(
 
     The text goes to standard output as it is written, and speed and memory to standard error at the end.
     """
+    from qformats.cli.console import Bar
+    from qformats.cli.devices import require_device
+
+    require_device(device)
     written = _Written()
     try:
-        _run(
-            written,
-            model,
-            prompt,
-            sampling=_sampling(temperature, top_p),
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            chat=chat,
-            device=device,
-            dtype=dtype,
-            format=format,
-            option=option,
-            json=json,
-        )
+        with Bar() as bar:
+            written.before = bar.stop
+            _run(
+                written,
+                bar,
+                model,
+                prompt,
+                sampling=_sampling(temperature, top_p),
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                chat=chat,
+                device=device,
+                dtype=dtype,
+                format=format,
+                option=option,
+                json=json,
+            )
     except KeyboardInterrupt:
         if written.open_line:
             print(flush=True)
@@ -100,10 +108,12 @@ class _Written:
     def __init__(self) -> None:
         self.tokens = 0
         self.open_line = False
+        self.before: Callable[[], None] = lambda: None
 
     def show(self, text: str) -> None:
         """Print a piece of text at once; of control characters only those of text, since models write anything."""
         if text:
+            self.before()
             text = "".join(c if c in "\n\t" or category(c) != "Cc" else repr(c)[1:-1] for c in text)
             print(text, end="", flush=True)
             self.open_line = not text.endswith("\n")
@@ -111,6 +121,7 @@ class _Written:
 
 def _run(
     written: _Written,
+    bar: Bar,
     model: str,
     prompt: str,
     *,
@@ -125,7 +136,7 @@ def _run(
     json: str | None,
 ) -> None:
     import qformats
-    from qformats.cli.console import Bar, size
+    from qformats.cli.console import note, size
     from qformats.cli.reporting import STDOUT, as_json
     from qformats.errors import ConfigError
 
@@ -133,24 +144,27 @@ def _run(
         raise ConfigError("--dtype", dtype, "f32, f16 or bf16")
     options = pairs("option", option)
     format = meant(format).name if format is not None else None
-    source = qformats.open(model, options=options)
+    source = opened(model, options, bar)
     template = _template(source) if chat else None
 
     # After what can go wrong without them: torch and Transformers take seconds.
+    bar.start("loading torch")
     import torch
 
+    bar.start("loading Transformers, and the tokenizer")
     from qformats.runtime import tokenizer
 
     words = tokenizer(source)
     ids = _ids(words, prompt, source, template)
     count = _room(source.config, len(ids), max_new_tokens)
     began = time.perf_counter()
-    with Bar() as bar:
-        running: Any = qformats.load_model(
-            source, device=device, dtype=dtype, format=format, options=options, progress=bar
-        )
+    bar.start("building the model")
+    running: Any = qformats.load_model(
+        source, device=device, dtype=dtype, format=format, options=options, progress=bar
+    )
     loaded = time.perf_counter() - began
     torch.manual_seed(seed)
+    bar.start(f"reading {len(ids)} tokens")
     pieces = _Pieces(words, ids, written, shown=json != STDOUT)
     _generate(running, ids, count, sampling, pieces)
     weights, peak = running.qformats_report.nbytes, _peak(running.device)
@@ -174,11 +188,10 @@ def _run(
     if written.open_line:
         print(flush=True)
     speed = f", {pieces.speed:.1f} tokens/s" if pieces.speed else ""
-    print(
-        f"qformats: loaded in {loaded:.1f} s; {len(ids)} tokens read in {pieces.prompt_seconds:.1f} s; "
+    note(
+        f"loaded in {loaded:.1f} s; {len(ids)} tokens read in {pieces.prompt_seconds:.1f} s; "
         f"{len(pieces.ids)} tokens written{speed}; weights {size(weights)}, peak memory {size(peak)} "
-        f"({running.device})",
-        file=sys.stderr,
+        f"({running.device})"
     )
 
 

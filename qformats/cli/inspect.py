@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qformats.cli import completing
-from qformats.cli.commands import Json, LoaderOptions, meant, pairs
+from qformats.cli.commands import Json, LoaderOptions, meant, opened, pairs
 
 if TYPE_CHECKING:
     from qformats.cli.tables import Table
@@ -59,7 +59,7 @@ def inspect(
 
     With --plan, predict its size in a format and the memory it takes to run.
     """
-    import qformats
+    from qformats.cli.console import Bar
     from qformats.cli.reporting import as_json
     from qformats.errors import ConfigError
 
@@ -70,14 +70,17 @@ def inspect(
         from qformats.sources import outline_model
 
         recipe = Recipe(meant(plan).name, pure=pure, container=container)
-        predicted = footprint(outline_model(model, options), recipe, options, context=context)
+        with Bar() as bar:
+            bar.start(f"planning {model} in {recipe.format}")
+            predicted = footprint(outline_model(model, options), recipe, options, context=context)
         if not as_json(predicted.to_dict(), json):
             _print_footprint(predicted, tensors)
         return
     for name, value in (("--context", context), ("--pure", pure or None), ("--container", container)):
         if value is not None:
             raise ConfigError(name, value, "--plan with this option")
-    found = qformats.open(model, options=options)
+    with Bar() as bar:
+        found = opened(model, options, bar)
     if not (json and as_json(_facts(found), json)):
         _print(found, tensors)
 

@@ -84,13 +84,15 @@ def compare(
     if not models and not tried:
         raise ConfigError("models", 0, "one or more, or formats to try (--try)")
     device, dtype = chosen_device(settings.device), _dtype(settings.dtype)
-    windows, tokenizer = _windows(base, settings)
     if settings.logits is not None:
         check_place(settings.logits)
         if settings.logits.exists():
             # A file without predictions is refused before the work begins.
             with LogitsReader(settings.logits):
                 pass
+    if settings.text is not None:
+        progress.start("reading the text", 0)
+    windows, tokenizer = _windows(base, settings)
     with contextlib.ExitStack() as stack:
         everyone = [Contestant(model.name, model, model.container) for model in (base, *models)]
         for recipe in tried:

@@ -223,6 +223,7 @@ class Trials:
         peak = Peak(self._device)
         start = time.perf_counter()
         try:
+            self._progress.start(f"loading {model.name}", 0)
             runner = LoadedModel(model.checkpoint, self._device, self._dtype)
         except QFormatsError as error:
             model.notes.append(f"It cannot be run: {error}")

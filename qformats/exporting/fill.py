@@ -242,6 +242,10 @@ def fill(
         If the disk is full or fails.
     """
     pending = [piece for piece in slices if piece.index not in journal.done]
+    # Seconds, the first time; the pool below would take them without a word.
+    progress.start("loading torch", 0)
+    import torch  # noqa: F401
+
     progress.start("writing", sum(source_bytes(plan, piece) for piece in pending))
     check = SelfCheck()
     with in_slices(plan, lambda piece: _convert(plan, piece, files, check), pending, workers) as written:

@@ -127,6 +127,7 @@ def _write(
         measures, zeros = _measures(slices, journal), _vanished(slices, journal)
         report = report_of(plan, resumed=resumed, measures=measures, vanished=zeros)
         beside = leftovers(plan).notes()
+        progress.start("checking what was written", 0)
         seal(plan, files, journal, report, workers, force)
     except BaseException:
         with uninterrupted():

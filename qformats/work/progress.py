@@ -21,7 +21,7 @@ class Progress(Protocol):
     """
 
     def start(self, task: str, total: int) -> None:
-        """A task of `total` bytes begins."""
+        """A task of `total` bytes begins, and the one before is over; 0 if nothing is known of its length."""
 
     def advance(self, nbytes: int) -> None:
         """`nbytes` more bytes are done."""
