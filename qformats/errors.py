@@ -323,7 +323,7 @@ class PluginError(QFormatsError, RuntimeError):
 
 
 class ShapeError(QFormatsError, ValueError):
-    """A tensor whose shape its format cannot hold.
+    """A tensor whose shape its format cannot hold, or a field that is not there (`found` is ``None``).
 
     Examples
     --------
@@ -334,7 +334,8 @@ class ShapeError(QFormatsError, ValueError):
 
     def __init__(self, tensor: str, found: object, expected: str, hint: str | None = None) -> None:
         self.tensor, self.found, self.expected = tensor, found, expected
-        super().__init__(_sentence(f"tensor {tensor!r}", f"shape {found}", expected, hint))
+        told = "it is missing" if found is None else f"shape {found}"
+        super().__init__(_sentence(f"tensor {tensor!r}", told, expected, hint))
 
 
 class ConfigError(QFormatsError, ValueError):

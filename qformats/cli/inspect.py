@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect"]
 
+_UNKNOWN = "whole numbers in a format that the model does not name, so they are not counted as weights"
 _SHOWN_ITEMS = 8
 """How many elements of a list the table shows."""
 _SHOWN = 160
@@ -87,14 +88,26 @@ def inspect(
 
 def _types(model: Checkpoint) -> list[dict[str, Any]]:
     counts = Counter(t.stored_format for t in model.tensors.values())
+    integers = model.integers
     return [
         {
             "format": name,
             "tensors": count,
-            "weights": sum(t.numel for t in model.tensors.values() if t.stored_format == name),
+            "weights": sum(
+                t.numel for n, t in model.tensors.items() if t.stored_format == name and n not in integers
+            ),
             "nbytes": sum(t.nbytes for t in model.tensors.values() if t.stored_format == name),
         }
         for name, count in counts.most_common()
+    ]
+
+
+def _packed_words(model: Checkpoint) -> list[str]:
+    """Matrices of whole numbers in linear layers: packed in a way that nothing in the model describes."""
+    return [
+        name
+        for name, dtype in model.integers.items()
+        if dtype in ("i32", "i16", "i8", "u8") and len(model.tensors[name].shape) > 1
     ]
 
 
@@ -107,7 +120,8 @@ def _facts(model: Checkpoint) -> dict[str, Any]:
         "parameters": model.parameters,
         "tensor_nbytes": model.nbytes,
         "file_nbytes": sum(file.stat().st_size for file in model.files),
-        "bits_per_weight": model.bits_per_weight,
+        "bits_per_weight": None if _packed_words(model) else model.bits_per_weight,
+        "packed_words": _packed_words(model),
         "files": [str(file) for file in model.files],
         "types": _types(model),
         "notes": list(model.notes),
@@ -132,7 +146,13 @@ def _print(model: Checkpoint, tensors: bool) -> None:
     head.add_row("weights", f"{model.parameters:,} in {len(model.tensors)} tensors")
     count = "1 file" if len(files) == 1 else f"{len(files)} files"
     head.add_row("bytes", f"{model.nbytes:,} of tensors; {on_disk:,} ({size(on_disk)}) in {count}")
-    if model.parameters:
+    packed = _packed_words(model)
+    if packed:
+        names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in packed))
+        nbytes = sum(model.tensors[name].nbytes for name in packed)
+        told = f"{size(nbytes)} in {len(packed)} tensors ({names}): {_UNKNOWN}"
+        head.add_row("packed words", plain(told))
+    elif model.parameters:
         head.add_row("bits per weight", f"{model.bits_per_weight:.3f}")
     out.print(head)
     for note in model.notes:

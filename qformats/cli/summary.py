@@ -78,9 +78,12 @@ def print_summary(report: ExportReport) -> None:
     out.print(rows)
     _print_notes(out, report, every=False)
     _print_vanished(out, report)
-    rounded = Counter(_variant(t.format) for t in report.tensors if t.rounded)
-    for kind, count in rounded.items():
-        out.print(f"{_tensors(count)} {'was' if count == 1 else 'were'} cast to {kind} from a wider dtype")
+    rounded = Counter(
+        (t.action, _variant(t.source_format), _variant(t.format)) for t in report.tensors if t.rounded
+    )
+    for (action, source, after), count in rounded.items():
+        how = f"decoded from {source} and rounded" if action == "dequantized" else f"cast from {source}"
+        out.print(f"{_tensors(count)} {'was' if count == 1 else 'were'} {how} to {after}")
     if report.run_with:
         # No wrapping: a command is copied as a whole.
         out.print(f"Run it:  [bold]{plain(report.run_with)}[/bold]", soft_wrap=True)
@@ -95,7 +98,7 @@ def print_summary(report: ExportReport) -> None:
 def _chosen_by(report: ExportReport) -> str:
     """Which quantizer has chosen codes, and on what text."""
     if not any(tensor.action in ("quantized", "requantized") for tensor in report.tensors):
-        return "no weight was rounded"
+        return "no weight was quantized"
     on = f", calibrated on {report.calibration}" if report.calibration else ""
     return f"quantizer {report.quantizer}{on}"
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qformats.interfaces.stored import StoredTensor
+from qformats.numbers.dtypes import FLOATS
 from qformats.work.files import Fingerprint
 from qformats.work.guard import Guarded
 
@@ -100,8 +101,15 @@ class Checkpoint(Guarded, ABC):
 
     @property
     def parameters(self) -> int:
-        """Number of weights in all tensors."""
-        return sum(tensor.numel for tensor in self.tensors.values())
+        """Number of weights in all tensors; indices, masks and packed words of an unknown format are none."""
+        integers = self.integers
+        return sum(tensor.numel for name, tensor in self.tensors.items() if name not in integers)
+
+    @property
+    def integers(self) -> Mapping[str, str]:
+        """Plain tensors of whole numbers, by name, and their dtypes: no format says that they mean weights."""
+        plain = {name: tensor.stored_packer.dense_dtype for name, tensor in self.tensors.items()}
+        return {name: dtype for name, dtype in plain.items() if dtype is not None and dtype not in FLOATS}
 
     @property
     def nbytes(self) -> int:

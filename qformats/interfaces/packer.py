@@ -166,9 +166,10 @@ class Packer(Guarded):
         for name, (shape, dtype) in self.stored(packed.shape).items():
             held = packed.fields.get(name)
             if held is None or tuple(held.shape) != shape or held.dtype != torch_dtype(dtype):
-                found = "missing" if held is None else f"{tuple(held.shape)} of {_spelled(held)}"
                 expected = f"{shape} of {dtype} for a weight of {tuple(packed.shape)}"
-                raise ShapeError(name, found, expected)
+                if held is None:
+                    raise ShapeError(name, None, expected)
+                raise ShapeError(name, f"{tuple(held.shape)} of {_spelled(held)}", expected)
         return packed
 
     def weight_shape(self, stored: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[int, int]:

@@ -106,6 +106,11 @@ def test_what_is_left_out_leaves_no_trace():
     assert str(errors.CheckpointError("m.bin", "truncated", tensor="w")) == "m.bin: tensor 'w': truncated."
 
 
+def test_a_missing_field_is_no_shape():
+    found = str(errors.ShapeError("scale", None, "(4,) of f16"))
+    assert found == "tensor 'scale': it is missing; expected (4,) of f16."
+
+
 def test_descriptions_have_no_quotes():
     found = errors.ConfigError("scales", errors.Described("2 that are NaN"), "finite scales")
     assert str(found) == "scales: found 2 that are NaN; expected finite scales."
