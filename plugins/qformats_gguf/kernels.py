@@ -22,7 +22,7 @@ from qformats.errors import ShapeError, UnknownFormatError
 from qformats.kernels import cpu
 from qformats.kernels.cpu import Outcome
 
-__all__ = ["BLOCK", "LAYOUTS", "TYPES", "BlockLayout", "Outcome", "dequantize", "quantize"]
+__all__ = ["BLOCK", "LAYOUTS", "TYPES", "BlockLayout", "Outcome", "dequantize", "quantize", "quantize_codes"]
 
 BLOCK = 32
 
@@ -114,16 +114,21 @@ def _first_is_negative(x: Any, magnitude: Any) -> Any:
     return (first & 1) != 0
 
 
+# The three kernels that follow write whole blocks. With an array `kept` they write codes there, a byte each, and of the
+# blocks only the halves that come first: numba compiles a kernel for either.
+
+
 @cpu.jit()
-def _quantize_signed(source: Any, out: Any, bits: Any, codes_at: Any) -> Any:
+def _quantize_signed(source: Any, out: Any, kept: Any, bits: Any, codes_at: Any) -> Any:
     """q4_0, q5_0: the extreme value, whatever its sign, gets code 0; d = extreme / -8 (or -16)."""
     half = float32(1 << (bits - 1))
     step, last = float32(float32(1.0) / half), int32((1 << bits) - 1)
-    codes = np.empty(source.shape[1], np.uint8)
-    words = codes.view(np.uint64)
+    own = np.empty(source.shape[1], np.uint8)
+    words = own.view(np.uint64)
     worst, overflow = int32(0), 0
     for number in range(source.shape[0]):
         x, block = source[number], out[number]
+        codes = own if kept is None else kept[number]
         # The largest magnitudes of either sign; the bits of the other sign are negative numbers.
         positive, negative = int32(0), int32(0)
         for j in range(cpu.block_length(x)):
@@ -145,10 +150,11 @@ def _quantize_signed(source: Any, out: Any, bits: Any, codes_at: Any) -> Any:
         for j in range(cpu.block_length(x)):
             code = int32(float32(float32(cpu.widen(x[j]) * inverse) + offset))
             codes[j] = uint8(min(code, last))
-        put_nibbles(codes, block[codes_at:])
-        if bits == 5:
-            for j in range(4):
-                block[codes_at - 4 + j] = fifth_bits(words[j])
+        if kept is None:
+            put_nibbles(codes, block[codes_at:])
+            if bits == 5:
+                for j in range(4):
+                    block[codes_at - 4 + j] = fifth_bits(words[j])
     return -1 if worst >= int32(cpu.F32_INF) else overflow
 
 
@@ -159,14 +165,15 @@ def _ordered(value: Any) -> Any:
 
 
 @cpu.jit()
-def _quantize_minimum(source: Any, out: Any, bits: Any, codes_at: Any) -> Any:
+def _quantize_minimum(source: Any, out: Any, kept: Any, bits: Any, codes_at: Any) -> Any:
     """q4_1, q5_1: d = (max - min) / 15 (or 31); codes count from the minimum."""
     steps = float32((1 << bits) - 1)
-    codes = np.empty(source.shape[1], np.uint8)
-    words = codes.view(np.uint64)
+    own = np.empty(source.shape[1], np.uint8)
+    words = own.view(np.uint64)
     worst, overflow = int32(0), 0
     for number in range(source.shape[0]):
         x, block = source[number], out[number]
+        codes = own if kept is None else kept[number]
         low_bits, high_bits = int32(0x7FFFFFFF), int32(-0x80000000)
         for j in range(cpu.block_length(x)):
             place = _ordered(float32(cpu.widen(x[j])).view(int32))
@@ -183,17 +190,20 @@ def _quantize_minimum(source: Any, out: Any, bits: Any, codes_at: Any) -> Any:
         for j in range(cpu.block_length(x)):
             code = int32(float32(float32(float32(cpu.widen(x[j]) - low) * inverse) + float32(0.5)))
             codes[j] = uint8(code)
-        put_nibbles(codes, block[codes_at:])
-        if bits == 5:
-            for j in range(4):
-                block[codes_at - 4 + j] = fifth_bits(words[j])
+        if kept is None:
+            put_nibbles(codes, block[codes_at:])
+            if bits == 5:
+                for j in range(4):
+                    block[codes_at - 4 + j] = fifth_bits(words[j])
     return -1 if worst >= int32(cpu.F32_INF) else overflow
 
 
 @cpu.jit()
-def _quantize_q8(source: Any, out: Any) -> Any:
+def _quantize_q8(source: Any, out: Any, kept: Any) -> Any:
     """q8_0: d = max|x| / 127, codes rounded half away from zero."""
     worst, overflow = int32(0), 0
+    # Codes in blocks are signed; others count from the lowest level.
+    middle = int32(0 if kept is None else 128)
     for number in range(source.shape[0]):
         x, block = source[number], out[number]
         largest = int32(0)
@@ -203,12 +213,12 @@ def _quantize_q8(source: Any, out: Any) -> Any:
         d = float32(int32(largest).view(float32) / float32(127.0))
         overflow += _put_rounded(block, 0, d)
         inverse = _inverse(d)
-        codes = block[2:]
+        codes = block[2:] if kept is None else kept[number]
         for j in range(cpu.block_length(x)):
             scaled = float32(cpu.widen(x[j]) * inverse)
             # The float32 just below 0.5: with 0.5 itself 0.49999997 would become 1.
             nudge = int32(int32(scaled.view(int32) & int32(-0x80000000)) | int32(0x3EFFFFFF)).view(float32)
-            codes[j] = uint8(int32(float32(scaled + nudge)))
+            codes[j] = uint8(int32(int32(float32(scaled + nudge)) + middle))
     return -1 if worst >= int32(cpu.F32_INF) else overflow
 
 
@@ -275,12 +285,16 @@ def _dequantize_q8(source: Any, out: Any) -> None:
             cpu.write(values, j, float32(float32(int32(int8(codes[j]))) * d))
 
 
+def _check_floats(floats: NDArray[Any]) -> None:
+    if floats.ndim != 2 or floats.shape[1] % BLOCK or not floats.flags.c_contiguous:
+        raise ShapeError("floats", floats.shape, f"(rows, K), C-contiguous, K a multiple of {BLOCK}")
+
+
 def _check(type_name: str, floats: NDArray[Any], packed: NDArray[np.uint8]) -> BlockLayout:
     """Check both arrays of a call; give the layout of the type."""
     if type_name not in LAYOUTS:
         raise UnknownFormatError(type_name, LAYOUTS, kind="GGUF block type")
-    if floats.ndim != 2 or floats.shape[1] % BLOCK or not floats.flags.c_contiguous:
-        raise ShapeError("floats", floats.shape, f"(rows, K), C-contiguous, K a multiple of {BLOCK}")
+    _check_floats(floats)
     expected = (floats.shape[0], floats.shape[1] // BLOCK * TYPES[type_name])
     if packed.shape != expected or packed.dtype != np.uint8 or not packed.flags.c_contiguous:
         found = f"{packed.shape} of {packed.dtype}"
@@ -317,13 +331,67 @@ def quantize(type_name: str, source: NDArray[Any], out: NDArray[np.uint8]) -> Ou
     """
     kind = _check(type_name, source, out)
     cpu.float_kind(source.dtype, "dtype of the weights")
-    count = source.size // BLOCK
-    values, blocks = cpu.for_reading(source, (count, BLOCK)), out.reshape(count, kind.size)
+    return _quantize(kind, source, out.reshape(-1, kind.size), None)
+
+
+def quantize_codes(
+    type_name: str, source: NDArray[Any], codes: NDArray[np.uint8], halves: NDArray[np.float16]
+) -> Outcome:
+    """Round rows as :func:`quantize` does, to codes in bytes of their own.
+
+    Parameters
+    ----------
+    type_name, source
+        As for :func:`quantize`.
+    codes : ndarray
+        uint8, ``(rows, K)``, C-contiguous, counted from the lowest level; overwritten.
+    halves : ndarray
+        float16, ``(rows, K / 32, 1)``: the scale of each block; for ``q4_1`` and ``q5_1`` ``(rows, K / 32, 2)``, the
+        second one the minimum. C-contiguous; overwritten.
+
+    Returns
+    -------
+    Outcome
+        See :func:`quantize`.
+
+    Raises
+    ------
+    ShapeError, ConfigError, UnknownFormatError
+        If the arguments do not fit together.
+    """
+    if type_name not in LAYOUTS:
+        raise UnknownFormatError(type_name, LAYOUTS, kind="GGUF block type")
+    kind = LAYOUTS[type_name]
+    _check_floats(source)
+    cpu.float_kind(source.dtype, "dtype of the weights")
+    rows, columns = source.shape
+    wanted = (
+        ("codes", codes, source.shape, np.uint8),
+        (
+            "halves",
+            halves,
+            (rows, columns // BLOCK, 1 + kind.minimum),
+            np.float16,
+        ),
+    )
+    for what, array, shape, dtype in wanted:
+        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+            found = f"{array.shape} of {array.dtype}"
+            raise ShapeError(what, found, f"{shape} of {np.dtype(dtype)}, C-contiguous, for {type_name}")
+    stored = halves.view(np.uint8).reshape(-1, 2 + 2 * kind.minimum)
+    return _quantize(kind, source, stored, codes.reshape(-1, BLOCK))
+
+
+def _quantize(
+    kind: BlockLayout, source: NDArray[Any], blocks: NDArray[np.uint8], kept: NDArray[np.uint8] | None
+) -> Outcome:
+    """Run the kernel of a type, see above `_quantize_signed`."""
+    values = cpu.for_reading(source, (source.size // BLOCK, BLOCK))
     if kind.bits == 8:
-        overflow = int(_quantize_q8(values, blocks))
+        overflow = int(_quantize_q8(values, blocks, kept))
     else:
         kernel = _quantize_minimum if kind.minimum else _quantize_signed
-        overflow = int(kernel(values, blocks, kind.bits, kind.codes_at))
+        overflow = int(kernel(values, blocks, kept, kind.bits, kind.codes_at))
     if overflow < 0:
         return Outcome(cpu.count_nonfinite(source), 0)
     return Outcome(0, overflow)

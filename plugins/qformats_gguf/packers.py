@@ -256,7 +256,7 @@ class BlockPacker(GGUFPacker):
         rows = math.prod(packed.shape[:-1])
         blocks = self.blocks(packed)
         if blocks.device.type == "cpu":
-            return self._decoded(blocks.reshape(rows, -1).contiguous(), rows, columns)
+            return self._decoded(blocks.reshape(rows, blocks.shape[-1]).contiguous(), rows, columns)
         blocks = blocks.reshape(rows, columns // BLOCK, self.type.block_bytes)
         scale, at = _halves(blocks, 0), 2
         minimum = None
@@ -355,6 +355,27 @@ class BlockPacker(GGUFPacker):
         outcome = kernels.quantize(self.type.name, as_numpy(weight), blocks.numpy())
         refuse(outcome, weight, weight.numel() // BLOCK, "f16")
         return PackedTensor(self, tuple(dense.shape), {"blocks": blocks.reshape(shape)})
+
+    def quantize_reference(self, dense: Tensor) -> QuantizedTensor:
+        """llama.cpp's own rounding, from floats to codes; on a CPU without a detour through blocks."""
+        import torch
+
+        known = (torch.float32, torch.float16, torch.bfloat16)
+        if dense.ndim != 2 or dense.device.type != "cpu" or dense.dtype not in known:
+            return super().quantize_reference(dense)
+        self.require(dense.shape)
+        from qformats.kernels.dense import as_numpy, refuse
+        from qformats_gguf import kernels
+
+        weight, has_minimum = dense.contiguous(), self.grid.kind == "minimum"
+        codes = empty(weight.shape, torch.uint8)
+        halves = empty((weight.shape[0], weight.shape[1] // BLOCK, 1 + has_minimum), torch.float16)
+        outcome = kernels.quantize_codes(self.type.name, as_numpy(weight), codes.numpy(), halves.numpy())
+        refuse(outcome, weight, weight.numel() // BLOCK, "f16")
+        scale, *more = (part.contiguous() for part in halves.unbind(-1))
+        zero = 0 if has_minimum else self.grid.center
+        minimum = more[0] if has_minimum else None
+        return QuantizedTensor(codes, scale, (1, BLOCK), zero_point=zero, minimum=minimum)
 
 
 class UnknownTypePacker(GGUFPacker):

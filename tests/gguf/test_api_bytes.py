@@ -55,3 +55,12 @@ def test_bytes_and_values_are_those_of_gguf(name, case, dtype):
     assert torch.equal(qformats.dequantize(packed), values)
     assert torch.equal(packed.dequantize(torch.empty(values.shape)), values)
     assert torch.equal(qformats.unpack(packed).dequantize(), values)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_no_rows_are_no_bytes(name):
+    shape = (0, 64)
+    packed = qformats.pack(qformats.quantize(torch.zeros(shape), f"gguf:{name}"), f"gguf:{name}")
+    assert packed.nbytes == 0
+    assert qformats.dequantize(packed).shape == shape
+    assert qformats.unpack(packed).dequantize().shape == shape

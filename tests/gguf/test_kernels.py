@@ -360,3 +360,25 @@ def test_unusable_arguments():
         with pytest.raises(ShapeError):
             kernels.dequantize("q4_0", packed, floats)
     assert not out.any()
+
+
+def test_codes_need_arrays_that_fit():
+    source, codes = np.zeros((4, 64), np.float32), np.ones((4, 64), np.uint8)
+    halves = np.ones((4, 2, 1), np.float16)
+    with pytest.raises(UnknownFormatError, match="q4_0"):
+        kernels.quantize_codes("q4_7", source, codes, halves)
+    with pytest.raises(ConfigError, match="float64"):
+        kernels.quantize_codes("q4_0", source.astype(np.float64), codes, halves)
+    for name, floats, bytes_, scales in (
+        ("q4_0", source[:, :33].copy(), codes, halves),
+        ("q4_0", source, codes[:3], halves),
+        ("q4_0", source, codes.view(np.int8), halves),
+        ("q4_0", source, np.ones((64, 4), np.uint8).T, halves),
+        ("q4_0", source, codes, halves.view(np.uint16)),
+        ("q4_1", source, codes, halves),
+        ("q8_0", source, codes, np.ones((4, 2, 2), np.float16)),
+    ):
+        with pytest.raises(ShapeError):
+            kernels.quantize_codes(name, floats, bytes_, scales)
+    assert codes.all()
+    assert halves.all()

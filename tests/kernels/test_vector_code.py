@@ -15,7 +15,7 @@ from qformats_gptq import kernels as gptq
 
 F32, F16, BF16 = numba.float32, numba.uint16, numba.int16
 U8, I8, U16, U32, U64 = numba.uint8, numba.int8, numba.uint16, numba.uint32, numba.uint64
-INT, BOOL = numba.int64, numba.types.bool_
+INT, BOOL, NONE = numba.int64, numba.types.bool_, numba.types.none
 
 
 def read(dtype, dimensions=2):
@@ -35,12 +35,27 @@ CASES = {
     "split": (cpu._split, (read(U8, 1), written(U16, 1), U8), (LOGIC,)),
     "q4_0 of f32": (
         gguf._quantize_signed,
-        (read(F32), written(U8), INT, INT),
+        (read(F32), written(U8), NONE, INT, INT),
         (MAXIMUM, MULTIPLY, TO_INTEGER, LOGIC),
     ),
-    "q4_0 of f16": (gguf._quantize_signed, (read(F16), written(U8), INT, INT), (MAXIMUM, MULTIPLY)),
-    "q4_1": (gguf._quantize_minimum, (read(F32), written(U8), INT, INT), (MAXIMUM, MULTIPLY, LOGIC)),
-    "q8_0": (gguf._quantize_q8, (read(F32), written(U8)), (MAXIMUM, MULTIPLY, TO_INTEGER)),
+    "q4_0 of f16": (gguf._quantize_signed, (read(F16), written(U8), NONE, INT, INT), (MAXIMUM, MULTIPLY)),
+    "codes of q4_0": (
+        gguf._quantize_signed,
+        (read(F32), written(U8), written(U8), INT, INT),
+        (MAXIMUM, MULTIPLY, TO_INTEGER),
+    ),
+    "q4_1": (gguf._quantize_minimum, (read(F32), written(U8), NONE, INT, INT), (MAXIMUM, MULTIPLY, LOGIC)),
+    "codes of q5_1": (
+        gguf._quantize_minimum,
+        (read(BF16), written(U8), written(U8), INT, INT),
+        (MAXIMUM, MULTIPLY, TO_INTEGER),
+    ),
+    "q8_0": (gguf._quantize_q8, (read(F32), written(U8), NONE), (MAXIMUM, MULTIPLY, TO_INTEGER)),
+    "codes of q8_0": (
+        gguf._quantize_q8,
+        (read(F32), written(U8), written(U8)),
+        (MAXIMUM, MULTIPLY, TO_INTEGER),
+    ),
     "dequantize q4_0": (gguf._dequantize, (read(U8), written(F32), INT, INT), (MULTIPLY,)),
     "dequantize q4_1": (gguf._dequantize_minimum, (read(U8), written(BF16), INT, INT), (MULTIPLY, SHIFT)),
     "dequantize q8_0": (gguf._dequantize_q8, (read(U8), written(F16)), (MULTIPLY, SHIFT)),
