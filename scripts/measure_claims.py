@@ -23,6 +23,7 @@ from qformats.comparing import Settings, compare
 from qformats.comparing.weights import position
 from qformats.exporting import Recipe
 from qformats.exporting.footprint import footprint
+from qformats.numbers.error import percent
 from qformats.sources import outline_model
 
 CALIBRATION = (("samples", "32"), ("sequence-length", "512"))
@@ -89,7 +90,7 @@ def measured(title: str, recipes: list[Recipe], settings: Settings) -> None:
     report = compare(qformats.open("demo"), [], recipes, settings)
     print(f"\n{title}\n")
     print(
-        "| format | quantizer | bits per weight | error | perplexity | over base | KL, 1/1000 nats | same top |"
+        "| format | quantizer | bits per weight | block error | perplexity | over base | KL, 1/1000 nats | same top |"
     )
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     print(f"| {report.base.format} | | 16 | | {report.base.behaviour.perplexity.value:.3f} | | | |")
@@ -99,7 +100,7 @@ def measured(title: str, recipes: list[Recipe], settings: Settings) -> None:
         error = linears if linears.count else model.weights.total
         ratio, kl = against.perplexity_ratio, against.kl.mean
         print(
-            f"| {model.format} | {model.quantizer} | {bits:.2f} | {error.relative_rmse:.2%} "
+            f"| {model.format} | {model.quantizer} | {bits:.2f} | {percent(error.relative_rmse)} "
             f"| {model.behaviour.perplexity.value:.3f} | {ratio.value - 1:+.2%} ± {ratio.error:.2%} "
             f"| {kl.value * 1000:.3f} ± {kl.error * 1000:.3f} | {against.same_top.value:.1%} |"
         )

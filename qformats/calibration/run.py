@@ -25,6 +25,7 @@ from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import torch_dtype
+from qformats.numbers.error import relative_error
 from qformats.numbers.quantized import QuantizedTensor
 from qformats.version import __version__
 from qformats.work.files import fingerprint
@@ -305,7 +306,7 @@ class _Run:
             "layer": layer.name,
             "format": layer.packer.name,
             "loss": rounded.loss,
-            "relative_error": _ratio(rounded.loss, rounded.signal),
+            "relative_error": relative_error(rounded.loss, rounded.signal),
             "damping": rounded.damping,
             "tokens": tokens,
             "seconds": round(seconds, 3),
@@ -315,7 +316,7 @@ class _Run:
     @property
     def error(self) -> float:
         """Root of the mean squared error of outputs so far, relative to the outputs."""
-        return _ratio(self.loss, self.signal)
+        return relative_error(self.loss, self.signal)
 
 
 class _Block:
@@ -473,10 +474,6 @@ def refused(names: Sequence[str], wanted: str) -> ConfigError:
 def _columns(module: Any) -> int:
     rows, columns = module.weight.shape
     return int(rows if type(module).__name__ == "Conv1D" else columns)
-
-
-def _ratio(loss: float, signal: float) -> float:
-    return float((loss / signal) ** 0.5) if signal > 0 else 0.0
 
 
 def _dtype(name: str, source: Checkpoint, device: torch.device) -> torch.dtype:

@@ -125,6 +125,7 @@ def behaviour(
         np.concatenate(divergences),
         np.concatenate(tops),
         tuple(_told(change, windows, tokenizer) for change in worst),
+        windows.scored,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qformats.comparing.contestant import Contestant, distinguish
+from qformats.comparing.evidence import shortage
 from qformats.comparing.logits import LogitsReader
 from qformats.comparing.report import CompareReport
 from qformats.comparing.speed import machine
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Settings", "compare"]
-
-_FEW = 100
-"""Scored tokens below which statistics say little."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +177,5 @@ def _notes(windows: Windows | None) -> tuple[str, ...]:
         return (
             "Only weights are compared: give a text (--text FILE or --text demo) to compare behaviour too.",
         )
-    scored = windows.text.scored
-    if scored < _FEW:
-        tokens = "token is" if scored == 1 else "tokens are"
-        return (f"Only {scored} {tokens} scored: too few for meaningful statistics.",)
-    return ()
+    missing = shortage(windows.text)
+    return (missing,) if missing else ()

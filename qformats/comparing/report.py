@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qformats.errors import ConfigError, Described
+from qformats.numbers.error import relative_error
 
 __all__ = [
     "BehaviourChange",
@@ -33,6 +34,7 @@ __all__ = [
     "TokenChange",
     "WeightError",
     "WeightsResult",
+    "WindowChange",
 ]
 
 
@@ -56,8 +58,8 @@ class WeightError:
         Largest absolute difference; weight units.
     rmse : float
         Root of the mean squared difference; weight units.
-    relative_rmse : float
-        `rmse` over the root mean square of the base's weights; infinite where those are all zero and these are not.
+    base_rms : float
+        Root of the mean square of the base's weights; weight units.
     cosine : float
         Cosine of the angle between the two, as vectors; 1 if both are zero, 0 if one is.
     """
@@ -65,8 +67,13 @@ class WeightError:
     count: int
     max_error: float
     rmse: float
-    relative_rmse: float
+    base_rms: float
     cosine: float
+
+    @property
+    def relative_rmse(self) -> float:
+        """The relative error: `rmse` over `base_rms`; see :func:`qformats.numbers.error.relative_error`."""
+        return relative_error(self.rmse**2, self.base_rms**2)
 
     @property
     def sqnr_db(self) -> float:
@@ -253,6 +260,22 @@ class TokenChange:
 
 
 @dataclass(frozen=True)
+class WindowChange:
+    """Means over the scored tokens of one window, nats per token.
+
+    Attributes
+    ----------
+    kl : float
+        Divergence of the model from the base.
+    log_ratio : float
+        By how much more the model loses on the actual tokens than the base does.
+    """
+
+    kl: float
+    log_ratio: float
+
+
+@dataclass(frozen=True)
 class BehaviourChange:
     """What a model predicts, against what the base predicts at the same positions.
 
@@ -274,6 +297,8 @@ class BehaviourChange:
         Of the divergence, nats.
     worst : tuple of TokenChange
         Positions of the largest divergence, largest first.
+    windows : tuple of WindowChange
+        What a verdict is based on: windows are independent of each other, tokens are not.
     """
 
     perplexity_difference: Estimate
@@ -285,6 +310,7 @@ class BehaviourChange:
     same_top: Estimate
     kl_histogram: Histogram
     worst: tuple[TokenChange, ...]
+    windows: tuple[WindowChange, ...]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from qformats.comparing.report import (
     Percentiles,
     ProbabilityChange,
     TokenChange,
+    WindowChange,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +70,12 @@ def _perplexity(loss: Estimate) -> Estimate:
 
 
 def behaviour_change(
-    base: Floats, loss: Floats, kl: Floats, same_top: NDArray[np.bool_], worst: tuple[TokenChange, ...]
+    base: Floats,
+    loss: Floats,
+    kl: Floats,
+    same_top: NDArray[np.bool_],
+    worst: tuple[TokenChange, ...],
+    scored: int,
 ) -> BehaviourResult:
     """Statistics of a model's predictions against the base's at the same positions.
 
@@ -83,8 +89,11 @@ def behaviour_change(
         bool, ``(N,)``: whether both have the same most probable token.
     worst : tuple of TokenChange
         For the report.
+    scored : int
+        Scored tokens of each window; `N` is a multiple of it.
     """
     count = len(loss)
+    by_window = [values.reshape(-1, scored).mean(1) for values in (kl, loss - base)]
     before, after = mean_estimate(base), mean_estimate(loss)
     covariance = _variance(base, loss)
     log_ratio = Estimate(
@@ -110,6 +119,7 @@ def behaviour_change(
         same_top=Estimate(same, math.sqrt(same * (1 - same) / (count - 1)) if count > 1 else math.inf),
         kl_histogram=_histogram(kl),
         worst=worst,
+        windows=tuple(WindowChange(float(a), float(b)) for a, b in zip(*by_window, strict=True)),
     )
     return BehaviourResult(count, ours, against)
 

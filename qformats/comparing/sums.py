@@ -41,7 +41,6 @@ class Sums:
 
     def result(self) -> WeightError:
         """The distance that follows from these sums."""
-        relative = math.sqrt(self.error / self.base) if self.base else (math.inf if self.error else 0.0)
         lengths = math.sqrt(self.base) * math.sqrt(self.model)
         # Equal vectors are parallel, zeros too; with one zero vector there is no angle.
         cosine = 1.0 if not self.error else self.product / lengths if lengths else 0.0
@@ -49,7 +48,7 @@ class Sums:
             count=self.count,
             max_error=self.max_error,
             rmse=math.sqrt(self.error / max(1, self.count)),
-            relative_rmse=relative,
+            base_rms=math.sqrt(self.base / max(1, self.count)),
             cosine=min(1.0, max(-1.0, cosine)),
         )
 

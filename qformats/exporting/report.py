@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping
@@ -46,8 +47,8 @@ class TensorReport:
     exact_share : float or None
         Share of the weights of a transcoded or requantized tensor that are in rows which kept every value.
     relative_error, max_error : float or None
-        Of such a tensor: root mean square change relative to the root mean square value, and largest change of a
-        weight, in weight units.
+        Of such a tensor: :func:`qformats.numbers.error.relative_error`, and largest change of a weight, in weight
+        units.
     """
 
     name: str
@@ -139,7 +140,12 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "bits_per_weight": self.bits_per_weight, "types": self.types}
+        plain = {**asdict(self), "bits_per_weight": self.bits_per_weight, "types": self.types}
+        for tensor in plain["tensors"]:
+            if tensor["relative_error"] == math.inf:
+                # Zeros that are none any more; JSON has no infinity.
+                tensor["relative_error"] = None
+        return plain
 
 
 def report_of(

@@ -11,6 +11,7 @@ from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.quantizer import Quantizer
 from qformats.interfaces.rows import cut, join
 from qformats.numbers.dtypes import torch_dtype
+from qformats.numbers.error import relative_error
 from qformats.numbers.quantized import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ class Measure:
 
     @property
     def relative_error(self) -> float:
-        """Root of the mean squared change, relative to the root of the mean square; 0 for zeros."""
-        return float((self.squared_error / self.squared) ** 0.5) if self.squared else 0.0
+        """Of all weights together."""
+        return relative_error(self.squared_error, self.squared)
 
     def to_list(self) -> list[object]:
         """Plain data for the journal."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -19,6 +19,7 @@ from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.dense import dense
 from qformats.interfaces.packer import PackedTensor
 from qformats.interfaces.stored import StoredTensor
+from qformats.numbers.error import percent, relative_error
 from qformats.registry import registry
 from qformats.runtime.adapter_folder import open_adapter
 from qformats.runtime.adapters import Update, updates_of
@@ -109,7 +110,10 @@ class MergeReport:
         if not rounded:
             return f"{nothing}merged {_tensors(len(self.tensors))} into plain numbers."
         formats = ", ".join(dict.fromkeys(t.format for t in rounded))
-        errors, lost = _span([t.error for t in rounded], ".2%"), _span([t.lost for t in rounded], ".2g")
+        errors, lost = (
+            _span([t.error for t in rounded], percent),
+            _span([t.lost for t in rounded], "{:.2g}".format),
+        )
         were = "was" if len(rounded) == 1 else "were"
         told = (
             f"{nothing}the {_tensors(len(rounded))} that {which} {were} quantized again to {formats}, "
@@ -134,8 +138,8 @@ def _tensors(count: int) -> str:
     return f"{count} tensor{'' if count == 1 else 's'}"
 
 
-def _span(values: list[float], spelled: str) -> str:
-    low, high = format(min(values), spelled), format(max(values), spelled)
+def _span(values: list[float], spelled: Callable[[float], str]) -> str:
+    low, high = spelled(min(values)), spelled(max(values))
     return low if low == high else f"{low} to {high}"
 
 
@@ -320,14 +324,11 @@ def _measured(
     added = float(update.rows(0, update.shape[0]).norm())
     old = float(before.dequantize().norm())
 
-    def ratio(part: float, whole: float) -> float:
-        return part / whole if whole else 0.0
-
     return MergedTensor(
         before.name,
         before.stored_format,
         format,
-        change=ratio(added, old),
-        error=ratio(error, float(values.norm())),
-        lost=ratio(error, added),
+        change=relative_error(added**2, old**2),
+        error=relative_error(error**2, float(values.norm()) ** 2),
+        lost=error / added if added else 0.0,
     )

@@ -25,9 +25,10 @@ from qformats.comparing.report import (
     TokenChange,
     WeightError,
     WeightsResult,
+    WindowChange,
 )
 
-__all__ = ["HOSTILE", "example", "model", "without"]
+__all__ = ["HOSTILE", "example", "model", "windows", "without"]
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>\"&'\u202e\x00\ud800"
@@ -107,6 +108,12 @@ def changes(worst: float, token: str) -> tuple[TokenChange, ...]:
     )
 
 
+def windows(kl: float, log_ratio: float, spread: float, count: int = 8) -> tuple[WindowChange, ...]:
+    """As many windows as asked for whose means are these, and whose values differ by about `spread`."""
+    steps = [(2 * i - count + 1) / count for i in range(count)]
+    return tuple(WindowChange(kl + spread * step, log_ratio - spread * step) for step in steps)
+
+
 def behaviour(kl: float, noise: random.Random, token: str) -> BehaviourResult:
     spread = 1.9
     values = [math.exp(noise.gauss(0, spread)) for _ in range(TOKENS)]
@@ -129,6 +136,7 @@ def behaviour(kl: float, noise: random.Random, token: str) -> BehaviourResult:
         same_top=Estimate(same, math.sqrt(same * (1 - same) / TOKENS)),
         kl_histogram=histogram(values),
         worst=changes(max(values), token),
+        windows=windows(kl, log_ratio.value, 0.1 * kl),
     )
     return BehaviourResult(TOKENS, Estimate(perplexity, 0.53), change)
 
@@ -139,7 +147,7 @@ def tensor(
     quantized = len(shape) == 2
     count = math.prod(shape)
     off = off if quantized else 0.0
-    error = WeightError(count, off * 0.04 * 6, off * 0.04, off, 1 - off * off / 2)
+    error = WeightError(count, off * 0.04 * 6, off * 0.04, 0.04, 1 - off * off / 2)
     stored = bits if quantized else 16
     return TensorError(
         *(name, layer, kind, shape, format if quantized else "bf16", round(count * stored / 8), stored),
@@ -160,7 +168,7 @@ def weights(format: str, bits: float, off: float, noise: random.Random) -> Weigh
             )
     tensors += [tensor(f"model.{k}.weight", None, k, s, format, bits, 0.9 * off) for k, s in OUTSIDE.items()]
     linears = [t for t in tensors if t.quantized]
-    error = WeightError(sum(t.error.count for t in linears), off, off * 0.04, off, 1 - off * off / 2)
+    error = WeightError(sum(t.error.count for t in linears), off, off * 0.04, 0.04, 1 - off * off / 2)
     return WeightsResult(error, error, sum(t.nbytes for t in linears), error.count, tuple(tensors))
 
 

@@ -138,7 +138,7 @@ def test_a_text_that_is_too_short(tmp_path):
     assert "512 or more" in message
     assert "--window" in message
     report = qformats.compare("demo", try_=["gguf:q8_0"], text=file, window=8)
-    assert any("too few for meaningful statistics" in note for note in report.notes)
+    assert any("Too few tokens for a verdict" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,10 @@ def test_another_file_is_no_place_for_predictions(made):
 
 def test_one_scored_token(made):
     report = qformats.compare("demo", made("q8_0"), text="demo", window=4, windows=1)
-    assert report.notes == ("Only 1 token is scored: too few for meaningful statistics.",)
+    assert report.notes == (
+        "Too few tokens for a verdict: 1 token was scored, in 1 window; it takes 1,000 in 4 windows. About 999 more "
+        "tokens are needed: 999 more windows of 4 (a longer text, or a higher --windows).",
+    )
 
 
 def test_other_architectures_and_vocabularies(tmp_path):

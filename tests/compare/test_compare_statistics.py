@@ -79,7 +79,13 @@ def _assert_close(found, expected, **tolerance):
 def test_statistics_of_given_losses_are_llama_perplexitys():
     windows, base, model = _case(0)
     numbers = oracle.per_token(*_arrays(windows, base, model))
-    found = behaviour_change(*numbers, ())
+    found = behaviour_change(*numbers, (), SCORED)
+    base_loss, loss, kl = numbers[:3]
+    for i, window in enumerate(found.against.windows):
+        rows = slice(i * SCORED, (i + 1) * SCORED)
+        assert window.kl == pytest.approx(kl[rows].mean())
+        assert window.log_ratio == pytest.approx((loss - base_loss)[rows].mean())
+    assert len(found.against.windows) == COUNT
     _assert_close(oracle.told(found), oracle.statistics(*numbers), rtol=1e-9, atol=1e-12)
     assert found.tokens == COUNT * SCORED
 
@@ -159,7 +165,7 @@ def test_a_model_that_gives_nan_is_named(tmp_path):
 
 
 def test_one_token_has_no_error():
-    found = behaviour_change(np.array([1.0]), np.array([1.5]), np.array([0.1]), np.array([True]), ())
+    found = behaviour_change(np.array([1.0]), np.array([1.5]), np.array([0.1]), np.array([True]), (), 1)
     assert found.perplexity.value == pytest.approx(np.exp(1.5))
     assert found.perplexity.error == np.inf
     assert found.against.correlation == 1

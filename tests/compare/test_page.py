@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 import pytest
-from compare.page_example import FORMATS, HOSTILE, example, model, without
+from compare.page_example import FORMATS, HOSTILE, example, model, windows, without
 
 from qformats.comparing.page import page, write_page
 from qformats.comparing.page.axes import Scale, spread
@@ -192,7 +192,8 @@ def test_a_model_with_the_base_numbers_is_said_to_have_them():
     exact = model("copy", "f16", 16.0, 1e-9, 0.0)
     against = exact.behaviour.against
     none = dataclasses.replace(against.kl, mean=Estimate(0.0, 0.0))
-    behaviour = dataclasses.replace(exact.behaviour, against=dataclasses.replace(against, kl=none))
+    against = dataclasses.replace(against, kl=none, windows=windows(0.0, 0.0, 0.0))
+    behaviour = dataclasses.replace(exact.behaviour, against=against)
     report = dataclasses.replace(example(()), models=(dataclasses.replace(exact, behaviour=behaviour),))
     standing = judge(report).standings[0]
     assert standing.grade.word == "the same numbers"
@@ -249,15 +250,17 @@ def test_a_report_read_back_from_json_makes_the_same_page(report, source):
 
 
 def test_a_mixture_of_experts_fits_a_map():
-    """Experts of a layer share a cell; its error is the root mean square over their weights."""
-    one, other, *rest = example(("gguf:q4_0",)).models[0].weights.by_tensor
+    """Experts of a layer share a cell; its error follows from sums over all their weights, exact ones included."""
+    one, other, third, *rest = example(("gguf:q4_0",)).models[0].weights.by_tensor
     other = dataclasses.replace(
-        other, kind=one.kind, error=dataclasses.replace(other.error, relative_rmse=0.5)
+        other, kind=one.kind, error=dataclasses.replace(other.error, rmse=0.5, base_rms=2.0)
     )
-    found = cells([one, other, *rest])[0]
-    n, m = one.error.count, other.error.count
-    expected = math.sqrt((n * one.error.relative_rmse**2 + m * 0.25) / (n + m))
-    assert found.tensors == (one, other)
+    third = dataclasses.replace(third, kind=one.kind, error=dataclasses.replace(third.error, rmse=0.0))
+    found = cells([one, other, third, *rest])[0]
+    n, m, k = (t.error.count for t in (one, other, third))
+    changed = n * one.error.rmse**2 + m * 0.25
+    expected = math.sqrt(changed / (n * 0.04**2 + m * 4 + k * 0.04**2))
+    assert found.tensors == (one, other, third)
     assert found.error == pytest.approx(expected)
 
 
@@ -385,7 +388,7 @@ def test_a_map_keeps_its_colours_for_what_most_tensors_are():
         range(len(mixed.weights.by_tensor)), key=lambda n: mixed.weights.by_tensor[n].kind == "embed_tokens"
     )
     tensors = list(mixed.weights.by_tensor)
-    fine = dataclasses.replace(tensors[odd].error, relative_rmse=0.001)
+    fine = dataclasses.replace(tensors[odd].error, rmse=0.001 * tensors[odd].error.base_rms)
     tensors[odd] = dataclasses.replace(tensors[odd], format="gguf:q8_0", error=fine)
     weights = dataclasses.replace(mixed.weights, by_tensor=tuple(tensors))
     report = dataclasses.replace(example(()), models=(dataclasses.replace(mixed, weights=weights),))

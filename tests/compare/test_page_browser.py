@@ -168,6 +168,8 @@ def test_the_maps_have_a_cell_for_each_tensor(browser, file, report, width):
         # What lies outside of all layers spans them.
         assert cells[-1]["width"] == pytest.approx(LAYERS * cells[0]["width"], rel=0.02)
         assert cells[-1]["x"] == pytest.approx(left, abs=1)
+        page = seen.page
+        page.locator("#shared-scale").uncheck()
         strongest = first.locator("rect.cell").evaluate_all(
             "cells => cells.find((c) => c.getAttribute('fill-opacity') === '1.00').querySelector('title').textContent"
         )
@@ -175,20 +177,46 @@ def test_the_maps_have_a_cell_for_each_tensor(browser, file, report, width):
         assert strongest.startswith(f"layer {worst.layer}, {worst.kind}")
 
 
-def test_maps_can_share_a_scale(browser, file):
+OPACITIES = "cells => cells.map(cell => +cell.getAttribute('fill-opacity'))"
+
+
+def test_maps_share_a_scale_at_first_and_have_their_own_by_keyboard(browser, file, report):
     with opened(browser, file) as seen:
         page = seen.page
-        opacity = "cells => cells.map(cell => +cell.getAttribute('fill-opacity'))"
-        own = page.locator(".heat-figure").first.locator("rect.cell").evaluate_all(opacity)
-        assert max(own) == 1
-        page.locator("#shared-scale").check()
-        best, *_, worst = page.locator(".heat-figure").all()
-        shared = best.locator("rect.cell").evaluate_all(opacity)
+        switch, figures = page.locator("#shared-scale"), page.locator(".heat-figure").all()
+        assert switch.is_checked()
+        every = [m.sqnr_db for model in report.models for m in (t.error for t in model.weights.by_tensor)]
+        finite = [db for db in every if math.isfinite(db)]
+        told = f"One scale for all models ({min(finite):.1f} to {max(finite):.1f} dB)"
+        assert page.locator("label:has(#shared-scale)").inner_text() == told
+        shared = [figure.locator("rect.cell").evaluate_all(OPACITIES) for figure in figures]
         # Eight bits are pale beside four.
-        assert max(shared) < 0.25
-        assert min(worst.locator("rect.cell").evaluate_all(opacity)) > max(shared)
-        page.locator("#shared-scale").uncheck()
-        assert page.locator(".heat-figure").first.locator("rect.cell").evaluate_all(opacity) == own
+        assert max(shared[0]) < 0.25
+        assert min(shared[-1]) > max(shared[0])
+        # The same error has the same colour in every map, and a larger one is never paler.
+        cells = [
+            (error.sqnr_db, opacity)
+            for model, opacities in zip(report.models, shared, strict=True)
+            for error, opacity in zip(
+                (t.error for t in model.weights.by_tensor if t.quantized), opacities, strict=True
+            )
+        ]
+        assert [opacity for _, opacity in sorted(cells, reverse=True)] == sorted(o for _, o in cells)
+        switch.focus()
+        page.keyboard.press("Space")
+        own = [figure.locator("rect.cell").evaluate_all(OPACITIES) for figure in figures]
+        assert all(max(opacities) == 1 for opacities in own)
+        page.keyboard.press("Space")
+        again = [figure.locator("rect.cell").evaluate_all(OPACITIES) for figure in figures]
+        assert again == shared
+
+
+def test_one_map_has_its_own_scale(browser, tmp_path):
+    path = tmp_path / "report.html"
+    write_page(example(("gguf:q8_0",)), path)
+    with opened(browser, path) as seen:
+        assert not seen.page.locator("#shared-scale").is_checked()
+        assert max(seen.page.locator(".heat-figure rect.cell").evaluate_all(OPACITIES)) == 1
 
 
 def test_maps_are_read_by_keyboard_and_by_pointer(browser, file):

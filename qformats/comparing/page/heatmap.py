@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qformats.comparing.page.markup import Html, el, join
-from qformats.comparing.page.numbers import fixed, percent
+from qformats.comparing.page.numbers import error_percent, fixed
 from qformats.comparing.report import CompareReport, ModelResult, TensorError
+from qformats.numbers.error import relative_error
 
-__all__ = ["Cell", "Kinds", "cells", "heat_map", "kinds"]
+__all__ = ["Cell", "Kinds", "bounds_text", "cells", "heat_map", "kinds", "legend"]
 
 _ROW = 22
 """Height of a row, pixels."""
@@ -23,7 +24,7 @@ _FAINTEST = 0.08
 class Cell:
     """Tensors of one kind in one layer; the experts of a mixture share a cell.
 
-    `error` is their relative error: the root of the mean square, by weights; 0 where all are equal to the base's.
+    `error` is their relative error, taken together; 0 where all are equal to the base's.
     """
 
     kind: str
@@ -51,13 +52,14 @@ def cells(tensors: Iterable[TensorError]) -> list[Cell]:
     grouped: dict[tuple[str, int | None], list[TensorError]] = {}
     for tensor in tensors:
         grouped.setdefault((tensor.kind, tensor.layer), []).append(tensor)
-    return [Cell(kind, layer, tuple(group), _mean(group)) for (kind, layer), group in grouped.items()]
+    return [Cell(kind, layer, tuple(group), _together(group)) for (kind, layer), group in grouped.items()]
 
 
-def _mean(group: Sequence[TensorError]) -> float:
-    weights = sum(t.error.count for t in group) or 1
-    square = math.fsum(t.error.count * t.error.relative_rmse**2 for t in group) / weights
-    return math.sqrt(square)
+def _together(group: Sequence[TensorError]) -> float:
+    return relative_error(
+        math.fsum(t.error.count * t.error.rmse**2 for t in group),
+        math.fsum(t.error.count * t.error.base_rms**2 for t in group),
+    )
 
 
 def kinds(report: CompareReport) -> Kinds:
@@ -79,7 +81,7 @@ def _finite_db(found: Iterable[Cell]) -> list[float]:
     return [cell.db for cell in found if math.isfinite(cell.db)]
 
 
-def heat_map(model: ModelResult, common: Kinds, shared: tuple[float, float]) -> Html:
+def heat_map(model: ModelResult, common: Kinds, shared: tuple[float, float], sharing: bool) -> Html:
     """Draw one model's map.
 
     Parameters
@@ -90,6 +92,8 @@ def heat_map(model: ModelResult, common: Kinds, shared: tuple[float, float]) -> 
         Of the report.
     shared : tuple of float
         Smallest and largest error of all models, dB, for the scale that maps can share.
+    sharing : bool
+        Whether it is drawn on that scale at first, rather than on its own.
 
     Returns
     -------
@@ -106,14 +110,14 @@ def heat_map(model: ModelResult, common: Kinds, shared: tuple[float, float]) -> 
     for cell in found:
         row = by_row[(cell.kind, cell.layer is not None)]
         column, span = (at[cell.layer], 1) if cell.layer is not None else (0, max(1, len(at)))
-        rects.append(_rect(cell, row, column, span, max(1, len(at)), bounds, shared))
+        rects.append(_rect(cell, row, column, span, max(1, len(at)), bounds, shared, sharing))
     high = _ROW * len(common.rows)
-    title = el("title", f"Errors of {model.name} by layer and kind of tensor, {_bounds_text(own)}")
+    title = el("title", f"Errors of {model.name} by layer and kind of tensor, {bounds_text(own)}")
     drawing = el("svg", title, *rects, class_="heat", role="img", width="100%", height=high)
     names = el("ol", *(el("li", kind) for kind, _ in common.rows), class_="kinds", aria_hidden="true")
     return el(
         "figure",
-        el("figcaption", el("h3", model.name), el("p", _bounds_text(own), class_="range")),
+        el("figcaption", el("h3", model.name), el("p", bounds_text(own), class_="range")),
         el("div", names, el("div", drawing, _layers(common.layers)), class_="heat-grid"),
         el(
             "p",
@@ -138,7 +142,8 @@ def _bounds(found: Sequence[Cell], otherwise: tuple[float, float]) -> tuple[floa
     return min(own), max(own)
 
 
-def _bounds_text(own: Sequence[float]) -> str:
+def bounds_text(own: Sequence[float]) -> str:
+    """Range of errors in words, from values in dB."""
     if not own:
         return "no weight differs from the base's"
     return (
@@ -162,6 +167,7 @@ def _rect(
     columns: int,
     own: tuple[float, float],
     shared: tuple[float, float],
+    sharing: bool,
 ) -> Html:
     same, infinite = cell.error == 0, math.isinf(cell.error)
     return el(
@@ -172,7 +178,8 @@ def _rect(
         y=row * _ROW,
         width=f"{100 * span / columns:.3f}%",
         height=_ROW,
-        fill_opacity=None if same else "1" if infinite else _opacity(cell.db, own),
+        fill_opacity=None if same else "1" if infinite else _opacity(cell.db, shared if sharing else own),
+        data_own=None if same or infinite else _opacity(cell.db, own),
         data_shared=None if same or infinite else _opacity(cell.db, shared),
     )
 
@@ -184,7 +191,7 @@ def _told(cell: Cell) -> str:
     off = (
         "same values as the base"
         if cell.error == 0
-        else f"{fixed(cell.db, 1)} dB, off by {percent(cell.error)}"
+        else f"{fixed(cell.db, 1)} dB, error {error_percent(cell.error)}"
     )
     return f"{where}{several}: {formats}, {off}"
 

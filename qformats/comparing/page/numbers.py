@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from qformats.comparing.report import Estimate
+from qformats.numbers.error import percent as written_percent
 
 __all__ = [
     "MINUS",
@@ -13,6 +14,7 @@ __all__ = [
     "TIMES",
     "count",
     "decimal",
+    "error_percent",
     "estimate",
     "fixed",
     "percent",
@@ -102,6 +104,11 @@ def signed(value: float | None, digits: int = 3) -> str:
 def percent(value: float | None, digits: int = 3) -> str:
     """A share of one as a percentage, to so many digits."""
     return decimal(None if value is None else value * 100, digits) + PERCENT
+
+
+def error_percent(error: float) -> str:
+    """A relative error, in the digits that it has in the terminal too."""
+    return written_percent(error).replace("%", PERCENT) if math.isfinite(error) else _special(error) or NONE
 
 
 def share(part: float, whole: float) -> str:

@@ -65,10 +65,13 @@ const shared = document.getElementById("shared-scale");
 
 if (shared) {
   const cells = [...document.querySelectorAll("rect.cell[data-shared]")];
-  const own = cells.map((cell) => cell.getAttribute("fill-opacity"));
-  shared.addEventListener("change", () => {
-    cells.forEach((cell, i) => cell.setAttribute("fill-opacity", shared.checked ? cell.dataset.shared : own[i]));
-  });
+  const paint = () => {
+    for (const { dataset, attributes } of cells)
+      attributes["fill-opacity"].value = shared.checked ? dataset.shared : dataset.own;
+  };
+  shared.addEventListener("change", paint);
+  // A browser may remember the switch of an earlier visit.
+  paint();
   shared.parentElement.hidden = false;
   for (const hint of document.querySelectorAll(".script-only")) hint.hidden = false;
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qformats.comparing.page.axes import Scale, spread
 from qformats.comparing.page.labels import Box, Label, Spot, place, shorten
 from qformats.comparing.page.markup import Html, el, join
-from qformats.comparing.page.numbers import decimal, fixed, percent, size, tick
+from qformats.comparing.page.numbers import decimal, error_percent, fixed, size, tick
 from qformats.comparing.page.verdict import behaviour_change, weight_cost
 from qformats.comparing.report import CompareReport, Estimate, ModelResult
 
@@ -83,7 +83,7 @@ def metrics(report: CompareReport) -> list[Metric]:
             "perplexity", "Perplexity", "perplexity", False, None, _perplexity, lambda v: decimal(v, 4), tick
         ),
         Metric(
-            *("weights", "Weight error", "relative error of all weights", True, 0.0, _weights, percent),
+            *("weights", "Weight error", "relative error of all weights", True, 0.0, _weights, error_percent),
             lambda v: f"{tick(v * 100)} %",
         ),
     ]

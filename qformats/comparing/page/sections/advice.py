@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qformats.comparing.evidence import LIMIT
 from qformats.comparing.page.markup import Html, el, join
 from qformats.comparing.page.numbers import estimate, fixed, share, size
 from qformats.comparing.page.verdict import GRADES, Standing, behaviour_change, judge
@@ -37,16 +38,19 @@ def advice(report: CompareReport) -> Html:
         legend = el(
             "p",
             "The words follow the mean KL divergence from the base, in nats per token: ",
-            f"{', '.join(words)}, {GRADES[-1].word} above. A model can be recommended if it is at least ",
-            f"{GRADES[2].word}. These are rules of thumb: only your own tasks tell what your users notice.",
+            f"{', '.join(words)}, {GRADES[-1].word} above. A model is recommended if the text proves, with "
+            f"95 % confidence, that it is at least {GRADES[2].word}, and that it loses less than {LIMIT:g} nats per "
+            "token more than the base. These are rules of thumb: only your own tasks tell what your users notice.",
             class_="small",
         )
+    # That the text is too short is said above.
+    notes = [note for note in report.notes if note != verdict.detail]
     return join(
         el("p", verdict.headline, class_="headline"),
         el("p", verdict.detail, class_="detail"),
         el("ol", *rows, class_="standings"),
         legend,
-        el("ul", *(el("li", note) for note in report.notes), class_="nothing") if report.notes else None,
+        el("ul", *(el("li", note) for note in notes), class_="nothing") if notes else None,
     )
 
 
@@ -54,7 +58,7 @@ def _standing(standing: Standing, base: ModelResult, largest: int) -> Html:
     model, grade = standing.model, standing.grade
     chips = [
         el("span", "recommended", class_="chip advised") if standing.advised else None,
-        el("span", grade.word, class_=f"chip {grade.key}") if grade else None,
+        el("span", standing.word, class_=f"chip {grade.key}") if grade else None,
     ]
     beaten = None
     if standing.beaten_by:

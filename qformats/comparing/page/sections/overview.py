@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from qformats.comparing.page.markup import Html, el, join
-from qformats.comparing.page.numbers import NONE, PERCENT, estimate, fixed, percent, size
+from qformats.comparing.page.numbers import NONE, PERCENT, error_percent, estimate, fixed, size
 from qformats.comparing.page.scatter import families, marker, metrics, scatter
-from qformats.comparing.page.sections.parts import OFF_BY, nothing
+from qformats.comparing.page.sections.parts import ERROR, nothing
 from qformats.comparing.page.tables import Column, Entry, table
 from qformats.comparing.page.verdict import behaviour_change
 from qformats.comparing.report import CompareReport
@@ -97,8 +97,8 @@ def _table(report: CompareReport) -> Html:
                 else Entry(NONE),
             ]
     if any(m.weights for m in everyone):
-        columns.append(Column("Weights off by", OFF_BY))
+        columns.append(Column("Error", ERROR))
         for m, row in zip(everyone, rows, strict=True):
             off = m.weights.total.relative_rmse if m.weights else None
-            row.append(Entry(NONE if off is None else percent(off), off))
+            row.append(Entry(NONE if off is None else error_percent(off), off))
     return table("All models", columns, rows, "overview")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from qformats.comparing.page.markup import Html, el
 
-__all__ = ["NAMED", "OFF_BY", "nothing"]
+__all__ = ["ERROR", "NAMED", "nothing"]
 
 NAMED = 400
 """Tensors of a model that the page lists; the report's JSON has them all."""
-OFF_BY = "Root mean square error of all weights, relative to the base's root mean square."
+ERROR = (
+    "Relative error of all weights: root of their squared changes' sum over the sum of the base's squares."
+)
 
 
 def nothing(why: str) -> Html:

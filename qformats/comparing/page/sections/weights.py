@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from qformats.comparing.page.heatmap import cells, heat_map, kinds, legend
+from qformats.comparing.page.heatmap import bounds_text, cells, heat_map, kinds, legend
 from qformats.comparing.page.markup import Html, Node, el, join
-from qformats.comparing.page.numbers import MINUS, NONE, TIMES, count, decimal, fixed, percent, size
-from qformats.comparing.page.sections.parts import NAMED, OFF_BY, nothing
+from qformats.comparing.page.numbers import MINUS, NONE, TIMES, count, decimal, error_percent, fixed, size
+from qformats.comparing.page.sections.parts import ERROR, NAMED, nothing
 from qformats.comparing.page.tables import Column, Entry, table
 from qformats.comparing.report import CompareReport, ModelResult, TensorError
 
@@ -25,8 +25,9 @@ def weights(report: CompareReport) -> Html | None:
     common = kinds(report)
     intro = [
         "Signal to quantization noise of every tensor against the base's: 20 dB is an error of a tenth, 40 dB of a "
-        "hundredth, 6 dB a factor of two. The stronger the colour, the larger the error; each map has its own scale, "
-        "from the smallest to the largest error of the format that most of its tensors are in."
+        "hundredth, 6 dB a factor of two. The stronger the colour, the larger the error. On one scale for all models a "
+        "colour means the same error in every map; on its own, a map shows where its model is worst, from the smallest "
+        "to the largest error of the format that most of its tensors are in."
     ]
     if common.unchanged:
         names = ", ".join(common.unchanged)
@@ -34,16 +35,18 @@ def weights(report: CompareReport) -> Html | None:
     maps: Node = None
     if common.rows:
         shared = _shared_bounds(compared)
+        # Several maps are there to be compared.
+        sharing = len(compared) > 1
         switch = el(
             "label",
-            el("input", type="checkbox", id="shared-scale"),
-            el("span", "One scale for all models"),
+            el("input", type="checkbox", id="shared-scale", checked=sharing),
+            el("span", f"One scale for all models ({bounds_text(shared)})"),
             class_="switch",
             hidden=True,
         )
         maps = join(
             el("p", legend(), switch, class_="heat-legend"),
-            el("div", *(heat_map(m, common, shared) for m in compared), class_="heats"),
+            el("div", *(heat_map(m, common, shared, sharing) for m in compared), class_="heats"),
             el(
                 "p",
                 "Point at a cell for its numbers, or walk through a map with the arrow keys.",
@@ -77,17 +80,19 @@ def weights(report: CompareReport) -> Html | None:
 def _totals(models: Sequence[ModelResult]) -> Html:
     columns = [
         Column("Model", "", numeric=False),
-        Column("Off by", OFF_BY),
+        Column("Error", ERROR),
         Column("dB", f"Signal to quantization noise of all weights: {_DB}"),
         Column("Largest", "Largest absolute error of any weight, in weight units."),
         Column(
             f"1 {MINUS} cosine",
             "One minus the cosine of the angle between all weights and the base's, as vectors.",
         ),
-        Column("Linears off by", "The same error over the tensors that this model has quantized."),
-        Column("Linears, dB", "Signal to quantization noise of those tensors."),
-        Column("Linears, bits", "Their stored bits per weight."),
-        Column("Linears, size", "Their stored bytes."),
+        Column(
+            "Block error", "Relative error of the quantized matrices of this model's blocks, taken together."
+        ),
+        Column("Block dB", "Signal to quantization noise of those matrices."),
+        Column("Block bits", "Their stored bits per weight."),
+        Column("Block size", "Their stored bytes."),
     ]
     rows = []
     for m in models:
@@ -96,14 +101,14 @@ def _totals(models: Sequence[ModelResult]) -> Html:
         w, total, linears = m.weights, m.weights.total, m.weights.linears
         row = [
             Entry(m.name),
-            Entry(percent(total.relative_rmse), total.relative_rmse),
+            Entry(error_percent(total.relative_rmse), total.relative_rmse),
             Entry(fixed(total.sqnr_db, 1), total.sqnr_db),
             Entry(decimal(total.max_error), total.max_error),
             Entry(decimal(max(0.0, 1 - total.cosine), 2), 1 - total.cosine),
         ]
         if w.linear_parameters:
             row += [
-                Entry(percent(linears.relative_rmse), linears.relative_rmse),
+                Entry(error_percent(linears.relative_rmse), linears.relative_rmse),
                 Entry(fixed(linears.sqnr_db, 1), linears.sqnr_db),
                 Entry(fixed(w.linear_bits_per_weight, 2), w.linear_bits_per_weight),
                 Entry(size(w.linear_nbytes), w.linear_nbytes),
@@ -112,7 +117,7 @@ def _totals(models: Sequence[ModelResult]) -> Html:
             row += [Entry(NONE)] * 4
         rows.append(row)
     return table(
-        "Errors of all weights, and of those in quantized tensors",
+        "Errors of all weights, and of the quantized matrices of the blocks",
         columns,
         rows,
         "weight-totals",
@@ -135,7 +140,7 @@ def _tensors(model: ModelResult, key: str) -> Html:
         Column("Format", "Format of its bytes.", numeric=False),
         Column("Bytes", "Stored bytes."),
         Column("Bits", "Stored bits per weight."),
-        Column("Off by", "Root mean square error, relative to the base's root mean square."),
+        Column("Error", "Relative error: root mean square error over the base's root mean square."),
         Column("dB", f"Signal to quantization noise: {_DB}"),
         Column("RMSE", "Root mean square error, in weight units."),
         Column("Largest", "Largest absolute error, in weight units."),
@@ -159,7 +164,7 @@ def _tensor_row(t: TensorError) -> list[Entry]:
         Entry(t.format),
         Entry(size(t.nbytes), t.nbytes),
         Entry(fixed(t.bits_per_weight, 2), t.bits_per_weight),
-        Entry(percent(e.relative_rmse), e.relative_rmse),
+        Entry(error_percent(e.relative_rmse), e.relative_rmse),
         Entry(fixed(e.sqnr_db, 1), e.sqnr_db),
         Entry(decimal(e.rmse), e.rmse),
         Entry(decimal(e.max_error), e.max_error),
