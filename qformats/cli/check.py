@@ -40,12 +40,13 @@ def check(
             "--model", "-m", help="Model that checks export, for containers of other models than llama."
         ),
     ] = None,
-    json: Json = False,
+    json: Json = None,
 ) -> None:
     """Check that formats, quantizers and containers do what qformats relies on. Exit code 1 if one does not."""
     from rich.console import Console
 
-    from qformats.cli.console import console, plain, print_json
+    from qformats.cli.console import console, plain
+    from qformats.cli.reporting import as_json
     from qformats.testing.running import each_result
 
     _interpret_triton()
@@ -54,9 +55,7 @@ def check(
         for result in each_result(names, only=only, model=model):
             results.append(result)
             status.update(f"{len(results)} checks, the last one {result.check} of {plain(result.subject)}")
-    if json:
-        print_json([vars(result) for result in results])
-    else:
+    if not as_json([vars(result) for result in results], json):
         for result in results:
             if result.outcome == "failed":
                 console().print(f"[red]failed[/red] {plain(result.reason)}", soft_wrap=True)
@@ -87,7 +86,7 @@ def _print(results: Iterable[CheckResult]) -> None:
         if result.outcome == "skipped":
             skipped.setdefault(result.reason, []).append(result.check)
     numbers = ("passed", "failed", "skipped", "seconds")
-    shown = table("", *numbers, right=numbers)
+    shown = table("", *numbers, right=numbers, dropped=("seconds",))
     for label, row in counts.items():
         failed = f"[red]{row['failed']:g}[/red]" if row["failed"] else "0"
         shown.add_row(

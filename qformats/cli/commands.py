@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qformats.cli.reporting import Json
+
 if TYPE_CHECKING:
     from qformats.interfaces import Checkpoint, Packer
 
@@ -49,7 +51,6 @@ Workers = Annotated[
     int | None,
     typer.Option("--threads", "--workers", "-j", min=1, help="Threads; all cores by default."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
 
 def pairs(what: str, texts: Iterable[str] | None) -> dict[str, str]:
@@ -130,7 +131,7 @@ def export_as_told(
     require_exact: bool = False,
     keep_partial: bool = False,
     workers: int | None = None,
-    json: bool = False,
+    json: str | None = None,
 ) -> None:
     """Export a model, or show the plan of an export, and print the result.
 
@@ -152,7 +153,8 @@ def export_as_told(
     >>> export_as_told(qformats.open("demo"), None, format="glm:int4", dry_run=True)
     tensor ... Nothing was written. demo-llama-int4 would take 4,223,668 bytes ...
     """
-    from qformats.cli.console import Bar, print_json
+    from qformats.cli.console import Bar
+    from qformats.cli.reporting import as_json
     from qformats.cli.summary import print_plan, print_summary
     from qformats.exporting import Recipe, make_plan
     from qformats.exporting.check import check_exact as check
@@ -200,9 +202,9 @@ def export_as_told(
             if not keep_partial:
                 raise
             raise KeyboardInterrupt("what was written is kept; run the same command again to go on") from None
-    if json:
-        print_json(report.to_dict())
-    elif planned:
+    if as_json(report.to_dict(), json):
+        return
+    if planned:
         print_plan(report)
     else:
         print_summary(report)

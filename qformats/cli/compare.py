@@ -12,22 +12,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qformats.cli import completing
-from qformats.cli.commands import LoaderOptions, Workers, meant, pairs
+from qformats.cli.commands import Json, LoaderOptions, Workers, meant, pairs
+from qformats.cli.reporting import STDOUT
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qformats.comparing.report import CompareReport, Estimate, IdenticalTensors, ModelResult
+    from qformats.comparing.report import CompareReport, Estimate, IdenticalTensors, ModelResult, WeightError
 
 __all__ = ["compare"]
 
-_STDOUT = "-"
 _TINY = 1e-4
 """Divergences below it are written with an exponent."""
 _HUGE = 1e6
 """Perplexities from it on too."""
-_MUCH = 10
-"""Relative errors above it too."""
 _NONE = "-"
 """Shown instead of a number that does not exist."""
 _PAIRS = 4
@@ -88,9 +86,7 @@ def compare(
     dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="Dtype to compute in: f32, f16 or bf16.")
     ] = "f32",
-    json: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write all numbers as JSON; - for standard output.")
-    ] = None,
+    json: Json = None,
     csv: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Write one line per model as CSV; - for standard output."),
@@ -111,11 +107,11 @@ def compare(
     from qformats.comparing.writing import write_text
     from qformats.errors import ConfigError
 
-    if json == csv == _STDOUT:
-        raise ConfigError("--csv", _STDOUT, "a file, since --json goes to standard output")
+    if json == csv == STDOUT:
+        raise ConfigError("--csv", STDOUT, "a file, since --json goes to standard output")
     outputs = {"logits": logits, "json": json, "csv": csv, "html": html}
     check_outputs(
-        {kind: Path(name).expanduser() for kind, name in outputs.items() if name not in (None, _STDOUT)}
+        {kind: Path(name).expanduser() for kind, name in outputs.items() if name not in (None, STDOUT)}
     )
     with Bar() as bar:
         report = qformats.compare(
@@ -137,7 +133,7 @@ def compare(
             progress=bar,
         )
     for name, make in ((json, report.to_json), (csv, report.to_csv)):
-        if name == _STDOUT:
+        if name == STDOUT:
             sys.stdout.write(make())
         elif name is not None:
             write_text(Path(name).expanduser(), make())
@@ -145,7 +141,7 @@ def compare(
         from qformats.comparing.page import write_page
 
         write_page(report, html.expanduser())
-    if _STDOUT not in (json, csv):
+    if STDOUT not in (json, csv):
         _print(report)
 
 
@@ -168,46 +164,43 @@ def _print(report: CompareReport) -> None:
 
 def _print_weights(out: Console, models: Sequence[ModelResult]) -> None:
     from qformats.cli.console import plain, size, table
+    from qformats.numbers.error import percent
 
-    numbers = ("bytes", "bits", "of blocks", "error", "SQNR", "largest")
-    rows = table("weights", "format", *numbers, right=numbers)
+    numbers = ("bytes", "bits", "error", "SQNR", "largest", "block bits", "block error")
+    narrow = ("largest", "format", "block bits", "SQNR", "bits", "block error")
+    rows = table("weights", "format", *numbers, right=numbers, dropped=narrow)
     for model in models:
         found = model.weights
-        error = None if found is None else found.linears if found.linears.count else found.total
-        rows.add_row(
-            plain(model.name),
-            plain(model.format),
-            size(model.nbytes),
-            f"{model.bits_per_weight:.2f}",
-            f"{found.linear_bits_per_weight:.2f}" if found and found.linear_parameters else "",
-            *(("", "", "") if error is None else _error(error.relative_rmse, error.sqnr_db, error.max_error)),
-        )
+        cells = [plain(model.name), plain(model.format), size(model.nbytes), f"{model.bits_per_weight:.2f}"]
+        if found is not None:
+            cells += _error(found.total)
+            if found.linear_parameters:
+                cells += [f"{found.linear_bits_per_weight:.2f}", percent(found.linears.relative_rmse)]
+        rows.add_row(*cells)
     out.print(rows)
     out.print(
-        "bits per weight of all tensors and of the blocks' quantized ones; of the latter, relative error and signal "
-        "to noise"
+        "bits per weight, relative error and signal to noise of all weights; block: of the quantized matrices of the "
+        "blocks alone"
     )
 
 
-def _error(relative: float, sqnr: float, largest: float) -> tuple[str, str, str]:
+def _error(error: WeightError) -> tuple[str, str, str]:
+    from qformats.numbers.error import percent
+
+    sqnr, largest = error.sqnr_db, error.max_error
     noise = "exact" if sqnr == math.inf else f"{sqnr:z.1f} dB" if math.isfinite(sqnr) else _NONE
-    return _percent(relative), noise, f"{largest:.2g}" if math.isfinite(largest) else _NONE
-
-
-def _percent(share: float) -> str:
-    """A share of one; a power of ten where decimals say nothing."""
-    if not math.isfinite(share):
-        return _NONE
-    return f"{share:.2%}" if share <= _MUCH else f"{100 * share:.0e} %"
+    return percent(error.relative_rmse), noise, f"{largest:.2g}" if math.isfinite(largest) else _NONE
 
 
 def _print_behaviour(out: Console, report: CompareReport) -> None:
     from qformats.cli.console import plain, table
+    from qformats.numbers.error import percent
 
     if report.text is None:
         return
     numbers = ("perplexity", "over base", "mean KL", "99 % KL", "change", "same top")
-    rows = table("behaviour", *numbers, right=numbers)
+    narrow = ("99 % KL", "change", "over base", "same top", "perplexity")
+    rows = table("behaviour", *numbers, right=numbers, dropped=narrow)
     for model in (report.base, *report.models):
         found = model.behaviour
         if found is None:
@@ -219,7 +212,7 @@ def _print_behaviour(out: Console, report: CompareReport) -> None:
                 _estimate(against.perplexity_ratio, ".4f"),
                 _estimate(against.kl.mean, ".5f" if against.kl.mean.value >= _TINY else ".1e"),
                 f"{against.kl.percentiles.p99:.4f}",
-                _percent(against.probability.rms.value),
+                percent(against.probability.rms.value),
                 f"{against.same_top.value:.1%}",
             ]
         rows.add_row(plain(model.name), *cells)
@@ -247,7 +240,7 @@ def _print_speed(out: Console, models: Sequence[ModelResult]) -> None:
     if not timed:
         return
     numbers = ("load", "tokens/s", "prompt tokens/s", "memory")
-    rows = table("speed", "on", *numbers, right=numbers)
+    rows = table("speed", "on", *numbers, right=numbers, dropped=("load", "on", "prompt tokens/s"))
     for name, found in timed:
         rows.add_row(
             plain(name),

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
-    from rich.table import Table
 
-__all__ = ["Bar", "Talk", "console", "harmless", "note", "plain", "print_json", "size", "table", "talk"]
+    from qformats.cli.tables import Table
+
+__all__ = ["Bar", "Talk", "console", "harmless", "jsonable", "note", "plain", "size", "table", "talk"]
 
 _UNLIMITED = 100_000
 """Columns if standard output is not a terminal: searching it needs whole lines."""
@@ -46,18 +46,12 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED)
 
 
-def print_json(data: Any) -> None:
-    """Print data as JSON and nothing else, for programs to read."""
-    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(_jsonable(data), indent=2, ensure_ascii=not unicode, allow_nan=False))
-
-
-def _jsonable(data: Any) -> Any:
+def jsonable(data: Any) -> Any:
     """The same data if JSON can express it, and text otherwise (NaN, paths)."""
     if isinstance(data, Mapping):
-        return {str(key): _jsonable(value) for key, value in data.items()}
+        return {str(key): jsonable(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_jsonable(value) for value in data]
+        return [jsonable(value) for value in data]
     if hasattr(data, "item"):
         data = data.item()
     if (
@@ -81,21 +75,33 @@ def plain(text: object) -> str:
     return escape(harmless(text))
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Empty table in the house style."""
-    from rich import box
-    from rich.table import Table
+def table(
+    *columns: str, right: Sequence[str] = (), prose: Sequence[str] = (), dropped: Sequence[str] = ()
+) -> Table:
+    """Empty table in the house style, which fits itself to the terminal.
 
-    made = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        header_style="bold",
-        show_header=any(columns),
+    Parameters
+    ----------
+    *columns : str
+        Titles from left to right; no line of titles if all are empty.
+    right : sequence of str
+        Columns of numbers, which are never shortened.
+    prose : sequence of str
+        Columns of sentences, which wrap, as does a last one without a title. Any other column holds names, which
+        are shortened in the middle.
+    dropped : sequence of str
+        Columns that a narrow terminal leaves out, the least useful first.
+    """
+    from qformats.cli.tables import Column, Table
+
+    last = len(columns) - 1
+    return Table(
+        [
+            Column(title, title in right, title in prose or (i == last and not title))
+            for i, title in enumerate(columns)
+        ],
+        dropped,
     )
-    for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return made
 
 
 def size(nbytes: float) -> str:

@@ -90,7 +90,7 @@ def export(
     require_exact: RequireExact = False,
     keep_partial: KeepPartial = False,
     workers: Workers = None,
-    json: Json = False,
+    json: Json = None,
 ) -> None:
     """Write a model in another format.
 

@@ -29,18 +29,18 @@ def formats(
             autocompletion=completing.formats,
         ),
     ] = None,
-    json: Json = False,
+    json: Json = None,
 ) -> None:
     """List every installed format, quantizer and container; or families, or single formats in full."""
-    from qformats.cli.console import print_json
+    from qformats.cli.reporting import as_json
     from qformats.registry import registry
 
     known = registry()
     chosen = [packer for name in names or () for packer in _named(known, name)]
     facts = _facts(known, list({packer.name: packer for packer in chosen}.values()) if names else None)
-    if json:
-        print_json(facts)
-    elif len(facts["formats"]) == 1:
+    if as_json(facts, json):
+        return
+    if len(facts["formats"]) == 1:
         _print_one(facts["formats"][0], chosen[0])
     else:
         _print(facts)
@@ -86,7 +86,9 @@ def _print(facts: dict[str, Any]) -> None:
     from qformats.cli.console import console, plain, table
 
     out = console()
-    shown = table("format", "bits", "block", "level", "", right=("bits", "block", "level"))
+    shown = table(
+        "format", "bits", "block", "level", "", right=("bits", "block", "level"), dropped=("block", "level")
+    )
     for row in facts["formats"]:
         if row["write"]:
             name = row["name"] + (" *" if row["default"] else "")
@@ -94,7 +96,7 @@ def _print(facts: dict[str, Any]) -> None:
             shown.add_row(
                 name, f"{row['bits_per_weight']:.4g}", block, str(row["level"]), plain(row["summary"])
             )
-    if shown.row_count:
+    if shown.rows:
         out.print(shown)
         out.print("\n* default of its family; bits: bits per weight, scales included")
         out.print("level " + "; ".join(f"{level}: {meaning}" for level, meaning in enumerate(_LEVELS)))

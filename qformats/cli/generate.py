@@ -64,7 +64,7 @@ def generate(
         ),
     ] = None,
     option: LoaderOptions = None,
-    json: Json = False,
+    json: Json = None,
 ) -> None:
     """Let a model continue a text; its weights stay packed in memory.
 
@@ -120,12 +120,13 @@ def _run(
     dtype: str | None,
     format: str | None,
     option: list[str] | None,
-    json: bool,
+    json: str | None,
 ) -> None:
     import torch
 
     import qformats
-    from qformats.cli.console import Bar, print_json, size
+    from qformats.cli.console import Bar, size
+    from qformats.cli.reporting import STDOUT, as_json
     from qformats.errors import ConfigError
     from qformats.runtime import tokenizer
 
@@ -144,7 +145,7 @@ def _run(
         )
     loaded = time.perf_counter() - began
     torch.manual_seed(seed)
-    pieces = _Pieces(words, ids, written, shown=not json)
+    pieces = _Pieces(words, ids, written, shown=json != STDOUT)
     _generate(running, ids, count, sampling, pieces)
     weights, peak = running.qformats_report.nbytes, _peak(running.device)
     if json:
@@ -162,8 +163,8 @@ def _run(
             "peak_nbytes": peak,
             "device": str(running.device),
         }
-        print_json(facts)
-        return
+        if as_json(facts, json):
+            return
     if written.open_line:
         print(flush=True)
     speed = f", {pieces.speed:.1f} tokens/s" if pieces.speed else ""

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qformats.cli import completing
-from qformats.cli.commands import LoaderOptions, meant, pairs
+from qformats.cli.commands import Json, LoaderOptions, meant, pairs
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from qformats.cli.tables import Table
     from qformats.exporting.footprint import Footprint
     from qformats.interfaces.checkpoint import Checkpoint
 
@@ -54,14 +53,14 @@ def inspect(
         ),
     ] = None,
     option: LoaderOptions = None,
-    json: Annotated[bool, typer.Option("--json", help="Report everything as JSON.")] = False,
+    json: Json = None,
 ) -> None:
     """Show a model's architecture, size, bits per weight, tensor types and metadata.
 
     With --plan, predict its size in a format and the memory it takes to run.
     """
     import qformats
-    from qformats.cli.console import print_json
+    from qformats.cli.reporting import as_json
     from qformats.errors import ConfigError
 
     options = pairs("option", option)
@@ -72,18 +71,14 @@ def inspect(
 
         recipe = Recipe(meant(plan).name, pure=pure, container=container)
         predicted = footprint(outline_model(model, options), recipe, options, context=context)
-        if json:
-            print_json(predicted.to_dict())
-        else:
+        if not as_json(predicted.to_dict(), json):
             _print_footprint(predicted, tensors)
         return
     for name, value in (("--context", context), ("--pure", pure or None), ("--container", container)):
         if value is not None:
             raise ConfigError(name, value, "--plan with this option")
     found = qformats.open(model, options=options)
-    if json:
-        print_json(_facts(found))
-    else:
+    if not (json and as_json(_facts(found), json)):
         _print(found, tensors)
 
 
@@ -150,7 +145,7 @@ def _print(model: Checkpoint, tensors: bool) -> None:
     out.print(facts)
     if tensors:
         out.print()
-        rows = table("tensor", "shape", "type", "bytes", right=("shape", "bytes"))
+        rows = table("tensor", "shape", "type", "bytes", right=("shape", "bytes"), dropped=("bytes", "shape"))
         for t in model.tensors.values():
             rows.add_row(
                 plain(t.name), "x".join(map(str, t.shape)) or "scalar", t.stored_format, f"{t.nbytes:,}"
@@ -193,7 +188,9 @@ def _type_table(model: Checkpoint) -> Table:
     from qformats.cli.console import table
 
     kinds = table(
-        "type", "tensors", "weights", "bytes", "share", right=("tensors", "weights", "bytes", "share")
+        *("type", "tensors", "weights", "bytes", "share"),
+        right=("tensors", "weights", "bytes", "share"),
+        dropped=("weights", "tensors"),
     )
     for kind in _types(model):
         numbers = (f"{kind[key]:,}" for key in ("tensors", "weights", "nbytes"))

@@ -32,14 +32,15 @@ def merge(
     option: LoaderOptions = None,
     force: Force = False,
     workers: Workers = None,
-    json: Json = False,
+    json: Json = None,
 ) -> None:
     """Add a LoRA adapter to its base model and write the result.
 
     Where the base is quantized, changed weights are quantized again; --format dense:bf16 keeps all of the sum.
     """
     import qformats
-    from qformats.cli.console import Bar, console, plain, print_json
+    from qformats.cli.console import Bar, console, plain
+    from qformats.cli.reporting import as_json
     from qformats.cli.summary import print_summary
 
     with Bar() as bar:
@@ -53,8 +54,7 @@ def merge(
             options=pairs("option", option),
             progress=bar,
         )
-    if json:
-        print_json(report.to_dict())
+    if as_json(report.to_dict(), json):
         return
     print_summary(report.export)
     if not report.warned:

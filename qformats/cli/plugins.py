@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from qformats.cli.reporting import Json
 
 if TYPE_CHECKING:
     from qformats.registry import PluginRecord
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 __all__ = ["plugins"]
 
 
-def plugins(json: Annotated[bool, typer.Option("--json", help="List as JSON.")] = False) -> None:
+def plugins(json: Json = None) -> None:
     """List every plugin, including those that failed to load."""
-    from qformats.cli.console import console, plain, print_json, table
+    from qformats.cli.console import console, plain, table
+    from qformats.cli.reporting import as_json
     from qformats.registry import registry
 
     records = registry().plugins
-    if json:
-        print_json([asdict(record) for record in records])
+    if as_json([asdict(record) for record in records], json):
         return
-    rows = table("plugin", "from", "state", "brings")
+    rows = table("plugin", "from", "state", "brings", prose=("brings",), dropped=("from", "state"))
     for record in records:
         state = "[red]failed[/red]" if record.error else "ok"
         origin = f"{record.distribution} {record.version}".rstrip()

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from qformats.cli.console import talk
+from qformats.cli.reporting import with_json_file
 from qformats.cli.suggestions import unknown_option
 
 __all__ = ["Command", "Debug", "Quiet", "Verbose", "parameters"]
@@ -79,9 +80,12 @@ class Command(TyperCommand):
         return [*own, *(each for each in _everywhere() if not taken & {*each.opts})]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the command line; an unknown option is answered with the command line to type instead."""
+        """Parse the command line; an unknown option is answered with the command line to type instead.
+
+        Before, ``--json`` gets its value: it is a flag or has a file, which typer's options cannot be.
+        """
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, with_json_file(self.get_params(ctx), args))
         except typer.Exit:
             raise
         except Exception as error:

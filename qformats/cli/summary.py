@@ -30,7 +30,11 @@ def print_plan(report: ExportReport) -> None:
     # Whether values change matters only if the source is quantized; plain numbers are always rounded.
     quantized = any(tensor.action in ("transcoded", "requantized") for tensor in report.tensors)
     exact = ["unchanged"] if quantized else []
-    rows = table("tensor", "shape", "from", "to", "bytes", *exact, right=("bytes", "shape"))
+    rows = table(
+        *("tensor", "shape", "from", "to", "bytes", *exact),
+        right=("bytes", "shape"),
+        dropped=("shape", "from", "bytes"),
+    )
     for tensor in report.tensors:
         shape = "x".join(map(str, tensor.shape)) or "scalar"
         before, after = _variant(tensor.source_format), _variant(tensor.format)
@@ -170,8 +174,10 @@ def _tensors(count: int, kind: str = "") -> str:
 
 
 def _span(errors: list[float]) -> str:
-    low, high = min(errors), max(errors)
-    return f"{low:.2%}" if f"{low:.2%}" == f"{high:.2%}" else f"{low:.2%} to {high:.2%}"
+    from qformats.numbers.error import percent
+
+    low, high = percent(min(errors)), percent(max(errors))
+    return low if low == high else f"{low} to {high}"
 
 
 def _variant(format: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from cli.command import PROGRAM, call, environment, run
 
 from qformats.cli.compare import _error, _estimate, _together
-from qformats.comparing.report import Estimate, IdenticalTensors
+from qformats.comparing.report import Estimate, IdenticalTensors, WeightError
 
 TEXT = ["--text", "demo", "--window", "64", "--windows", "2"]
 
@@ -101,17 +101,19 @@ def test_groups_of_models_that_share_tensors():
 
 
 @pytest.mark.parametrize(
-    ("error", "row"),
+    ("rmse", "base", "largest", "row"),
     [
-        ((0.0123, 38.2, 0.5), ("1.23%", "38.2 dB", "0.5")),
-        ((1.0, -0.004, 0.5), ("100.00%", "0.0 dB", "0.5")),
-        ((2.3e23, -467.0, 1e30), ("2e+25 %", "-467.0 dB", "1e+30")),
-        ((math.inf, -math.inf, math.inf), ("-", "-", "-")),
-        ((0.0, math.inf, 0.0), ("0.00%", "exact", "0")),
+        (0.0123, 1.0, 0.5, ("1.23%", "38.2 dB", "0.5")),
+        (1.0, 1.0, 0.5, ("100.00%", "0.0 dB", "0.5")),
+        (2.3e-5, 1.0, 0.5, ("0.0023%", "92.8 dB", "0.5")),
+        (2.3e23, 1.0, 1e30, ("2e+25%", "-467.2 dB", "1e+30")),
+        (0.1, 0.0, math.inf, ("-", "-", "-")),
+        (0.0, 1.0, 0.0, ("0%", "exact", "0")),
+        (0.0, 0.0, 0.0, ("0%", "exact", "0")),
     ],
 )
-def test_numbers_of_strange_models(error, row):
-    assert _error(*error) == row
+def test_numbers_of_strange_models(rmse, base, largest, row):
+    assert _error(WeightError(9, largest, rmse, base, 1.0)) == row
 
 
 def test_estimates_of_strange_models():
@@ -124,7 +126,7 @@ def test_estimates_of_strange_models():
 def test_two_outputs_of_one_name(tmp_path, capsys):
     (tmp_path / "link").symlink_to(tmp_path / "x")
     for first, second in (("--json", "--csv"), ("--logits", "--json"), ("--csv", "--html")):
-        given = [first, tmp_path / "x", second, tmp_path / "link"]
+        given = [f"{first}={tmp_path / 'x'}", f"{second}={tmp_path / 'link'}"]
         done = call(capsys, "compare", "demo", "demo", *TEXT, *given)
         assert done.code == 2, done.err
         assert f"a file other than that of {first}" in done.err
@@ -139,18 +141,18 @@ def test_what_is_no_report_is_not_replaced(kind, made, tmp_path, capsys):
     settings.write_text('{\n  "base": 3}')
     for file in (model, settings):
         before = file.read_bytes()
-        done = call(capsys, "compare", "demo", model, f"--{kind}", file)
+        done = call(capsys, "compare", "demo", model, f"--{kind}={file}")
         assert done.code == 4, done.err
         assert "is not replaced. Name another file" in done.err
         assert done.err.count("\n") == 1
         assert file.read_bytes() == before
-    done = call(capsys, "compare", "demo", model, f"--{kind}", os.devnull)
+    done = call(capsys, "compare", "demo", model, f"--{kind}={os.devnull}")
     assert done.code == 4, done.err
 
 
 @pytest.mark.parametrize("kind", ["json", "csv", "html"])
 def test_earlier_reports_are_replaced(kind, made, tmp_path, capsys):
-    file = tmp_path / "report"
+    file = tmp_path / "report.json"
     file.touch()
     sizes = set()
     for models in (["demo"], ["demo", made("q8_0")]):
@@ -170,6 +172,7 @@ def test_earlier_reports_are_replaced(kind, made, tmp_path, capsys):
         (["demo", "demo", "--text", "no-such-text"], 3, "no-such-text"),
         (["demo", "demo", "--text", "demo", "--window", "9999"], 2, "window"),
         (["demo", "demo", "--json", "-", "--csv", "-"], 2, "--csv"),
+        (["demo", "demo", "--json", "--csv", "-"], 2, "--csv"),
         (["demo", "demo", "--json", "no/such/folder/x.json"], 4, "no folder no/such/folder"),
         (["demo", "demo", "--html", "."], 4, "is a folder"),
         (["demo", "demo", *TEXT, "--logits", "no/such/folder/x"], 4, "no folder no/such/folder"),

@@ -47,7 +47,7 @@ def reshard(
     require_exact: RequireExact = False,
     keep_partial: KeepPartial = False,
     workers: Workers = None,
-    json: Json = False,
+    json: Json = None,
 ) -> None:
     """Divide a plain or quantized model over another number of tensor-parallel ranks.
 
