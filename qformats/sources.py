@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -113,7 +114,9 @@ def _locate(model: str | PathLike[str]) -> tuple[Path, str]:
     """Path of a model on disk, and what to call it."""
     text = str(model)
     if text == DEMO:
-        return Path(str(files("qformats").joinpath("demo"))), "demo-llama"
+        # Some installers make every file of a package a link into their cache.
+        config = os.path.realpath(str(files("qformats").joinpath("demo", "config.json")))
+        return Path(config).parent, "demo-llama"
     hint = "Give a path, a hub id (organisation/name), or demo"
     if not text:
         raise ModelNotFoundError("''", "not the name of a file or folder", hint)

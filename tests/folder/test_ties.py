@@ -218,3 +218,47 @@ def test_values_are_compared_to_the_last_row(tmp_path):
     opened = qformats.open(folder).tensors
     same = {name for name in opened if same_values(opened["a"], opened[name])}
     assert same == {"a", "c", "d"}
+
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+}
+CLASSES = {
+    "bart": {"d_model": 32, "decoder_layers": 1, "decoder_ffn_dim": 48, "decoder_attention_heads": 4},
+    "biogpt": {},
+    "falcon": {},
+    "gpt_neox": {},
+    "mamba": {"state_size": 4, "time_step_rank": 4},
+}
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_whatever_a_class_ties(kind, tmp_path):
+    """Each class has its own names; whichever of the two tensors are stored, and whether or not they are equal."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True}
+    config = AutoConfig.for_model(kind, **(SIZES | special | CLASSES[kind]))
+    torch.manual_seed(5)
+    model = AutoModelForCausalLM.from_config(config)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3 if weight.ndim > 1 else 0.1)
+    model.save_pretrained(tmp_path / "model")
+    saved = load_file(tmp_path / "model" / WEIGHTS)
+    ((target, home),) = model.all_tied_weights_keys.items()
+    embedding = saved.pop(home)
+    other = torch.randn(embedding.shape) * 0.3
+    for number, stored in enumerate(
+        ({home: embedding, target: other}, {home: embedding, target: embedding.clone()}, {target: other})
+    ):
+        save_file(saved | stored, tmp_path / "model" / WEIGHTS, metadata={"format": "pt"})
+        wanted = transformers_logits(tmp_path / "model")
+        assert agree(logits(qformats.load_model(tmp_path / "model", dtype="f32")), wanted)
+        qformats.export(tmp_path / "model", tmp_path / str(number), format="dense:f32")
+        assert agree(transformers_logits(tmp_path / str(number)), wanted)
