@@ -58,7 +58,13 @@ class Program(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise Interrupted(*error.args) from error
+            raise Interrupted(*(error.args or self._unchanged(ctx))) from error
+
+    def _unchanged(self, ctx: Any) -> tuple[str, ...]:
+        """What an interruption means to the target of a command that has one."""
+        chosen = self.get_command(ctx, ctx.invoked_subcommand or "")
+        writes = chosen is not None and any(each.name == "output" for each in chosen.params)
+        return ("the target is unchanged",) if writes else ()
 
     def get_command(self, ctx: Any, name: str) -> Any:
         """One of our own commands, or a plugin's."""
@@ -93,7 +99,6 @@ class Program(TyperGroup):
 app = typer.Typer(
     name="qformats",
     cls=Program,
-    help="Quantized LLM weights: any format into any other.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
@@ -134,7 +139,15 @@ def options(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Quantized LLM weights: any format into any other."""
+    """Quantized LLM weights: any format into any other.
+
+    qformats export demo --format gguf:q4_0 -o demo.gguf
+    qformats generate demo.gguf "Once upon a time" -n 40
+    qformats compare demo demo.gguf --text demo --windows 4
+    qformats inspect demo.gguf
+
+    demo is the model that comes with qformats; a model of yours is a folder, a file or a hub id.
+    """
 
 
 def run() -> None:
@@ -153,7 +166,7 @@ def run() -> None:
     try:
         app(prog_name="qformats")
     except Interrupted as error:
-        _say(f"interrupted; {str(error) or 'the target is unchanged'}")
+        _say("; ".join(filter(None, ("interrupted", str(error)))))
         sys.exit(EXIT_INTERRUPTED)
     except WrongCommandLine as error:
         _say(str(error), error.instead)

@@ -42,7 +42,10 @@ def check(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Check that formats, quantizers and containers do what qformats relies on. Exit code 1 if one does not."""
+    """Check that formats, quantizers and containers do what qformats relies on. Exit code 1 if one does not.
+
+    qformats check my-format
+    """
     from rich.console import Console
 
     from qformats.cli.console import console, plain

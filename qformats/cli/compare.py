@@ -99,6 +99,8 @@ def compare(
 ) -> None:
     """Report what a model loses in other formats: in size and weights, and with a text in its predictions.
 
+    qformats compare ./my-model --try gguf:q4_0 --try nf4 --text demo --html report.html
+
     Windows of the text are scored as in llama.cpp's perplexity tool, so that the numbers can be compared with its own.
     """
     from qformats.cli.devices import require_device

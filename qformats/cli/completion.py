@@ -92,7 +92,10 @@ def completion(
         bool, typer.Option("--install", help="Install it for this user instead of printing it.")
     ] = False,
 ) -> None:
-    """Complete commands, options and formats in a shell: print the script that does it, or install it."""
+    """Complete commands, options and formats in a shell: print the script that does it, or install it.
+
+    qformats completion bash --install
+    """
     if not install:
         print(_SCRIPTS[shell], end="")
         return

@@ -95,6 +95,8 @@ def export(
 ) -> None:
     """Write a model in another format.
 
+    qformats export ./my-model --format gguf:q4_0 -o my-model.gguf
+
     The target appears only when all of it is written, checked and synced. A killed export goes on where it
     stopped when the same command is run again.
     """

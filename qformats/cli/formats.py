@@ -24,14 +24,17 @@ def formats(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...",
+            metavar="NAME",
             help="Only these families or formats.",
             autocompletion=completing.formats,
         ),
     ] = None,
     json: Json = None,
 ) -> None:
-    """List every installed format, quantizer and container; or families, or single formats in full."""
+    """List every installed format, quantizer and container; or families, or single formats in full.
+
+    qformats formats gguf
+    """
     from qformats.cli.reporting import as_json
     from qformats.registry import registry
 

@@ -71,6 +71,8 @@ def generate(
 ) -> None:
     """Let a model continue a text; its weights stay packed in memory.
 
+    qformats generate my-model.gguf "Once upon a time" -n 40
+
     The text goes to standard output as it is written, and speed and memory to standard error at the end.
     """
     from qformats.cli.console import Bar

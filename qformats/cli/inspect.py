@@ -58,6 +58,8 @@ def inspect(
 ) -> None:
     """Show a model's architecture, size, bits per weight, tensor types and metadata.
 
+    qformats inspect my-model.gguf
+
     With --plan, predict its size in a format and the memory it takes to run.
     """
     from qformats.cli.console import Bar

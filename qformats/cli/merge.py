@@ -36,14 +36,17 @@ def merge(
 ) -> None:
     """Add a LoRA adapter to its base model and write the result.
 
+    qformats merge ./my-adapter ./my-model -o merged
+
     Where the base is quantized, changed weights are quantized again; --format dense:bf16 keeps all of the sum.
     """
     import qformats
-    from qformats.cli.console import Bar, console, plain
+    from qformats.cli.console import Bar, console, harmless, plain, talk
     from qformats.cli.reporting import as_json
     from qformats.cli.summary import print_summary
 
     with Bar() as bar:
+        bar.start("reading the headers of the adapter and its base")
         report = qformats.merge_adapter(
             adapter,
             output,
@@ -55,6 +58,9 @@ def merge(
             progress=bar,
         )
     if as_json(report.to_dict(), json):
+        return
+    if talk.quiet:
+        print(harmless(report.export.target))
         return
     print_summary(report.export)
     if not report.warned:

@@ -19,7 +19,10 @@ def new_plugin(
         typer.Option("--output", "-o", metavar="DIR", help="Folder to make; qformats-NAME by default."),
     ] = None,
 ) -> None:
-    """Write a plugin with a format, packaging and tests, which works as it is."""
+    """Write a plugin with a format, packaging and tests, which works as it is.
+
+    qformats new-plugin my-format
+    """
     from qformats.testing.new_plugin import write_plugin
 
     folder = write_plugin(name, output)

@@ -14,7 +14,10 @@ __all__ = ["plugins"]
 
 
 def plugins(json: Json = None) -> None:
-    """List every plugin, including those that failed to load."""
+    """List every plugin, including those that failed to load.
+
+    qformats plugins
+    """
     from qformats.cli.console import console, plain, table
     from qformats.cli.reporting import as_json
     from qformats.registry import registry

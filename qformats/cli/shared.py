@@ -71,7 +71,17 @@ def _everywhere() -> list[Any]:
 
 
 class Command(TyperCommand):
-    """A command that also has ``--quiet``, ``--verbose`` and ``--debug``."""
+    """A command that also has ``--quiet``, ``--verbose`` and ``--debug``.
+
+    The second paragraph of its help is an example if it is a command line of ours.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A line ends where the terminal does, not where the source did.
+        paragraphs = [" ".join(text.split()) for text in (self.help or "").split("\n\n")]
+        shown = (f"[bold]{text}[/bold]" if text.startswith("qformats ") else text for text in paragraphs)
+        self.help = "\n\n".join(shown)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Parameters of the command, then the shared ones that it does not have itself."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from qformats.errors import OutputError
+from qformats.work.targets import refuse_stream
 
 __all__ = ["check_place", "open_beside", "put_in_place", "write_text"]
 
@@ -18,8 +19,9 @@ def check_place(path: Path) -> None:
     Raises
     ------
     OutputError
-        If `path` is a folder, or is not in one.
+        If `path` is a folder, or is not in one; if it is a device or a pipe.
     """
+    refuse_stream(path)
     if path.is_dir():
         raise OutputError(path, "is a folder", "Name a file")
     if not path.parent.is_dir():

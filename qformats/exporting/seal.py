@@ -20,6 +20,7 @@ from qformats.exporting.stale import Stale, recorded_files, stale_parts
 from qformats.registry import registry
 from qformats.work.pool import bounded
 from qformats.work.signals import uninterrupted
+from qformats.work.targets import refuse_stream
 
 __all__ = ["check_target", "leftovers", "seal"]
 
@@ -76,7 +77,7 @@ def check_target(plan: Plan, force: bool) -> None:
     for path in final_paths(plan):
         # Not Path.resolve, which fails on links that lead to themselves.
         place = Path(os.path.realpath(path))
-        _check_kind(path, place)
+        refuse_stream(path)
         if place in sources or place == plan.source.path.resolve():
             raise OutputError(path, "is the model being read", "Choose another name with --output")
         if path.is_dir() and not plan.layout.folder:
@@ -98,15 +99,6 @@ def check_target(plan: Plan, force: bool) -> None:
     if older and not force:
         found = f"exists already, as {older[0].name}" + (f" and {len(older) - 1} more" if older[1:] else "")
         raise OutputError(plan.target, found, "Choose another name, or replace it with --force")
-
-
-def _check_kind(path: Path, place: Path) -> None:
-    """Refuse standard output, devices and pipes: what is written in pieces and renamed must be a file of its own."""
-    parent = os.path.realpath(path.parent)
-    stream = path.name == "-" or parent in ("/dev", "/dev/fd") or parent.startswith("/proc/")
-    if stream or (place.exists() and not place.is_file() and not place.is_dir()):
-        hint = "An output is written in pieces and put in place whole: give the name of a file on a disk"
-        raise OutputError(path, "is not an ordinary file", hint)
 
 
 def _check_folder(path: Path) -> None:

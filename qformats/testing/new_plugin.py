@@ -12,6 +12,7 @@ from string import Template
 
 from qformats.errors import ConfigError, OutputError
 from qformats.registry import registry
+from qformats.work.targets import refuse_stream
 
 __all__ = ["write_plugin"]
 
@@ -60,6 +61,7 @@ def write_plugin(name: str, folder: str | PathLike[str] | None = None) -> Path:
     """
     _check_name(name)
     target = Path(folder).expanduser() if folder is not None else Path(f"qformats-{name}")
+    refuse_stream(target)
     if target.exists() or target.is_symlink():
         raise OutputError(target, "exists already", "Choose another folder with --output")
     words = {

@@ -51,6 +51,8 @@ def reshard(
 ) -> None:
     """Divide a plain or quantized model over another number of tensor-parallel ranks.
 
+    qformats reshard ./glm-130b ./glm-130b-4 --tensor-parallel 4
+
     Plain numbers are copied, and so are quantized ones if one scale serves all of a row that a rank then holds. The
     rest is quantized again, and the report says which tensors those are.
     """
