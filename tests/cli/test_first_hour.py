@@ -67,7 +67,7 @@ def test_targets_that_are_no_files(capsys, monkeypatch, tmp_path, args, target):
 
 @pytest.mark.parametrize("option", ["--csv", "--json"])
 def test_reports_go_to_standard_output_by_their_own_name(capsys, option):
-    result = call(capsys, "compare", "demo", "--try", "q8", option, "/dev/stdout")
+    result = call(capsys, "compare", "demo", "--try", "q8", f"{option}=/dev/stdout")
     assert (result.code, result.out) == (4, "")
     assert "/dev/stdout: is not an ordinary file" in result.err
 
