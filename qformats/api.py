@@ -12,6 +12,7 @@ from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.spec import FormatSpec
 from qformats.registry import registry
 from qformats.roundtrip import dequantize, pack, packer, quantize, unpack
+from qformats.work.arguments import mapping, names
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +81,7 @@ def open(model: str | PathLike[str], *, options: Mapping[str, str] | None = None
     """
     from qformats.sources import open_model
 
-    return open_model(model, options or {})
+    return open_model(model, mapping("options", options))
 
 
 def export(
@@ -159,17 +160,18 @@ def export(
     from qformats.exporting import Recipe, run
     from qformats.sources import check_options
 
-    check_options(options or {})
+    options = mapping("options", options)
+    check_options(options)
     source = model if isinstance(model, Checkpoint) else open(model, options=options)
     recipe = Recipe(
         format,
         quantizer=quantizer or "",
-        tensor_types=tuple((tensor_types or {}).items()),
+        tensor_types=tuple(mapping("tensor_types", tensor_types).items()),
         output_type=output_type,
         token_embedding_type=token_embedding_type,
         pure=pure,
         container=container,
-        quantizer_options=tuple((quantizer_options or {}).items()),
+        quantizer_options=tuple(mapping("quantizer_options", quantizer_options).items()),
     )
     report = run(
         source,
@@ -178,7 +180,7 @@ def export(
         force=force,
         workers=workers,
         require_exact=require_exact,
-        options=options or {},
+        options=options,
         progress=progress,
     )
     if "transformers" in sys.modules:
@@ -443,7 +445,7 @@ def merge_adapter(
 def compare(
     base: str | PathLike[str] | Checkpoint,
     *models: str | PathLike[str] | Checkpoint,
-    try_: Sequence[str] = (),
+    try_: str | Sequence[str] = (),
     text: str | PathLike[str] | None = None,
     quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
@@ -466,8 +468,8 @@ def compare(
         The model that all others are measured against; see :func:`open`.
     *models : str, path or Checkpoint
         The others.
-    try_ : sequence of str
-        Formats into which the base is quantized on the fly; nothing is written.
+    try_ : str or sequence of str
+        Formats, or one, into which the base is quantized on the fly; nothing is written.
     text : str or path, optional
         UTF-8 file that the models read, or ``"demo"`` for the one that comes with the package. Without it only weights
         are compared.
@@ -516,9 +518,12 @@ def compare(
     from qformats.exporting.recipe import with_options
     from qformats.sources import check_options
 
-    check_options(options or {})
-    tried = [Recipe(packer(format).name, quantizer=quantizer or "", pure=pure) for format in try_]
-    tried = with_options(tried, quantizer_options or {})
+    options = mapping("options", options)
+    check_options(options)
+    tried = [
+        Recipe(packer(format).name, quantizer=quantizer or "", pure=pure) for format in names("try_", try_)
+    ]
+    tried = with_options(tried, mapping("quantizer_options", quantizer_options))
     opened = [m if isinstance(m, Checkpoint) else open(m, options=options) for m in (base, *models)]
     settings = Settings(
         text=None if text is None else str(text),
@@ -529,6 +534,6 @@ def compare(
         device=device,
         dtype=dtype,
         workers=workers,
-        options=options or {},
+        options=options,
     )
     return run(opened[0], opened[1:], tried, settings, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from qformats.work.files import fingerprint, refuse_link_out
 
 __all__ = ["check_options", "open_model", "outline_model"]
 
+_RECORD = ".qformats.json"
+"""How the name of an export's record ends; in a folder it is ``qformats.json``."""
 DEMO = "demo"
 """Name of the small model that comes with the package; write ``./demo`` for a folder of that name."""
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
@@ -61,6 +64,8 @@ def outline_model(model: str | PathLike[str], options: Mapping[str, str]) -> Che
     known = config.is_file() and config.suffix == ".json"
     if not known or (path.is_dir() and has_weights(path)) or len(_single_files(path)) == 1:
         return open_model(model, options)
+    if config.name != "config.json" and (told := _record(config)):
+        raise told
     content = read_json(config, path)
     for loader in sorted(registry().loaders(), key=lambda loader: loader.generic):
         outline = loader.outline(content, config)
@@ -154,11 +159,40 @@ def _unrecognised(path: Path) -> ModelNotFoundError:
                 path, found, "Fetch config.json and the tokenizer files of the same model"
             )
         return ModelNotFoundError(path, "a folder without config.json", _readable())
+    if path.suffix == ".json" and (told := _record(path)):
+        return told
     if path.suffix in (".safetensors", ".bin", ".json"):
         return ModelNotFoundError(
             path, "one file of a folder", f"Give the folder that also holds config.json: {path.parent}"
         )
     return ModelNotFoundError(path, "not a model that can be read", _readable())
+
+
+def _record(path: Path) -> ModelNotFoundError | None:
+    """What a JSON file of ours is, if it is one: the record of an export, or a report."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        # Not ours; the loaders say what else it may be.
+        return None
+    if not isinstance(content, dict):
+        return None
+    if "qformats" in content and "tensors" in content:
+        found = (
+            "the record of an export by qformats, which says what happened to each tensor, and not a model"
+        )
+        model = (
+            path.with_name(path.name.removesuffix(_RECORD)) if path.name.endswith(_RECORD) else path.parent
+        )
+        hint = f"Give the model that it describes: {model}" if model.exists() else "Give the exported model"
+        return ModelNotFoundError(path, found, hint)
+    if {"base", "models", "identical"} <= content.keys():
+        return ModelNotFoundError(
+            path,
+            "the report of a comparison by qformats, and not a model",
+            "Give the models that it compares",
+        )
+    return None
 
 
 def _readable() -> str:

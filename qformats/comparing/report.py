@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qformats.errors import ConfigError, Described
-from qformats.numbers.error import relative_error
+from qformats.numbers.error import percent, relative_error
+from qformats.work.shown import Shown, nbytes
 
 __all__ = [
     "BehaviourChange",
@@ -123,8 +124,8 @@ class TensorError:
     identical: bool
 
 
-@dataclass(frozen=True)
-class WeightsResult:
+@dataclass(frozen=True, repr=False)
+class WeightsResult(Shown):
     """The weights of a model against the base's.
 
     Attributes
@@ -145,6 +146,13 @@ class WeightsResult:
     linear_nbytes: int
     linear_parameters: int
     by_tensor: tuple[TensorError, ...]
+
+    def _shown_facts(self) -> dict[str, str]:
+        return {
+            "tensors": f"{len(self.by_tensor):,} tensors",
+            "error": f"error {percent(self.total.relative_rmse)}",
+            "blocks": f"of blocks {percent(self.linears.relative_rmse)}" if self.linear_parameters else "",
+        }
 
     @property
     def linear_bits_per_weight(self) -> float:
@@ -275,8 +283,8 @@ class WindowChange:
     log_ratio: float
 
 
-@dataclass(frozen=True)
-class BehaviourChange:
+@dataclass(frozen=True, repr=False)
+class BehaviourChange(Shown):
     """What a model predicts, against what the base predicts at the same positions.
 
     Attributes
@@ -312,9 +320,16 @@ class BehaviourChange:
     worst: tuple[TokenChange, ...]
     windows: tuple[WindowChange, ...]
 
+    def _shown_facts(self) -> dict[str, str]:
+        return {
+            "ratio": f"perplexity over the base's {self.perplexity_ratio.value:.4f}",
+            "kl": f"mean KL {self.kl.mean.value:.3g}",
+            "same": f"same top {self.same_top.value:.1%}",
+        }
 
-@dataclass(frozen=True)
-class BehaviourResult:
+
+@dataclass(frozen=True, repr=False)
+class BehaviourResult(Shown):
     """What a model predicts for the text.
 
     Attributes
@@ -330,6 +345,10 @@ class BehaviourResult:
     tokens: int
     perplexity: Estimate
     against: BehaviourChange | None
+
+    def _shown_facts(self) -> dict[str, str]:
+        found = {"perplexity": f"perplexity {self.perplexity.value:.2f}", "tokens": f"{self.tokens:,} tokens"}
+        return found | (self.against._shown_facts() if self.against else {})
 
 
 @dataclass(frozen=True)
@@ -357,8 +376,8 @@ class SpeedResult:
     peak_bytes: int
 
 
-@dataclass(frozen=True)
-class ModelResult:
+@dataclass(frozen=True, repr=False)
+class ModelResult(Shown):
     """One model of the comparison.
 
     Attributes
@@ -408,6 +427,16 @@ class ModelResult:
     behaviour: BehaviourResult | None = None
     speed: SpeedResult | None = None
     notes: tuple[str, ...] = ()
+
+    def _shown_facts(self) -> dict[str, str]:
+        return {
+            "name": self.name,
+            "format": self.format if self.format != self.name else "",
+            "bytes": nbytes(self.nbytes),
+            "bits": f"{self.bits_per_weight:.4g} bits per weight",
+            "error": f"error {percent(self.weights.total.relative_rmse)}" if self.weights else "",
+            **(self.behaviour._shown_facts() if self.behaviour else {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -459,8 +488,8 @@ class TextUsed:
     scored: int
 
 
-@dataclass(frozen=True)
-class CompareReport:
+@dataclass(frozen=True, repr=False)
+class CompareReport(Shown):
     """A model in many formats, side by side.
 
     Attributes
@@ -488,6 +517,30 @@ class CompareReport:
     identical: tuple[IdenticalTensors, ...] = ()
     notes: tuple[str, ...] = ()
     version: str = ""
+
+    def _shown_facts(self) -> dict[str, str]:
+        return {
+            "base": self.base.name,
+            "models": "against " + (", ".join(model.name for model in self.models) or "nothing"),
+            "text": f"{self.text.scored:,} scored tokens" if self.text else "weights only",
+        }
+
+    def _shown_rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("model", "bytes", "bits", "error", "perplexity", "mean KL")]
+        for model in (self.base, *self.models):
+            behaviour = model.behaviour
+            against = behaviour.against if behaviour else None
+            rows.append(
+                (
+                    model.name,
+                    f"{model.nbytes:,}",
+                    f"{model.bits_per_weight:.2f}",
+                    percent(model.weights.total.relative_rmse) if model.weights else "",
+                    f"{behaviour.perplexity.value:.2f}" if behaviour else "",
+                    f"{against.kl.mean.value:.3g}" if against else "",
+                )
+            )
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; infinite and undefined numbers are ``None``."""

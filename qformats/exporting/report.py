@@ -15,6 +15,7 @@ from qformats.exporting.plan import Action, Plan, TensorPlan
 from qformats.exporting.transcode import Measure
 from qformats.registry import registry
 from qformats.version import __version__
+from qformats.work.shown import Shown, nbytes
 
 __all__ = ["ExportReport", "TensorReport", "answered", "record", "report_of"]
 
@@ -77,8 +78,8 @@ class TensorReport:
         return narrow and self.action in ("cast", "dequantized")
 
 
-@dataclass(frozen=True)
-class ExportReport:
+@dataclass(frozen=True, repr=False)
+class ExportReport(Shown):
     """A whole export, done or planned.
 
     Attributes
@@ -140,6 +141,25 @@ class ExportReport:
     def types(self) -> dict[str, int]:
         """How many tensors have each format."""
         return dict(Counter(tensor.format for tensor in self.tensors).most_common())
+
+    def _shown_facts(self) -> dict[str, str]:
+        return {
+            "target": self.target,
+            "format": self.format,
+            "quantizer": f"quantizer {self.quantizer}",
+            "tensors": f"{len(self.tensors):,} tensors",
+            "weights": f"{self.parameters:,} weights",
+            "bytes": nbytes(self.file_nbytes),
+            "bits": f"{self.bits_per_weight:.4g} bits per weight",
+            "source": f"from {self.source}",
+        }
+
+    def _shown_rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("format", "tensors", "bytes")]
+        for name, count in self.types.items():
+            stored = sum(tensor.nbytes for tensor in self.tensors if tensor.format == name)
+            rows.append((name, f"{count:,}", f"{stored:,}"))
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

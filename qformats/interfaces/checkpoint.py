@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -10,10 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from qformats.errors import QFormatsError
 from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import FLOATS
 from qformats.work.files import Fingerprint
 from qformats.work.guard import Guarded
+from qformats.work.shown import Shown, bits, nbytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "ReplacedTensors"]
 
 
-class Checkpoint(Guarded, ABC):
+class Checkpoint(Shown, Guarded, ABC):
     """A model on disk. Opened by a loader from headers alone; weights stay on disk until read.
 
     Attributes
@@ -120,6 +123,31 @@ class Checkpoint(Guarded, ABC):
     def bits_per_weight(self) -> float:
         """Mean stored bits per weight."""
         return self.nbytes * 8 / max(1, self.parameters)
+
+    def _shown_facts(self) -> dict[str, str]:
+        try:
+            architecture = self.architecture
+        except QFormatsError:
+            architecture = "unknown architecture"
+        return {
+            "name": self.name,
+            "architecture": architecture,
+            "container": self.container,
+            "tensors": f"{len(self.tensors):,} tensors",
+            "weights": f"{self.parameters:,} weights",
+            "bytes": nbytes(self.nbytes),
+            "bits": bits(self.nbytes, self.parameters),
+            "path": str(self.path),
+        }
+
+    def _shown_rows(self) -> list[tuple[str, ...]]:
+        counts = Counter(tensor.stored_format for tensor in self.tensors.values())
+        rows: list[tuple[str, ...]] = [("format", "tensors", "weights", "bytes")]
+        for name, count in counts.most_common():
+            held = [tensor for tensor in self.tensors.values() if tensor.stored_format == name]
+            weights, stored = sum(t.numel for t in held), sum(t.nbytes for t in held)
+            rows.append((name, f"{count:,}", f"{weights:,}", f"{stored:,}"))
+        return rows
 
     def read(self, name: str) -> Tensor:
         """Values of one tensor.

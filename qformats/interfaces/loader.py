@@ -13,11 +13,12 @@ from qformats.interfaces.layout import Assignment, Draft, Layout, OutputFile
 from qformats.interfaces.option import Option
 from qformats.interfaces.packer import Packer
 from qformats.work.guard import Guarded
+from qformats.work.shown import Shown
 
 __all__ = ["Loader"]
 
 
-class Loader(Guarded, ABC):
+class Loader(Shown, Guarded, ABC):
     """One container: which files hold a model's tensors, under which names; reads and writes.
 
     Subclasses set :attr:`name` and :attr:`summary`. Reading yields a :class:`~qformats.Checkpoint` with canonical
@@ -62,6 +63,9 @@ class Loader(Guarded, ABC):
     """Whether it writes the tokenizer of a model that has no tensors, as plain numbers; :meth:`draft` is not called."""
     families: ClassVar[tuple[str, ...]] = ()
     """Families whose exports stay in this container if the source is in it."""
+
+    def _shown_facts(self) -> dict[str, str]:
+        return {"name": getattr(self, "name", ""), "summary": self.summary}
 
     def accepts(self, packer: Packer) -> bool:
         """Whether tensors of this format can be written into this container."""

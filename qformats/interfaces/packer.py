@@ -12,6 +12,7 @@ from qformats.exact import Answer, foresee, represent
 from qformats.interfaces.spec import FormatSpec, solve
 from qformats.numbers import FLOATS, SIZES, Grid, QuantizedTensor, dtype_name, torch_dtype
 from qformats.work.guard import Guarded
+from qformats.work.shown import Shown, bits, dims, nbytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["PackedTensor", "Packer"]
 
 
-class Packer(Guarded):
+class Packer(Shown, Guarded):
     """One format, ``family:variant``: which bytes hold a tensor, under which fields.
 
     A subclass sets :attr:`spec`, and :attr:`grid` unless the format is only readable, on the class or on each
@@ -81,6 +82,13 @@ class Packer(Guarded):
     """Set by formats that store plain numbers (``"f16"``): weights are cast into them, not quantized."""
     default_quantizer: str = "rtn"
     """Quantizer of a model in this format unless another is requested; ``"rtn"`` is the format's own rule."""
+
+    def _shown_facts(self) -> dict[str, str]:
+        # One that sets its descriptor in __init__ has none before.
+        return self.spec._shown_facts() if hasattr(self, "spec") else {"name": "without a descriptor"}
+
+    def _shown_rows(self) -> list[tuple[str, ...]]:
+        return self.spec._shown_rows() if hasattr(self, "spec") else []
 
     @property
     def name(self) -> str:
@@ -408,8 +416,8 @@ class Packer(Guarded):
         return PackedTensor(self, shape, fields)
 
 
-@dataclass(frozen=True, eq=False)
-class PackedTensor:
+@dataclass(frozen=True, eq=False, repr=False)
+class PackedTensor(Shown):
     """Which bytes hold a weight in one format.
 
     Attributes
@@ -444,6 +452,18 @@ class PackedTensor:
     def nbytes(self) -> int:
         """Stored bytes, all fields together."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.fields.values())
+
+    def _shown_facts(self) -> dict[str, str]:
+        weights = math.prod(self.shape)
+        return {
+            "format": self.format,
+            "shape": dims(self.shape),
+            "bytes": nbytes(self.nbytes),
+            "bits": bits(self.nbytes, weights),
+            "fields": "; ".join(
+                f"{name} {_spelled(part)} {dims(part.shape)}" for name, part in self.fields.items()
+            ),
+        }
 
     def unpack(self) -> QuantizedTensor:
         """Canonical form, without any rounding; see :meth:`Packer.unpack`."""

@@ -14,6 +14,7 @@ from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.numbers.quantized import QuantizedTensor
 from qformats.work.guard import Guarded
 from qformats.work.progress import Progress
+from qformats.work.shown import Shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Quantizer"]
 
 
-class Quantizer(Guarded, ABC):
+class Quantizer(Shown, Guarded, ABC):
     """Chooses the grid point of each weight; works with any grid.
 
     Subclasses set :attr:`name` and implement :meth:`quantize`.
@@ -53,6 +54,9 @@ class Quantizer(Guarded, ABC):
     """Whether it works on whole models before single tensors are written; it then needs one."""
     given: Mapping[str, str] = MappingProxyType({})
     """Those of :attr:`options` that the user set; the registry fills it in."""
+
+    def _shown_facts(self) -> dict[str, str]:
+        return {"name": getattr(self, "name", ""), "summary": self.summary}
 
     def prepare(
         self,

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from qformats.errors import ConfigError
 from qformats.numbers.dtypes import SIZES
+from qformats.work.shown import Shown
 
 __all__ = ["FieldSpec", "FormatSpec", "KernelSpec", "evaluate", "solve"]
 
@@ -181,8 +182,8 @@ class KernelSpec:
     scale_dtype: str
 
 
-@dataclass(frozen=True)
-class FormatSpec:
+@dataclass(frozen=True, repr=False)
+class FormatSpec(Shown):
     """Descriptor of one format, ``family:variant``.
 
     Attributes
@@ -225,6 +226,17 @@ class FormatSpec:
     source: str = ""
     sqnr_floor_db: float | None = None
     kernel: KernelSpec | None = None
+
+    def _shown_facts(self) -> dict[str, str]:
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "bits": f"{self.bits_per_weight:.4g} bits per weight",
+            "level": f"level {self.level}",
+        }
+
+    def _shown_rows(self) -> list[tuple[str, ...]]:
+        return [("field", "shape", "dtype"), *((f.name, " x ".join(f.shape), f.dtype) for f in self.fields)]
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ from qformats.interfaces.dense import dense
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.rows import join, pick, refit
 from qformats.work.guard import blamed
+from qformats.work.shown import Shown, bits, dims, nbytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["StoredTensor", "concat_rows", "same_values"]
 
 
-@dataclass(frozen=True, eq=False)
-class StoredTensor:
+@dataclass(frozen=True, eq=False, repr=False)
+class StoredTensor(Shown):
     """One tensor of a checkpoint, readable by rows.
 
     Attributes
@@ -106,6 +107,17 @@ class StoredTensor:
     def rows(self) -> int:
         """Size of the first dimension; 1 for a scalar."""
         return self.shape[0] if self.shape else 1
+
+    def _shown_facts(self) -> dict[str, str]:
+        read = self.stored_format != self.format
+        return {
+            "name": self.name,
+            "shape": dims(self.shape),
+            "format": f"{self.stored_format} read as {self.format}" if read else self.format,
+            "bytes": nbytes(self.nbytes),
+            "bits": bits(self.nbytes, self.numel),
+            "file": self.file.name,
+        }
 
     def read(self, start: int = 0, stop: int | None = None) -> PackedTensor:
         """Rows ``[start, stop)``, all of them by default.

@@ -16,6 +16,7 @@ from qformats.numbers.dtypes import torch_dtype
 from qformats.numbers.finite import too_large
 from qformats.numbers.quantized import QuantizedTensor
 from qformats.work.guard import Guarded
+from qformats.work.shown import Shown, dims
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +27,8 @@ SHRINK = 40
 """Candidate ranges that an importance-weighted fit tries, from the whole range down to half of it."""
 
 
-@dataclass(frozen=True, eq=False)
-class GridParams:
+@dataclass(frozen=True, eq=False, repr=False)
+class GridParams(Shown):
     """Parameters of every block of a weight.
 
     Attributes
@@ -51,6 +52,14 @@ class GridParams:
     scale: Tensor
     zero_point: Tensor | None = None
     minimum: Tensor | None = None
+
+    def _shown_facts(self) -> dict[str, str]:
+        parts = {"scale": self.scale, "zero point": self.zero_point, "minimum": self.minimum}
+        return {
+            name: f"{str(part.dtype).removeprefix('torch.')} {name} {dims(part.shape)}"
+            for name, part in parts.items()
+            if part is not None
+        }
 
 
 class Grid(Guarded, ABC):

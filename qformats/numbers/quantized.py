@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from qformats.errors import ConfigError, Described, ShapeError
 from qformats.numbers.memory import empty
+from qformats.work.shown import Shown, dims
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +64,8 @@ def expand_blocks(
     return values
 
 
-@dataclass(frozen=True, eq=False)
-class QuantizedTensor:
+@dataclass(frozen=True, eq=False, repr=False)
+class QuantizedTensor(Shown):
     """What the numbers of a quantized weight are, free of any byte layout.
 
     The value of an element, in float32 with two roundings and no fused multiply-add, is
@@ -130,6 +131,29 @@ class QuantizedTensor:
             value = getattr(self, name)
             if hasattr(value, "shape") and tuple(value.shape) != expected:
                 raise ShapeError(name, tuple(value.shape), f"{expected}, one value per block")
+
+    def _shown_facts(self) -> dict[str, str]:
+        rows, columns = self.block_size
+        block = f"blocks of {columns}" if rows == 1 else f"flat blocks of {columns}" if not rows else ""
+        zero = self.zero_point
+        parts = {"minimum": self.minimum, "codebook": self.codebook, "order of columns": self.g_idx}
+        if not isinstance(zero, int | float):
+            parts["zero point"] = zero
+        elif zero:
+            block += f" around {zero:g}" if block else ""
+        device = str(self.codes.device)
+        return {
+            "shape": dims(self.codes.shape),
+            "codes": _dtype(self.codes),
+            "blocks": block or f"blocks of {rows} x {columns}",
+            "scale": f"{_dtype(self.scale)} scale {dims(self.scale.shape)}",
+            **{
+                name: f"{_dtype(part)} {name} {dims(part.shape)}"
+                for name, part in parts.items()
+                if part is not None
+            },
+            "device": "" if device == "cpu" else device,
+        }
 
     def _check_order(self, g_idx: Tensor) -> None:
         columns = self.codes.shape[1]
@@ -252,3 +276,7 @@ class QuantizedTensor:
             if hasattr(value, "to"):
                 object.__setattr__(moved, part, value.to(device))
         return moved
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -28,6 +28,7 @@ from qformats.runtime.names import Place, places, tied_names
 from qformats.runtime.report import LoadedWeight, report_of
 from qformats.runtime.resizing import refuse_resizing
 from qformats.sources import open_model
+from qformats.work.arguments import mapping
 from qformats.work.device import chosen_device
 from qformats.work.progress import Progress, Silent
 
@@ -49,7 +50,8 @@ def load_model(
     progress: Progress | None = None,
 ) -> Any:
     """Load a model to run it; see :func:`qformats.load_model`."""
-    source = model if isinstance(model, Checkpoint) else open_model(model, options or {})
+    options = mapping("options", options)
+    source = model if isinstance(model, Checkpoint) else open_model(model, options)
     progress = progress or Silent()
     place = chosen_device(device)
     computed = _dtype(dtype, source, place)
@@ -60,10 +62,10 @@ def load_model(
             recipe = Recipe(
                 format,
                 quantizer=quantizer or "",
-                tensor_types=tuple((tensor_types or {}).items()),
-                quantizer_options=tuple((quantizer_options or {}).items()),
+                tensor_types=tuple(mapping("tensor_types", tensor_types).items()),
+                quantizer_options=tuple(mapping("quantizer_options", quantizer_options).items()),
             )
-            source = stack.enter_context(quantized_on_read(source, recipe, options or {}, progress))
+            source = stack.enter_context(quantized_on_read(source, recipe, options, progress))
             _refuse_fused_experts(source)
         loaded = _Filling(source, place, computed, progress).go()
     loaded.qformats_source = origin

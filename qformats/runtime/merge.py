@@ -24,6 +24,8 @@ from qformats.registry import registry
 from qformats.runtime.adapter_folder import open_adapter
 from qformats.runtime.adapters import Update, updates_of
 from qformats.sources import open_model
+from qformats.work.arguments import mapping
+from qformats.work.shown import Shown, nbytes
 
 if TYPE_CHECKING:
     from qformats.exporting import ExportReport
@@ -58,8 +60,8 @@ class MergedTensor:
     lost: float
 
 
-@dataclass(frozen=True)
-class MergeReport:
+@dataclass(frozen=True, repr=False)
+class MergeReport(Shown):
     """Result of merging an adapter into a model.
 
     Attributes
@@ -95,6 +97,18 @@ class MergeReport:
     def requantized(self) -> tuple[MergedTensor, ...]:
         """Those that were rounded to the levels of a quantized format."""
         return tuple(tensor for tensor in self.tensors if registry().packer(tensor.format).quantizes)
+
+    def _shown_facts(self) -> dict[str, str]:
+        return {
+            "target": self.export.target,
+            "format": ", ".join(dict.fromkeys(tensor.format for tensor in self.tensors)),
+            "changed": f"{_tensors(len(self.tensors))} with an adapter",
+            "bytes": nbytes(self.export.file_nbytes),
+        }
+
+    def _shown_rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("tensor", "format", "change", "error")]
+        return rows + [(t.name, t.format, percent(t.change), percent(t.error)) for t in self.tensors]
 
     def __str__(self) -> str:
         """How much of the adapter arrived."""
@@ -155,7 +169,7 @@ def merge_adapter(
     progress: Progress | None = None,
 ) -> MergeReport:
     """Write the base model with the active LoRA adapters added; see :func:`qformats.merge_adapter`."""
-    options = dict(options or {})
+    options = mapping("options", options)
     if isinstance(model, str | PathLike):
         folder = Path(model).expanduser()
         base = _base(folder, source, options)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qformats.runtime.layer import PackedLayer
+from qformats.work.shown import Shown, nbytes
 
 __all__ = ["LoadReport", "LoadedWeight", "report_of"]
 
@@ -33,8 +34,8 @@ class LoadedWeight:
     note: str
 
 
-@dataclass(frozen=True)
-class LoadReport:
+@dataclass(frozen=True, repr=False)
+class LoadReport(Shown):
     """How a checkpoint's weights were loaded.
 
     Attributes
@@ -52,6 +53,16 @@ class LoadReport:
     def nbytes(self) -> int:
         """Bytes of the model in memory."""
         return self.dense_nbytes + sum(weight.nbytes for weight in self.weights)
+
+    def _shown_facts(self) -> dict[str, str]:
+        return {
+            "weights": f"{len(self.weights):,} quantized weights",
+            "formats": ", ".join(dict.fromkeys(weight.format for weight in self.weights)),
+            "bytes": nbytes(self.nbytes),
+        }
+
+    def _shown_rows(self) -> list[tuple[str, ...]]:
+        return [("used", "weights"), *((note, f"{len(names):,}") for note, names in self.notes.items())]
 
     @property
     def notes(self) -> dict[str, list[str]]:
