@@ -63,7 +63,7 @@ _NEAREST = 3
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 4
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = _SHORT.maxfrozenset = 12
-_SHORT.maxstring = _SHORT.maxother = 240
+_SHORT.maxstring = _SHORT.maxother = 320
 _SHORT.maxlong = 40
 
 
@@ -76,7 +76,7 @@ def shown(value: object) -> str:
     --------
     >>> from qformats.errors import shown
     >>> shown("gptq"), shown([[[[[[1]]]]]]), len(shown("x" * 10**6))
-    ("'gptq'", '[[[[...]]]]', 240)
+    ("'gptq'", '[[[[...]]]]', 320)
     """
     if isinstance(value, int) and value.bit_length() > _PRINTED:
         return f"{'-' * (value < 0)}2**{value.bit_length() - 1} or more"
