@@ -104,7 +104,7 @@ def test_the_width_that_the_configuration_declares(folder):
     ):
         qformats.open(folder)
     _configure(folder, quantization_bit=[4])
-    with pytest.raises(CheckpointError, match="0, 4 or 8"):
+    with pytest.raises(CheckpointError, match="one of 0, 4, 8"):
         qformats.open(folder)
 
 
