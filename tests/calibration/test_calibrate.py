@@ -173,7 +173,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(llama, text, tmp_path
     assert _same(whole, again)
     heard = Heard()
     assert _same(whole, _prepare(source, tmp_path / "b", text, progress=heard))
-    assert heard.tasks == []
+    assert not any(task.startswith("block ") for task in heard.tasks)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"damping": 0.02}, {"format": "gguf:q5_0"}])
@@ -296,7 +296,8 @@ def test_the_log_has_a_line_a_layer(llama, text, tmp_path):
 def test_progress_names_block_layers_and_error(llama, text, tmp_path):
     heard = Heard()
     _prepare(qformats.open(llama), tmp_path, text, progress=heard)
-    assert heard.tasks[0].startswith("block 1 of 2: self_attn.q_proj, self_attn.k_proj, self_attn.v_proj")
+    blocks = [task for task in heard.tasks if task.startswith("block ")]
+    assert blocks[0].startswith("block 1 of 2: self_attn.q_proj, self_attn.k_proj, self_attn.v_proj")
     assert "(error " in heard.tasks[-1]
 
 

@@ -184,7 +184,10 @@ def test_mistakes_are_one_sentence(arguments, code, says, capsys):
     done = call(capsys, "compare", *arguments)
     assert done.code == code, done.err
     assert says in done.err
-    assert done.err.count("\n") == 1
+    sentence, *instead = done.err.splitlines()
+    assert sentence.startswith("qformats: ")
+    # At most the command line to type instead.
+    assert all(line.startswith("  qformats compare ") for line in instead)
     assert done.out == ""
 
 

@@ -135,7 +135,7 @@ def test_what_a_plan_calls_them(before, after, action, tmp_path):
 
     class One(qformats.Checkpoint):
         path, name, container = tmp_path / "none", "one", "huggingface"
-        architecture, files, config = "llama", (), {"model_type": "llama"}
+        architecture, files, config = "unlisted", (), {"model_type": "unlisted"}
         tensors = {taken.name: taken}  # noqa: RUF012
 
         def tokenizer_files(self):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import qformats
-from qformats.errors import CheckpointError
+from qformats.errors import CheckpointError, ConfigError
 from qformats.folder.fit import fitted
 from qformats.folder.usual import usual_class
 
@@ -310,7 +310,9 @@ def test_a_quantized_model_that_lacks_a_tensor_is_refused(source, target, built,
 
 def test_a_format_that_no_tensor_gets_is_refused(copied, tmp_path):
     folder = copied("llama")
-    with pytest.raises(CheckpointError, match=r"no tensor that would be bitsandbytes:nf4: .* stays dense"):
+    with pytest.raises(
+        ConfigError, match="'bitsandbytes:nf4'; expected one that holds a tensor of this model"
+    ):
         qformats.export(folder, tmp_path / "out", format="bitsandbytes:nf4", tensor_types={".*": "dense:f32"})
 
 

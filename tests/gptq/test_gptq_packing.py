@@ -199,7 +199,7 @@ def test_what_cannot_be_packed():
         "4bit-0g",
         "4bit-128g-sym-asym",
         "4bit-128g-actorder-actorder",
-        "4bit",
+        "4bit-128",
         "4bit-128g-f16-bf16",
     ):
         with pytest.raises(qformats.errors.UnknownFormatError):

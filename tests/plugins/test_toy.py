@@ -214,9 +214,9 @@ def test_shards(folder, tmp_path):
         assert torch.equal(whole.read(name), sharded.read(name))
 
 
-def _folder(tmp_path, tensors, quantization):
+def _folder(tmp_path, tensors, quantization, model_type="llama"):
     tmp_path.mkdir(exist_ok=True)
-    config = {"model_type": "llama", "quantization_config": quantization}
+    config = {"model_type": model_type, "quantization_config": quantization}
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(tensors, tmp_path / "model.safetensors")
     return tmp_path
@@ -275,7 +275,7 @@ def test_damaged_folders_are_refused_by_file_and_tensor(tmp_path, tensors, quant
 @pytest.mark.usefixtures("_toy")
 def test_a_width_that_a_folder_could_not_tell_again_is_not_written(tmp_path):
     tensors = {"model.layers.0.self_attn.q_proj.weight": torch.ones(4, 3)}
-    source = _folder(tmp_path / "source", tensors, None)
+    source = _folder(tmp_path / "source", tensors, None, "unlisted")
     with pytest.raises(ShapeError, match=r"q_proj.*\(4, 3\).*\(4, 4\)"):
         qformats.export(source, tmp_path / "out", format="toy")
     assert not (tmp_path / "out").exists()

@@ -59,7 +59,7 @@ def test_json(capsys, install):
 def test_mistakes_on_the_command_line(capsys):
     result = call(capsys, "check", "nothing")
     assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("qformats: no format, quantizer or container 'nothing'; installed: ")
+    assert result.err.startswith("qformats: no format, quantizer or container 'nothing'; known: ")
     result = call(capsys, "check", "dense:f32", "-k", "nothing")
     assert (result.code, result.out) == (2, "")
     assert "name of a check: found 'nothing'" in result.err
