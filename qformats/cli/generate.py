@@ -66,6 +66,13 @@ def generate(
             help="Quantize into this format while loading.",
         ),
     ] = None,
+    quantizer: Annotated[
+        str | None,
+        typer.Option(
+            autocompletion=completing.quantizers,
+            help="With --format: method that chooses codes, if not the format's usual one: rtn or gptq.",
+        ),
+    ] = None,
     option: LoaderOptions = None,
     json: Json = None,
 ) -> None:
@@ -95,6 +102,7 @@ def generate(
                 device=device,
                 dtype=dtype,
                 format=format,
+                quantizer=quantizer,
                 option=option,
                 json=json,
             )
@@ -134,6 +142,7 @@ def _run(
     device: str | None,
     dtype: str | None,
     format: str | None,
+    quantizer: str | None,
     option: list[str] | None,
     json: str | None,
 ) -> None:
@@ -144,6 +153,8 @@ def _run(
 
     if dtype not in (None, "f32", "f16", "bf16"):
         raise ConfigError("--dtype", dtype, "f32, f16 or bf16")
+    if quantizer is not None and format is None:
+        raise ConfigError("--quantizer", quantizer, "--format with this option")
     options = pairs("option", option)
     format = meant(format).name if format is not None else None
     source = opened(model, options, bar)
@@ -162,7 +173,13 @@ def _run(
     began = time.perf_counter()
     bar.start("building the model")
     running: Any = qformats.load_model(
-        source, device=device, dtype=dtype, format=format, options=options, progress=bar
+        source,
+        device=device,
+        dtype=dtype,
+        format=format,
+        quantizer=quantizer,
+        options=options,
+        progress=bar,
     )
     loaded = time.perf_counter() - began
     torch.manual_seed(seed)

@@ -66,9 +66,8 @@ def test_text_is_that_of_the_decoded_weights(capsys, exported, words):
     # Packed in memory: the model has 20 MB as float32.
     assert float(found[2].split()[0]) < 7.5
     # Quantizing while loading gives the same model.
-    again = call(
-        capsys, "generate", "demo", PROMPT, "-n", str(COUNT), "--device", "cpu", "--format", format, "--json"
-    )
+    how = ("--device", "cpu", "--format", format, "--quantizer", "rtn", "--json")
+    again = call(capsys, "generate", "demo", PROMPT, "-n", str(COUNT), *how)
     assert (again.code, again.err) == (0, "")
     facts = json.loads(again.out)
     assert (facts["text"], facts["format"], facts["prompt"]) == (expected, format, PROMPT)
@@ -174,6 +173,7 @@ def test_the_context_ends_the_text(capsys, words):
         (("demo", "x", "--device", "toaster"), 2, "device: found 'toaster'"),
         (("demo", "x", "--device", "meta"), 2, "device: found 'meta'; expected cpu"),
         (("demo", "x", "--format", "nope"), 2, "no format 'nope'"),
+        (("demo", "x", "--quantizer", "rtn"), 2, "--quantizer: found 'rtn'; expected --format"),
         (("demo", "x", "--chat"), 2, "--chat: found a model without a chat template"),
         (("demo", "x", "-O", "nope"), 2, "--option: found 'nope'"),
         (("demo", "x", "-n", "0"), 2, "greater than or equal to 1"),
