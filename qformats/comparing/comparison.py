@@ -99,7 +99,7 @@ def compare(
             checkpoint = stack.enter_context(_tried(base, recipe, settings.options, progress))
             container = recipe.loader(base).name
             usual = registry().packer(recipe.format).default_quantizer
-            how = "" if recipe.quantizer == usual == "rtn" else f" ({recipe.quantizer})"
+            how = "" if recipe.quantizer == usual else f" ({recipe.quantizer})"
             everyone.append(Contestant(recipe.format + how, checkpoint, container, recipe.quantizer))
         distinguish(everyone)
         for model in everyone[1:]:

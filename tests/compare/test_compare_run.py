@@ -53,7 +53,7 @@ def test_a_calibrating_quantizer_can_be_tried(made):
     report = qformats.compare("demo", made("gptq"), try_=["gptq", "gguf:q8_0"], quantizer_options=options)
     rounded, calibrated, plain = report.models
     assert (plain.name, plain.quantizer) == ("gguf:q8_0", "rtn")
-    assert calibrated.name == "gptq:4bit-128g (gptq)"
+    assert calibrated.name == "gptq:4bit-128g"
     assert calibrated.quantizer == "gptq"
     assert calibrated.format == rounded.format == "gptq:4bit-128g"
     assert calibrated.nbytes == rounded.nbytes
