@@ -396,7 +396,7 @@ def test_a_configuration_that_no_class_understands_is_said(copied, tmp_path):
         ("mistral", {}),
         ("mistral", {"head_dim": 32}),
         ("qwen2", {}),
-        ("qwen3", {}),
+        ("qwen3", {"head_dim": 16}),
         ("qwen3", {"attention_bias": True, "head_dim": 32}),
     ],
 )
