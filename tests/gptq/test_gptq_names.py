@@ -151,3 +151,24 @@ def test_the_layout_of_awq_is_named(folders, tmp_path):
     folder = declaring(folders / "4bit-32g", tmp_path / "m", {"bits": 4, "group_size": 32}, awq)
     with pytest.raises(CheckpointError, match="the layout of AWQ"):
         qformats.open(folder)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_files_named_as_autogptq_does(parts, folders, tmp_path):
+    """``gptq_model-4bit-128g`` in place of ``model``, whole or in parts with an index."""
+    kept = folders / "4bit-32g"
+    folder = declaring(kept, tmp_path / "m", {"bits": 4, "group_size": 32, "quant_method": "gptq"})
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stem = "gptq_model-4bit-128g"
+    names = sorted(weights)
+    if parts == 1:
+        save_file(weights, folder / f"{stem}.safetensors")
+    else:
+        index = {}
+        for number in range(parts):
+            file = f"{stem}-0000{number + 1}-of-0000{parts}.safetensors"
+            save_file({name: weights[name] for name in names[number::parts]}, folder / file)
+            index |= dict.fromkeys(names[number::parts], file)
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert same(folder, kept)
