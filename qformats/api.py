@@ -428,6 +428,11 @@ def merge_adapter(
     >>> report.adds_nothing, len(report.tensors)
     (True, 4)
     """
+    if isinstance(model, str | PathLike):
+        from qformats.folder.adapter import require_adapter
+
+        # Before torch and Transformers are loaded, which takes seconds.
+        require_adapter(Path(model).expanduser())
     from qformats.runtime import merge
 
     return merge.merge_adapter(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qformats.errors import ModelNotFoundError
+from qformats.errors import CheckpointError, ModelNotFoundError
 from qformats.folder.json_object import read_json
 
-__all__ = ["CONFIG", "adapter_beside", "adapter_config", "base_name", "refuse_adapter"]
+__all__ = ["CONFIG", "adapter_beside", "adapter_config", "base_name", "refuse_adapter", "require_adapter"]
 
 CONFIG = "adapter_config.json"
 
@@ -22,6 +22,25 @@ def adapter_config(folder: Path) -> dict[str, Any] | None:
         If it is not readable.
     """
     return read_json(folder / CONFIG, folder) if (folder / CONFIG).is_file() else None
+
+
+def require_adapter(folder: Path) -> dict[str, Any]:
+    """What a folder says about the adapter in it.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no such folder.
+    CheckpointError
+        If there is no adapter in it.
+    """
+    if not folder.is_dir():
+        found = "one file" if folder.exists() else "no such file or folder"
+        raise ModelNotFoundError(folder, found, f"Give the folder of an adapter: it has an {CONFIG}")
+    config = adapter_config(folder)
+    if config is None:
+        raise CheckpointError(folder, f"has no {CONFIG}", "the folder of an adapter, as PEFT saves it")
+    return config
 
 
 def refuse_adapter(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qformats.errors import BackendUnavailableError, CheckpointError, Described, QFormatsError
-from qformats.folder.adapter import CONFIG, adapter_config
+from qformats.folder.adapter import CONFIG, require_adapter
 from qformats.folder.shards import BinShard, SafetensorsShard
 from qformats.runtime.adapters import refuse_changed_base
 from qformats.runtime.build import bare_model
@@ -57,9 +57,7 @@ def open_adapter(path: Path, base: Checkpoint) -> Any:
     except ImportError as error:
         hint = "install it (pip install 'qformats[peft]')"
         raise BackendUnavailableError("peft", "is not installed", hint) from error
-    told = adapter_config(path)
-    if told is None:
-        raise CheckpointError(path, f"has no {CONFIG}", "the folder of an adapter, as PEFT saves it")
+    told = require_adapter(path)
     if told.get(_REPLICAS):
         found = f"{_REPLICAS}, which repeats layers of the base"
         raise CheckpointError(path / CONFIG, found, "an adapter on the base's own layers")

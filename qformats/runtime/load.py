@@ -14,9 +14,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from qformats.errors import CheckpointError, ConfigError, Described, UnsupportedModelError
+from qformats.errors import (
+    CheckpointError,
+    ConfigError,
+    Described,
+    NonFiniteError,
+    UnsupportedModelError,
+    WeightsError,
+)
 from qformats.exporting import Recipe
 from qformats.exporting.on_read import quantized_on_read
+from qformats.exporting.sound import require_sound
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.packer import PackedTensor
 from qformats.interfaces.stored import StoredTensor
@@ -177,6 +185,11 @@ class _Filling:
             (values,) = packed.fields.values()
             self._put_values(module, last, place, values)
             return
+        try:
+            require_sound(packed)
+        except NonFiniteError as error:
+            # It need not show in what the model says: attention may hide it.
+            raise WeightsError(str(tensor.file), tensor.name, error.found, error.hint) from error
         reason = _irreplaceable(module, last)
         if reason is None:
             self._replace(owner, self._layer(module, packed))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qformats.errors import ConfigError, Described, ShapeError
 from qformats.exporting import Recipe, make_plan
 from qformats.exporting.run import execute
-from qformats.folder.adapter import adapter_config, base_name
+from qformats.folder.adapter import base_name, require_adapter
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.dense import dense
 from qformats.interfaces.packer import PackedTensor
@@ -215,7 +215,7 @@ def _base(
 ) -> Checkpoint:
     """Open the model that an adapter on disk is merged into."""
     if source is None:
-        name = base_name(adapter_config(adapter) or {})
+        name = base_name(require_adapter(adapter))
         hint = f"{adapter} says that it was trained on {name}" if name else None
         raise ConfigError("source", None, "the base model, since an adapter does not hold it", hint)
     return source if isinstance(source, Checkpoint) else open_model(source, options)

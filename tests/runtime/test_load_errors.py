@@ -3,13 +3,15 @@
 import json
 import shutil
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from models import chatglm, moe
 from safetensors.torch import load_file, save_file
 
 import qformats
-from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
+from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError, WeightsError
 from qformats.runtime import tokenizer
 
 
@@ -157,3 +159,19 @@ def test_tokenizers_that_are_not_there(exported, tmp_path):
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(UnsupportedModelError, match="tokenizer: found"):
         tokenizer(qformats.open(folder))
+
+
+def test_a_scale_that_is_not_a_number_is_refused(exported, tmp_path):
+    """What the model says need not show it: attention may hide a NaN."""
+    path = exported("llama", "gguf:q8_0")
+    content = bytearray(path.read_bytes())
+    reader = gguf.GGUFReader(path)
+    (tensor,) = (each for each in reader.tensors if each.name == "blk.0.attn_q.weight")
+    content[tensor.data_offset : tensor.data_offset + 2] = np.float16(np.nan).tobytes()
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(content)
+    with pytest.raises(
+        WeightsError, match=r"bad\.gguf: tensor 'model\.layers\.0\.self_attn\.q_proj\.weight'"
+    ):
+        qformats.load_model(bad, device="cpu")
+    qformats.load_model(path, device="cpu")

@@ -161,6 +161,8 @@ def test_folders_that_do_not_fit(base, tmp_path):
         qformats.merge_adapter(tmp_path, tmp_path / "out", source=base)
     with pytest.raises(CheckpointError, match="trained on this model"):
         qformats.merge_adapter(tmp_path / "adapter", tmp_path / "out", source="demo")
+    with pytest.raises(ModelNotFoundError, match="no such file or folder"):
+        qformats.merge_adapter(tmp_path / "nope", tmp_path / "out", source=base)
     for change, message in (
         ({"target_modules": ["q_proj"]}, r"holds unknown .*down_proj"),
         ({"target_modules": ["q_proj", "down_proj", "up_proj"]}, r"lacks .*up_proj"),
