@@ -131,7 +131,7 @@ class WeightsResult(Shown):
     Attributes
     ----------
     total : WeightError
-        Over all tensors that both models have in one shape.
+        Over all tensors that both models have in one shape; NaN, like `linears`, if one of them is not finite.
     linears : WeightError
         Over the quantized matrices of the blocks: without the embedding and the output layer, which some formats
         leave alone.

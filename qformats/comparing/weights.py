@@ -6,12 +6,12 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from qformats.comparing.report import IdenticalTensors, TensorError, WeightsResult
+from qformats.comparing.report import IdenticalTensors, TensorError, WeightError, WeightsResult
 from qformats.comparing.sums import Sums, compare, total
 from qformats.errors import NonFiniteError, WeightsError
 from qformats.interfaces.checkpoint import Checkpoint
@@ -154,12 +154,13 @@ def compare_weights(
     for i, name in wrong:
         shared[name].remove(i)
     notes = tuple(
-        (*said, *_left_out([error for (k, _), error in wrong.items() if k == i]))
+        (*_left_out([error for (k, _), error in wrong.items() if k == i]), *said)
         for i, said in enumerate(notes, 1)
     )
     sums_of = {key: total(tally.sums) for key, tally in tallies.items()}
+    broken = {i for i, _ in wrong}
     results = tuple(
-        _result(i, checkpoints[i], checkpoints[0], shared, tallies, sums_of)
+        _result(i, checkpoints[i], checkpoints[0], shared, tallies, sums_of, broken=i in broken)
         for i in range(1, len(checkpoints))
     )
     return WeightsOutcome(results, _identical(names, checkpoints, shared, tallies, sums_of), notes)
@@ -320,6 +321,8 @@ def _result(
     shared: Mapping[str, list[int]],
     tallies: Mapping[tuple[int, str], _Tally],
     sums_of: Mapping[tuple[int, str], Sums],
+    *,
+    broken: bool,
 ) -> WeightsResult | None:
     names = [name for name in base.tensors if index in shared.get(name, ())]
     if not names:
@@ -343,13 +346,22 @@ def _result(
             )
         )
     linears = [row for row in rows if row.quantized and row.layer is not None]
+    everything = total(sums_of[index, name] for name in names).result()
+    of_blocks = total(sums_of[index, row.name] for row in linears).result()
+    if broken:
+        # Without the tensors that are not finite, the rest may look as good as new.
+        everything, of_blocks = _unknown(everything), _unknown(of_blocks)
     return WeightsResult(
-        total=total(sums_of[index, name] for name in names).result(),
-        linears=total(sums_of[index, row.name] for row in linears).result(),
+        total=everything,
+        linears=of_blocks,
         linear_nbytes=sum(row.nbytes for row in linears),
         linear_parameters=sum(math.prod(row.shape) for row in linears),
         by_tensor=tuple(rows),
     )
+
+
+def _unknown(error: WeightError) -> WeightError:
+    return replace(error, max_error=math.nan, rmse=math.nan, cosine=math.nan)
 
 
 def _same_bytes(

@@ -234,6 +234,10 @@ class FolderCheckpoint(Checkpoint):
                 raise CheckpointError(file, str(error), tensor=f"{name}.weight") from error
             if located is not None:
                 own, shape = located
+                if "weight" not in parts and f"{name}.weight" in entries:
+                    found_both = f"is stored both as plain numbers and in {own.name}"
+                    hint = "remove the one that does not belong to this model"
+                    raise CheckpointError(file, found_both, "one of them", tensor=f"{name}.weight", hint=hint)
                 apart = family.separate(own, fields)
                 if "bias" in parts and "bias" not in apart:
                     # Zeros, which tools give to every layer; only the model's class knows whether it has one.

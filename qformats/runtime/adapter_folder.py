@@ -61,7 +61,7 @@ def open_adapter(path: Path, base: Checkpoint) -> Any:
     if told.get(_REPLICAS):
         found = f"{_REPLICAS}, which repeats layers of the base"
         raise CheckpointError(path / CONFIG, found, "an adapter on the base's own layers")
-    weights = _weights(path)
+    updates = _updates(path, _weights(path), base)
     model = bare_model(base, torch.float32, "merge an adapter into")
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -74,9 +74,11 @@ def open_adapter(path: Path, base: Checkpoint) -> Any:
             warnings.simplefilter("ignore")
             config = peft.PeftConfig.from_pretrained(str(path), local_files_only=True)
             config.inference_mode = True
+            # Whole modules are refused above unless they are copies of the base's.
+            config.modules_to_save = None
             refuse_changed_base(path.name, config)
             adapted = peft.get_peft_model(model, config)
-            result: Any = set_peft_model_state_dict(adapted, _updates(path, weights, base))
+            result: Any = set_peft_model_state_dict(adapted, updates)
     except QFormatsError:
         raise
     except Exception as error:

@@ -211,3 +211,25 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     done = run("compare", "demo", "--try", "gguf:q8_0", "--json", tmp_path / "x.json")
     assert done.code == 4
     assert "cannot be written" in done.err
+
+
+def test_a_model_with_a_scale_that_is_no_number_is_not_called_exact(capsys, made, tmp_path):
+    import gguf
+    import numpy as np
+
+    path = made("q4_0")
+    content = bytearray(path.read_bytes())
+    (tensor,) = (each for each in gguf.GGUFReader(path).tensors if each.name == "blk.1.attn_q.weight")
+    content[tensor.data_offset : tensor.data_offset + 2] = np.float16(np.nan).tobytes()
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(content)
+    done = call(capsys, "compare", path, bad, "--html", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    (row,) = (line for line in done.out.splitlines() if line.startswith("bad "))
+    assert "exact" not in row
+    assert "0%" not in row
+    assert "bad: Not compared: " in done.out
+    assert "not finite" in " ".join(done.out.split())
+    page = (tmp_path / "page.html").read_text()
+    assert "practically lossless" not in page
+    assert "Every compared weight has" not in page

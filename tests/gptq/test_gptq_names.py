@@ -172,3 +172,14 @@ def test_files_named_as_autogptq_does(parts, folders, tmp_path):
             index |= dict.fromkeys(names[number::parts], file)
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     assert same(folder, kept)
+
+
+def test_a_plain_weight_beside_packed_fields_is_refused(folders, tmp_path):
+    """Nobody can tell which of the two the model is."""
+
+    def both(tensors):
+        return tensors | {f"{UP}.weight": torch.zeros(192, 64)}
+
+    folder = declaring(folders / "4bit-32g", tmp_path / "m", {"bits": 4, "group_size": 32}, both)
+    with pytest.raises(CheckpointError, match=rf"{UP}\.weight.* both as plain numbers and in gptq:4bit-32g"):
+        qformats.open(folder)

@@ -115,6 +115,14 @@ def test_an_adapter_beside_the_weights_is_mentioned(base, capsys, tmp_path):
     assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
 
 
+def test_a_whole_module_that_was_not_trained_is_a_copy(base, tmp_path):
+    """PEFT saves it with the adapter; nothing is lost without it."""
+    expected = saved(base, tmp_path / "adapter", modules_to_save=["lm_head"])
+    merged(tmp_path / "adapter", tmp_path / "out", source=base)
+    found = hf.logits(hf.load(tmp_path / "out"), IDS)
+    assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
+
+
 def _trained_head(model):
     torch.nn.init.normal_(model.get_base_model().lm_head.modules_to_save["default"].weight)
 

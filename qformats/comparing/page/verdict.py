@@ -94,8 +94,9 @@ def behaviour_change(model: ModelResult) -> BehaviourChange | None:
 
 
 def weight_cost(model: ModelResult) -> float | None:
-    """Relative error of all weights, if they were compared."""
-    return model.weights.total.relative_rmse if model.weights else None
+    """Relative error of all weights, if they were compared and are finite."""
+    cost = model.weights.total.relative_rmse if model.weights else None
+    return None if cost is None or math.isnan(cost) else cost
 
 
 def _divergence(model: ModelResult) -> float | None:
