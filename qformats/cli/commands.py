@@ -14,8 +14,8 @@ import typer
 from qformats.cli.reporting import Json
 
 if TYPE_CHECKING:
+    from qformats.cli.console import Bar
     from qformats.interfaces import Checkpoint, Packer
-    from qformats.work.progress import Progress
 
 __all__ = [
     "CheckExact",
@@ -114,7 +114,7 @@ def meant(name: str, output: Path | None = None) -> Packer:
     return packer
 
 
-def opened(model: str, options: Mapping[str, str], bar: Progress) -> Checkpoint:
+def opened(model: str, options: Mapping[str, str], bar: Bar) -> Checkpoint:
     """Open what the user names, and say so meanwhile: large models have many headers, and the hub is far.
 
     Raises
@@ -125,13 +125,18 @@ def opened(model: str, options: Mapping[str, str], bar: Progress) -> Checkpoint:
     Examples
     --------
     >>> from qformats.cli.commands import opened
-    >>> from qformats.work.progress import Silent
-    >>> opened("demo", {}, Silent()).name
+    >>> from qformats.cli.console import Bar
+    >>> with Bar() as bar:
+    ...     opened("demo", {}, bar).name
     'demo-llama'
     """
     import qformats
 
-    bar.start(f"reading the headers of {model}", 0)
+    if "/" in model and not model.startswith((".", "/", "~")) and not Path(model).exists():
+        # The hub's client has bars of its own.
+        with bar.aside(f"asking the hub for {model}"):
+            return qformats.open(model, options=options)
+    bar.start(f"reading the headers of {model}")
     return qformats.open(model, options=options)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +177,17 @@ class Bar:
         """Print a line above the bar."""
         if not talk.quiet:
             self._console.print(f"qformats: {harmless(text)}", markup=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def aside(self, text: str) -> Iterator[None]:
+        """Leave the screen to something that shows its own progress, such as a download; `text` announces it."""
+        self.stop()
+        if not self._progress.disable:
+            self.notice(text)
+        try:
+            yield
+        finally:
+            self._progress.start()
 
     def stop(self) -> None:
         """Take it off the screen."""

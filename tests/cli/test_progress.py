@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from cli.command import call, run, run_in_terminal, without_escapes
+from cli.command import call, run_in_terminal, without_escapes
 
 from qformats.cli.console import Bar, Talk, talk
 
@@ -61,18 +61,18 @@ def test_every_step_of_a_comparison_has_a_name(tmp_path):
     _in_order(without_escapes(text), *steps)
 
 
-def test_quiet(tmp_path):
+def test_quiet(capsys, tmp_path):
     target = tmp_path / "x.gguf"
     code, text = run_in_terminal("export", "demo", "-f", "q8", "-o", target, "--quiet")
     assert (code, text) == (0, f"{target}\n")
     for args in (("-q", "export", "demo", "-f", "gguf"), ("export", "demo", "-f", "gguf", "-q")):
-        result = run(*args, "-o", target, "--force")
+        result = call(capsys, *args, "-o", target, "--force")
         assert (result.code, result.out, result.err) == (0, f"{target}\n", "")
     # Errors are not silenced.
-    result = run("export", "demo", "-f", "gguf", "-o", target, "-q")
+    result = call(capsys, "export", "demo", "-f", "gguf", "-o", target, "-q")
     assert result.code == 4
     assert "exists already" in result.err
-    result = run("generate", "demo", "Once", "-n", "2", "--device", "cpu", "-q")
+    result = call(capsys, "generate", "demo", "Once", "-n", "2", "--device", "cpu", "-q")
     assert (result.code, result.err) == (0, "")
     assert result.out
 
@@ -103,3 +103,13 @@ def test_names_in_steps_do_not_steer_the_terminal(capsys, monkeypatch):
         bar.start("reading [bold]\x1b[31mred\nname")
     assert capsys.readouterr().err == "qformats:   0.0 s: reading [bold]\\x1b[31mred\\nname\n"
     assert Talk() == Talk(quiet=False, verbose=False, debugging=False)
+
+
+def test_the_hub_has_the_screen_to_itself():
+    """Its client shows bars of its own; ours would be drawn over them."""
+    code, text = run_in_terminal("inspect", "some/model", HF_HUB_OFFLINE="1")
+    assert code == 3
+    shown = without_escapes(text).replace("\r", "")
+    assert shown.lstrip().startswith("qformats: asking the hub for some/model\n")
+    assert "reading the headers" not in shown
+    assert "not in the local hub cache" in shown
