@@ -35,6 +35,17 @@ _FP4_PLACES = tuple(_FP4_CODES.index(code) if code != 8 else 7 for code in range
 _SQNR_DB = {"nf4": 20.5, "fp4": 18.0}
 
 
+def _decoded(packer: Packer, packed: PackedTensor) -> Tensor:
+    """Values in new memory: by the compiled kernel on a CPU, else by way of the canonical form."""
+    import torch
+
+    if packer.checked(packed).fields["weight"].device.type != "cpu":
+        return packer.unpack(packed).dequantize()
+    out = empty(packed.shape, torch.float32)
+    packer.dequantize_into(packed, out)
+    return out
+
+
 class _BnBPacker(Packer):
     """What both kinds of packers share."""
 
@@ -272,13 +283,7 @@ class FourBitPacker(_BnBPacker):
 
     def dequantize(self, packed: PackedTensor) -> Tensor:
         """Values as float32, by the compiled kernel on a CPU."""
-        import torch
-
-        if self.checked(packed).fields["weight"].device.type != "cpu":
-            return self.unpack(packed).dequantize()
-        out = empty(packed.shape, torch.float32)
-        self.dequantize_into(packed, out)
-        return out
+        return _decoded(self, packed)
 
     def dequantize_into(self, packed: PackedTensor, out: Tensor) -> None:
         """Values in memory that is there already, by the compiled kernel on a CPU."""
@@ -409,13 +414,7 @@ class Int8Packer(_BnBPacker):
 
     def dequantize(self, packed: PackedTensor) -> Tensor:
         """Values as float32, by the compiled kernel on a CPU."""
-        import torch
-
-        if self.checked(packed).fields["weight"].device.type != "cpu":
-            return self.unpack(packed).dequantize()
-        out = empty(packed.shape, torch.float32)
-        self.dequantize_into(packed, out)
-        return out
+        return _decoded(self, packed)
 
     def dequantize_into(self, packed: PackedTensor, out: Tensor) -> None:
         """Values in memory that is there already, by the compiled kernel on a CPU."""
