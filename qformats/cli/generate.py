@@ -278,8 +278,8 @@ def _generate(model: Any, ids: Sequence[int], count: int, sampling: dict[str, An
     from transformers import GenerationConfig
 
     given = model.generation_config
-    # The model decides what ends a text; only the command line decides how tokens are chosen.
-    ends = given.eos_token_id if given.eos_token_id is not None else model.config.eos_token_id
+    # The model decides what ends a text, if anything does; only the command line decides how tokens are chosen.
+    ends = None if given.eos_token_id == [] else given.eos_token_id
     last = ends[0] if isinstance(ends, list) else ends
     config: Any = GenerationConfig
     model.generation_config = config(

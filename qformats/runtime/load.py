@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -38,6 +40,7 @@ from qformats.runtime.resizing import refuse_resizing
 from qformats.sources import open_model
 from qformats.work.arguments import mapping
 from qformats.work.device import chosen_device
+from qformats.work.files import parse_json
 from qformats.work.progress import Progress, Silent
 
 __all__ = ["load_model"]
@@ -293,18 +296,35 @@ class _Filling:
         )
 
     def _generation(self) -> None:
-        """Settings of ``generate`` that the model came with."""
+        """Settings of ``generate``: those that the model came with, else those that Transformers finds in config.json.
+
+        There the class's defaults do not count: a model whose files name no end token does not stop at one.
+        """
         from transformers import GenerationConfig
 
         content = self.source.tokenizer_files().get("generation_config.json")
         if content is None:
+            self.model.generation_config = _from_config(self.source.config)
             return
+        file = self.source.path / "generation_config.json"
         try:
-            settings = json.loads(content)
+            settings = parse_json(bytes(content).decode("utf-8"))
         except ValueError as error:
-            file = self.source.path / "generation_config.json"
             raise CheckpointError(file, f"is not JSON ({error})", "settings for generate") from error
+        if not isinstance(settings, dict):
+            raise CheckpointError(file, f"a JSON {type(settings).__name__}", "a JSON object")
         self.model.generation_config = GenerationConfig.from_dict(settings)
+
+
+def _from_config(config: Mapping[str, Any]) -> Any:
+    """What Transformers itself makes of a config.json without a generation_config.json beside it."""
+    from transformers import GenerationConfig
+
+    with tempfile.TemporaryDirectory(prefix="qformats-") as folder:
+        Path(folder, "config.json").write_text(json.dumps(dict(config), default=str))
+        return GenerationConfig.from_pretrained(
+            folder, config_file_name="config.json", _from_model_config=True, local_files_only=True
+        )
 
 
 def _refuse_saving(*args: Any, **kwargs: Any) -> None:

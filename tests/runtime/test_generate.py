@@ -122,6 +122,20 @@ def test_every_end_token_ends_the_text(capsys, words, tmp_path, suffix):
     assert facts["tokens"] == new.index(last) + 1
 
 
+@pytest.mark.parametrize("listed", [{}, {"eos_token_id": None}, {"eos_token_id": []}])
+def test_ends_nowhere_where_transformers_does_not(listed, words, tmp_path, capsys):
+    """A generation_config.json counts alone, even if it names no end."""
+    folder = tmp_path / "model"
+    shutil.copytree(qformats.open("demo").path, folder)
+    ids = words(PROMPT)["input_ids"]
+    config = json.loads((folder / "config.json").read_text())
+    config["eos_token_id"] = hf.greedy(hf.load(folder), ids, 2)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps(listed))
+    facts = json.loads(call(capsys, "generate", folder, PROMPT, "-n", "8", "--device", "cpu", "--json").out)
+    assert facts["tokens"] == 8
+
+
 def test_drawing_tokens(capsys):
     def text(*more: str) -> str:
         result = call(capsys, "generate", "demo", PROMPT, "-n", "5", "--device", "cpu", *more)

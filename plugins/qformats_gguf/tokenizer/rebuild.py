@@ -8,9 +8,9 @@ from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
 
-from ..metadata import Keys, Metadata, ValueType, string
+from ..metadata import Keys, Metadata, string
 from . import rebuild_spm
-from .ends import END_IDS, default_ends
+from .ends import INTEGERS, default_ends, stored_ends
 from .pretokenizers import BY_NAME, DEFAULT, PRE_TOKENIZERS, SPLITTERS, PreTokenizer
 from .special import ID_KEYS
 from .spm import ALWAYS, EVERY, FIRST
@@ -19,7 +19,6 @@ from .vocabulary import TokenType, padding_token
 
 __all__ = ["from_gguf", "special_ids"]
 
-_INTEGERS = frozenset(getattr(ValueType, f"{sign}{bits}") for sign in ("U", "I") for bits in (8, 16, 32, 64))
 _F32_MAX = 3.4028234e38
 
 
@@ -131,9 +130,12 @@ def from_gguf(
     basic = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
     by_role = {f"{role}_token": tokens[roles[role]] for role in basic if role in roles}
     files["special_tokens_map.json"] = _json(by_role, file, indent=2)
-    ends = _end_ids(metadata, len(tokens)) or default_ends(roles, tokens, types)
+    ends = stored_ends(metadata, len(tokens))
     generation: dict[str, Any] = {f"{role}_token_id": roles[role] for role in ("bos", "pad") if role in roles}
-    if ends:
+    if ends == []:
+        # Said, so that the file exists and Transformers does not look into config.json.
+        generation["eos_token_id"] = None
+    elif ends := ends or default_ends(roles, tokens, types):
         generation["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     if generation:
         files["generation_config.json"] = _json(generation, file, indent=2)
@@ -220,14 +222,6 @@ def _template(
     }
 
 
-def _end_ids(metadata: Metadata, size: int) -> list[int]:
-    """End tokens that the file lists, without those that are no tokens."""
-    value = metadata.get(END_IDS)
-    if value is None or value.type != ValueType.ARRAY or value.item not in _INTEGERS:
-        return []
-    return list(dict.fromkeys(int(index) for index in value.data if 0 <= int(index) < size))
-
-
 def _templates(metadata: Metadata, file: str) -> dict[str, bytes]:
     files = {}
     for key in metadata:
@@ -256,7 +250,7 @@ def _roles(metadata: Metadata, size: int) -> dict[str, int]:
     found = {}
     for role, key in ID_KEYS.items():
         value = metadata.get(key)
-        if value is not None and value.type in _INTEGERS:
+        if value is not None and value.type in INTEGERS:
             index = int(value.data)
             if 0 <= index < size:
                 found[role] = index
