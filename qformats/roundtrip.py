@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,21 @@ def quantize(
         found = Described(f"{quantizer}, which needs a whole model")
         raise ConfigError("quantizer of a tensor", found, " or ".join(able), hint)
     weight = cast(tensor, "f32") if tensor.dtype == torch.float64 else tensor
-    return how.quantize_checked(weight, chosen)
+    quantized = how.quantize_checked(weight, chosen)
+    zeros = _vanished(weight, quantized)
+    if zeros:
+        told = (
+            f"{zeros:,} of {len(weight):,} rows became zeros: their weights are too small for {chosen.name}"
+        )
+        warnings.warn(told, UserWarning, stacklevel=2)
+    return quantized
+
+
+def _vanished(weight: Tensor, quantized: QuantizedTensor) -> int:
+    """Count rows that became zeros; decoded only where a scale says that there may be some."""
+    if not bool((quantized.scale == 0).any()):
+        return 0
+    return int(((quantized.dequantize() == 0).all(1) & (weight != 0).any(1)).sum())
 
 
 def _quantizing(format: str) -> Packer:

@@ -77,7 +77,6 @@ def print_summary(report: ExportReport) -> None:
     out.print(f"[bold]{plain(report.target)}[/bold]  {report.format}, {plain(_chosen_by(report))}")
     out.print(rows)
     _print_notes(out, report, every=False)
-    _print_vanished(out, report)
     rounded = Counter(
         (t.action, _variant(t.source_format), _variant(t.format)) for t in report.tensors if t.rounded
     )
@@ -145,24 +144,6 @@ def print_left_out(out: Console, tensors: Iterable[LeftOut], every: bool) -> Non
         rest = len(patterns) - len(shown)
         more = f" and {rest} more patterns of names (all of them are in the --json report)" if rest else ""
         out.print(f"left out, {plain(reason)}: {plain(', '.join(shown))}{more}")
-
-
-def _print_vanished(out: Console, report: ExportReport) -> None:
-    """Rows that are zeros now: a model of such weights computes something else."""
-    from qformats.cli.console import plain
-
-    lost = [t for t in report.tensors if t.vanished]
-    for tensor in lost[:_SHOWN_REASONS]:
-        rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
-        out.print(
-            f"Warning: {plain(tensor.name)}: {tensor.vanished:,} of {rows:,} rows became zeros: their weights are too "
-            f"small for {_variant(tensor.format)} (--tensor-type 'NAME=f32' keeps them)",
-            soft_wrap=True,
-        )
-    if len(lost) > _SHOWN_REASONS:
-        out.print(
-            f"Warning: rows of {len(lost) - _SHOWN_REASONS} other tensors became zeros too (qformats.json)"
-        )
 
 
 def _print_exactness(out: Console, report: ExportReport, every: bool) -> None:

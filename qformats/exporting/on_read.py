@@ -14,6 +14,7 @@ from qformats.exporting.fill import SLICE_WEIGHTS, encode
 from qformats.exporting.plan import Plan, TensorPlan, make_plan
 from qformats.exporting.prepare import prepare
 from qformats.exporting.run import execute
+from qformats.exporting.sound import vanished, warn_of_zeros
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.packer import PackedTensor
 from qformats.interfaces.quantizer import Quantizer
@@ -117,5 +118,7 @@ def _piece(
 ) -> PackedTensor:
     part = own.read(start, stop)
     packed, _ = encode(tensor, part, quantizer, start)
+    if packed is not part and (zeros := vanished(part, packed)):
+        warn_of_zeros([(own.name, zeros, part.shape[0] if len(part.shape) > 1 else 1, packed.format)])
     # A slice packed by itself gets the fields of the whole tensor; a copied one has its own.
     return packed if packed is part else replace(packed, fields={**packed.fields, **tensor.fixed})

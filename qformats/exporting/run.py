@@ -17,6 +17,7 @@ from qformats.exporting.prepare import Workspace, prepare
 from qformats.exporting.recipe import Recipe
 from qformats.exporting.report import ExportReport, report_of
 from qformats.exporting.seal import check_target, leftovers, seal
+from qformats.exporting.sound import warn_of_zeros
 from qformats.exporting.transcode import Measure, total
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.work.pool import threads
@@ -136,6 +137,13 @@ def _write(
             if journal is not None:
                 journal.close() if keep_partial else journal.discard()
         raise
+    warn_of_zeros(
+        [
+            (t.name, t.vanished, t.shape[0] if len(t.shape) > 1 else 1, t.format)
+            for t in report.tensors
+            if t.vanished
+        ]
+    )
     # Not in the record: what lay there before is no part of the output.
     return replace(report, seconds=time.perf_counter() - began, notes=(*report.notes, *beside))
 

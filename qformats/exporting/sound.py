@@ -5,6 +5,8 @@ Both show in the stored scales, which are a fraction of the bytes. Only where th
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qformats.errors import NonFiniteError
@@ -14,10 +16,12 @@ from qformats.kernels.dense import require_finite
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["require_sound", "vanished"]
+__all__ = ["require_sound", "vanished", "warn_of_zeros"]
 
 _LARGEST = 2.0**112
 """Scales up to this give finite float32 values whatever the code: no format has levels beyond 2**15."""
+_NAMED = 3
+"""Tensors that warnings name."""
 _FEW = 16
 """Plain numbers of a row that are looked at first: if one of them is not zero, the row is not."""
 
@@ -70,6 +74,25 @@ def vanished(before: PackedTensor, after: PackedTensor) -> int:
         return 0
     found, given = (_rows(each.dequantize()) for each in (after, before))
     return int(((found == 0).all(1) & (given != 0).any(1)).sum())
+
+
+def warn_of_zeros(lost: Sequence[tuple[str, int, int, str]]) -> None:
+    """Warn of rows that became zeros.
+
+    Parameters
+    ----------
+    lost : sequence of (str, int, int, str)
+        Tensor, rows that became zeros, rows in all, and the format.
+    """
+    for name, rows, total, format in lost[:_NAMED]:
+        told = (
+            f"{name}: {rows:,} of {total:,} rows became zeros: their weights are too small for {format} "
+            "(--tensor-type 'NAME=f32' keeps them)"
+        )
+        warnings.warn(told, UserWarning, stacklevel=3)
+    if len(lost) > _NAMED:
+        told = f"rows of {len(lost) - _NAMED} other tensors became zeros too; the report has them all"
+        warnings.warn(told, UserWarning, stacklevel=3)
 
 
 def _suspicious(packed: PackedTensor) -> bool:

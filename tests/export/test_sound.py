@@ -115,7 +115,8 @@ def scaled(llama, tmp_path):
 )
 def test_rows_that_become_zeros_are_counted(scaled, tmp_path, format):
     model, target = scaled(TINY), tmp_path / ("out.gguf" if format.startswith("gguf") else "out")
-    report = qformats.export(model, target, format=format, quantizer="rtn", workers=1)
+    with pytest.warns(UserWarning, match="63 of 64 rows became zeros"):
+        report = qformats.export(model, target, format=format, quantizer="rtn", workers=1)
     lost = {tensor.source_name: tensor.vanished for tensor in report.tensors if tensor.vanished}
     assert lost == {NAME: 63}
     found = qformats.open(target).read(NAME)
@@ -130,14 +131,32 @@ def test_formats_with_wider_scales_lose_nothing(scaled, tmp_path, format):
     assert qformats.open(target).read(NAME)[1:].any(1).all()
 
 
-def test_the_summary_names_the_tensor(scaled, tmp_path, capsys):
+@pytest.mark.filterwarnings("always::UserWarning")
+@pytest.mark.parametrize("how", [[], ["--quiet"], ["--json"]], ids=["summary", "quiet", "json"])
+def test_a_warning_names_the_tensor(how, scaled, tmp_path, capsys):
+    """Whatever else is printed."""
     model = scaled(TINY)
-    result = call(capsys, "export", model, "-f", "gguf:q4_0", "-o", tmp_path / "out.gguf")
+    result = call(capsys, "export", model, "-f", "gguf:q4_0", "-o", tmp_path / "out.gguf", *how)
     assert result.code == 0
-    told = "Warning: blk.1.ffn_down.weight: 63 of 64 rows became zeros: their weights are too small for q4_0"
-    assert told in result.out
+    told = "warning: blk.1.ffn_down.weight: 63 of 64 rows became zeros: their weights are too small for gguf:q4_0"
+    assert told in result.err
     record = json.loads((tmp_path / "out.gguf.qformats.json").read_text())
     assert [t["vanished"] for t in record["tensors"] if t["source_name"] == NAME] == [63]
+
+
+def test_quantizing_without_a_file_warns_too(scaled):
+    """On the fly for a model that runs or is compared, and of a single tensor."""
+    model = scaled(TINY)
+    with pytest.warns(UserWarning, match=f"{NAME}: 63 of 64 rows became zeros"):
+        qformats.compare(model, try_="gguf:q4_0")
+    with pytest.warns(UserWarning, match=f"{NAME}: 63 of 64 rows became zeros"):
+        qformats.load_model(model, format="gguf:q4_0", device="cpu")
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    weight[1] *= TINY
+    weight[2] = 0
+    with pytest.warns(UserWarning, match="1 of 4 rows became zeros"):
+        qformats.quantize(weight, "gguf:q4_0")
+    qformats.quantize(torch.zeros(4, 64), "gguf:q4_0")
 
 
 @pytest.mark.parametrize(
