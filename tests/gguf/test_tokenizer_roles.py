@@ -5,7 +5,6 @@ Judges: llama.cpp for GGUF, the sentencepiece library and Transformers for what 
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
 from pathlib import Path
@@ -13,40 +12,31 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from models.text import CORPUS
-from models.vocabularies import as_files, byte_level, folder, llama_cpp, texts, write
+from models.vocabularies import (
+    NAMES,
+    as_files,
+    byte_level,
+    entry,
+    folder,
+    llama_cpp,
+    spm_files,
+    texts,
+    train,
+    types_of,
+    write,
+)
 
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats_gguf.metadata import Metadata
 from qformats_gguf.tokenizer import from_gguf, to_gguf
 
 MARKERS = ("<|im_start|>", "<start_of_turn>", "[INST]", "[/INST]")
-NAMES = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 CHAT = [
     *(f"a {marker} b{marker}c{marker}{marker}\n" for marker in MARKERS),
     "<|im_start|>user\nhi [INST]  go[/INST]x",
     "[INST]",
 ]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-
-
-def train(**options: Any) -> bytes:
-    written = io.BytesIO()
-    settings = {
-        "model_type": "bpe",
-        "vocab_size": 640,
-        "byte_fallback": True,
-        "character_coverage": 0.99,
-        "normalization_rule_name": "identity",
-        "remove_extra_whitespaces": False,
-        "num_threads": 1,
-        "minloglevel": 2,
-    }
-    lines = iter(line for line in CORPUS.splitlines() if line)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines, model_writer=written, **{**settings, **options}
-    )
-    return written.getvalue()
 
 
 def library(model: bytes) -> Any:
@@ -64,27 +54,9 @@ def ids(model: bytes) -> dict[str, int]:
     return {piece: pieces.piece_to_id(piece) for piece in (*MARKERS, "<unused0>", "<ctl>", "<unk>", "<s>")}
 
 
-def files_of(model: bytes, **more: Any) -> dict[str, bytes]:
-    found = {"tokenizer.model": model, "tokenizer_config.json": json.dumps(NAMES).encode()}
-    for name, value in more.items():
-        if name == "tokenizer_config":
-            value = NAMES | value
-        found[f"{name}.json"] = json.dumps(value).encode()
-    return found
-
-
-def types_of(metadata: Metadata) -> dict[str, int]:
-    tokens, types = (metadata[f"tokenizer.ggml.{key}"].data for key in ("tokens", "token_type"))
-    return dict(zip(tokens, types, strict=True))
-
-
 def scores_of(metadata: Metadata) -> dict[str, float]:
     tokens, scores = (metadata[f"tokenizer.ggml.{key}"].data for key in ("tokens", "scores"))
     return dict(zip(tokens, scores, strict=True))
-
-
-def entry(text: str, special: bool) -> dict[str, Any]:
-    return {"content": text, "special": special, "normalized": False, "lstrip": False, "rstrip": False}
 
 
 WHERE = ["nowhere", "additional", "map", "extra", "decoder", "added", "own role", "saved", "json alone"]
@@ -99,30 +71,30 @@ def listed(
 
     where = request.param
     if where == "additional":
-        return where, files_of(model, tokenizer_config={"additional_special_tokens": list(MARKERS)})
+        return where, spm_files(model, tokenizer_config={"additional_special_tokens": list(MARKERS)})
     if where == "map":
-        return where, files_of(
+        return where, spm_files(
             model, special_tokens_map=NAMES | {"additional_special_tokens": [entry(m, True) for m in MARKERS]}
         )
     if where == "extra":
-        return where, files_of(model, tokenizer_config={"extra_special_tokens": list(MARKERS)})
+        return where, spm_files(model, tokenizer_config={"extra_special_tokens": list(MARKERS)})
     if where == "own role":
-        return where, files_of(
+        return where, spm_files(
             model, tokenizer_config={f"m{i}_token": marker for i, marker in enumerate(MARKERS)}
         )
     if where == "decoder":
         decoder = {str(ids[marker]): entry(marker, marker != "[INST]") for marker in MARKERS}
-        return where, files_of(model, tokenizer_config={"added_tokens_decoder": decoder})
+        return where, spm_files(model, tokenizer_config={"added_tokens_decoder": decoder})
     if where == "added":
-        return where, files_of(model, added_tokens={marker: ids[marker] for marker in MARKERS})
+        return where, spm_files(model, added_tokens={marker: ids[marker] for marker in MARKERS})
     if where in ("saved", "json alone"):
-        path = write(files_of(model), tmp_path / "source")
+        path = write(spm_files(model), tmp_path / "source")
         AutoTokenizer.from_pretrained(path).save_pretrained(path)
         if where == "json alone":
             (path / "tokenizer.model").unlink()
         assert (path / "tokenizer.json").is_file()
         return where, folder(path)
-    return where, files_of(model)
+    return where, spm_files(model)
 
 
 def test_a_marker_is_one_token_wherever_it_is_listed(listed, ids, tmp_path):
@@ -164,7 +136,7 @@ def test_a_rebuilt_tokenizer_reads_the_ids_of_the_source(listed, tmp_path):
 def test_plain_text_has_the_ids_of_the_library(model, tmp_path):
     judge = library(model)
     plain = [text for text in texts() if "<" not in text]
-    with llama_cpp(to_gguf(files_of(model), {}), tmp_path) as reader:
+    with llama_cpp(to_gguf(spm_files(model), {}), tmp_path) as reader:
         assert [reader.tokenize(text, add_special=False) for text in plain] == [
             judge.encode(text) for text in plain
         ]
@@ -176,7 +148,7 @@ def test_runs_of_spaces_have_the_ids_of_the_library(prefix, tmp_path):
     judge = library(model)
     spaced = [text for text in texts() if "▁" not in text]
     spaced += ["x  a", "  a", "a    b", "def f():\n    return  1\n        x", "     "]
-    metadata = to_gguf(files_of(model), {})
+    metadata = to_gguf(spm_files(model), {})
     assert types_of(metadata)["[INST]"] == USER_DEFINED
     with llama_cpp(metadata, tmp_path) as reader:
         got = {text: reader.tokenize(text, add_special=False, parse_special=False) for text in spaced}
@@ -187,7 +159,7 @@ def test_legacy_tokenizers_put_a_space_after_markers(model, tmp_path):
     from transformers import AutoTokenizer
 
     for legacy in (False, True):
-        files = files_of(model, tokenizer_config={"legacy": legacy})
+        files = spm_files(model, tokenizer_config={"legacy": legacy})
         source = AutoTokenizer.from_pretrained(write(files, tmp_path / f"from{legacy}"))
         metadata = to_gguf(files, {})
         assert metadata["qformats.tokenizer.prepend_scheme"].data == ("always" if legacy else "first")
@@ -202,7 +174,7 @@ def test_legacy_tokenizers_put_a_space_after_markers(model, tmp_path):
 def test_a_piece_may_be_renamed(model, ids, tmp_path):
     index = ids["<unused0>"]
     decoder = {str(index): entry("<|turn|>", True)}
-    metadata = to_gguf(files_of(model, tokenizer_config={"added_tokens_decoder": decoder}), {})
+    metadata = to_gguf(spm_files(model, tokenizer_config={"added_tokens_decoder": decoder}), {})
     assert types_of(metadata)["<|turn|>"] == CONTROL
     assert "<unused0>" not in types_of(metadata)
     with llama_cpp(metadata, tmp_path) as reader:
@@ -211,7 +183,7 @@ def test_a_piece_may_be_renamed(model, ids, tmp_path):
 
 def test_own_control_tokens_keep_their_types(model, ids):
     listed = {"<s>": ids["<s>"], "<unk>": ids["<unk>"]}
-    metadata = to_gguf(files_of(model, added_tokens=listed), {})
+    metadata = to_gguf(spm_files(model, added_tokens=listed), {})
     assert [types_of(metadata)[text] for text in ("<unk>", "<s>", "</s>")] == [UNKNOWN, CONTROL, CONTROL]
 
 
@@ -219,22 +191,22 @@ def test_tokens_with_two_ids_are_refused(model, ids):
     two = "one id per token.*different models"
     moved = {"added_tokens_decoder": {"700": entry("[INST]", True)}}
     with pytest.raises(CheckpointError, match=rf"tokenizer_config\.json: token '\[INST\]' has id 700.*{two}"):
-        to_gguf(files_of(model, tokenizer_config=moved), {}, source="folder")
+        to_gguf(spm_files(model, tokenizer_config=moved), {}, source="folder")
     with pytest.raises(CheckpointError, match=r"added_tokens\.json: token '\[INST\]' has id 700"):
-        to_gguf(files_of(model, added_tokens={"[INST]": 700}), {}, source="folder")
+        to_gguf(spm_files(model, added_tokens={"[INST]": 700}), {}, source="folder")
     tokenizer = {"model": {"type": "BPE", "byte_fallback": True, "vocab": {"<s>": 2}, "merges": []}}
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: token '<s>' has id 2, and id 1 in token"):
-        to_gguf(files_of(model, tokenizer=tokenizer), {}, source="folder")
+        to_gguf(spm_files(model, tokenizer=tokenizer), {}, source="folder")
     tokenizer["model"]["vocab"] = {"<s>": 1, "new": 640}
     with pytest.raises(CheckpointError, match=r"tokenizer\.model: lacks the token 'new' of tokenizer\.json"):
-        to_gguf(files_of(model, tokenizer=tokenizer), {}, source="folder")
+        to_gguf(spm_files(model, tokenizer=tokenizer), {}, source="folder")
     tokenizer["added_tokens"] = [{"id": 640, "content": "<a>"}]
     tokenizer["model"]["vocab"] = {}
     other = {"added_tokens_decoder": {"640": entry("<b>", True)}}
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: id 640 is '<b>', and '<a>' in anoth"):
-        to_gguf(files_of(model, tokenizer=tokenizer, tokenizer_config=other), {}, source="folder")
+        to_gguf(spm_files(model, tokenizer=tokenizer, tokenizer_config=other), {}, source="folder")
     # A stale added_tokens.json is not read by Transformers beside newer files.
-    metadata = to_gguf(files_of(model, tokenizer=tokenizer, added_tokens={"[INST]": 700, "<c>": 641}), {})
+    metadata = to_gguf(spm_files(model, tokenizer=tokenizer, added_tokens={"[INST]": 700, "<c>": 641}), {})
     assert metadata["tokenizer.ggml.tokens"].data[640:] == ["<a>", "<c>"]
     assert metadata["tokenizer.ggml.tokens"].data[ids["[INST]"]] == "[INST]"
 
@@ -245,10 +217,10 @@ def test_added_tokens_without_a_row_are_left_out_with_a_warning(kind, model):
     config = {"added_tokens_decoder": decoder, "pad_token": "<beyond>"}
     size = 641
     if kind == "sentencepiece":
-        files = files_of(model, tokenizer_config=config)
+        files = spm_files(model, tokenizer_config=config)
     else:
         files = as_files(byte_level(), tokenizer_config=config)
-    with pytest.warns(UserWarning, match="left out 2 added tokens .* model of 641 rows .*: 641, 650"):
+    with pytest.warns(UserWarning, match="left out 2 .* of 641 rows .*: '<beyond>' .641., '<far>' .650."):
         metadata = to_gguf(files, {"vocab_size": size}, source="folder")
     assert metadata["tokenizer.ggml.tokens"].data[-1] == "<here>"
     assert len(metadata["tokenizer.ggml.tokens"].data) == size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import random
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 from oracles.llama_cpp import LlamaCpp
 
 import qformats
@@ -18,6 +20,8 @@ from qformats_gguf.header import serialize
 from qformats_gguf.metadata import Metadata, string
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+NAMES = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+"""Settings of a SentencePiece tokenizer."""
 DEMO = Path(qformats.__file__).parent / "demo"
 
 _PARTS = [
@@ -114,3 +118,44 @@ def as_files(tokenizer: Any, **others: Any) -> dict[str, bytes]:
     """tokenizer.json of an object, and other JSON files by stem."""
     named = {"tokenizer": tokenizer, **others}
     return {f"{name}.json": json.dumps(value).encode() for name, value in named.items()}
+
+
+def train(**options: Any) -> bytes:
+    """A SentencePiece BPE model of 640 pieces."""
+    written = io.BytesIO()
+    settings = {
+        "model_type": "bpe",
+        "vocab_size": 640,
+        "byte_fallback": True,
+        "character_coverage": 0.99,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "num_threads": 1,
+        "minloglevel": 2,
+    }
+    lines = iter(line for line in CORPUS.splitlines() if line)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=written, **{**settings, **options}
+    )
+    return written.getvalue()
+
+
+def spm_files(model: bytes, **more: Any) -> dict[str, bytes]:
+    """A folder with a tokenizer.model and JSON files by stem."""
+    found = {"tokenizer.model": model, "tokenizer_config.json": json.dumps(NAMES).encode()}
+    for name, value in more.items():
+        if name == "tokenizer_config":
+            value = NAMES | value
+        found[f"{name}.json"] = json.dumps(value).encode()
+    return found
+
+
+def types_of(metadata: Metadata) -> dict[str, int]:
+    """Types of the tokens, by text in the order of ids."""
+    tokens, types = (metadata[f"tokenizer.ggml.{key}"].data for key in ("tokens", "token_type"))
+    return dict(zip(tokens, types, strict=True))
+
+
+def entry(text: str, special: bool) -> dict[str, Any]:
+    """An added token as tokenizer_config.json lists it."""
+    return {"content": text, "special": special, "normalized": False, "lstrip": False, "rstrip": False}

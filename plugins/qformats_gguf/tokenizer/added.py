@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from qformats.errors import CheckpointError
 
@@ -25,21 +24,17 @@ ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Special roles in llama.cpp's order; a folder names them ``bos_token`` and so on."""
 
 
-@dataclass(frozen=True)
-class AddedToken:
+class AddedToken(NamedTuple):
     """One added token.
 
     Attributes
     ----------
-    index : int
-        Its id.
     text : str
         Its text, as it appears in input.
     special : bool
         True for control tokens.
     """
 
-    index: int
     text: str
     special: bool
 
@@ -103,7 +98,7 @@ def added_tokens(files: TokenizerFiles, vocabulary: Mapping[str, int]) -> dict[i
                     "unique ids",
                 )
             return
-        found[index] = AddedToken(index, text, special)
+        found[index] = AddedToken(text, special)
         ids[text] = index
 
     for index, text, special in json_entries(files):
@@ -116,7 +111,7 @@ def added_tokens(files: TokenizerFiles, vocabulary: Mapping[str, int]) -> dict[i
     for text in named:
         named_id = ids.get(text, vocabulary.get(text))
         if named_id is not None:
-            found[named_id] = AddedToken(named_id, text, special=True)
+            found[named_id] = AddedToken(text, special=True)
     return found
 
 

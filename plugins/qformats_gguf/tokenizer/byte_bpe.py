@@ -10,10 +10,11 @@ from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
 
-from .added import AddedToken, added_tokens, looks_special
+from .added import added_tokens, looks_special
 from .files import TokenizerFiles
 from .hashes import TEXT, name_of_ids
 from .recognize import checked_name, choose, splitter_of
+from .unlisted import with_unlisted
 from .vocabulary import TokenType, Vocabulary, padded_size, padding_token, with_rows
 
 __all__ = ["from_slow_files", "from_tokenizer_json", "is_byte_level"]
@@ -73,9 +74,7 @@ def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: s
             merges_reach_all=_reach_check(vocabulary, merges),
             source=files.source,
         )
-    return _build(
-        files.path(name), vocabulary, merges, added_tokens(files, vocabulary), config, checked_name(pre)
-    )
+    return _build(files, files.path(name), vocabulary, merges, config, checked_name(pre))
 
 
 def from_slow_files(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> Vocabulary:
@@ -113,14 +112,7 @@ def from_slow_files(files: TokenizerFiles, config: Mapping[str, Any], pre: str |
                 "with --pre NAME",
             )
         pre = known
-    return _build(
-        files.path("vocab.json"),
-        vocabulary,
-        merges,
-        added_tokens(files, vocabulary),
-        config,
-        checked_name(pre),
-    )
+    return _build(files, files.path("vocab.json"), vocabulary, merges, config, checked_name(pre))
 
 
 def _merges(file: str, value: Any, vocabulary: Mapping[str, int]) -> list[str]:
@@ -154,13 +146,14 @@ def _spaceless(parts: Iterable[str]) -> list[str]:
 
 
 def _build(
+    files: TokenizerFiles,
     file: str,
     vocabulary: Mapping[str, int],
     merges: list[str],
-    added: Mapping[int, AddedToken],
     config: Mapping[str, Any],
     pre: str,
 ) -> Vocabulary:
+    added = with_unlisted(files, config, vocabulary, added_tokens(files, vocabulary))
     added = with_rows(config, max(vocabulary.values(), default=-1), added, file)
     ids = {*vocabulary.values(), *added}
     size = padded_size(config, max(ids, default=-1), len(ids), file)

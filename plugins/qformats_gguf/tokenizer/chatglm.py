@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .added import AddedToken
 from .files import TokenizerFiles
 
 __all__ = ["PRE", "complete", "is_chatglm"]
@@ -35,17 +36,17 @@ def is_chatglm(files: TokenizerFiles, config: Mapping[str, Any]) -> bool:
 
 
 def complete(
-    listed: Mapping[int, tuple[str, bool]],
+    listed: Mapping[int, AddedToken],
     pieces: Sequence[str],
     files: TokenizerFiles,
     config: Mapping[str, Any],
-) -> dict[int, tuple[str, bool]]:
+) -> dict[int, AddedToken]:
     """Add the special tokens that follow the pieces of the model to those that a file lists.
 
     Parameters
     ----------
-    listed : mapping of int to (str, bool)
-        Text and special flag of what the folder lists, by id; these take precedence.
+    listed : mapping of int to AddedToken
+        What the folder lists, by id; this takes precedence.
     pieces : sequence of str
         The model's own tokens. Where the special ones are among them, as in rebuilt files, nothing is missing.
     files : TokenizerFiles
@@ -56,18 +57,18 @@ def complete(
 
     Returns
     -------
-    dict of int to (str, bool)
+    dict of int to AddedToken
         Like `listed`; the tokens known here are special, whatever a list says.
     """
     names = _COMMANDS + (_ROLES if _has_roles(files, config) else ())
-    there = {text for text, _ in listed.values()}
+    there = {entry.text for entry in listed.values()}
     size = config.get("padded_vocab_size") or config.get("vocab_size")
-    found = {index: (text, special or text in names) for index, (text, special) in listed.items()}
+    found = {i: AddedToken(entry.text, entry.special or entry.text in names) for i, entry in listed.items()}
     no_rows = isinstance(size, int) and size < len(pieces) + len(names)
     if no_rows or "[gMASK]" in pieces:
         return found
     behind = enumerate(names, len(pieces))
-    return {index: (name, True) for index, name in behind if name not in there} | found
+    return {index: AddedToken(name, special=True) for index, name in behind if name not in there} | found
 
 
 def _has_roles(files: TokenizerFiles, config: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from .pretokenizers import BY_NAME
 from .rebuild_spm import PREPEND_SCHEME
 from .recognize import checked_name
 from .special import special_metadata
+from .surroundings import surroundings_metadata
 from .templates import template_metadata
 from .vocabulary import Vocabulary
 
@@ -61,8 +62,8 @@ def to_gguf(
 
     Notes
     -----
-    Not represented in GGUF, as in llama.cpp's own converter: Unicode normalization (NFC of Qwen2 and others),
-    and the stripping of spaces around added tokens.
+    Not represented in GGUF, as in llama.cpp's own converter: Unicode normalization (NFC of Qwen2 and others).
+    Spaces that Transformers removes around added tokens are kept for the way back only, with a warning.
     """
     folder = TokenizerFiles(files, source)
     if pre is not None:
@@ -84,7 +85,7 @@ def to_gguf(
         add_bos=vocabulary.model == "llama",
         add_sep=row is not None and row.add_sep,
     )
-    return values | template_metadata(folder)
+    return values | surroundings_metadata(folder, vocabulary) | template_metadata(folder)
 
 
 def _vocabulary(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from qformats.errors import CheckpointError
 
-from .added import decoder_entries, json_entries, named_tokens
+from .added import AddedToken, decoder_entries, json_entries, named_tokens
 from .files import TokenizerFiles
 from .sentencepiece_model import Piece
 from .vocabulary import TokenType
@@ -18,7 +18,7 @@ _OWN = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE)
 """Types that SentencePiece gives tokens which no text contains; lists repeat these tokens."""
 
 
-def listed_tokens(files: TokenizerFiles, pieces: Sequence[Piece]) -> dict[int, tuple[str, bool]]:
+def listed_tokens(files: TokenizerFiles, pieces: Sequence[Piece]) -> dict[int, AddedToken]:
     """Collect text and special flag of every token that a list gives a role, by id.
 
     A list may also rename a piece: fine-tunes give ``<unused0>`` the text of a chat marker.
@@ -38,15 +38,15 @@ def listed_tokens(files: TokenizerFiles, pieces: Sequence[Piece]) -> dict[int, t
         If a list is malformed, or gives a token another id than another file.
     """
     model = {piece.text: index for index, piece in enumerate(pieces)}
-    found: dict[int, tuple[str, bool]] = {}
+    found: dict[int, AddedToken] = {}
     ids: dict[str, int] = {}
 
     def contradiction(index: int, text: str) -> str | None:
         known = ids.get(text, model.get(text, index))
         if known != index:
             return f"token {text!r} has id {index}, and id {known} in another file"
-        if index in found and found[index][0] != text:
-            return f"id {index} is {text!r}, and {found[index][0]!r} in another file"
+        if index in found and found[index].text != text:
+            return f"id {index} is {text!r}, and {found[index].text!r} in another file"
         return None
 
     def add(index: int, text: str, special: bool, *, decides: bool) -> None:
@@ -54,7 +54,7 @@ def listed_tokens(files: TokenizerFiles, pieces: Sequence[Piece]) -> dict[int, t
         said = kind in _OWN or (kind == TokenType.USER_DEFINED and not special)
         if said and (not decides or kind == TokenType.BYTE):
             return
-        found[index], ids[text] = (text, special), index
+        found[index], ids[text] = AddedToken(text, special), index
 
     for file, entries in (
         ("tokenizer.json", json_entries(files)),
@@ -74,14 +74,14 @@ def listed_tokens(files: TokenizerFiles, pieces: Sequence[Piece]) -> dict[int, t
             add(index, text, False, decides=False)
     for text in named_tokens(files):
         named = ids.get(text, model.get(text))
-        if named is not None and (named not in found or found[named][0] == text):
+        if named is not None and (named not in found or found[named].text == text):
             add(named, text, True, decides=named in found)
     _compare_vocabularies(files, model, found)
     return found
 
 
 def _compare_vocabularies(
-    files: TokenizerFiles, model: Mapping[str, int], listed: Mapping[int, tuple[str, bool]]
+    files: TokenizerFiles, model: Mapping[str, int], listed: Mapping[int, AddedToken]
 ) -> None:
     """Refuse a tokenizer.json whose own tokens have other ids than in tokenizer.model, or are not in it."""
     section = (files.json("tokenizer.json") or {}).get("model")

@@ -14,6 +14,7 @@ from .ends import INTEGERS, default_ends, stored_ends
 from .pretokenizers import BY_NAME, DEFAULT, PRE_TOKENIZERS, SPLITTERS, PreTokenizer
 from .special import ID_KEYS
 from .spm import ALWAYS, EVERY, FIRST
+from .surroundings import stored_flags
 from .templates import TEMPLATE, clean_name
 from .vocabulary import TokenType, padding_token
 
@@ -91,8 +92,10 @@ def from_gguf(
         if types[index] not in padding or token != padding_token(index)
     }
     special = {index for role, index in roles.items() if not role.startswith("fim_")}
+    around = stored_flags(metadata, len(tokens))
     added = [
         _added(index, tokens[index], types[index] != TokenType.USER_DEFINED or index in special)
+        | around.get(index, {})
         for index in kept.values()
         if types[index] in (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED) or index in special
     ]

@@ -17,6 +17,7 @@ from .added import added_tokens, looks_special
 from .files import TokenizerFiles
 from .listed import listed_tokens
 from .sentencepiece_model import BPE, MODEL_TYPES, SentencePieceModel, parse
+from .unlisted import with_unlisted
 from .vocabulary import PAD_SCORE, TokenType, Vocabulary, padded_size, padding_token, with_rows
 
 __all__ = [
@@ -66,10 +67,12 @@ def from_model_file(
     if chatglm.is_chatglm(files, config):
         pre, added_score = pre or chatglm.PRE, _behind(piece.score for piece in model.pieces)
         entries = chatglm.complete(entries, [piece.text for piece in model.pieces], files, config)
+    else:
+        entries = with_unlisted(files, config, {p.text: i for i, p in enumerate(model.pieces)}, entries)
     entries = with_rows(config, len(model.pieces) - 1, entries, files.path(name))
     prefix = _prefix_of(model, files, config)
     runs = _mergeable_runs(model) if prefix != NEVER else set()
-    entries = {i: entry for i, entry in entries.items() if entry[1] or entry[0] not in runs}
+    entries = {i: entry for i, entry in entries.items() if entry.special or entry.text not in runs}
     largest = max([len(model.pieces) - 1, *entries])
     size = padded_size(config, largest, len(model.pieces) + len(entries), files.path(name))
     tokens = [padding_token(index) for index in range(size)]
@@ -209,7 +212,7 @@ def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: s
     path = files.path(name)
     model = (files.json(name) or {})["model"]
     vocabulary = files.vocabulary(name, model.get("vocab"))
-    added = added_tokens(files, vocabulary)
+    added = with_unlisted(files, config, vocabulary, added_tokens(files, vocabulary))
     order: dict[str, None] = {}
     for rank, merge in enumerate(model.get("merges") if isinstance(model.get("merges"), list) else []):
         parts = merge.split(" ") if isinstance(merge, str) else merge

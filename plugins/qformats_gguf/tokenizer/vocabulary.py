@@ -13,11 +13,19 @@ from qformats.errors import CheckpointError, ConfigError
 from ..metadata import Metadata, ValueType, array, string
 from .files import MAX_TOKENS
 
-__all__ = ["TokenType", "Vocabulary", "padded_size", "padding_token", "with_rows"]
+__all__ = [
+    "TokenType",
+    "Vocabulary",
+    "padded_size",
+    "padding_token",
+    "rows_of",
+    "tell_without_rows",
+    "with_rows",
+]
 
 PAD_SCORE = -10000.0
 _SHOWN = 5
-T = TypeVar("T")
+T = TypeVar("T", bound=tuple[Any, ...])
 
 
 class TokenType(IntEnum):
@@ -57,7 +65,7 @@ def padded_size(config: Mapping[str, Any], largest: int, count: int, file: str) 
     CheckpointError
         If the ids are spread too far to be a vocabulary.
     """
-    configured = _configured_size(config)
+    configured = rows_of(config)
     # Real tokenizers have gaps of a few hundred ids; a few tokens spread over millions mean damage.
     if largest >= max(configured, 4 * count + 65536):
         raise CheckpointError(
@@ -75,8 +83,8 @@ def with_rows(config: Mapping[str, Any], own: int, added: Mapping[int, T], file:
         The model's config.json.
     own : int
         Largest id of the tokenizer without them; the configured size is believed only if it covers this one.
-    added : mapping of int to object
-        Added tokens by id.
+    added : mapping of int to tuple
+        Added tokens by id: the text, and what else is known.
     file : str
         File that holds them, for messages.
 
@@ -85,19 +93,26 @@ def with_rows(config: Mapping[str, Any], own: int, added: Mapping[int, T], file:
     ConfigError
         If the configured size is invalid.
     """
-    size = _configured_size(config)
-    beyond = sorted(index for index in added if index >= size > own)
+    size = rows_of(config)
+    beyond = {index: added[index][0] for index in sorted(added) if index >= size > own}
+    tell_without_rows(beyond, size, file)
+    return {index: entry for index, entry in added.items() if index not in beyond}
+
+
+def tell_without_rows(beyond: Mapping[int, str], size: int, file: str) -> None:
+    """Warn of tokens, given as texts by id, that a model of `size` rows does not have."""
     if beyond:
-        listed = ", ".join(str(index) for index in beyond[:_SHOWN]) + (", ..." if beyond[_SHOWN:] else "")
+        named = [f"{text!r} ({index})" for index, text in beyond.items()]
+        listed = ", ".join(named[:_SHOWN]) + (", ..." if named[_SHOWN:] else "")
+        several = "s" if len(named) > 1 else ""
         warnings.warn(
-            f"{file}: left out {len(beyond)} added tokens for which the model of {size} rows has none: {listed}",
+            f"{file}: left out {len(named)} added token{several} for which the model of {size} rows has none: {listed}",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return {index: entry for index, entry in added.items() if index not in set(beyond)}
 
 
-def _configured_size(config: Mapping[str, Any]) -> int:
+def rows_of(config: Mapping[str, Any]) -> int:
     """Rows that config.json speaks of; 0 if it does not."""
     text = config.get("text_config")
     sections = [config, text if isinstance(text, Mapping) else {}]
