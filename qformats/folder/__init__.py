@@ -16,6 +16,7 @@ from typing import Any
 from qformats.errors import ConfigError
 from qformats.folder.archive import plain_records
 from qformats.folder.chat import chat_templates
+from qformats.folder.config_class import config_class
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.fit import Fit, belonging, fitted
 from qformats.folder.json_object import read_json
@@ -35,6 +36,7 @@ __all__ = [
     "FolderCheckpoint",
     "HuggingFaceFolder",
     "chat_templates",
+    "config_class",
     "lay_out_folder",
     "plain_records",
     "read_json",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformats.errors import CheckpointError
 from qformats.folder.conv1d import is_conv1d
-from qformats.folder.usual import usual_class
+from qformats.folder.usual import usual_class, usual_fit
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.stored import StoredTensor
 from qformats.registry import registry
@@ -101,9 +101,10 @@ def fitted(source: Checkpoint) -> Fit:
     """
     shapes = _shapes(source)
     _refuse_fragments(source)
-    common = usual_class(source.config, shapes)
+    common = usual_fit(source.config, shapes)
     if common is not None:
-        return Fit(common)
+        name, ignored = common
+        return Fit(name, ignored=ignored)
     found, problem = _asked(_text(source.config), tuple(shapes.items()))
     if problem is not None:
         what, expected, tensor, hint = problem

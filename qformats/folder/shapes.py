@@ -1,27 +1,21 @@
 """Names and shapes of the commonest decoders, from config.json alone.
 
 Transformers' own class gives the same, but to import it takes 4 seconds of a processor (torch 2.13, Transformers 5.23),
-and to build it 0.05. The table is compared with those classes in tests/folder/test_outline_shapes.py.
+and to build it 0.05. The tables are recorded from those classes, and compared with them in
+tests/folder/test_outline_shapes.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from qformats.folder.config_class import layout, recorded
 
 __all__ = ["known_shapes"]
 
-_SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    "num_key_value_heads",
-)
-_FAMILIES = {
-    "llama": {"attention_bias", "mlp_bias"},
-    "mistral": set[str](),
-    "qwen2": set[str](),
-    "qwen3": {"attention_bias", "head_dim"},
-}
-"""Model types, and which keys each of them heeds that others do not; `head_dim` has no default to be computed there."""
+_FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings")
 
 
 def known_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
@@ -35,7 +29,8 @@ def known_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None
     Returns
     -------
     dict of str to tuple of int, or None
-        ``None`` if the type is none of these, or a key that matters is missing or unusual: then Transformers must tell.
+        Canonical shapes, ``(out_features, in_features)``. ``None`` if the type is not recorded, or a key that matters
+        is unusual, or missing and without a recorded default: then Transformers must tell.
 
     Examples
     --------
@@ -45,51 +40,68 @@ def known_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None
     >>> len(known_shapes({"model_type": "llama", **sizes, **heads}))
     11
     """
-    heeded = _FAMILIES.get(str(config.get("model_type")))
-    found = [config.get(key) for key in _SIZES]
-    if heeded is None or not all(_positive(size) for size in found):
+    table = layout(config.get("model_type"))
+    if table is None:
         return None
-    vocabulary, hidden, inner, layers, heads, groups = (size for size in found if isinstance(size, int))
-    width: Any = config.get("head_dim")
-    if width is None and "head_dim" not in heeded:
-        width = hidden // heads
-    flags = {key: config.get(key, False) for key in ("attention_bias", "mlp_bias")}
-    tied = config.get("tie_word_embeddings")
-    usual = isinstance(tied, bool) and config.get("hidden_act", "silu") == "silu"
-    if not usual or not _positive(width) or heads % groups or hidden % heads:
+    known = recorded(config.get("model_type"))
+    full = known.completed(config) if known is not None else dict(config)
+    usual: Mapping[str, Any] = table["as usual"]
+    if any(full.get(key, value) != value for key, value in usual.items()):
         return None
-    if not all(isinstance(flag, bool) for flag in flags.values()):
+    flags = {key: full[key] for key in _FLAGS if key in full}
+    if not all(isinstance(flag, bool) for flag in flags.values()) or not _derive(full, table["derived"]):
         return None
-    qkv = config["model_type"] == "qwen2" or ("attention_bias" in heeded and flags["attention_bias"])
-    output = "attention_bias" in heeded and flags["attention_bias"]
-    feed = "mlp_bias" in heeded and flags["mlp_bias"]
-    matrices = (
-        ("self_attn.q_proj", heads * width, hidden, qkv),
-        ("self_attn.k_proj", groups * width, hidden, qkv),
-        ("self_attn.v_proj", groups * width, hidden, qkv),
-        ("self_attn.o_proj", hidden, heads * width, output),
-    )
-    vectors = {"self_attn.q_norm": width, "self_attn.k_norm": width} if "head_dim" in heeded else {}
-    network = (
-        ("mlp.gate_proj", inner, hidden, feed),
-        ("mlp.up_proj", inner, hidden, feed),
-        ("mlp.down_proj", hidden, inner, feed),
-    )
-    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    try:
+        before, layer, after = (
+            {
+                name: tuple(_length(full, length) for length in lengths)
+                for name, lengths, condition in table[part]
+                if _holds(flags, condition)
+            }
+            for part in ("before", "layer", "after")
+        )
+        layers = _length(full, table["layers"])
+    except _UnusualError:
+        return None
+    within = {name.format(number): shape for number in range(layers) for name, shape in layer.items()}
+    return {**before, **within, **after}
 
-    def layer() -> Iterator[tuple[str, tuple[int, ...]]]:
-        for part, lengths in ((matrices, vectors), (network, norms)):
-            for name, rows, columns, bias in part:
-                yield f"{name}.weight", (rows, columns)
-                if bias:
-                    yield f"{name}.bias", (rows,)
-            yield from ((f"{name}.weight", (length,)) for name, length in lengths.items())
 
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
-    for number in range(layers):
-        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer()}
-    shapes["model.norm.weight"] = (hidden,)
-    return shapes if tied else {**shapes, "lm_head.weight": (vocabulary, hidden)}
+class _UnusualError(Exception):
+    """A size or a flag that is not what it should be."""
+
+
+def _length(config: Mapping[str, Any], product: str) -> int:
+    """``2*intermediate_size``, of this configuration."""
+    factors: list[Any] = [int(part) if part.isdigit() else config.get(part) for part in product.split("*")]
+    if not all(_positive(factor) for factor in factors):
+        raise _UnusualError
+    return math.prod(factors)
+
+
+def _holds(flags: Mapping[str, bool], condition: str) -> bool:
+    """``attention_bias`` or ``!tie_word_embeddings``; nothing always holds."""
+    key = condition.removeprefix("!")
+    if key and key not in flags:
+        raise _UnusualError
+    return not key or flags[key] != condition.startswith("!")
+
+
+def _derive(config: dict[str, Any], derived: Sequence[str]) -> bool:
+    """Compute what is null or nothing, as the class does; False if heads do not share the width evenly."""
+    hidden: Any = config.get("hidden_size", config.get("n_embd"))
+    heads: Any = config.get("num_attention_heads", config.get("n_head"))
+    if not (_positive(hidden) and _positive(heads)) or hidden % heads:
+        return False
+    if "head_dim" in derived and config.get("head_dim") is None:
+        config["head_dim"] = hidden // heads
+    if "n_inner" in derived and config.get("n_inner") is None:
+        config["n_inner"] = 4 * hidden
+    # Of a class whose defaults are not known, a missing number of groups may be any.
+    if "num_key_value_heads" in derived and config.get("num_key_value_heads", 0) is None:
+        config["num_key_value_heads"] = heads
+    groups = config.get("num_key_value_heads", heads)
+    return _positive(groups) and heads % groups == 0
 
 
 def _positive(value: object) -> bool:

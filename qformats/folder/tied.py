@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from qformats.folder.config_class import recorded
 from qformats.interfaces.stored import StoredTensor, same_values
 
 __all__ = ["Ties", "Untied", "settle_ties"]
@@ -158,6 +159,10 @@ def _made_embedding(found: Untied, head: str, ties: Ties) -> Untied:
 
 
 def _of_class(config: Mapping[str, Any]) -> dict[str, str] | None:
+    told = recorded(config.get("model_type"))
+    if told is not None and config.get("architectures") in (None, [], [told.model_class]):
+        return dict(told.ties) if told.completed(config)[_KEY] else {}
+
     import transformers
     from transformers import AutoConfig
 

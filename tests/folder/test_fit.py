@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import qformats
 from qformats.errors import CheckpointError, ConfigError
-from qformats.folder.fit import fitted
-from qformats.folder.usual import usual_class
+from qformats.folder.fit import _asked, fitted
+from qformats.folder.usual import usual_class, usual_fit
 
 
 @pytest.fixture(scope="session")
@@ -398,6 +398,8 @@ def test_a_configuration_that_no_class_understands_is_said(copied, tmp_path):
         ("qwen2", {}),
         ("qwen3", {"head_dim": 16}),
         ("qwen3", {"attention_bias": True, "head_dim": 32}),
+        ("glm", {"head_dim": 16}),
+        ("glm", {"attention_bias": False, "head_dim": 32}),
     ],
 )
 def test_usual_models_are_those_of_transformers(kind, more, tied):
@@ -415,6 +417,31 @@ def test_usual_models_are_those_of_transformers(kind, more, tied):
         assert usual_class(spelled, shapes | {"model.norm.weight": (65,)}) is None
     without = {name: shape for name, shape in shapes.items() if name != "lm_head.weight"}
     assert usual_class(sizes | {"model_type": kind}, without) == (type(model).__name__ if tied else None)
+
+
+# As published: GPT-2 without the prefix of its base model and with masks, the first llamas with rotations.
+OLD = {
+    "gpt2": ("gpt2", "transformer.", "h.{}.attn.bias", (1, 1, 8, 8)),
+    "gpt2-own-names": ("gpt2", "", "transformer.h.{}.attn.masked_bias", ()),
+    "llama": ("llama", "", "model.layers.{}.self_attn.rotary_emb.inv_freq", (8,)),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_tables_that_a_class_computes_are_told_as_transformers_tells_them(name):
+    kind, prefix, table, shape = OLD[name]
+    config = AutoConfig.for_model(kind, **(zoo._GPT2 if kind == "gpt2" else zoo._SIZES))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    kept = {key: value for key, value in model.state_dict().items() if key != "lm_head.weight" or not prefix}
+    shapes = {name.removeprefix(prefix): tuple(value.shape) for name, value in kept.items()}
+    shapes |= {table.format(number): shape for number in range(2)}
+    written = json.loads(config.to_json_string())
+    asked, problem = _asked(json.dumps(written), tuple(shapes.items()))
+    assert problem is None
+    assert len(asked.ignored) == 2
+    assert usual_fit(written, shapes) == (asked.model_class, asked.ignored)
+    assert usual_fit(written, shapes | {table.format(0) + ".more": shape}) is None
 
 
 def test_usual_models_need_no_transformers(built, tmp_path):

@@ -2,17 +2,15 @@
 
 A key that a row does not know may change what the model computes. It is refused unless its value is neutral or
 Transformers' own configuration class does not have it: what that class ignores changes nothing, and configurations
-are full of it. Transformers is asked only about keys that no list here knows, since importing its
-configurations takes two seconds.
+are full of it.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, fields, is_dataclass
-from inspect import Parameter, signature
 from typing import Any
 
+from qformats.folder import config_class
 from qformats_gguf.architectures.schema import Config, HFModel, If, Problem, Row
 
 __all__ = ["HARMLESS", "OLD_NAMES", "strangers", "understood"]
@@ -105,14 +103,5 @@ def strangers(config: Config, row: Row, model: HFModel, *, identified: bool) -> 
 
 def _fields(model_type: str) -> dict[str, Any]:
     """Keys of Transformers' configuration class with their defaults, other names for them included."""
-    from transformers import CONFIG_MAPPING
-
-    cls = CONFIG_MAPPING[model_type]
-    defaults = {
-        name: parameter.default
-        for name, parameter in signature(cls).parameters.items()
-        if parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-    }
-    if is_dataclass(cls):
-        defaults |= {f.name: f.default_factory() for f in fields(cls) if f.default_factory is not MISSING}
-    return defaults | {alias: defaults.get(name) for alias, name in cls.attribute_map.items()}
+    theirs = config_class(model_type)
+    return theirs.defaults | {alias: theirs.defaults.get(name) for alias, name in theirs.aliases.items()}
