@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from qformats.errors import CheckpointError
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.work.files import parse_json
 
-__all__ = ["chat_templates", "default_template"]
+__all__ = ["chat_templates", "default_template", "ignored_template"]
 
 _FILE = "chat_template.jinja"
+_SETTINGS = "tokenizer_config.json"
+_PROCESSORS = "chat_template.json"
 _FOLDER = "additional_chat_templates/"
 _EXPECTED = "a template, or names and templates"
 
@@ -19,8 +22,8 @@ _EXPECTED = "a template, or names and templates"
 def chat_templates(files: Mapping[str, bytes], source: object) -> dict[str, str]:
     """Find the chat templates, by name; the one for ordinary use is called ``default``.
 
-    As in Transformers, ``chat_template.jinja`` and ``additional_chat_templates/NAME.jinja`` replace whatever
-    ``chat_template.json`` says, and this replaces ``chat_template`` in ``tokenizer_config.json``.
+    As for Transformers' ``AutoTokenizer``, ``chat_template.jinja`` and ``additional_chat_templates/NAME.jinja`` replace
+    ``chat_template`` in ``tokenizer_config.json``, and ``chat_template.json`` does not count (see `ignored_template`).
 
     Parameters
     ----------
@@ -51,10 +54,25 @@ def chat_templates(files: Mapping[str, bytes], source: object) -> dict[str, str]
         if name.startswith(_FOLDER) and name.endswith(".jinja"):
             stem = name.removeprefix(_FOLDER).removesuffix(".jinja")
             found[stem] = _text(files[name], f"{source}/{name}")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if not found and name in files:
-            found = _entries(files[name], f"{source}/{name}")
+    if not found and _SETTINGS in files:
+        found = _entries(files[_SETTINGS], f"{source}/{_SETTINGS}")
     return found
+
+
+def ignored_template(folder: Path) -> tuple[str, ...]:
+    """A note of a ``chat_template.json``, which only Transformers' processors read (measured with 5.23).
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.folder.chat import ignored_template
+    >>> ignored_template(qformats.open("demo").path)
+    ()
+    """
+    if not (folder / _PROCESSORS).is_file():
+        return ()
+    told = "as in Transformers, it is for processors of images and sound, and tokenizers ignore it"
+    return (f"Not read: {_PROCESSORS}; {told}. To use its template, put it into {_FILE}",)
 
 
 def default_template(source: Checkpoint) -> str | None:

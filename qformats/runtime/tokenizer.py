@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from qformats.errors import CheckpointError, Described, UnsupportedModelError
-from qformats.folder.chat import chat_templates
 from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["tokenizer"]
 
 _VOCABULARIES = ("tokenizer.", "vocab", "ice_text")
 """What names of files with the tokens themselves begin with."""
-
-_PROCESSOR_TEMPLATE = "chat_template.json"
 
 
 def tokenizer(source: Checkpoint) -> Any:
@@ -66,10 +63,6 @@ def tokenizer(source: Checkpoint) -> Any:
                 ["a tokenizer.json", "a tokenizer that Transformers has a class for"],
                 "Export the model to a container with its own kind of tokenizer, and load that",
             ) from error
-    templates = chat_templates(content, source.path) if _PROCESSOR_TEMPLATE in content else {}
-    if templates:
-        # Transformers' tokenizers leave this file to its processors.
-        loaded.chat_template = templates["default"] if [*templates] == ["default"] else templates
     return loaded
 
 

@@ -159,13 +159,13 @@ def test_generate_takes_the_newer_template_and_names_its_errors(models, kind, ca
     assert result.err.count("\n") == 1
 
 
-def test_the_template_of_processors_is_the_tokenizers_too(models, tmp_path):
+def test_the_template_of_processors_is_not_the_tokenizers(models, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(models["folder"], folder)
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": "processor"}))
     source = qformats.open(folder)
-    assert chat.default_template(source) == tokenizer(source).chat_template == "processor"
+    assert chat.default_template(source) == tokenizer(source).chat_template == "old"
     (folder / "chat_template.json").unlink()
     named = {"chat_template": [{"name": "rag", "template": "x"}]}
     (folder / "tokenizer_config.json").write_text(json.dumps(named))

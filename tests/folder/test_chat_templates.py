@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from models.vocabularies import byte_level
 
+import qformats
 from qformats.errors import CheckpointError
 from qformats.folder import chat_templates
+from qformats.runtime import tokenizer
 
 CONFIG, FILE, EXTRA = "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates/"
 
@@ -51,12 +54,32 @@ def test_as_in_transformers(files, tmp_path):
     assert {name: text.replace("\r\n", "\n") for name, text in found.items()} == expected
 
 
-def test_the_file_of_processors_comes_between():
-    """Transformers' processors, not its tokenizers, read chat_template.json."""
-    json_file = json.dumps({"chat_template": "processor"}).encode()
-    files = {CONFIG: settings("old").encode(), "chat_template.json": json_file}
-    assert chat_templates(files, "") == {"default": "processor"}
-    assert chat_templates(files | {FILE: b"new"}, "") == {"default": "new"}
+PROCESSORS = "chat_template.json"
+
+
+@pytest.mark.parametrize("others", [{}, {"processor_config.json": '{"processor_class": "LlavaProcessor"}'}])
+@pytest.mark.parametrize("chat", [None, "old"])
+def test_the_file_of_processors_is_ignored_and_named(chat, others, tmp_path):
+    """Transformers' tokenizers ignore chat_template.json, with a processor beside it or without."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "model"
+    shutil.copytree(qformats.open("demo").path, folder)
+    told = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(told if chat is None else told | {"chat_template": chat}))
+    assert qformats.open(folder).notes == ()
+    for name, text in {PROCESSORS: '{"chat_template": "processor"}', **others}.items():
+        (folder / name).write_text(text)
+    source = qformats.open(folder)
+    assert AutoTokenizer.from_pretrained(folder).chat_template == chat
+    assert tokenizer(source).chat_template == chat
+    assert chat_templates(source.tokenizer_files(), folder).get("default") == chat
+    (note,) = source.notes
+    assert note.startswith("Not read: chat_template.json;")
+    qformats.export(folder, tmp_path / "model.gguf", format="gguf:q8_0")
+    assert tokenizer(qformats.open(tmp_path / "model.gguf")).chat_template == chat
+    qformats.export(folder, tmp_path / "back", format="dense:f32")
+    assert (tmp_path / "back" / PROCESSORS).read_text() == (folder / PROCESSORS).read_text()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +90,6 @@ def test_the_file_of_processors_comes_between():
         (CONFIG, settings([{"name": "a"}])),
         (CONFIG, settings({"a": 1})),
         (CONFIG, "{"),
-        ("chat_template.json", settings(5)),
     ],
 )
 def test_malformed(name, content):

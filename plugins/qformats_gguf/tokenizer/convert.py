@@ -35,8 +35,8 @@ def to_gguf(
     ----------
     files : mapping of str to bytes
         Any of tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json,
-        generation_config.json, tokenizer.model, vocab.json, merges.txt, chat_template.jinja,
-        chat_template.json and additional_chat_templates/NAME.jinja, by path inside the folder; of ChatGLM also
+        generation_config.json, tokenizer.model, vocab.json, merges.txt, chat_template.jinja
+        and additional_chat_templates/NAME.jinja, by path inside the folder; of ChatGLM also
         tokenization_chatglm.py, which is searched for names and never run.
     config : mapping
         The model's config.json: vocabulary size, special ids.
