@@ -25,6 +25,17 @@ _HINTS = ("desc_act", "damp_percent", "true_sequential", "static_groups")
 _PLAIN = ("bits", "group_size", "sym", "checkpoint_format", "format", "pack_dtype", "dataset", "tokenizer")
 """Keys of configurations that name no method; one with others (MLX's ``mode``, AWQ's ``zero_point``) is not GPTQ's."""
 _METHODS = ("gptq", "marlin", "gptqmodel", "autogptq", "auto_gptq")
+_WORDS = (
+    "quant_method",
+    "method",
+    "checkpoint_format",
+    "format",
+    "packing_format",
+    "backend",
+    "data_type",
+    "pack_dtype",
+)
+"""Keys whose values are words, which programs have written in capitals too, and as lists of one."""
 _AUTO_ROUND = re.compile(r"(?:intel/)?auto[-_]round")
 """Writes several layouts, of which two are GPTQ's."""
 
@@ -45,6 +56,8 @@ class Declared:
         Whether columns were quantized in another order.
     version : str
         ``"gptq"`` or ``"gptq_v2"``, see :mod:`qformats_gptq.zeros`.
+    inorder : bool
+        Whether ``desc_act`` says that columns are in order; it may also say nothing.
     """
 
     bits: int | None
@@ -52,6 +65,7 @@ class Declared:
     symmetric: bool | None
     actorder: bool
     version: str
+    inorder: bool = False
 
 
 def declared(config: Mapping[str, Any]) -> Declared | None:
@@ -62,8 +76,9 @@ def declared(config: Mapping[str, Any]) -> Declared | None:
     ConfigError
         If a value is not possible, or stands for a layout that is not supported.
     """
+    config = {**config, **{key: _word(config[key]) for key in _WORDS if key in config}}
     named = config.get("quant_method", config.get("method"))
-    method = None if named is None else str(named).lower()
+    method = None if named is None else str(named)
     stored: str | None = None
     if method is None and not any(key in config for key in _HINTS):
         if not {"bits", "group_size"} <= config.keys() <= {*_PLAIN}:
@@ -93,7 +108,15 @@ def declared(config: Mapping[str, Any]) -> Declared | None:
     symmetric = values.flag("sym", None)
     # -1, 0 and the width of a row have all been written for one group a row; a row's width is settled by the shapes.
     size = None if group is None else max(group, 0)
-    return Declared(bits, size, symmetric, config.get("desc_act") is True, stored)
+    return Declared(
+        bits, size, symmetric, config.get("desc_act") is True, stored, config.get("desc_act") is False
+    )
+
+
+def _word(value: Any) -> Any:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value.strip().lower() if isinstance(value, str) else value
 
 
 def _auto_round(config: Mapping[str, Any]) -> str | None:
@@ -105,7 +128,7 @@ def _auto_round(config: Mapping[str, Any]) -> str | None:
     kind = config.get("data_type") or "int"
     if not str(kind).startswith("int"):
         raise ConfigError("data_type", kind, "int", "Use the model before it was quantized")
-    layout = str(config.get("packing_format") or config.get("backend") or "").lower()
+    layout = str(config.get("packing_format") or config.get("backend") or "")
     if not layout or re.search(r"auto_gptq|(?:^|:)gptq(?:$|:)", layout):
         if not layout and config.get("sym") is False:
             hint = 'say which with -O quantization-config=\'{"packing_format": "auto_round:auto_gptq"}\''
@@ -123,6 +146,9 @@ def _number(config: Mapping[str, Any], *keys: str) -> int | None:
         value = config.get(key)
         if value is None:
             continue
+        if isinstance(value, float) and value.is_integer():
+            # As some JSON writers put every number.
+            return int(value)
         if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}", value, re.ASCII):
             return int(value)
         return Values(config).integer(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -12,7 +13,7 @@ from typing import Any
 from qformats import Family, Packer
 from qformats.interfaces import ModuleFields
 from qformats_gptq.config import Declared, declared, written
-from qformats_gptq.modules import declaration, examine
+from qformats_gptq.modules import Found, declaration, examine
 from qformats_gptq.packers import FAMILY, GPTQPacker, Reading
 
 __all__ = ["GPTQFamily"]
@@ -64,7 +65,9 @@ class GPTQFamily(Family):
         packer = GPTQPacker(
             found.bits or 4, found.group_size or 0, found.actorder, found.symmetric is not False
         )
-        packer.reading = Reading(found.version, group_size=found.group_size, symmetric=found.symmetric)
+        packer.reading = Reading(
+            found.version, group_size=found.group_size, symmetric=found.symmetric, inorder=found.inorder
+        )
         zeros = quantization_config.get("zeros")
         # No program writes such an entry: it is for users who know.
         return packer if zeros is None else packer.reading_as(found.version, str(zeros))
@@ -105,6 +108,7 @@ class GPTQFamily(Family):
         found = examine(module, packer.bits, size, symmetric, reading.version)
         if found is None:
             return None
+        _tell_order(module.name, found, reading.inorder)
         own = GPTQPacker(found.bits, found.group_size, not found.ordered, found.symmetric, found.scale_dtype)
         own.reading = replace(reading, version=found.version or "gptq", labelled=found.version is not None)
         return own, found.shape
@@ -112,3 +116,19 @@ class GPTQFamily(Family):
     def separate(self, packer: Packer, module: ModuleFields) -> frozenset[str]:
         """The bias, unless it is all zeros: AutoGPTQ gives one to every module."""
         return frozenset(["bias"] if "bias" in module.stored and any(module.read("bias")) else [])
+
+
+def _tell_order(name: str, found: Found, inorder: bool) -> None:
+    """Warn of a ``g_idx`` that AutoGPTQ's kernels ignore and others do not, as measured with its version 0.7.1.
+
+    Without ``desc_act`` its CUDA and exllama layers take columns in order; exllamav2 does so if all indices are 0.
+    """
+    if found.ordered or not (inorder or found.flat):
+        return
+    told = "is all zeros" if found.flat else "reorders columns, although desc_act is declared false"
+    warnings.warn(
+        f"GPTQ: g_idx of {name} {told}: it is followed, as by GPTQModel; some kernels of AutoGPTQ ignore it and read "
+        "other weights. If this model was made for those, remove g_idx from its files",
+        UserWarning,
+        stacklevel=2,
+    )

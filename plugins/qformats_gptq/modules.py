@@ -44,6 +44,8 @@ class Found:
         How zero points are stored: ``"gptq"``, ``"gptq_v2"``, or ``None`` where only the weights can tell.
     scale_dtype : str
         Short name of the dtype of the scales.
+    flat : bool
+        Whether ``g_idx`` is there and all zeros.
     """
 
     shape: tuple[int, int]
@@ -53,6 +55,7 @@ class Found:
     symmetric: bool
     version: str | None
     scale_dtype: str
+    flat: bool
 
 
 def examine(
@@ -117,7 +120,8 @@ def examine(
     known: str | None = version
     if symmetric is not False:
         known, symmetric = _symmetry(module, bits, outputs, symmetric, version)
-    return Found((outputs, columns), bits, size, ordered, symmetric, known, stored["scales"][1])
+    flat = order is not None and not order.any()
+    return Found((outputs, columns), bits, size, ordered, symmetric, known, stored["scales"][1], flat)
 
 
 def _matrix(module: ModuleFields, field: str, dtypes: tuple[str, ...]) -> tuple[int, int]:

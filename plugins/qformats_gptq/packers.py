@@ -53,6 +53,8 @@ class Reading:
         Columns of a group as declared; 0 for the whole row.
     symmetric : bool or None
         Whether zero points are declared to be all the same.
+    inorder : bool
+        Whether columns are declared to follow each other.
     """
 
     version: str | None = None
@@ -60,6 +62,7 @@ class Reading:
     zeros: str = "mask"
     group_size: int | None = None
     symmetric: bool | None = None
+    inorder: bool = False
 
 
 class GPTQPacker(Packer):

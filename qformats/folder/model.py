@@ -11,6 +11,7 @@ from typing import Any
 
 from qformats.errors import CheckpointError, ConfigError, UnknownFormatError
 from qformats.folder.adapter import adapter_beside
+from qformats.folder.chat import ignored_template
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.float8 import find_float8, is_float8
 from qformats.folder.json_object import read_json
@@ -27,6 +28,7 @@ from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import FLOATS, FLOATS8, SIZES
 from qformats.registry import registry
 from qformats.work.files import refuse_link_out
+from qformats.work.repeated import Repeated
 
 __all__ = ["FolderCheckpoint"]
 
@@ -110,7 +112,7 @@ class FolderCheckpoint(Checkpoint):
             SafetensorsShard(file) if file.suffix == ".safetensors" else BinShard(file)
             for file in weights.files
         ]
-        self.notes = (*weights.notes, *adapter_beside(path))
+        self.notes = (*weights.notes, *adapter_beside(path), *ignored_template(path))
         entries = self._entries(weights.index)
         self._stored = list(entries)
         settled = settle_ties(self._unwrapped(self._canonical(entries)), self._config)
@@ -226,10 +228,12 @@ class FolderCheckpoint(Checkpoint):
     ) -> dict[str, _Module]:
         """Module of every stored tensor that belongs to a packed weight, by the tensor's name."""
         found: dict[str, _Module] = {}
+        repeated = Repeated()
         for fields, parts in _modules(entries, family, packer):
             name, file = fields.name, next(iter(parts.values()))[2].path
             try:
-                located = family.locate(packer, fields)
+                with repeated.of(name):
+                    located = family.locate(packer, fields)
             except ConfigError as error:
                 raise CheckpointError(file, str(error), tensor=f"{name}.weight") from error
             if located is not None:
@@ -246,6 +250,7 @@ class FolderCheckpoint(Checkpoint):
                 parts = {f: entry for f, entry in parts.items() if f not in apart and f != "bias"}
                 module = _Module(name, own, shape, {f: parts[f][2] for f in parts}, file)
                 found |= dict.fromkeys((f"{name}.{field}" for field in parts), module)
+        repeated.tell()
         return found
 
     def _declared(self) -> tuple[Family, Packer] | None:

@@ -79,6 +79,9 @@ def test_an_order_of_columns_is_not_taken_for_exact(folder, tmp_path):
     stored = load_file(folder / "model.safetensors")
     packed = source.pack(weights(4, 32, (64, 192), permuted=True))
     save_file(stored | {f"{DOWN}.{f}": v for f, v in packed.fields.items()}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["desc_act"] = True
+    (folder / "config.json").write_text(json.dumps(config))
     assert qformats.open(folder).tensors[f"{DOWN}.weight"].format == source.name
     with pytest.raises(InexactExportError):
         qformats.export(folder, tmp_path / "m.gguf", format="gguf:q4_0", require_exact=True)

@@ -284,3 +284,35 @@ def test_constant_words():
     for bits in BITS:
         row = torch.from_numpy(constant_words(bits, 64, (1 << bits) - 1))
         assert bool((row == -1).all())
+
+
+@pytest.mark.parametrize("permuted", [True, False])
+@pytest.mark.parametrize("declared", [True, False, None])
+def test_an_order_that_some_programs_ignore_is_said(auto_gptq, permuted, declared):
+    """g_idx that is all zeros, or reorders columns although ``desc_act`` is false."""
+    quantized = weights(4, 32, (32, 64), permuted=True)
+    fields = fields_of(quantized, name(4, 32, permuted=True))
+    if not permuted:
+        fields["g_idx"] = torch.zeros(64, dtype=torch.int32)
+    read = {}
+    for kind in ("old", "layer"):
+        layer = getattr(auto_gptq, kind)(4, 32, 64, 32, False, weight_dtype=torch.float32)
+        for field in ("qweight", "qzeros", "scales", "g_idx"):
+            if hasattr(layer, field):
+                setattr(layer, field, fields[field])
+        layer.scales = layer.scales.float()
+        read[kind] = layer(torch.eye(64)).t()
+    # The older layer serves where desc_act is false.
+    assert (read["old"] - read["layer"]).abs().max() > 0.1
+    config = {key: value for key, value in (CONFIG | {"desc_act": declared}).items() if value is not None}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        packed = located(fields, config, module="m.q_proj")[2]
+    assert torch.allclose(packed.dequantize(), read["layer"], atol=1e-4)
+    said = [str(each.message) for each in caught if "g_idx" in str(each.message)]
+    if permuted and declared is not False:
+        assert said == []
+    else:
+        told = "reorders columns, although desc_act is declared false" if permuted else "is all zeros"
+        assert len(said) == 1
+        assert said[0].startswith(f"GPTQ: g_idx of m.q_proj {told}: it is followed")

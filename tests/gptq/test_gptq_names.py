@@ -1,6 +1,8 @@
 """GPTQ folders that do not say what they are as AutoGPTQ does: other names of the method, few keys, or none at all."""
 
 import json
+import re
+import warnings
 
 import pytest
 import torch
@@ -54,6 +56,18 @@ def same(folder, expected):
         ("4bit-32g", {"bits": 4, "group_size": 32, "quant_method": "GPTQ"}),
         ("4bit-32g", {"bits": 4, "group_size": 32, "quant_method": "gptqmodel"}),
         ("4bit-32g", {"bits": 4, "group_size": 32}),
+        # Capitals, lists of one, and numbers as some JSON writers put them.
+        (
+            "4bit-32g",
+            {"bits": 4.0, "group_size": 32.0, "quant_method": ["gptq"], "checkpoint_format": ["GPTQ"]},
+        ),
+        ("4bit-32g", {"bits": 4, "group_size": 32, "quant_method": "gptq", "checkpoint_format": "GPTQ"}),
+        ("4bit-32g", {"bits": 4, "group_size": 32, "quant_method": "gptq", "pack_dtype": "INT32"}),
+        (
+            "4bit-32g-asym",
+            {"bits": 4, "group_size": 32, "sym": False, "quant_method": "GPTQ", "format": ["GPTQ_v2"]},
+        ),
+        ("4bit-32g", {**ROUND, "data_type": "INT", "quant_method": "Auto-Round"}),
         ("4bit-32g-asym", {"bits": 4, "group_size": 32, "sym": False, "checkpoint_format": "gptq_v2"}),
         ("4bit-32g", {**ROUND, "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq"}),
         ("4bit-32g", {**ROUND, "quant_method": "intel/auto-round", "backend": "auto_round:gptq:exllamav2"}),
@@ -71,6 +85,40 @@ def same(folder, expected):
 def test_other_names(kind, config, folders, tmp_path):
     folder = declaring(folders / kind, tmp_path / "m", config)
     assert same(folder, folders / kind)
+
+
+@pytest.mark.parametrize("word", [["gptq", "gptq_v2"], [], ["marlin"], 5])
+def test_two_words_or_another_one_are_refused(word, folders, tmp_path):
+    config = {"bits": 4, "group_size": 32, "quant_method": "gptq", "checkpoint_format": word}
+    with pytest.raises(CheckpointError, match="checkpoint_format: found"):
+        qformats.open(declaring(folders / "4bit-32g", tmp_path / "m", config))
+
+
+def test_what_is_odd_in_every_tensor_is_said_once(folders, tmp_path):
+    config = {"bits": 4, "group_size": 32, "quant_method": "gptq", "checkpoint_format": "gptq_v2"}
+    folder = declaring(folders / "4bit-32g", tmp_path / "m", config)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        source = qformats.open(folder)
+    modules = sum(tensor.packer.quantizes for tensor in source.tensors.values())
+    (said,) = [str(each.message) for each in caught]
+    assert said.startswith("GPTQ zero points are 7, as checkpoint_format 'gptq' stores them")
+    assert said.endswith(f" (and {modules - 1} more tensors alike)")
+
+
+def test_warnings_that_differ_in_the_name_only_are_alike(folders, tmp_path):
+    config = {
+        "bits": 4,
+        "group_size": 32,
+        "sym": True,
+        "quant_method": "gptq",
+        "checkpoint_format": "gptq_v2",
+    }
+    folder = declaring(folders / "4bit-32g-asym", tmp_path / "m", config)
+    with pytest.warns(UserWarning, match="although the model is declared symmetric") as caught:
+        qformats.open(folder)
+    (said,) = [str(each.message) for each in caught]
+    assert re.search(r"model\.layers\.\d\.\S+ is read as asymmetric \(and 13 more tensors alike\)$", said)
 
 
 @pytest.mark.parametrize("kind", ["4bit-32g", "3bit-64g"])
