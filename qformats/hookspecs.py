@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from qformats.interfaces import Family, Loader, Quantizer
+    from qformats.interfaces import Family, Loader, ModelClass, Quantizer
 
 __all__ = [
     "hookimpl",
     "qformats_register_families",
     "qformats_register_loaders",
+    "qformats_register_models",
     "qformats_register_quantizers",
 ]
 
@@ -34,3 +35,8 @@ def qformats_register_families() -> list[type[Family]]:  # type: ignore[empty-bo
 @hookspec
 def qformats_register_loaders() -> list[type[Loader]]:  # type: ignore[empty-body]
     """Loader classes of a plugin, one per container."""
+
+
+@hookspec
+def qformats_register_models() -> list[type[ModelClass]]:  # type: ignore[empty-body]
+    """Model classes of a plugin, for models that Transformers has no class for."""

@@ -28,7 +28,7 @@ from qformats.errors import (
     PluginLoadError,
     UnknownFormatError,
 )
-from qformats.interfaces import Family, Loader, Packer, Quantizer
+from qformats.interfaces import Family, Loader, ModelClass, Packer, Quantizer
 from qformats.interfaces.naming import meanings, nearest, substitutes
 
 __all__ = ["PluginRecord", "PluginWarning", "Registry", "registry"]
@@ -59,7 +59,7 @@ class PluginRecord:
         Module of the entry point.
     error : str or None
         Why it was refused; ``None`` if it works.
-    quantizers, formats, loaders : list of str
+    quantizers, formats, loaders, models : list of str
         Names that it registered.
     """
 
@@ -71,6 +71,7 @@ class PluginRecord:
     quantizers: list[str] = field(default_factory=list)
     formats: list[str] = field(default_factory=list)
     loaders: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
 
     @property
     def owner(self) -> str:
@@ -79,7 +80,7 @@ class PluginRecord:
 
 
 class Registry:
-    """Every quantizer, family and loader that is installed.
+    """Every quantizer, family, loader and model class that is installed.
 
     Parameters
     ----------
@@ -93,6 +94,7 @@ class Registry:
         self._families: dict[str, list[Family]] = {}
         self._formats: dict[str, tuple[Family, PluginRecord]] = {}
         self._loaders: dict[str, tuple[Loader, PluginRecord]] = {}
+        self._models: dict[str, tuple[ModelClass, PluginRecord]] = {}
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(hookspecs)
         points = list(entry_points(group=GROUP) if points is None else points)
@@ -147,6 +149,11 @@ class Registry:
             name = _attribute(loader, "name", record)
             self._claim("loader", name, record, loaders, self._loaders)
             loaders[name] = _guarded(record, f"{loader.__qualname__}()", loader)
+        models: dict[str, ModelClass] = {}
+        for model in _classes(manager, plugin, "models", ModelClass, record):
+            name = _attribute(model, "name", record)
+            self._claim("model class", name, record, models, self._models)
+            models[name] = _guarded(record, f"{model.__qualname__}()", model)
         formats: dict[str, Family] = {}
         families = [
             _guarded(record, f"{family.__qualname__}()", family)
@@ -158,10 +165,12 @@ class Registry:
                 formats[name] = family
         self._quantizers.update({name: (quantizer, record) for name, quantizer in quantizers.items()})
         self._loaders.update({name: (loader, record) for name, loader in loaders.items()})
+        self._models.update({name: (model, record) for name, model in models.items()})
         self._formats.update({name: (family, record) for name, family in formats.items()})
         for family in families:
             self._families.setdefault(family.name, []).append(family)
-        record.quantizers, record.loaders, record.formats = list(quantizers), list(loaders), list(formats)
+        record.quantizers, record.loaders = list(quantizers), list(loaders)
+        record.models, record.formats = list(models), list(formats)
 
     @staticmethod
     def _claim(
@@ -328,6 +337,14 @@ class Registry:
         """Every loader."""
         return [loader for loader, _ in self._loaders.values()]
 
+    def models(self) -> list[ModelClass]:
+        """Every model class that a plugin brings."""
+        return [model for model, _ in self._models.values()]
+
+    def model_for(self, config: Mapping[str, Any]) -> ModelClass | None:
+        """Model class that a plugin brings for a configuration; None if none does, and Transformers may have one."""
+        return next((model for model in self.models() if model.describes(config)), None)
+
     def loader_for(self, path: Path) -> Loader | None:
         """First loader that recognises `path`; generic ones are asked last."""
         ordered = sorted(self.loaders(), key=lambda loader: loader.generic)
@@ -385,7 +402,7 @@ def _guarded(record: PluginRecord, what: str, call: Callable[[], T]) -> T:
 def _classes(
     manager: pluggy.PluginManager, plugin: object, kind: str, base: Any, record: PluginRecord
 ) -> Sequence[type[Any]]:
-    """Classes that a plugin's hook for quantizers, families or loaders returns."""
+    """Classes that a plugin's hook for quantizers, families, loaders or models returns."""
     hook = f"qformats_register_{kind}"
     caller = getattr(manager.hook, hook)
     for implementation in caller.get_hookimpls():

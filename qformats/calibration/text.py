@@ -104,8 +104,10 @@ def sample_tokens(source: Checkpoint, settings: Settings, progress: Progress) ->
     """
     import torch
 
-    config = source.config
-    takes = int(config.get("max_position_embeddings", config.get("n_positions", _LONGEST)) or _LONGEST)
+    from qformats.runtime.context import context_limit
+    from qformats.runtime.prefix import text_prefix
+
+    takes = context_limit(source.config) or _LONGEST
     length = settings.sequence_length or min(takes, _LONGEST)
     if length > takes:
         raise ConfigError("sequence-length", length, f"at most {takes}, the model's limit")
@@ -124,7 +126,10 @@ def sample_tokens(source: Checkpoint, settings: Settings, progress: Progress) ->
     share = len(ids) // count
     generator = torch.Generator().manual_seed(settings.seed)
     shift = torch.randint(0, share - length + 1, (count,), generator=generator).tolist()
-    return torch.stack([ids[i * share + shift[i] :][:length] for i in range(count)])
+    cut = torch.stack([ids[i * share + shift[i] :][:length] for i in range(count)])
+    prefix = torch.tensor(text_prefix(source)[:length], dtype=torch.int64)
+    cut[:, : len(prefix)] = prefix
+    return cut
 
 
 def _tokenizer(source: Checkpoint) -> Any:

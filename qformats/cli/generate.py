@@ -166,7 +166,9 @@ def _run(
 
     bar.start("loading Transformers, and the tokenizer")
     from qformats.runtime import tokenizer
+    from qformats.runtime.build import require_class
 
+    require_class(source, "run")
     words = tokenizer(source)
     ids = _ids(words, prompt, source, template)
     count = _room(source.config, len(ids), max_new_tokens)

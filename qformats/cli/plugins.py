@@ -41,4 +41,5 @@ def _brought(record: PluginRecord) -> str:
     parts = [f"formats {family}: {', '.join(variants)}" for family, variants in families.items()]
     parts += [f"quantizer {name}" for name in record.quantizers]
     parts += [f"container {name}" for name in record.loaders]
+    parts += [f"model {name}" for name in record.models]
     return "; ".join(parts) or "nothing"

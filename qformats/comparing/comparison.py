@@ -17,7 +17,7 @@ from qformats.comparing.text import Tokenizer, Windows, read_text, windows_of
 from qformats.comparing.trials import Trials
 from qformats.comparing.weights import compare_weights
 from qformats.comparing.writing import check_place
-from qformats.errors import CheckpointError, ConfigError
+from qformats.errors import CheckpointError, ConfigError, QFormatsError
 from qformats.exporting import Recipe
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.numbers.dtypes import COMPUTED, torch_dtype
@@ -161,10 +161,16 @@ def _windows(base: Checkpoint, settings: Settings) -> tuple[Windows | None, Toke
         if settings.logits is not None:
             raise ConfigError("logits", str(settings.logits), "a text (--text) too")
         return None, None
+    from qformats.runtime.build import require_class
     from qformats.runtime.context import context_limit
 
     name, text = read_text(settings.text)
-    tokenizer = Tokenizer(base)
+    try:
+        tokenizer = Tokenizer(base)
+    except QFormatsError:
+        # A model that nothing runs needs no tokenizer.
+        require_class(base, "run")
+        raise
     limit = context_limit(base.config)
     windows = windows_of(text, name, tokenizer, settings.window, settings.windows, limit)
     known, highest = base.config.get("vocab_size"), int(windows.ids.max())

@@ -68,9 +68,11 @@ class Tokenizer:
     """
 
     def __init__(self, source: Checkpoint) -> None:
+        from qformats.runtime.prefix import text_prefix
         from qformats.runtime.tokenizer import tokenizer
 
         self._tokenizer = tokenizer(source)
+        self._prefix = text_prefix(source)
 
     def ids(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text; with `special`, also those that the model expects around it."""
@@ -83,10 +85,12 @@ class Tokenizer:
         return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     @property
-    def beginning(self) -> int | None:
-        """The id that precedes every text, if there is one."""
+    def beginning(self) -> list[int]:
+        """Ids that precede every text: those that the model needs, or the one that the tokenizer adds, if any."""
+        if self._prefix:
+            return list(self._prefix)
         plain, special = self.ids("a"), self.ids("a", special=True)
-        return special[0] if special[1 : 1 + len(plain)] == plain and special != plain else None
+        return special[:1] if special[1 : 1 + len(plain)] == plain and special != plain else []
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ class Windows:
     Attributes
     ----------
     ids : ndarray
-        int64, ``(windows, length)``. Where the tokenizer puts a token before every text, it stands in place of each
-        window's first one.
+        int64, ``(windows, length)``. Where tokens stand before every text, they take the place of each window's
+        first ones.
     content : str
         The text.
     text : TextUsed
@@ -136,11 +140,10 @@ def _cut(text: str, tokenizer: Tokenizer, length: int, most: int | None) -> NDAr
     import numpy as np
 
     beginning = tokenizer.beginning
-    ids = np.array(([] if beginning is None else [beginning]) + tokenizer.ids(text), np.int64)
+    ids = np.array(beginning + tokenizer.ids(text), np.int64)
     count = len(ids) // length if most is None else min(most, len(ids) // length)
     cut = ids[: count * length].reshape(count, length)
-    if beginning is not None:
-        cut[:, 0] = beginning
+    cut[:, : len(beginning)] = beginning[:length]
     return cut
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.folder.classes import causal_model, runs
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.shapes import known_shapes
 from qformats.interfaces.checkpoint import Checkpoint
@@ -113,18 +114,15 @@ def outline(config: Mapping[str, Any], path: Path) -> Outline:
 def _built(config: Mapping[str, Any], path: Path, model_type: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of Transformers' class, built without memory."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not runs(config):
         known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise UnsupportedModelError("model_type", model_type, known)
-    kept = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
-    build: Any = AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            model = build.from_config(AutoConfig.for_model(**kept))
+            model = causal_model(config)
     except Exception as error:
         # Each model class has its own ways of being wrong.
         found = f"does not describe a model ({type(error).__name__}: {' '.join(str(error).split())[:160]})"

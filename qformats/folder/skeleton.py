@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qformats.folder.classes import own_class, without_storage
+
 __all__ = ["Shapes", "Verdict", "classes_of", "is_computed", "judge"]
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -74,8 +76,9 @@ class Verdict:
 def classes_of(config: Mapping[str, Any]) -> tuple[Any, list[Any]]:
     """Transformers' configuration of a config.json, and its classes for it, the most likely first.
 
-    These are the classes that ``architectures`` names, and then those for the model's type: a causal language model,
-    the one that it was pretrained as, and the model without a head. No code of the model's own is run.
+    If a plugin brings a class for this model, that is the only one. Otherwise these are the classes that
+    ``architectures`` names, and then those for the model's type: a causal language model, the one that it was
+    pretrained as, and the model without a head. No code of the model's own is run.
 
     Raises
     ------
@@ -86,8 +89,11 @@ def classes_of(config: Mapping[str, Any]) -> tuple[Any, list[Any]]:
     from transformers import CONFIG_MAPPING, PreTrainedModel
     from transformers.models.auto import modeling_auto
 
-    kept = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     with _quietly():
+        brought = own_class(config)
+        if brought is not None:
+            return brought[0], [brought[1]]
+        kept = without_storage(config)
         own = CONFIG_MAPPING[str(config["model_type"])]
         parsed = own.from_dict(own._decode_special_floats(kept))
         parsed._attn_implementation = _EAGER

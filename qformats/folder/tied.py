@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from qformats.folder.classes import own_class, without_storage
 from qformats.folder.config_class import recorded
 from qformats.interfaces.stored import StoredTensor, same_values
 
@@ -24,7 +25,6 @@ _HEAD = re.compile(r"(?:^|\.)lm_head\.weight$")
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|shared|embed_in|tok_embeddings|(?:word_)?embeddings?)\.weight$"
 )
-_NOT_CONFIGURATION = ("quantization_config", "auto_map")
 
 
 @dataclass(frozen=True)
@@ -172,14 +172,14 @@ def _of_class(config: Mapping[str, Any]) -> dict[str, str] | None:
     named = config.get("architectures")
     classes = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-    kept = {key: value for key, value in config.items() if key not in _NOT_CONFIGURATION}
     try:
-        parsed = AutoConfig.for_model(**kept)
+        own = own_class(config)
+        parsed = own[0] if own is not None else AutoConfig.for_model(**without_storage(config))
     except Exception:
         # Each configuration class has its own ways of being wrong; what needs a model says so.
         return None
-    for name in (*classes, *([known] if isinstance(known, str) else [])):
-        cls = getattr(transformers, name, None)
+    names = (*classes, *([known] if isinstance(known, str) else []))
+    for cls in (own[1],) if own is not None else [getattr(transformers, name, None) for name in names]:
         ties = getattr(cls, "_tied_weights_keys", None)
         if isinstance(ties, Mapping):
             return dict(ties) if getattr(parsed, _KEY, False) else {}

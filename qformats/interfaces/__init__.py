@@ -1,5 +1,6 @@
-"""The interfaces that plugins implement: :class:`Family` and :class:`Packer`, :class:`Quantizer`, :class:`Loader`.
+"""The interfaces that plugins implement.
 
+They are :class:`Family` and :class:`Packer`, :class:`Quantizer`, :class:`Loader` and :class:`ModelClass`.
 Their docstrings are the reference. Hooks return *classes* (see :mod:`qformats.hookspecs`); nothing runs at
 registration, and a plugin module imports torch only inside the methods that compute.
 """
@@ -12,6 +13,7 @@ from qformats.interfaces.dense import DensePacker, dense
 from qformats.interfaces.family import Family, ModuleFields
 from qformats.interfaces.layout import Assignment, Draft, Layout, OutputFile, Placement
 from qformats.interfaces.loader import Loader
+from qformats.interfaces.model_class import ModelClass
 from qformats.interfaces.option import Option, number, size, switch
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.quantizer import Quantizer
@@ -32,6 +34,7 @@ __all__ = [
     "KernelSpec",
     "Layout",
     "Loader",
+    "ModelClass",
     "ModuleFields",
     "Option",
     "OutputFile",

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from qformats.errors import Described, UnsupportedModelError
+from qformats.errors import Described, QFormatsError, UnsupportedModelError
+from qformats.folder.classes import causal_model, runs, without_storage
 from qformats.interfaces.checkpoint import Checkpoint
 
-__all__ = ["bare_model"]
-
-_NO_CONFIG = ("quantization_config", "auto_map")
-"""Keys of config.json that are about how weights are stored, and about code that is not run."""
+__all__ = ["bare_model", "require_class"]
 
 
 def bare_model(source: Checkpoint, dtype: torch.dtype, purpose: str) -> Any:
@@ -33,34 +31,50 @@ def bare_model(source: Checkpoint, dtype: torch.dtype, purpose: str) -> Any:
     Raises
     ------
     UnsupportedModelError
-        If Transformers has no causal language model for this configuration.
+        If neither Transformers nor a plugin has a causal language model for this configuration.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    config = {key: value for key, value in source.config.items() if key not in _NO_CONFIG}
-    kind = str(config.get("model_type") or source.architecture)
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UnsupportedModelError(
-            f"{source.path}: model to {purpose}",
-            kind,
-            ["a model type that Transformers has a causal language model for"],
-            "Its tensors can be converted and compared, but there is no code to run them",
-        )
+    config = require_class(source, purpose)
     try:
-        parsed = AutoConfig.for_model(**config)
         with _parameters_on_meta():
-            model: Any = AutoModelForCausalLM.from_config(parsed, dtype=dtype)  # type: ignore[no-untyped-call]
+            model = causal_model(config, dtype=dtype)
+    except QFormatsError:
+        raise
     except Exception as error:
         # Each model class has its own ways of being wrong.
-        found = Described(f"{kind} ({type(error).__name__}: {' '.join(str(error).split())[:160]})")
+        found = Described(
+            f"{config['model_type']} ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+        )
         raise UnsupportedModelError(
             f"{source.path}: model to {purpose}",
             found,
             ["a configuration that Transformers can build a model from"],
         ) from error
     return model.requires_grad_(False).eval()
+
+
+def require_class(source: Checkpoint, purpose: str) -> dict[str, Any]:
+    """Refuse a model that there is no code to run for, before anything else is found to be missing.
+
+    Returns
+    -------
+    dict
+        Its configuration, with a ``model_type``.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If neither Transformers nor a plugin has a causal language model for this configuration.
+    """
+    config = without_storage(source.config)
+    kind = config["model_type"] = str(config.get("model_type") or source.architecture)
+    if not runs(config):
+        raise UnsupportedModelError(
+            f"{source.path}: model to {purpose}",
+            kind,
+            ["a model type that Transformers, or a plugin, has a causal language model for"],
+            "Its tensors can be converted and compared, but there is no code to run them",
+        )
+    return config
 
 
 @contextlib.contextmanager

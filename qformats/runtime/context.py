@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["context_limit"]
 
-_KEYS = ("max_position_embeddings", "n_positions", "seq_length")
+_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 """Its names in configurations."""
 
 

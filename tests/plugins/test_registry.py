@@ -105,6 +105,9 @@ def test_a_good_plugin_brings_all_it_has(discover):
     assert record.formats == ["good:byte"]
     assert record.quantizers == ["good-quantizer"]
     assert record.loaders == ["good-loader"]
+    assert record.models == ["good-llama"]
+    assert registry.model_for({"model_type": "good-llama"}).name == "good-llama"
+    assert registry.model_for({"model_type": "llama"}) is registry.model_for({}) is None
     packer = registry.packer("good")
     assert packer.name == registry.packer("good:byte").name == "good:byte"
     assert packer.name in [p.name for p in registry.formats()]
@@ -132,7 +135,7 @@ def test_a_bad_plugin_is_refused_and_the_others_work(discover, tree):
     assert f"of {tree.replace('_', '-')} 1.0: {reason}" in found[0]
     assert registry.packer("good:byte").name == "good:byte"
     (record,) = (p for p in registry.plugins if p.error)
-    assert record.formats == record.quantizers == record.loaders == []
+    assert record.formats == record.quantizers == record.loaders == record.models == []
     _works(registry)
 
 
@@ -234,7 +237,7 @@ def _tree(folder, name, code, points=None):
 
 HEAD = """
 import sys
-from qformats import Family, FormatSpec, Loader, Packer, Quantizer, hookimpl
+from qformats import Family, FormatSpec, Loader, ModelClass, Packer, Quantizer, hookimpl
 
 
 class P(Packer):
@@ -271,6 +274,21 @@ class L(Loader):
         return None
 
 
+class M(ModelClass):
+    name = "extra"
+
+    def config_class(self):
+        return None
+
+    def model_class(self):
+        return None
+
+
+@hookimpl
+def qformats_register_models():
+    return [M]
+
+
 @hookimpl
 def qformats_register_quantizers():
     return [Q]
@@ -293,6 +311,20 @@ SUBTLE = {
     "hook with another signature": (
         "from qformats import hookimpl\n@hookimpl\ndef qformats_register_families(config):\n    return []\n",
         "config",
+    ),
+    "no model class": (
+        HEAD.replace("return [M]", "return [L]"),
+        "expected a list of subclasses of ModelClass",
+    ),
+    "a model class without a name": (
+        HEAD.replace('class M(ModelClass):\n    name = "extra"', "class M(ModelClass):"),
+        "class M has no name: set name = '...' in the class body",
+    ),
+    "a model class that another plugin has": (
+        HEAD.replace(
+            'class M(ModelClass):\n    name = "extra"', 'class M(ModelClass):\n    name = "glm-130b"'
+        ),
+        "the model class name 'glm-130b' is taken by plugin 'glm' of qformats",
     ),
     "hook that raises": (
         HEAD.replace("return [Q]", "return 1 / 0"),
@@ -371,6 +403,7 @@ def test_subtle_mistakes_are_refused_whole(discover, tmp_path, case, request):
     # Nothing of it stays, not even what was right.
     assert "extra" not in registry.quantizer_names()
     assert "extra" not in [loader.name for loader in registry.loaders()]
+    assert "extra" not in [model.name for model in registry.models()]
     assert not any(name.startswith("extra:") for name in registry.format_names())
     assert [p.name for p in registry.formats()] == registry.format_names()
     assert registry.packer("good:byte").name == "good:byte"

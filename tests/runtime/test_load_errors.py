@@ -1,13 +1,15 @@
 """What cannot be loaded is refused with one sentence; nothing is left to chance."""
 
 import json
+import re
 import shutil
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from models import chatglm, moe
+from cli.command import call
+from models import moe
 from safetensors.torch import load_file, save_file
 
 import qformats
@@ -79,10 +81,20 @@ def test_a_tensor_of_another_shape(exported, tmp_path):
         qformats.load_model(folder, device="cpu")
 
 
-def test_models_that_transformers_does_not_have(exported, tmp_path):
-    chatglm.save_6b(tmp_path / "6b")
-    with pytest.raises(UnsupportedModelError, match=r"model to run: found 'chatglm.*no code to run them"):
-        qformats.load_model(tmp_path / "6b", device="cpu")
+def test_models_that_nothing_has_a_class_for(exported, tmp_path, capsys):
+    strange = shutil.copytree(exported.model("llama"), tmp_path / "strange")
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps(config | {"model_type": "never-heard-of"}))
+    told = r"model to run: found 'never-heard-of'.*no code to run them"
+    with pytest.raises(UnsupportedModelError, match=told):
+        qformats.load_model(strange, device="cpu")
+    # Said before anything else that is missing: no tokenizer would help.
+    for file in strange.glob("tokenizer*"):
+        file.unlink()
+    refused = call(capsys, "generate", strange, "Once")
+    assert re.search(told, " ".join(refused.err.split()))
+    with pytest.raises(UnsupportedModelError, match=told):
+        qformats.compare(strange, strange, text="demo")
     folder = shutil.copytree(exported.model("llama"), tmp_path / "odd")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 0}))

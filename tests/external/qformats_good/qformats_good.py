@@ -6,6 +6,7 @@ from qformats import (
     FieldSpec,
     FormatSpec,
     Loader,
+    ModelClass,
     PackedTensor,
     Packer,
     QuantizedTensor,
@@ -54,6 +55,30 @@ class NeverLoader(Loader):
 
     def open(self, path, options):
         raise NotImplementedError
+
+
+class Renamed(ModelClass):
+    """Llama under another name."""
+
+    name = "good-llama"
+
+    def config_class(self):
+        from transformers import LlamaConfig
+
+        return LlamaConfig
+
+    def model_class(self):
+        from transformers import LlamaForCausalLM
+
+        return LlamaForCausalLM
+
+    def text_prefix(self, config):
+        return (config["bos_token_id"],)
+
+
+@hookimpl
+def qformats_register_models():
+    return [Renamed]
 
 
 @hookimpl

@@ -1,0 +1,89 @@
+"""The class that runs a model: a plugin's own, or Transformers'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qformats.registry import registry
+
+__all__ = ["causal_model", "own_class", "runs", "without_storage"]
+
+_NOT_CONFIGURATION = ("quantization_config", "auto_map")
+"""Keys of config.json that are about how weights are stored, and about code that is not run."""
+
+
+def without_storage(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says about the model itself.
+
+    >>> without_storage({"model_type": "llama", "auto_map": {"AutoModel": "code.Model"}})
+    {'model_type': 'llama'}
+    """
+    return {key: value for key, value in config.items() if key not in _NOT_CONFIGURATION}
+
+
+def own_class(config: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """Configuration and causal language model class that a plugin brings for a config.json; None if none does.
+
+    Raises
+    ------
+    Exception
+        Whatever the configuration's class raises if it does not understand the configuration.
+
+    Examples
+    --------
+    >>> own_class({"model_type": "llama"}) is None
+    True
+    """
+    found = registry().model_for(config)
+    if found is None:
+        return None
+    parsed = found.config_class().from_dict(without_storage(config))
+    parsed._attn_implementation = "eager"
+    return parsed, found.model_class()
+
+
+def runs(config: Mapping[str, Any]) -> bool:
+    """Whether there is a causal language model class for a config.json: a plugin's, or Transformers'.
+
+    >>> runs({"model_type": "llama"}), runs({"model_type": "a stranger"})
+    (True, False)
+    """
+    if registry().model_for(config) is not None:
+        return True
+    from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return str(config.get("model_type")) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def causal_model(config: Mapping[str, Any], **options: Any) -> Any:
+    """A new causal language model of a config.json for which :func:`runs` is true.
+
+    Parameters
+    ----------
+    config : mapping
+        Of a checkpoint.
+    **options
+        As ``from_config`` of Transformers' classes takes them: ``dtype``.
+
+    Raises
+    ------
+    Exception
+        Whatever its classes raise if they do not understand the configuration.
+
+    Examples
+    --------
+    >>> import qformats, torch
+    >>> from qformats.folder.classes import causal_model
+    >>> with torch.device("meta"):
+    ...     type(causal_model(qformats.open("demo").config)).__name__
+    'LlamaForCausalLM'
+    """
+    own = own_class(config)
+    if own is not None:
+        parsed, model_class = own
+        return model_class._from_config(parsed, **options)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    known: Any = AutoModelForCausalLM
+    return known.from_config(AutoConfig.for_model(**without_storage(config)), **options)
