@@ -12,7 +12,7 @@ from qformats.folder import FolderCheckpoint
 from qformats.interfaces import ModuleFields, Values, dense, same_values
 from qformats.work.files import refuse_link_out, refuse_pointer
 from qformats_glm.family import GLM
-from qformats_glm.generations import Generation, Weight, chatglm2_sizes, generation
+from qformats_glm.generations import TOKENS, Generation, Weight, chatglm2_sizes, generation
 from qformats_glm.native import INV_FREQ, native_config, to_native
 from qformats_glm.packers import GLMPacker
 
@@ -21,8 +21,7 @@ __all__ = ["ChatGLMCheckpoint", "outline"]
 _CODE = ("modeling_*.py", "configuration_*.py", "tokenization_*.py", "quantization.py")
 _OURS = ("quantization_bit", "quantization_embeddings")
 """What says how the folder is quantized, which the tensors themselves say here."""
-_TOKENS = 2048
-"""Context of GLM-130B and ChatGLM-6B."""
+_HEAD = "lm_head.weight"
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -66,7 +65,7 @@ class ChatGLMCheckpoint(Checkpoint):
     """A model of a ChatGLM repository.
 
     `tensors` and `config` are those of Transformers' class ``glm`` for ChatGLM2, ChatGLM3 and GLM-4; ChatGLM-6B and
-    GLM-130B, which have no such class, keep their own names.
+    GLM-130B, which the plugin has classes for, keep their own names.
 
     Parameters
     ----------
@@ -110,8 +109,10 @@ class ChatGLMCheckpoint(Checkpoint):
             self.tensors = to_native(self.stored, chatglm2_sizes(config, path))
         else:
             plain = {name: value for name, value in config.items() if name not in _OURS}
-            self._config = {"max_sequence_length": _TOKENS} | plain
+            self._config = {"max_sequence_length": TOKENS} | plain
             self.tensors = self.stored
+            # Whatever the configuration says: the model's code has no weight but these.
+            self._config["tie_word_embeddings"] = _HEAD not in self.stored
         if folder is not None:
             for name in self.generation.ignored & folder.tensors.keys():
                 why = "the same weight as the quantized embedding"
@@ -153,7 +154,7 @@ class ChatGLMCheckpoint(Checkpoint):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Configuration of Transformers' class ``glm``, or the model's own where there is none."""
+        """Configuration of Transformers' class ``glm``, or the model's own, which the plugin's class takes."""
         return self._config
 
     @property

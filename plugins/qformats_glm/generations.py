@@ -21,8 +21,10 @@ from typing import Any
 from qformats.errors import CheckpointError, Described, UnsupportedModelError
 from qformats.interfaces import Values
 
-__all__ = ["ChatGLM2Sizes", "Generation", "Weight", "chatglm2_sizes", "generation", "is_ours"]
+__all__ = ["TOKENS", "ChatGLM2Sizes", "Generation", "Weight", "chatglm2_sizes", "generation", "is_ours"]
 
+TOKENS = 2048
+"""Context of GLM-130B and ChatGLM-6B."""
 _LARGEST = 1 << 31
 _MOST_LAYERS = 4096
 _FLAGS: dict[str, tuple[bool, str]] = {
@@ -136,6 +138,11 @@ def generation(config: Mapping[str, Any], path: Path) -> Generation:
     if "vision_config" in config:
         raise UnsupportedModelError(
             f"{path}: model", Described("a model with a vision part"), ["a language model"]
+        )
+    if config.get("pre_seq_len"):
+        hint = "What P-tuning has learned is no part of the weights; load the base without it"
+        raise UnsupportedModelError(
+            f"{path}: pre_seq_len", config["pre_seq_len"], ["null: a model without P-tuning's prefix"], hint
         )
     if config.get("model_type") == "glm-130b":
         return _first(config, path, "glm-130b")

@@ -51,6 +51,7 @@ def test_merged_tensors_are_the_whole_ones(tmp_path, state, ranks):
         "inner_hidden_size": 64,
         "num_attention_heads": 8,
         "vocab_size": 48,
+        "max_sequence_length": 2048,
     }
 
 

@@ -12,6 +12,7 @@ from qformats.errors import CheckpointError, ConfigError, ShapeError
 from qformats.folder import read_json
 from qformats.interfaces import Values, concat_rows, dense
 from qformats.work.files import refuse_link_out
+from qformats_glm.generations import TOKENS
 from qformats_glm.packers import GLMPacker
 from qformats_glm.ranks.archive import RankFile
 from qformats_glm.ranks.columns import join_columns
@@ -335,7 +336,8 @@ class RankCheckpoint(Checkpoint):
         if self.sharding.heads is not None:
             found["num_attention_heads"] = self.sharding.heads
         told = {key: value for key, value in self.model_config.items() if key != "model_parallel_size"}
-        return told | found
+        usual = {"max_sequence_length": TOKENS} if self.architecture == "glm-130b" else {}
+        return usual | told | found
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Nothing: these folders come without a tokenizer."""
