@@ -17,6 +17,7 @@ from typing import Any
 from qformats.folder.classes import own_class, without_storage
 from qformats.folder.config_class import recorded
 from qformats.interfaces.stored import StoredTensor, same_values
+from qformats.registry import registry
 
 __all__ = ["Ties", "Untied", "settle_ties"]
 
@@ -159,7 +160,7 @@ def _made_embedding(found: Untied, head: str, ties: Ties) -> Untied:
 
 
 def _of_class(config: Mapping[str, Any]) -> dict[str, str] | None:
-    told = recorded(config.get("model_type"))
+    told = None if registry().model_for(config) is not None else recorded(config.get("model_type"))
     if told is not None and config.get("architectures") in (None, [], [told.model_class]):
         return dict(told.ties) if told.completed(config)[_KEY] else {}
 
