@@ -11,6 +11,7 @@ PUBLIC = {
     "qformats.kernels.dense",
     "qformats.numbers",
     "qformats.testing",
+    "qformats.vocabularies",
     "qformats.work.files",
     "qformats.work.progress",
 }

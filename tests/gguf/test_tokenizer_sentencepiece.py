@@ -16,7 +16,7 @@ from models.vocabularies import folder, llama_cpp, texts
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats_gguf.metadata import ValueType, array, boolean, string, u32
 from qformats_gguf.tokenizer import from_gguf, to_gguf
-from qformats_gguf.tokenizer.sentencepiece_model import Piece, SentencePieceModel, parse, serialize
+from qformats.vocabularies import Piece, SentencePieceModel, parse, serialize
 
 
 @pytest.fixture(scope="module")

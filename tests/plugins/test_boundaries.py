@@ -58,6 +58,7 @@ FLOORS = {
     "numbers": 3,
     "exact": 4,
     "kernels": 4,
+    "vocabularies": 4,
     "interfaces": 5,
     "hookspecs": 6,
     "registry": 7,

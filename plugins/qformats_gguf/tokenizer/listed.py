@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from qformats.errors import CheckpointError
+from qformats.vocabularies import Piece
 
 from .added import AddedToken, decoder_entries, json_entries, named_tokens
 from .files import TokenizerFiles
-from .sentencepiece_model import Piece
 from .vocabulary import TokenType
 
 __all__ = ["listed_tokens"]

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.vocabularies import EVERY, added_token, around
 
 from ..metadata import Keys, Metadata, string
 from . import rebuild_spm
 from .ends import INTEGERS, default_ends, stored_ends
 from .pretokenizers import BY_NAME, DEFAULT, PRE_TOKENIZERS, SPLITTERS, PreTokenizer
 from .special import ID_KEYS
-from .spm import ALWAYS, EVERY, FIRST
+from .spm import ALWAYS, FIRST
 from .surroundings import stored_flags
 from .templates import TEMPLATE, clean_name
 from .vocabulary import TokenType, padding_token
@@ -92,10 +93,12 @@ def from_gguf(
         if types[index] not in padding or token != padding_token(index)
     }
     special = {index for role, index in roles.items() if not role.startswith("fim_")}
-    around = stored_flags(metadata, len(tokens))
+    flags = stored_flags(metadata, len(tokens))
     added = [
-        _added(index, tokens[index], types[index] != TokenType.USER_DEFINED or index in special)
-        | around.get(index, {})
+        added_token(
+            index, tokens[index], special=types[index] != TokenType.USER_DEFINED or index in special
+        )
+        | flags.get(index, {})
         for index in kept.values()
         if types[index] in (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED) or index in special
     ]
@@ -116,7 +119,10 @@ def from_gguf(
         model_file = rebuild_spm.model_file(tokens, types, scores, kept, roles, prefix=bool(prefix))
         if model_file is not None:
             files["tokenizer.model"] = model_file
-    wrapped = _template(tokens, roles, add_bos=add_bos, add_eos=add_eos)
+    wrapped = around(
+        [(tokens[roles["bos"]], roles["bos"])] if add_bos else [],
+        [(tokens[roles["eos"]], roles["eos"])] if add_eos else [],
+    )
     body |= {"added_tokens": added, "post_processor": wrapped if wrapped else body.get("post_processor")}
     files["tokenizer.json"] = _json({"version": "1.0", "truncation": None, "padding": None} | body, file)
     named = {f"{role}_token": tokens[index] for role, index in roles.items()}
@@ -194,19 +200,7 @@ def _byte_level(metadata: Metadata, row: PreTokenizer, kept: Mapping[str, int], 
     }
 
 
-def _added(index: int, text: str, special: bool) -> dict[str, Any]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": index, "content": text, **flags, "special": special}
-
-
-def _template(
-    tokens: list[str], roles: Mapping[str, int], *, add_bos: bool, add_eos: bool
-) -> dict[str, Any] | None:
-    if not add_bos and not add_eos:
-        return None
-    used = [role for role, wanted in (("bos", add_bos), ("eos", add_eos)) if wanted]
-
-    def around(sequence: str, kind: int) -> list[dict[str, Any]]:
+def around(sequence: str, kind: int) -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = [{"Sequence": {"id": sequence, "type_id": kind}}]
         if add_bos:
             parts.insert(0, {"SpecialToken": {"id": tokens[roles["bos"]], "type_id": kind}})

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .sentencepiece_model import BPE, Piece, SentencePieceModel, serialize
-from .spm import ADDED_SCORE, EVERY, SPACE
+from qformats.vocabularies import (
+    BPE,
+    EVERY,
+    SPACE,
+    Piece,
+    SentencePieceModel,
+    sentencepiece_bpe_sections,
+    serialize,
+)
+
+from .spm import ADDED_SCORE
 from .vocabulary import TokenType
 
 __all__ = ["PREPEND_SCHEME", "added_decoder", "model_file", "tokenizer_json"]
@@ -14,27 +23,6 @@ __all__ = ["PREPEND_SCHEME", "added_decoder", "model_file", "tokenizer_json"]
 PREPEND_SCHEME = "qformats.tokenizer.prepend_scheme"
 """``first`` or ``always``, where Transformers puts fewer spaces than llama.cpp, which always puts one before the text
 and after each added token."""
-
-
-def _merges(
-    tokens: Sequence[str], types: Sequence[int], scores: Sequence[float], kept: Mapping[str, int]
-) -> list[list[str]]:
-    """List every way to make a token of two, best score first.
-
-    SentencePiece joins the neighbours whose joined text scores highest; as a list of merges these are all
-    splits of each token into two tokens, in the order of the whole's score.
-    """
-    normal = {token: index for token, index in kept.items() if types[index] == TokenType.NORMAL}
-    found: list[tuple[float, int, int, int]] = []
-    for token, index in normal.items():
-        for at in range(1, len(token)):
-            left = normal.get(token[:at])
-            if left is not None:
-                right = normal.get(token[at:])
-                if right is not None:
-                    found.append((-scores[index], index, left, right))
-    found.sort()
-    return [[tokens[left], tokens[right]] for _, _, left, right in found]
 
 
 def tokenizer_json(
@@ -63,39 +51,9 @@ def tokenizer_json(
         With `prefix`: where else.
     """
     unknown = _unknown(types, roles)
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    decoder: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if prefix:
-        decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    before = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
-    # What Transformers writes in either case.
-    spaces: dict[str, Any] = {
-        "normalizer": {"type": "Sequence", "normalizers": [*before, replace]},
-        "pre_tokenizer": None,
-    }
-    if prefix and scheme != EVERY:
-        metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
-        spaces = {"normalizer": None, "pre_tokenizer": metaspace}
-    return {
-        **spaces,
-        "decoder": {"type": "Sequence", "decoders": decoder},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None if unknown is None else tokens[unknown],
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": dict(kept),
-            "merges": _merges(tokens, types, scores, kept),
-        },
-    }
+    normal = {token: scores[index] for token, index in kept.items() if types[index] == TokenType.NORMAL}
+    text = None if unknown is None else tokens[unknown]
+    return sentencepiece_bpe_sections(kept, normal, text, prefix=prefix, scheme=scheme)
 
 
 def _unknown(types: Sequence[int], roles: Mapping[str, int]) -> int | None:

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.vocabularies import BPE, EVERY, MODEL_TYPES, SPACE, SentencePieceModel, parse
 
 from . import chatglm
 from .added import added_tokens, looks_special
 from .files import TokenizerFiles
 from .listed import listed_tokens
-from .sentencepiece_model import BPE, MODEL_TYPES, SentencePieceModel, parse
 from .unlisted import with_unlisted
 from .vocabulary import PAD_SCORE, TokenType, Vocabulary, padded_size, padding_token, with_rows
 
@@ -31,10 +31,9 @@ __all__ = [
     "space_prefix",
 ]
 
-EVERY, ALWAYS, FIRST, NEVER = "every", "always", "first", "never"
-"""Where a space goes that the text does not have; the last three are the words of the tokenizers library."""
+ALWAYS, FIRST, NEVER = "always", "first", "never"
+"""Besides `EVERY`, where a space goes that the text does not have: the words of the tokenizers library."""
 
-SPACE = "\u2581"
 ADDED_SCORE = -1000.0
 _SPACES = (SPACE, "\n", "\t")
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")

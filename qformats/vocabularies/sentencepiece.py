@@ -1,4 +1,4 @@
-"""Reading and writing SentencePiece's tokenizer.model, a protocol buffer of few fields.
+"""Reading and writing SentencePiece's model files, protocol buffers of few fields.
 
 Source: google/sentencepiece:src/sentencepiece_model.proto and the protocol buffers encoding.
 """
@@ -8,20 +8,32 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from qformats.errors import CheckpointError
 
-__all__ = ["BPE", "MODEL_TYPES", "Piece", "SentencePieceModel", "parse", "serialize"]
+__all__ = ["BPE", "MODEL_TYPES", "UNIGRAM", "Piece", "PieceType", "SentencePieceModel", "parse", "serialize"]
 
 MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
-BPE = 2
+UNIGRAM, BPE = 1, 2
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
+class PieceType(IntEnum):
+    """Values of a piece's ``type``."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
 @dataclass(frozen=True)
 class Piece:
-    """One piece: its text, its score and its type (`TokenType`)."""
+    """One piece: its text, its score and its type (`PieceType`)."""
 
     text: str
     score: float
@@ -44,6 +56,10 @@ class SentencePieceModel:
         A space is put before the text.
     suffix_whitespace : bool
         Spaces belong to the word before them.
+    remove_extra_whitespaces : bool
+        Spaces at both ends are dropped, and several become one.
+    charsmap : bytes
+        Precompiled table of Unicode normalization; empty for none.
     ids : dict of str to int
         Ids of ``unk``, ``bos``, ``eos``, ``pad`` where they exist.
     """
@@ -53,6 +69,8 @@ class SentencePieceModel:
     byte_fallback: bool = False
     add_dummy_prefix: bool = True
     suffix_whitespace: bool = False
+    remove_extra_whitespaces: bool = False
+    charsmap: bytes = b""
     ids: dict[str, int] = field(default_factory=dict)
 
 
@@ -131,6 +149,16 @@ def _trainer(model: SentencePieceModel, data: memoryview) -> None:
             model.ids[_ROLE_FIELDS[number]] = _signed(value)
 
 
+def _normalizer(model: SentencePieceModel, data: memoryview) -> None:
+    for number, wire, value, content in _fields(data):
+        if (number, wire) == (2, _BYTES):
+            model.charsmap = bytes(content)
+        elif (number, wire) == (3, _VARINT):
+            model.add_dummy_prefix = bool(value)
+        elif (number, wire) == (4, _VARINT):
+            model.remove_extra_whitespaces = bool(value)
+
+
 def parse(data: bytes, file: str) -> SentencePieceModel:
     """Read a tokenizer.model.
 
@@ -146,8 +174,10 @@ def parse(data: bytes, file: str) -> SentencePieceModel:
     CheckpointError
         If it is not a SentencePiece model.
     """
-    # The format's defaults for roles that the trainer's section leaves out.
-    model = SentencePieceModel(ids={"unk": 0, "bos": 1, "eos": 2, "pad": -1})
+    # The format's defaults for what the file leaves out.
+    model = SentencePieceModel(
+        ids={"unk": 0, "bos": 1, "eos": 2, "pad": -1}, remove_extra_whitespaces=True
+    )
     try:
         for number, wire, _, content in _fields(memoryview(data)):
             if wire != _BYTES:
@@ -157,9 +187,7 @@ def parse(data: bytes, file: str) -> SentencePieceModel:
             elif number == 2:
                 _trainer(model, content)
             elif number == 3:
-                for inner, kind, value, _ in _fields(content):
-                    if (inner, kind) == (3, _VARINT):
-                        model.add_dummy_prefix = bool(value)
+                _normalizer(model, content)
     except (_Malformed, UnicodeDecodeError) as error:
         hint = None
         first = data[:200].split(b"\n", 1)[0].split()
@@ -221,9 +249,10 @@ def serialize(model: SentencePieceModel) -> bytes:
             trainer += _bytes_field(number, model.pieces[model.ids[role]].text.encode("utf-8"))
     out.append(_bytes_field(2, trainer))
     normalizer = (
-        _bytes_field(1, b"identity")
+        _bytes_field(1, b"user_defined" if model.charsmap else b"identity")
+        + (_bytes_field(2, model.charsmap) if model.charsmap else b"")
         + _number_field(3, model.add_dummy_prefix)
-        + _number_field(4, False)
+        + _number_field(4, model.remove_extra_whitespaces)
         + _number_field(5, True)
     )
     out.append(_bytes_field(3, normalizer))
