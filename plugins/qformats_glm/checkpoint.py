@@ -15,6 +15,7 @@ from qformats_glm.family import GLM
 from qformats_glm.generations import TOKENS, Generation, Weight, chatglm2_sizes, generation
 from qformats_glm.native import INV_FREQ, native_config, to_native
 from qformats_glm.packers import GLMPacker
+from qformats_glm.tokenizers import completed
 
 __all__ = ["ChatGLMCheckpoint", "outline"]
 
@@ -100,6 +101,7 @@ class ChatGLMCheckpoint(Checkpoint):
         self.path, self.stored, self.stored_config = path, dict(stored), dict(config)
         self.generation = generation(config, path)
         self._folder = folder
+        self._completed: dict[str, bytes] | None = None
         self.left_out: dict[str, str] = {}
         self.notes = folder.notes if folder else ()
         if self.generation.architecture == "glm":
@@ -163,11 +165,15 @@ class ChatGLMCheckpoint(Checkpoint):
         return [] if self._folder is None else [*self._folder.files, *self._code()]
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Tokenizer files, by name; the Python file among them too, since AutoTokenizer has no other ChatGLM class."""
-        if self._folder is None:
-            return {}
-        code = {name: text for name, text in self.code_files().items() if name.startswith("tokenization_")}
-        return {**self._folder.tokenizer_files(), **code}
+        """Tokenizer files, by name, with a tokenizer.json and a chat template in place of the repository's code."""
+        if self._completed is None:
+            files, code = self.stored_tokenizer_files(), self.code_files()
+            self._completed = completed(files, self.stored_config, self.path, code)
+        return dict(self._completed)
+
+    def stored_tokenizer_files(self) -> dict[str, bytes]:
+        """Tokenizer files as they are in the folder, by name."""
+        return {} if self._folder is None else self._folder.tokenizer_files()
 
     def code_files(self) -> dict[str, bytes]:
         """Python files of the repository, by name."""

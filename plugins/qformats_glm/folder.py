@@ -87,9 +87,14 @@ class ChatGLMFolder(Loader):
             config["quantization_bit"] = bits
         else:
             config.pop("quantization_embeddings", None)
-        code = source.code_files() if isinstance(source, ChatGLMCheckpoint) else {}
+        tokenizer, code = None, {}
+        if isinstance(source, ChatGLMCheckpoint):
+            # The repository's code reads its own files, not those made for Transformers.
+            tokenizer, code = source.stored_tokenizer_files(), source.code_files()
         limit = size(options, "max-shard-size", "5GB")
-        layout = lay_out_folder(source, assignments, default, limit, config=config, extra_files=code)
+        layout = lay_out_folder(
+            source, assignments, default, limit, config=config, tokenizer=tokenizer, extra_files=code
+        )
         # Nothing here runs it: the code of the repository does.
         return dataclasses.replace(layout, run_with="")
 

@@ -51,6 +51,7 @@ def lay_out_folder(
     max_shard_size: int,
     *,
     config: Mapping[str, Any] | None = None,
+    tokenizer: Mapping[str, bytes] | None = None,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> Layout:
     """Every file of a folder, with exact sizes.
@@ -67,6 +68,8 @@ def lay_out_folder(
         Bytes of tensors that a shard may hold; a single larger tensor gets its own shard.
     config : mapping, optional
         config.json, if not the source's own with the new dtype and ``quantization_config``.
+    tokenizer : mapping of str to bytes, optional
+        Tokenizer files by name, if not the source's own.
     extra_files : mapping of str to bytes, optional
         More files of the folder, by name.
 
@@ -117,7 +120,7 @@ def lay_out_folder(
         total = sum(f.nbytes for group in groups for f in group)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         files.append(_json_file("model.safetensors.index.json", index))
-    tokenizer = source.tokenizer_files()
+    tokenizer = source.tokenizer_files() if tokenizer is None else tokenizer
     declared, family = written.get("quantization_config"), registry().family(default)
     more = family.extra_files(default, declared) if default.quantizes and declared else {}
     for name, content in {**tokenizer, **more, **(extra_files or {})}.items():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qformats.errors import CheckpointError, Described, UnsupportedModelError
 from qformats.interfaces.checkpoint import Checkpoint
+from qformats.work.files import parse_json
 
 __all__ = ["tokenizer"]
 
@@ -50,7 +52,8 @@ def tokenizer(source: Checkpoint) -> Any:
             file.write_bytes(data)
         config = {key: value for key, value in _config(source).items() if key != "auto_map"}
         Path(folder, "config.json").write_text(json.dumps(config, default=str))
-        chosen: Any = PreTrainedTokenizerFast if "tokenizer.json" in content else AutoTokenizer
+        own = "tokenizer.json" in content
+        chosen: Any = PreTrainedTokenizerFast if own else AutoTokenizer
         try:
             loaded = chosen.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
@@ -63,6 +66,13 @@ def tokenizer(source: Checkpoint) -> Any:
                 ["a tokenizer.json", "a tokenizer that Transformers has a class for"],
                 "Export the model to a container with its own kind of tokenizer, and load that",
             ) from error
+    if not own and type(loaded) is PreTrainedTokenizerFast:
+        raise UnsupportedModelError(
+            f"{source.path}: tokenizer",
+            Described(f"a vocabulary for {_class_of(content)}, which Transformers does not have"),
+            ["a tokenizer.json", "a tokenizer that Transformers has a class for"],
+            "Save the tokenizer with the program that it belongs to: its text would be split by guess",
+        )
     return loaded
 
 
@@ -77,3 +87,12 @@ def _config(source: Checkpoint) -> dict[str, Any]:
         if "tokenizer.json" in source.tokenizer_files():
             return {}
         raise
+
+
+def _class_of(content: Mapping[str, bytes]) -> str:
+    """Class that tokenizer_config.json names, for messages."""
+    try:
+        named = parse_json(bytes(content["tokenizer_config.json"])).get("tokenizer_class")
+    except (KeyError, ValueError, AttributeError):
+        named = None
+    return named if isinstance(named, str) else "a class that is not named"

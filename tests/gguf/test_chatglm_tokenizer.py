@@ -211,8 +211,13 @@ def test_the_rebuilt_tokenizer_reads_the_ids_of_llama_cpp(files, kind, tmp_path)
     metadata = to_gguf(files[kind], CONFIG)
     rebuilt = Tokenizer.from_buffer(from_gguf(metadata)["tokenizer.json"])
     with llama_cpp(metadata, tmp_path) as model:
-        for text in [*texts(), *WORDS]:
+        for text in texts():
             assert rebuilt.encode(text).ids == model.tokenize(text), text
+    if kind != "glm4":
+        # Transformers would find a special token "sop" in these, as llama.cpp does where it looks for special tokens.
+        library = sentencepiece.SentencePieceProcessor(model_proto=files[kind]["tokenizer.model"])
+        for text in WORDS:
+            assert rebuilt.encode(text).ids == library.encode(text), text
 
 
 def test_files_of_upstreams_converter_are_understood(files, tmp_path):

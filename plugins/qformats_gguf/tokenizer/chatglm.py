@@ -11,11 +11,16 @@ from typing import Any
 from .added import AddedToken
 from .files import TokenizerFiles
 
-__all__ = ["PRE", "complete", "is_chatglm"]
+__all__ = ["PRE", "complete", "is_chatglm", "spelled"]
 
 PRE = "chatglm-spm"
 """``tokenizer.ggml.pre`` that upstream's converter writes; llama.cpp reads none beside a SentencePiece model."""
 
+_SPELLED = {"<sop>": "sop", "<eop>": "eop"}
+"""Two commands in Transformers' files, and in GGUF, which has the names of ChatGLM's code.
+
+Transformers finds special tokens anywhere in a text, ``sop`` also in "philosophy"; llama.cpp only where it is asked to.
+"""
 _COMMANDS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 # ChatGLM3 only: in ChatGLM2 their ids are padding, which was never trained.
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -61,9 +66,12 @@ def complete(
         Like `listed`; the tokens known here are special, whatever a list says.
     """
     names = _COMMANDS + (_ROLES if _has_roles(files, config) else ())
-    there = {entry.text for entry in listed.values()}
+    there = {_SPELLED.get(entry.text, entry.text) for entry in listed.values()}
     size = config.get("padded_vocab_size") or config.get("vocab_size")
-    found = {i: AddedToken(entry.text, entry.special or entry.text in names) for i, entry in listed.items()}
+    found = {
+        index: AddedToken(entry.text, entry.special or _SPELLED.get(entry.text, entry.text) in names)
+        for index, entry in listed.items()
+    }
     no_rows = isinstance(size, int) and size < len(pieces) + len(names)
     if no_rows or "[gMASK]" in pieces:
         return found
@@ -77,3 +85,11 @@ def _has_roles(files: TokenizerFiles, config: Mapping[str, Any]) -> bool:
     if any(isinstance(name, str) and "chatglm3" in name.lower() for name in called):
         return True
     return any(role in (files.text(name) or "") for name in _SPEAKING for role in _ROLES)
+
+
+def spelled(text: str, *, gguf: bool) -> str:
+    """Spell a token, or the start of a chat in a template, as GGUF or as Transformers' files have it."""
+    for ours, theirs in _SPELLED.items():
+        old, new = (ours, theirs) if gguf else (theirs, ours)
+        text = new if text == old else text.replace(f"[gMASK]{old}", f"[gMASK]{new}")
+    return text

@@ -7,8 +7,8 @@ from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
 
-from ..metadata import Metadata, boolean, string
-from . import byte_bpe, spm
+from ..metadata import Metadata, ValueType, boolean, string
+from . import byte_bpe, chatglm, spm
 from .files import TokenizerFiles
 from .pretokenizers import BY_NAME
 from .rebuild_spm import PREPEND_SCHEME
@@ -69,6 +69,8 @@ def to_gguf(
     if pre is not None:
         checked_name(pre)
     vocabulary, prefix = _vocabulary(folder, config, pre)
+    if vocabulary.pre == chatglm.PRE:
+        vocabulary.tokens[:] = [chatglm.spelled(text, gguf=True) for text in vocabulary.tokens]
     values = vocabulary.metadata()
     said = folder.settings().get("add_prefix_space")
     if isinstance(said, bool):
@@ -85,7 +87,13 @@ def to_gguf(
         add_bos=vocabulary.model == "llama",
         add_sep=row is not None and row.add_sep,
     )
-    return values | surroundings_metadata(folder, vocabulary) | template_metadata(folder)
+    templates = template_metadata(folder)
+    if vocabulary.pre == chatglm.PRE:
+        templates = {
+            key: string(chatglm.spelled(value.data, gguf=True)) if value.type == ValueType.STRING else value
+            for key, value in templates.items()
+        }
+    return values | surroundings_metadata(folder, vocabulary) | templates
 
 
 def _vocabulary(

@@ -10,7 +10,7 @@ from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.vocabularies import EVERY, added_token, around
 
 from ..metadata import Keys, Metadata, string
-from . import rebuild_spm
+from . import chatglm, rebuild_spm
 from .ends import INTEGERS, default_ends, stored_ends
 from .pretokenizers import BY_NAME, DEFAULT, PRE_TOKENIZERS, SPLITTERS, PreTokenizer
 from .special import ID_KEYS
@@ -80,6 +80,9 @@ def from_gguf(
             f"{file}: tokenizer.ggml.model", model, ["gpt2 (byte-level BPE)", "llama (SentencePiece BPE)"]
         )
     tokens = _tokens(metadata, file)
+    own = model == "llama" and metadata.get("tokenizer.ggml.pre") == string(chatglm.PRE)
+    if own:
+        tokens = [chatglm.spelled(text, gguf=False) for text in tokens]
     types = _numbers(metadata, "tokenizer.ggml.token_type", len(tokens), int(TokenType.NORMAL), file)
     row = _row(metadata, pre, file) if model == "gpt2" else None
     roles = _roles(metadata, len(tokens))
@@ -148,7 +151,12 @@ def from_gguf(
         generation["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     if generation:
         files["generation_config.json"] = _json(generation, file, indent=2)
-    return files | _templates(metadata, file)
+    templates = _templates(metadata, file)
+    if own:
+        templates = {
+            name: chatglm.spelled(text.decode(), gguf=False).encode() for name, text in templates.items()
+        }
+    return files | templates
 
 
 def _row(metadata: Metadata, pre: str | None, file: str) -> PreTokenizer:
@@ -196,25 +204,6 @@ def _byte_level(metadata: Metadata, row: PreTokenizer, kept: Mapping[str, int], 
             "ignore_merges": row.ignore_merges,
             "vocab": dict(kept),
             "merges": merges,
-        },
-    }
-
-
-def around(sequence: str, kind: int) -> list[dict[str, Any]]:
-        parts: list[dict[str, Any]] = [{"Sequence": {"id": sequence, "type_id": kind}}]
-        if add_bos:
-            parts.insert(0, {"SpecialToken": {"id": tokens[roles["bos"]], "type_id": kind}})
-        if add_eos:
-            parts.append({"SpecialToken": {"id": tokens[roles["eos"]], "type_id": kind}})
-        return parts
-
-    texts = {tokens[roles[role]]: roles[role] for role in used}
-    return {
-        "type": "TemplateProcessing",
-        "single": around("A", 0),
-        "pair": around("A", 0) + around("B", 1),
-        "special_tokens": {
-            text: {"id": text, "ids": [index], "tokens": [text]} for text, index in texts.items()
         },
     }
 

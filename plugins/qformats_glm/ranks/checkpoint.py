@@ -11,12 +11,13 @@ from qformats import Checkpoint, PackedTensor, StoredTensor
 from qformats.errors import CheckpointError, ConfigError, ShapeError
 from qformats.folder import read_json
 from qformats.interfaces import Values, concat_rows, dense
-from qformats.work.files import refuse_link_out
+from qformats.work.files import refuse_link_out, refuse_pointer
 from qformats_glm.generations import TOKENS
 from qformats_glm.packers import GLMPacker
 from qformats_glm.ranks.archive import RankFile
 from qformats_glm.ranks.columns import join_columns
 from qformats_glm.ranks.rules import Kind, Sharding, merged_rows, positive
+from qformats_glm.tokenizers import ICE_TEXT, completed
 
 __all__ = ["MODEL_CONFIG", "RankCheckpoint", "find_ranks", "is_rank", "rank_file"]
 
@@ -99,6 +100,7 @@ class RankCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, options: Mapping[str, str]) -> None:
         self.path = path
+        self._tokenizer: dict[str, bytes] | None = None
         folder, self.iteration = find_ranks(path)
         paths = _rank_paths(folder)
         for file in (path / MODEL_CONFIG, *paths):
@@ -340,13 +342,21 @@ class RankCheckpoint(Checkpoint):
         return usual | told | found
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Nothing: these folders come without a tokenizer."""
-        return {}
+        """Those of GLM-130B, if its ``ice_text.model`` lies in the folder: there is none by default."""
+        if self._tokenizer is None:
+            file = self.path / ICE_TEXT
+            if file.is_file():
+                refuse_link_out(file, self.path)
+                refuse_pointer(file)
+                self._tokenizer = completed({ICE_TEXT: file.read_bytes()}, self.config, self.path, {})
+            else:
+                self._tokenizer = {}
+        return dict(self._tokenizer)
 
     @property
     def files(self) -> list[Path]:
         """The ranks' files, and what lies beside them."""
-        beside = [self.path / LATEST, self.path / MODEL_CONFIG]
+        beside = [self.path / LATEST, self.path / MODEL_CONFIG, self.path / ICE_TEXT]
         return [*(file for file in beside if file.is_file()), *(rank.path for rank in self._ranks)]
 
     @property
