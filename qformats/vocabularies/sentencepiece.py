@@ -175,9 +175,7 @@ def parse(data: bytes, file: str) -> SentencePieceModel:
         If it is not a SentencePiece model.
     """
     # The format's defaults for what the file leaves out.
-    model = SentencePieceModel(
-        ids={"unk": 0, "bos": 1, "eos": 2, "pad": -1}, remove_extra_whitespaces=True
-    )
+    model = SentencePieceModel(ids={"unk": 0, "bos": 1, "eos": 2, "pad": -1}, remove_extra_whitespaces=True)
     try:
         for number, wire, _, content in _fields(memoryview(data)):
             if wire != _BYTES:

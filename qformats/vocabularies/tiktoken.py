@@ -12,7 +12,7 @@ _EXPECTED = "a token in base64 and its rank"
 
 
 def parse_ranks(data: bytes, file: str) -> dict[bytes, int]:
-    """Read the tokens and their ranks, which are their ids.
+    r"""Read the tokens and their ranks, which are their ids.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def parse_ranks(data: bytes, file: str) -> dict[bytes, int]:
     >>> import base64
     >>> from qformats.vocabularies import parse_ranks
     >>> lines = [base64.b64encode(bytes([at])) + f" {at}".encode() for at in range(256)]
-    >>> parse_ranks(b"\\n".join([*lines, b"YWI= 256"]), "tokenizer.model")[b"ab"]
+    >>> parse_ranks(b"\n".join([*lines, b"YWI= 256"]), "tokenizer.model")[b"ab"]
     256
     """
     found: dict[bytes, int] = {}
@@ -49,7 +49,9 @@ def parse_ranks(data: bytes, file: str) -> dict[bytes, int]:
             raise CheckpointError(file, f"line {number} has the token {token!r}", "each token once")
         found[token] = index
     if sorted(found.values()) != list(range(len(found))):
-        raise CheckpointError(file, f"{len(found)} tokens whose ranks are not 0 to {len(found) - 1}", "every rank once")
+        raise CheckpointError(
+            file, f"{len(found)} tokens whose ranks are not 0 to {len(found) - 1}", "every rank once"
+        )
     missing = [at for at in range(256) if bytes([at]) not in found]
     if missing:
         raise CheckpointError(file, f"no token for byte {missing[0]}", "a token for each of the 256 bytes")

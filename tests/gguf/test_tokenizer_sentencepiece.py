@@ -14,9 +14,9 @@ from models.tokenizers import build
 from models.vocabularies import folder, llama_cpp, texts
 
 from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.vocabularies import Piece, SentencePieceModel, parse, serialize
 from qformats_gguf.metadata import ValueType, array, boolean, string, u32
 from qformats_gguf.tokenizer import from_gguf, to_gguf
-from qformats.vocabularies import Piece, SentencePieceModel, parse, serialize
 
 
 @pytest.fixture(scope="module")

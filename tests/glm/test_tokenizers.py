@@ -200,7 +200,16 @@ def as_file(ranks):
 def test_glm4_reads_the_ids_of_tiktoken(ranks, tmp_path):
     made = load({"tokenizer.model": as_file(ranks)}, SECOND, tmp_path)
     oracle = tiktoken.Encoding("glm4", pat_str=glm._GLM4_PATTERN, mergeable_ranks=ranks, special_tokens={})
-    for text in [*CORPUS.splitlines(), *PROMPTS, CORPUS, "a  b\n\n c\t", "It's 12345!", "你好 qformats", " ", ""]:
+    for text in [
+        *CORPUS.splitlines(),
+        *PROMPTS,
+        CORPUS,
+        "a  b\n\n c\t",
+        "It's 12345!",
+        "你好 qformats",
+        " ",
+        "",
+    ]:
         assert made(text, add_special_tokens=False)["input_ids"] == oracle.encode(text), text
         assert made.decode(oracle.encode(text)) == text
     size = len(ranks)
@@ -263,7 +272,8 @@ def test_gguf_has_the_template_in_its_own_names(folder, kind, spoken, tmp_path):
     metadata = qformats.open(report.target).native
     template = metadata[TEMPLATE].data
     text = render(template, [{"role": "user", "content": "Hi"}], variables={}, source="m")
-    assert text.startswith("[gMASK]sop") and spoken in text
+    assert text.startswith("[gMASK]sop")
+    assert spoken in text
     assert "sop" in list(metadata["tokenizer.ggml.tokens"].data)
     qformats.export(report.target, tmp_path / "back", format="dense:f16")
     back = AutoTokenizer.from_pretrained(tmp_path / "back")

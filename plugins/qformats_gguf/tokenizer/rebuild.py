@@ -98,9 +98,7 @@ def from_gguf(
     special = {index for role, index in roles.items() if not role.startswith("fim_")}
     flags = stored_flags(metadata, len(tokens))
     added = [
-        added_token(
-            index, tokens[index], special=types[index] != TokenType.USER_DEFINED or index in special
-        )
+        added_token(index, tokens[index], special=types[index] != TokenType.USER_DEFINED or index in special)
         | flags.get(index, {})
         for index in kept.values()
         if types[index] in (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED) or index in special

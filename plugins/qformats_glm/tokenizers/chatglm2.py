@@ -47,9 +47,13 @@ def chatglm2(model: SentencePieceModel, file: str, *, roles: bool) -> Built:
     vocabulary = {text: index for index, text in enumerate(texts)}
     named = {role: texts[model.ids[role]] for role in ("unk", "bos", "eos") if role in model.ids}
     if len(named) < 3 or len(vocabulary) < len(texts):
-        raise CheckpointError(file, f"has the roles {', '.join(named) or 'none'}", "unk, bos and eos, and each token once")
+        raise CheckpointError(
+            file, f"has the roles {', '.join(named) or 'none'}", "unk, bos and eos, and each token once"
+        )
     special = {text: len(texts) + at for at, text in enumerate(_COMMANDS + (_ROLES if roles else ()))}
-    special |= {text: index for index, text in enumerate(texts) if model.pieces[index].type == PieceType.CONTROL}
+    special |= {
+        text: index for index, text in enumerate(texts) if model.pieces[index].type == PieceType.CONTROL
+    }
     special[named["unk"]] = model.ids["unk"]
     normal = {piece.text: piece.score for piece in model.pieces if piece.type == PieceType.NORMAL}
     ends = [model.ids["eos"]]

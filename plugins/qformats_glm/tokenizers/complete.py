@@ -27,7 +27,13 @@ _IMAGES = 20000
 _FIRST_RELEASE = 150000
 """Fewest rows of a ChatGLM-6B that has them."""
 _LARGEST = 1 << 24
-_REPLACED = ("auto_map", "tokenizer_class", "added_tokens_decoder", "additional_special_tokens", "chat_template")
+_REPLACED = (
+    "auto_map",
+    "tokenizer_class",
+    "added_tokens_decoder",
+    "additional_special_tokens",
+    "chat_template",
+)
 _LISTS = ("special_tokens_map.json", "added_tokens.json")
 _USER = "<|user|>"
 _SPEAKING = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
@@ -79,9 +85,11 @@ def completed(
     for file in [file for file in found if file.endswith(".jinja")]:
         del found[file]
     if own:
-        kept["chat_template"] = own["default"] if [*own] == ["default"] else [
-            {"name": name, "template": text} for name, text in own.items()
-        ]
+        kept["chat_template"] = (
+            own["default"]
+            if [*own] == ["default"]
+            else [{"name": name, "template": text} for name, text in own.items()]
+        )
     found["tokenizer.json"] = _json(built.tokenizer_json(more))
     found["tokenizer_config.json"] = _json(kept, indent=2)
     generation = _object(files, "generation_config.json", source)
@@ -106,12 +114,16 @@ def _built(
         chat = config.get("model_type") != "glm-130b"
         return icetk(parse(data, file), file, images=_images(config, settings, file, chat=chat), chat=chat)
     if "ffn_hidden_size" not in config:
-        raise UnsupportedModelError(f"{file}: vocabulary", name, [ICE_TEXT], "ChatGLM-6B has its vocabulary in that file")
+        raise UnsupportedModelError(
+            f"{file}: vocabulary", name, [ICE_TEXT], "ChatGLM-6B has its vocabulary in that file"
+        )
     if _is_tiktoken(data):
         return glm4(parse_ranks(data, file), listed, file)
     called = [config.get("_name_or_path"), settings.get("name_or_path"), settings.get("_name_or_path")]
     roles = any(isinstance(name, str) and "chatglm3" in name.lower() for name in called)
-    texts = [data for name, data in (*files.items(), *code.items()) if name in _SPEAKING or name.endswith(".py")]
+    texts = [
+        data for name, data in (*files.items(), *code.items()) if name in _SPEAKING or name.endswith(".py")
+    ]
     roles = roles or any(_USER.encode() in text for text in texts)
     return chatglm2(parse(data, file), file, roles=roles)
 
@@ -126,18 +138,24 @@ def _images(config: Mapping[str, Any], settings: Mapping[str, Any], file: str, *
     usual = _IMAGES if not chat or (isinstance(rows, int) and rows >= _FIRST_RELEASE) else 0
     found = settings.get("num_image_tokens", usual)
     if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < _LARGEST:
-        raise CheckpointError(file, f"num_image_tokens of tokenizer_config.json is {found!r}", "a count of ids")
+        raise CheckpointError(
+            file, f"num_image_tokens of tokenizer_config.json is {found!r}", "a count of ids"
+        )
     return found
 
 
 def _listed(settings: Mapping[str, Any], file: str) -> dict[int, tuple[str, bool]]:
     """Text and special flag of ``added_tokens_decoder``, by id."""
     entries = settings.get("added_tokens_decoder") or {}
+    if not isinstance(entries, dict):
+        raise CheckpointError(file, "added_tokens_decoder is not an object", "ids and their tokens")
     found = {}
-    for key, entry in entries.items() if isinstance(entries, dict) else [("", None)]:
+    for key, entry in entries.items():
         text = entry.get("content") if isinstance(entry, dict) else None
         if not isinstance(text, str) or not key.isascii() or not key.isdigit() or len(key) > 8:
-            raise CheckpointError(file, f"added_tokens_decoder has the entry {key!r}", "an id and its content")
+            raise CheckpointError(
+                file, f"added_tokens_decoder has the entry {key!r}", "an id and its content"
+            )
         found[int(key)] = (text, bool(entry.get("special")))
     return found
 

@@ -45,7 +45,9 @@ def glm4(ranks: Mapping[bytes, int], listed: Mapping[int, tuple[str, bool]], fil
         special = {text: len(ranks) + at for at, text in enumerate(_SPECIAL)}
     missing = [text for text in _SPECIAL[:10] if text not in special]
     if missing:
-        raise CheckpointError(file, f"the list of added tokens lacks {missing[0]}", "the special tokens of GLM-4")
+        raise CheckpointError(
+            file, f"the list of added tokens lacks {missing[0]}", "the special tokens of GLM-4"
+        )
     end = "<|endoftext|>"
     return Built(
         byte_level_sections(ranks, _PATTERN),

@@ -34,8 +34,10 @@ def prompt(query: str, history: list[list[str]], second: bool) -> str:
     if not history and not second:
         return query
     end, first = ("\n\n", 1) if second else ("\n", 0)
-    rounds = [f"[Round {at + first}]{end}问：{q}{end}答：{a}{end}" for at, (q, a) in enumerate(history)]
-    return "".join(rounds) + f"[Round {len(history) + first}]{end}问：{query}{end}答："
+    rounds = [
+        f"[Round {at + first}]{end}问\uff1a{q}{end}答\uff1a{a}{end}" for at, (q, a) in enumerate(history)
+    ]
+    return "".join(rounds) + f"[Round {len(history) + first}]{end}问\uff1a{query}{end}答\uff1a"
 
 
 def pairs() -> list[tuple[Any, Any]]:
@@ -55,7 +57,10 @@ def pairs() -> list[tuple[Any, Any]]:
     golden = json.loads((HERE / "chatglm2.json").read_text())
     start = [len(second) + 1, len(second) + 3]
     for entry in golden["texts"]:
-        found += [(second.encode(entry["text"]), entry["ids"]), (start + second.encode(entry["text"]), entry["model_input"])]
+        found += [
+            (second.encode(entry["text"]), entry["ids"]),
+            (start + second.encode(entry["text"]), entry["model_input"]),
+        ]
     for entry in golden["prompts"]:
         text = prompt(entry["query"], entry["history"], True)
         found += [(text, entry["prompt"]), (start + second.encode(text), entry["model_input"])]
@@ -63,7 +68,7 @@ def pairs() -> list[tuple[Any, Any]]:
     ids = list(start)
     for role, content in chat["messages"]:
         ids += [chat["roles"][f"<|{role}|>"], *second.encode("\n"), *second.encode(content)]
-    return [*found, (ids + [chat["roles"]["<|assistant|>"]], chat["model_input"])]
+    return [*found, ([*ids, chat["roles"]["<|assistant|>"]], chat["model_input"])]
 
 
 if __name__ == "__main__":
