@@ -27,7 +27,14 @@ _SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 
 def added_token(index: int, text: str, *, special: bool) -> dict[str, Any]:
-    """Build an entry of ``added_tokens``: a token that is found in the raw text before anything else."""
+    """Build an entry of ``added_tokens``: a token that is found in the raw text before anything else.
+
+    Examples
+    --------
+    >>> from qformats.vocabularies import added_token
+    >>> added_token(7, "<|user|>", special=True)["content"]
+    '<|user|>'
+    """
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": index, "content": text, **flags, "special": special}
 
@@ -88,6 +95,17 @@ def sentencepiece_bpe_sections(
         Put a space before the text.
     scheme : {"every", "always", "first"}
         With `prefix`: where else. ``"always"`` and ``"first"`` are the words of the tokenizers library.
+
+    Examples
+    --------
+    >>> import json
+    >>> from tokenizers import Tokenizer
+    >>> from qformats.vocabularies import SPACE, sentencepiece_bpe_sections
+    >>> scores = {SPACE: -4.0, "a": -3.0, "b": -2.0, "ab": -1.0}
+    >>> vocabulary = {token: index for index, token in enumerate(["<unk>", *scores])}
+    >>> made = sentencepiece_bpe_sections(vocabulary, scores, "<unk>", prefix=True)
+    >>> Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], **made})).encode("ab").tokens
+    ['▁', 'ab']
     """
     decoder: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
@@ -147,6 +165,16 @@ def sentencepiece_unigram_sections(
         Normalizers that come first.
     after : sequence of mapping
         Decoders that come last.
+
+    Examples
+    --------
+    >>> import json
+    >>> from tokenizers import Tokenizer
+    >>> from qformats.vocabularies import SPACE, sentencepiece_unigram_sections
+    >>> pieces = [("<unk>", 0.0), (SPACE, -3.0), ("a", -4.0), ("b", -4.0), ("ab", -5.0)]
+    >>> made = sentencepiece_unigram_sections(pieces, 0, charsmap=b"")
+    >>> Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], **made})).encode("  ab ").tokens
+    ['▁', 'ab']
     """
     table = base64.b64encode(charsmap).decode()
     return {
@@ -182,7 +210,7 @@ def sentencepiece_unigram_sections(
 
 
 def byte_level_sections(ranks: Mapping[bytes, int], pattern: str) -> dict[str, Any]:
-    """Build the sections that split text as tiktoken does.
+    r"""Build the sections that split text as tiktoken does.
 
     Parameters
     ----------
@@ -190,6 +218,16 @@ def byte_level_sections(ranks: Mapping[bytes, int], pattern: str) -> dict[str, A
         Tokens and their ids.
     pattern : str
         Regular expression whose matches are split further.
+
+    Examples
+    --------
+    >>> import json
+    >>> from tokenizers import Tokenizer
+    >>> from qformats.vocabularies import byte_level_sections
+    >>> ranks = {bytes([at]): at for at in range(256)} | {b"ab": 256}
+    >>> made = byte_level_sections(ranks, r"\w+|\W+")
+    >>> Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], **made})).encode("ab a").ids
+    [256, 32, 97]
     """
     letters = _letters()
 

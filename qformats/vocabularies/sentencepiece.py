@@ -21,7 +21,14 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class PieceType(IntEnum):
-    """Values of a piece's ``type``."""
+    """Values of a piece's ``type``.
+
+    Examples
+    --------
+    >>> from qformats.vocabularies import PieceType
+    >>> PieceType(4).name
+    'USER_DEFINED'
+    """
 
     NORMAL = 1
     UNKNOWN = 2
@@ -33,7 +40,14 @@ class PieceType(IntEnum):
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece: its text, its score and its type (`PieceType`)."""
+    """One piece: its text, its score and its type (`PieceType`).
+
+    Examples
+    --------
+    >>> from qformats.vocabularies import Piece, PieceType
+    >>> Piece("the", -3.5, PieceType.NORMAL).score
+    -3.5
+    """
 
     text: str
     score: float
@@ -62,6 +76,13 @@ class SentencePieceModel:
         Precompiled table of Unicode normalization; empty for none.
     ids : dict of str to int
         Ids of ``unk``, ``bos``, ``eos``, ``pad`` where they exist.
+
+    Examples
+    --------
+    >>> from qformats.vocabularies import BPE, Piece, SentencePieceModel
+    >>> model = SentencePieceModel([Piece("<unk>", 0.0, 2), Piece("a", -1.0, 1)], model_type=BPE, ids={"unk": 0})
+    >>> model.add_dummy_prefix, len(model.pieces)
+    (True, 2)
     """
 
     pieces: list[Piece] = field(default_factory=list)
@@ -173,6 +194,13 @@ def parse(data: bytes, file: str) -> SentencePieceModel:
     ------
     CheckpointError
         If it is not a SentencePiece model.
+
+    Examples
+    --------
+    >>> from qformats.vocabularies import Piece, SentencePieceModel, parse, serialize
+    >>> data = serialize(SentencePieceModel([Piece("<unk>", 0.0, 2), Piece("a", -1.0, 1)]))
+    >>> parse(data, "tokenizer.model").pieces[1].text
+    'a'
     """
     # The format's defaults for what the file leaves out.
     model = SentencePieceModel(ids={"unk": 0, "bos": 1, "eos": 2, "pad": -1}, remove_extra_whitespaces=True)
@@ -223,6 +251,12 @@ def serialize(model: SentencePieceModel) -> bytes:
     ----------
     model : SentencePieceModel
         With exactly one piece of type UNKNOWN, as the library demands.
+
+    Examples
+    --------
+    >>> from qformats.vocabularies import Piece, SentencePieceModel, serialize
+    >>> b"<unk>" in serialize(SentencePieceModel([Piece("<unk>", 0.0, 2)]))
+    True
     """
     out = [
         _bytes_field(
