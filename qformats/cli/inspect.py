@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qformats.cli import completing
+from qformats.cli.check import EXIT_FAILED
 from qformats.cli.commands import Json, LoaderOptions, meant, opened, pairs
 
 if TYPE_CHECKING:
     from qformats.cli.tables import Table
     from qformats.exporting.footprint import Footprint
     from qformats.interfaces.checkpoint import Checkpoint
+    from qformats.interfaces.packer import Packer
 
 __all__ = ["inspect"]
 
@@ -53,6 +55,19 @@ def inspect(
             help="With --plan: container, if not the format's usual one.",
         ),
     ] = None,
+    fits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="With --plan: whether it runs in this much memory (6GB, 24GiB); exit code 1 if it does not.",
+        ),
+    ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --plan: devices of tensor parallelism, each with its part of the model."
+        ),
+    ] = None,
     option: LoaderOptions = None,
     json: Json = None,
 ) -> None:
@@ -60,7 +75,9 @@ def inspect(
 
     qformats inspect my-model.gguf
 
-    With --plan, predict its size in a format and the memory it takes to run.
+    With --plan, predict its size in a format and the memory it takes to run, on one device or on each of several.
+
+    qformats inspect my-model --plan q4_0 --fits 6GB --context 8192
     """
     from qformats.cli.console import Bar
     from qformats.cli.reporting import as_json
@@ -70,22 +87,57 @@ def inspect(
     if plan is not None:
         from qformats.exporting import Recipe
         from qformats.exporting.footprint import footprint
+        from qformats.interfaces import size
         from qformats.sources import outline_model
 
-        recipe = Recipe(meant(plan).name, pure=pure, container=container)
+        limit = size({"--fits": fits}, "--fits", "1GB") if fits is not None else None
+        packer = meant(plan)
+        if ranks is not None:
+            container, options = _divided(packer, container, ranks, options)
+        recipe = Recipe(packer.name, pure=pure, container=container)
         with Bar() as bar:
             bar.start(f"planning {model} in {recipe.format}")
             predicted = footprint(outline_model(model, options), recipe, options, context=context)
-        if not as_json(predicted.to_dict(), json):
+        needed = None if predicted.running is None else predicted.running + predicted.runtime
+        answer = {"limit": limit, "needed": needed, "fits": needed is not None and needed <= (limit or 0)}
+        if not as_json(predicted.to_dict() | ({} if limit is None else answer), json):
             _print_footprint(predicted, tensors)
+            if limit is not None and needed is not None:
+                _print_answer(needed, limit, len(predicted.ranks))
+        if limit is not None and not answer["fits"]:
+            raise typer.Exit(EXIT_FAILED)
         return
-    for name, value in (("--context", context), ("--pure", pure or None), ("--container", container)):
+    only = {"--context": context, "--pure": pure or None, "--container": container, "--fits": fits}
+    for name, value in {**only, "--ranks": ranks}.items():
         if value is not None:
             raise ConfigError(name, value, "--plan with this option")
     with Bar() as bar:
         found = opened(model, options, bar)
     if not (json and as_json(_facts(found), json)):
         _print(found, tensors)
+
+
+def _divided(
+    packer: Packer, container: str | None, ranks: int, options: dict[str, str]
+) -> tuple[str, dict[str, str]]:
+    """Container and options for a model that is divided over devices."""
+    from qformats.errors import ConfigError
+    from qformats.exporting.footprint import RANKS
+    from qformats.registry import registry
+
+    able = [
+        loader.name
+        for loader in registry().loaders()
+        if loader.accepts(packer) and RANKS in {option.name for option in loader.options}
+    ]
+    if not able or (container is not None and container not in able):
+        expected = (
+            f"a container that divides models: {', '.join(able)}" if able else "a format that can be divided"
+        )
+        raise ConfigError("--ranks", container or packer.name, expected)
+    if options.get(RANKS, str(ranks)) != str(ranks):
+        raise ConfigError("--ranks", ranks, f"{options[RANKS]}, as -O {RANKS} says")
+    return container or able[0], options | {RANKS: str(ranks)}
 
 
 def _types(model: Checkpoint) -> list[dict[str, Any]]:
@@ -209,13 +261,25 @@ def _print_footprint(found: Footprint, tensors: bool) -> None:
 def _print_running(found: Footprint, context: int, chunk: int, running: int) -> None:
     from qformats.cli.console import console, size, table
 
-    run = table("running", "bytes", "", right=("bytes",))
-    run.add_row("weights", f"{found.nbytes:,}", "")
+    count = len(found.ranks)
+    run = table("running" if count == 1 else f"running on each of {count}", "bytes", "", right=("bytes",))
+    run.add_row("weights", f"{max(found.ranks):,}", "" if count == 1 else "of the device that holds most")
     run.add_row("cache", f"{found.cache:,}", f"{context:,} tokens in 16 bits")
     run.add_row("largest matrix", f"{found.decoded:,}", "decoded to 16 bits, if the runtime does so")
     run.add_row("activations", f"{found.activations:,}", f"{chunk:,} tokens at a time, and the logits")
     run.add_row("together", f"{running:,}", f"{size(running)}, without the runtime's own")
     console().print(run)
+
+
+def _print_answer(needed: int, limit: int, devices: int) -> None:
+    from qformats.cli.console import console, size
+    from qformats.exporting.footprint import RUNTIME
+
+    each = "" if devices == 1 else " on each device"
+    sum_of = f"{size(needed)} of {size(limit)}{each}, with about {size(RUNTIME)} for CUDA and torch"
+    console().print(
+        f"Yes, it fits: {sum_of}" if needed <= limit else f"No, it does not fit: {sum_of}", soft_wrap=True
+    )
 
 
 def _type_table(model: Checkpoint) -> Table:

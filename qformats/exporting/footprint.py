@@ -13,10 +13,15 @@ from qformats.exporting.recipe import Recipe
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.values import Values
 
-__all__ = ["Footprint", "footprint"]
+__all__ = ["RANKS", "RUNTIME", "Footprint", "footprint"]
+
+RANKS = "tensor-parallel"
+"""Option of the loaders that divide a model over devices."""
 
 _WIDTH = 2
 """Bytes of a number in the cache, in activations and in a decoded weight: runtimes compute in 16 bits."""
+RUNTIME = 600_000_000
+"""What CUDA, its libraries and torch's allocator take beside the model."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,13 @@ class Footprint:
         Name in the output, format and exact bytes of every tensor.
     nbytes : int
         Exact bytes of all tensors; a file adds its header and the tokenizer.
+    ranks : tuple of int
+        Bytes of the tensors on each device; one number without tensor parallelism.
     context, chunk : int or None
         Tokens that the cache holds, and tokens of a prompt that are computed at a time. These and the two below are
         ``None`` if only the tensors are known.
     cache : int or None
-        Keys and values of the whole context in 16 bits, one sequence.
+        Keys and values of the whole context in 16 bits, one sequence; of one device, as are the numbers below.
     decoded : int
         The largest quantized matrix in 16 bits, for runtimes that decode one before they multiply.
     activations : int or None
@@ -54,6 +61,7 @@ class Footprint:
     parameters: int
     tensors: tuple[tuple[str, str, int], ...]
     nbytes: int
+    ranks: tuple[int, ...]
     context: int | None
     chunk: int | None
     cache: int | None
@@ -64,10 +72,15 @@ class Footprint:
 
     @property
     def running(self) -> int | None:
-        """Bytes of running it: all of the above, without what the runtime itself needs."""
+        """Bytes of running it, on the device that holds most of it: without what the runtime itself needs."""
         if self.cache is None or self.activations is None:
             return None
-        return self.nbytes + self.cache + self.decoded + self.activations
+        return max(self.ranks) + self.cache + self.decoded + self.activations
+
+    @property
+    def runtime(self) -> int:
+        """Bytes that the runtime itself needs on a GPU, about."""
+        return RUNTIME
 
     @property
     def bits_per_weight(self) -> float:
@@ -81,7 +94,12 @@ class Footprint:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        computed = {"running": self.running, "bits_per_weight": self.bits_per_weight, "types": self.types}
+        computed = {
+            "running": self.running,
+            "runtime": self.runtime,
+            "bits_per_weight": self.bits_per_weight,
+            "types": self.types,
+        }
         return {**asdict(self), **computed}
 
 
@@ -124,13 +142,18 @@ def footprint(
     left_out = account(source, drafts, loader)
     assignments = recipe.assign(drafts, loader, source)
     tensors = tuple((a.draft.name, a.packer.name, a.packer.nbytes(a.draft.source.shape)) for a in assignments)
+    held: Counter[int] = Counter()
+    for assignment, (_, _, nbytes) in zip(assignments, tensors, strict=True):
+        held[loader.rank(assignment.draft)] += nbytes
+    ranks = tuple(held[rank] for rank in range(max(held) + 1))
     matrices = [a.draft.source.numel for a in assignments if a.packer.quantizes]
     stored = Footprint(
         format=recipe.format,
         architecture=source.architecture,
-        parameters=sum(a.draft.source.numel for a in assignments),
+        parameters=source.parameters if len(ranks) > 1 else sum(a.draft.source.numel for a in assignments),
         tensors=tensors,
-        nbytes=sum(nbytes for _, _, nbytes in tensors),
+        nbytes=sum(ranks),
+        ranks=ranks,
         context=None,
         chunk=None,
         cache=None,
@@ -157,8 +180,8 @@ def footprint(
         stored,
         context=context,
         chunk=tokens,
-        cache=_cache(config, hidden) * context,
-        activations=tokens * (4 * hidden + 2 * inner) * _WIDTH + 4 * vocabulary,
+        cache=_cache(config, hidden) * context // len(ranks),
+        activations=tokens * (4 * hidden + 2 * inner // len(ranks)) * _WIDTH + 4 * vocabulary,
     )
 
 

@@ -117,6 +117,10 @@ class Loader(Shown, Guarded, ABC):
         """
         raise ConfigError("container", self.name, "a container that can be written")
 
+    def rank(self, draft: Draft) -> int:
+        """Which device of tensor parallelism holds this tensor of an output, from 0; always 0 without it."""
+        return 0
+
     def mix(self, draft: Draft, packer: Packer) -> tuple[str, str] | None:
         """A format for this tensor other than the requested one, and why; skipped by ``--pure`` and user rules."""
         return None

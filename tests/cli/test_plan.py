@@ -201,3 +201,49 @@ def test_options_of_a_plan_without_one(capsys):
         result = call(capsys, "inspect", "demo", *option)
         assert result.code != 0
         assert "--plan" in result.err
+
+
+# GLM-130B in int4 needs four cards of 24 GB: https://github.com/THUDM/GLM-130B, docs/quantization.md.
+@pytest.mark.parametrize(("ranks", "code"), [(2, 1), (4, 0), (8, 0)])
+def test_each_card_of_several_has_room(capsys, tmp_path, ranks, code):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(GLM_130B))
+    arguments = ("inspect", "--plan", "glm:int4", file, "--ranks", ranks, "--fits", "24GB")
+    done = call(capsys, *map(str, arguments))
+    assert done.code == code, done.err
+    assert ("Yes, it fits" if code == 0 else "No, it does not fit") in done.out
+    assert f"running on each of {ranks}" in done.out
+
+
+def test_ranks_share_the_model(planned):
+    whole, parts = planned(GLM_130B, "glm:int4"), planned(GLM_130B, "glm:int4", "--ranks", "4")
+    assert parts["ranks"] == [parts["nbytes"] // 4] * 4
+    # Norms and the scales of row-parallel weights are in every rank.
+    assert whole["nbytes"] < parts["nbytes"] < 1.001 * whole["nbytes"]
+    assert parts["cache"] * 4 == whole["cache"]
+    assert parts["parameters"] == whole["parameters"]
+
+
+# Published for ChatGLM2-6B in int4: 5.1 GB at 1,024 tokens and 5.5 GB at 8,192 on a card of 6 GB.
+@pytest.mark.parametrize("context", [1024, 8192])
+def test_chatglm2_in_four_bits_fits_a_card_of_6_gb(planned, context):
+    found = planned(CHATGLM2, "glm:int4", "--fits", "6GB", "--context", str(context))
+    assert found["fits"]
+    assert 4.5e9 < found["needed"] == found["running"] + found["runtime"] < 5.5e9
+
+
+@pytest.mark.parametrize(
+    ("format", "more", "told"),
+    [
+        ("gguf:q4_0", ("--ranks", "2"), "a format that can be divided"),
+        ("glm:int4", ("--ranks", "5"), "a number that divides the 96 heads"),
+        ("glm:int4", ("--ranks", "2", "-O", "tensor-parallel=4"), "as -O tensor-parallel says"),
+        ("glm:int4", ("--fits", "much"), "a size such as 500MB"),
+    ],
+)
+def test_plans_that_cannot_be(capsys, tmp_path, format, more, told):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(GLM_130B))
+    done = call(capsys, "inspect", "--plan", format, str(file), *more)
+    assert done.code == 2
+    assert told in done.err

@@ -66,7 +66,14 @@ def _pieces(name: str, value: np.ndarray, ranks: int, glu: bool, groups: int | N
         segments = np.split(value, [HIDDEN, HIDDEN + groups * width])
         each = [np.split(segment, ranks) for segment in segments]
         return [np.concatenate([segment[i] for segment in each]) for i in range(ranks)]
-    if any(part in key for part in ("word_embeddings", "query_key_value", "dense_h_to_4h")):
+    divided = (
+        "word_embeddings",
+        "query_key_value",
+        "dense_h_to_4h",
+        "mixins.mlp.gate_proj",
+        "mixins.lm.lm_head",
+    )
+    if any(part in key for part in divided):
         return np.split(value, ranks)
     return [value] * ranks
 

@@ -8,7 +8,13 @@ from cli.command import call
 from glm_ranks import sat_oracle as oracle
 
 import qformats
-from qformats.errors import CheckpointError, ConfigError, InexactExportError, ShapeError
+from qformats.errors import (
+    CheckpointError,
+    ConfigError,
+    InexactExportError,
+    ShapeError,
+    UnsupportedModelError,
+)
 
 SIZES = (1, 2, 4, 8)
 ROW_PARALLEL = ("attention.dense.weight", "dense_4h_to_h.weight")
@@ -458,3 +464,58 @@ def test_folders_of_transformers_are_left_to_their_loader(tmp_path, state):
     assert not loader.detect(source / "latest")
     (source / "config.json").write_text("{}")
     assert not loader.detect(source)
+
+
+# Mixins of SwissArmyTransformer's models
+
+
+def _llama():
+    """As SwissArmyTransformer's LLaMA is: no gate in dense_h_to_4h, one beside it, and an output layer."""
+    random = np.random.default_rng(7)
+    state = oracle.model(3, glu=False, groups=8)
+    for layer in range(oracle.LAYERS):
+        name = f"mixins.mlp.gate_proj.{layer}.weight"
+        state[name] = random.standard_normal((oracle.INNER, oracle.HIDDEN)).astype(np.float16)
+    for name in ("mixins.lm.lm_head.weight", "transformer.position_embeddings.weight"):
+        state[name] = random.standard_normal((oracle.VOCABULARY, oracle.HIDDEN)).astype(np.float16)
+    return state
+
+
+@pytest.mark.parametrize("before", [1, 2, 4])
+def test_gates_and_output_layers_in_mixins(tmp_path, before):
+    state = _llama()
+    source = _save(tmp_path / "in", state, before, glu=False, groups=8)
+    model = qformats.open(source, options={"heads": "8"})
+    for name, value in state.items():
+        assert np.array_equal(model.read(name).numpy(), value.astype(np.float32)), name
+    _reshard(source, tmp_path / "out", 8, options={"heads": "8"})
+    oracle.same(oracle.load(tmp_path / "out"), oracle.split(state, 8, glu=False, groups=8))
+
+
+def test_options_cannot_contradict_a_gate_in_a_mixin(tmp_path):
+    source = _save(tmp_path / "in", _llama(), 2, glu=False, groups=8)
+    for options, told in (({"glu": "yes"}, "glu: found 'yes'"), ({"qkv": "interleaved"}, "qkv: found")):
+        with pytest.raises(ConfigError, match=told):
+            qformats.open(source, options={"heads": "8"} | options)
+
+
+def test_the_gate_of_chatglm2_is_not_divided(tmp_path):
+    state = oracle.model(3, glu=False, groups=2)
+    state["mixins.mlp.w2.0.weight"] = state["transformer.layers.0.mlp.dense_h_to_4h.weight"]
+    state["mixins.chatglm-final.lm_head.weight"] = state["transformer.word_embeddings.weight"]
+    options = {"heads": "8", "groups": "2"}
+    source = _save(tmp_path / "in", state, 1, glu=False, groups=2)
+    assert np.array_equal(
+        qformats.open(source, options=options).read("mixins.mlp.w2.0.weight").numpy(),
+        state["mixins.mlp.w2.0.weight"].astype(np.float32),
+    )
+    with pytest.raises(ConfigError, match="tensor-parallel: found 2; expected 1"):
+        _reshard(source, tmp_path / "out", 2, options=options)
+    with pytest.raises(CheckpointError, match="2 ranks"):
+        qformats.open(_save(tmp_path / "two", state, 2, glu=False, groups=2), options=options)
+
+
+def test_other_mixins_are_refused_by_name(tmp_path):
+    state = oracle.model(3) | {"mixins.eva.linear.weight": np.zeros((4, 4), np.float16)}
+    with pytest.raises(UnsupportedModelError, match=r"mixins\.eva\.linear\.weight"):
+        qformats.open(_save(tmp_path / "in", state, 1))

@@ -20,7 +20,9 @@ __all__ = ["RankFolder"]
 _MOST_RANKS = 1024
 _FIRST = "1"
 """Iteration of a model that comes from elsewhere: SwissArmyTransformer refuses 0."""
-_LINEAR = re.compile(r"(?:^|\.)(?:query_key_value|dense|dense_h_to_4h|dense_4h_to_h)\.weight$")
+_LINEAR = re.compile(
+    r"(?:^|\.)(?:query_key_value|dense|dense_h_to_4h|dense_4h_to_h|mlp\.gate_proj\.\d+)\.weight$"
+)
 
 
 class RankFolder(Loader):
@@ -84,6 +86,10 @@ class RankFolder(Loader):
                 )
         return drafts
 
+    def rank(self, draft: Draft) -> int:
+        """Rank whose file holds the tensor."""
+        return int(draft.name.partition("/")[0].removeprefix("mp_rank_"))
+
     def lay_out(
         self,
         source: Checkpoint,
@@ -120,7 +126,8 @@ def _sharding(source: Checkpoint, options: Mapping[str, str]) -> Sharding:
     if isinstance(source, RankCheckpoint):
         return source.sharding
     heads = source.config.get("num_attention_heads")
-    sharding = Sharding.of(options, heads if isinstance(heads, int) and heads > 0 else None)
+    known = heads if isinstance(heads, int) and heads > 0 else None
+    sharding = Sharding.of(options, known, source.tensors)
     sharding.check_attention({name: tensor.shape for name, tensor in source.tensors.items()})
     return sharding
 

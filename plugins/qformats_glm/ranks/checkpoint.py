@@ -114,7 +114,7 @@ class RankCheckpoint(Checkpoint):
         if self._bits not in (None, 4, 8):
             raise ConfigError("bits", self._bits, "4 or 8")
         self._hidden = self._find_hidden()
-        self.sharding = Sharding.of(options, self._find_heads(options))
+        self.sharding = Sharding.of(options, self._find_heads(options), self._ranks[0].entries)
         self.tensors = self._merged()
         try:
             self.sharding.check_ranks(self.ranks)

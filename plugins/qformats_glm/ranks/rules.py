@@ -7,7 +7,7 @@ function names the rows of a rank, and merging reads it the other way round.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -34,7 +34,12 @@ class Kind(StrEnum):
 _TAILS: tuple[tuple[re.Pattern[str], Kind], ...] = tuple(
     (re.compile(rf"(?:^|\.){tail}$"), kind)
     for tail, kind in (
+        # A plain linear layer, which SwissArmyTransformer does not divide.
+        (r"mixins\.chatglm-final\.lm_head\.weight", Kind.REPLICATED),
+        (r"mixins\.mlp\.w2\.\d+\.(?:weight|bias)", Kind.REPLICATED),
         (r"(?:word_embeddings|lm_head|output_layer)\.weight", Kind.ROWS),
+        (r"position_embeddings\.weight", Kind.REPLICATED),
+        (r"mixins\.mlp\.gate_proj\.\d+\.weight", Kind.ROWS),
         (r"query_key_value\.(?:weight|bias)", Kind.SEGMENTS),
         (r"dense_h_to_4h\.(?:weight|bias)", Kind.GATED),
         (r"(?:(?:self_)?attention\.dense|dense_4h_to_h)\.weight", Kind.COLUMNS),
@@ -45,6 +50,8 @@ _TAILS: tuple[tuple[re.Pattern[str], Kind], ...] = tuple(
 )
 """Kinds of a model with a gated MLP and contiguous segments; :class:`Sharding` knows the other variants."""
 
+_GATE = re.compile(r"(?:^|\.)mixins\.mlp\.(gate_proj|w2)\.\d+\.weight$")
+"""Gate of an MLP in a matrix of its own: as in SwissArmyTransformer's LLaMA, or undivided, as in its ChatGLM2."""
 _FUSED = re.compile(r"query_key_value\.(?:weight|bias)$")
 
 
@@ -63,20 +70,23 @@ class Sharding:
         Attention heads; ``None`` if not known.
     groups : int or None
         Key and value heads, where there are fewer than `heads`.
+    undivided : bool
+        Whether a matrix beside divided ones is whole in every rank, so that only one rank can compute with it.
     """
 
     glu: bool = True
     contiguous: bool = False
     heads: int | None = None
     groups: int | None = None
+    undivided: bool = False
 
     def __post_init__(self) -> None:
         if self.contiguous and self.heads is None:
             raise ConfigError("heads", None, "the number of attention heads, which qkv=contiguous needs")
 
     @classmethod
-    def of(cls, options: Mapping[str, str], heads: int | None = None) -> Sharding:
-        """Variant that options ask for.
+    def of(cls, options: Mapping[str, str], heads: int | None = None, names: Iterable[str] = ()) -> Sharding:
+        """Variant that options ask for, and the names of tensors tell.
 
         Parameters
         ----------
@@ -84,6 +94,9 @@ class Sharding:
             ``glu`` (yes, no), ``qkv`` (interleaved, contiguous), ``heads``, ``groups``.
         heads : int, optional
             Attention heads as the model's configuration has them.
+        names : iterable of str
+            Names of the tensors. A gate in a mixin belongs to the models of SwissArmyTransformer whose attention is
+            its own: ``qkv=contiguous``.
 
         Raises
         ------
@@ -93,13 +106,18 @@ class Sharding:
         told = positive(options, "heads")
         if told and heads and told != heads:
             raise ConfigError("heads", told, f"{heads}, as the model says")
-        qkv = options.get("qkv", "interleaved")
+        gates = {found[1] for name in names if (found := _GATE.search(name))}
+        qkv = options.get("qkv", "contiguous" if gates else "interleaved")
         if qkv not in ("interleaved", "contiguous"):
             raise ConfigError("qkv", qkv, "interleaved or contiguous")
-        glu = options.get("glu", "yes")
+        glu = options.get("glu", "no" if gates else "yes")
         if glu not in ("yes", "no"):
             raise ConfigError("glu", glu, "yes or no")
-        return cls(glu == "yes", qkv == "contiguous", told or heads, positive(options, "groups"))
+        if gates and (glu == "yes" or qkv == "interleaved"):
+            name, value, right = ("glu", glu, "no") if glu == "yes" else ("qkv", qkv, "contiguous")
+            raise ConfigError(name, value, f"{right}, as in all models with mixins.mlp.{min(gates)}")
+        groups = positive(options, "groups")
+        return cls(glu == "yes", qkv == "contiguous", told or heads, groups, "w2" in gates)
 
     def kind(self, name: str) -> Kind:
         """Rule for a tensor.
@@ -121,6 +139,10 @@ class Sharding:
             "dense_h_to_4h",
             "dense_4h_to_h",
             "*layernorm",
+            "position_embeddings",
+            "mixins.mlp.gate_proj",
+            "mixins.mlp.w2",
+            "lm_head",
         ]
         hint = "how tensor parallelism divides other tensors is not known"
         raise UnsupportedModelError("tensor of a rank folder", name, known, hint)
@@ -133,6 +155,9 @@ class Sharding:
         ConfigError
             If it does not divide them.
         """
+        if self.undivided and ranks > 1:
+            hint = "SwissArmyTransformer does not divide the gate of ChatGLM2, mixins.mlp.w2"
+            raise ConfigError("tensor-parallel", ranks, "1", hint)
         if self.heads is not None and self.heads % ranks:
             raise ConfigError("tensor-parallel", ranks, f"a number that divides the {self.heads} heads")
         if self.contiguous and self.groups is not None and self.groups % ranks:
