@@ -10,7 +10,7 @@ from typing import Any
 from qformats import Checkpoint, Loader, Packer, StoredTensor
 from qformats.errors import ConfigError, UnsupportedModelError
 from qformats.folder import lay_out_folder, read_json
-from qformats.interfaces import Assignment, Draft, Layout, Option, size
+from qformats.interfaces import Assignment, Draft, Layout, Option, ReplacedTensors, size
 from qformats.work.files import parse_json
 from qformats_glm.checkpoint import ChatGLMCheckpoint, outline
 from qformats_glm.generations import Generation, chatglm2_sizes, generation, is_ours
@@ -87,10 +87,10 @@ class ChatGLMFolder(Loader):
             config["quantization_bit"] = bits
         else:
             config.pop("quantization_embeddings", None)
-        tokenizer, code = None, {}
-        if isinstance(source, ChatGLMCheckpoint):
+        tokenizer, code, origin = None, {}, _origin(source)
+        if origin is not None:
             # The repository's code reads its own files, not those made for Transformers.
-            tokenizer, code = source.stored_tokenizer_files(), source.code_files()
+            tokenizer, code = origin.stored_tokenizer_files(), origin.code_files()
         limit = size(options, "max-shard-size", "5GB")
         layout = lay_out_folder(
             source, assignments, default, limit, config=config, tokenizer=tokenizer, extra_files=code
@@ -101,14 +101,29 @@ class ChatGLMFolder(Loader):
 
 def _as_stored(source: Checkpoint) -> tuple[Generation, dict[str, StoredTensor], dict[str, Any]]:
     """Tensors and configuration as ChatGLM's code has them."""
-    if isinstance(source, ChatGLMCheckpoint):
-        return source.generation, source.stored, dict(source.stored_config)
+    origin = _origin(source)
+    if origin is source and origin is not None:
+        return origin.generation, origin.stored, dict(origin.stored_config)
+    if origin is not None and origin.architecture != "glm":
+        # The class has the names that are on disk.
+        return origin.generation, dict(source.tensors), dict(origin.stored_config)
+    if origin is not None and not chatglm2_sizes(origin.stored_config, source.path).interleaved:
+        sizes = chatglm2_sizes(origin.stored_config, source.path)
+        stored = from_native(source.tensors, sizes, source.path)
+        return origin.generation, stored, dict(origin.stored_config)
     if source.config.get("model_type") != "glm":
         supported = ["chatglm", "glm"]
         raise UnsupportedModelError(f"{source.path}: model_type", source.config.get("model_type"), supported)
     config = stored_config(source.config, source.path)
     sizes = chatglm2_sizes(config, source.path)
     return generation(config, source.path), from_native(source.tensors, sizes, source.path), config
+
+
+def _origin(source: Checkpoint) -> ChatGLMCheckpoint | None:
+    """The ChatGLM folder that a model is, with some tensors replaced or none; None if it is something else."""
+    while isinstance(source, ReplacedTensors):
+        source = source.source
+    return source if isinstance(source, ChatGLMCheckpoint) else None
 
 
 def _draft(name: str, tensor: StoredTensor, own: Generation, linear: bool) -> Draft:

@@ -34,6 +34,8 @@ class LoadedModel:
     ----------
     limit : int or None
         Tokens that the model takes, if its configuration tells.
+    prefix : tuple of int
+        Ids that it needs in front of every text.
 
     Raises
     ------
@@ -44,9 +46,11 @@ class LoadedModel:
     def __init__(self, source: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         from qformats.runtime.context import context_limit
         from qformats.runtime.load import load_model
+        from qformats.runtime.prefix import text_prefix
 
         self.device, self.name = device, source.name
         self.limit = context_limit(source.config)
+        self.prefix = text_prefix(source)
         with self.reported():
             self.model: Any = load_model(source, device=device, dtype=dtype)
         self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters

@@ -93,12 +93,13 @@ def speed(runner: LoadedModel, ids: NDArray[Any], load_seconds: float, peak: Pea
     import torch
 
     prompt = torch.from_numpy(ids[: min(_PROMPT, runner.limit or _PROMPT)])[None].to(runner.device)
+    start = prompt[:, : max(1, len(runner.prefix))]
     count = min(_GENERATED, runner.limit or _GENERATED)
     with runner.reported(), torch.inference_mode():
         # The first time compiles and fills caches.
         runner.model(input_ids=prompt, use_cache=False)
         reading = min(_timed(runner, lambda: runner.model(input_ids=prompt, use_cache=False)))
-        writing = min(_timed(runner, lambda: _generate(runner, prompt[:, :1], count)))
+        writing = min(_timed(runner, lambda: _generate(runner, start, count)))
     return SpeedResult(
         device=device_name(runner.device),
         load_seconds=load_seconds,

@@ -201,7 +201,7 @@ class Trials:
             return
         try:
             with runner.reported():
-                width = runner.logits(windows.ids[0, :1], 1).shape[1]
+                width = runner.logits(windows.ids[0, : max(1, len(runner.prefix))], 1).shape[1]
                 if width != reader.vocabulary:
                     model.notes.append(
                         f"It chooses among {width} tokens, the base among {reader.vocabulary}, so their predictions "
@@ -239,4 +239,6 @@ class Trials:
     def _ids(self, runner: LoadedModel) -> Any:
         """A text to read, of tokens that the model knows."""
         ids = np.arange(_IDS, dtype=np.int64) if self._windows is None else self._windows.ids[0]
-        return ids % runner.vocabulary
+        ids = ids % runner.vocabulary
+        ids[: len(runner.prefix)] = runner.prefix
+        return ids

@@ -117,6 +117,23 @@ def test_cache_holds_upstreams_keys_and_values(chatglm, glm130b):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "part"), [("chatglm-6b", ""), ("glm-130b", "gmask."), ("glm-130b", "mask.")], ids=str
+)
+def test_a_cache_knows_where_an_answer_goes_on(name, part):
+    """Token by token, and several at once, without positions."""
+    model, known = MODELS[name](), golden(name)
+    prompt, tokens = known[f"{part}prefill.input_ids"], known[f"{part}greedy.tokens"]
+    expected = known[f"{part}greedy.step_logits"]
+    for steps in (tokens.split(1, 1), tokens.split(3, 1)):
+        cache, found = model(prompt, use_cache=True).past_key_values, []
+        for step in steps:
+            given = model(step, past_key_values=cache, use_cache=True)
+            found.append(given.logits)
+        assert (torch.cat(found, 1) - expected).abs().max() < CLOSE
+
+
+@torch.no_grad()
 def test_left_padding(chatglm):
     known = golden("chatglm-6b")
     ids = known["batch.input_ids"]
@@ -238,6 +255,7 @@ def test_a_text_without_a_blank_is_refused(glm130b, ids, told):
 def test_what_would_be_computed_wrongly_is_refused(chatglm):
     ids = golden("chatglm-6b")["prefill.input_ids"]
     cache = chatglm(ids, use_cache=True).past_key_values
+    cache.crop(-16)
     with pytest.raises(ConfigError, match="position_ids"):
         chatglm(ids[:, -1:], past_key_values=cache)
     with pytest.raises(ConfigError, match="attention_mask"):

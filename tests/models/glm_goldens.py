@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FILES", "IDS_130B", "chatglm_6b", "glm_130b", "golden", "tokenizer"]
+__all__ = ["FILES", "IDS_130B", "chatglm_6b", "glm_130b", "golden"]
 
 FILES = Path(__file__).parents[1] / "golden" / "glm"
 IDS_130B = {
@@ -70,18 +70,3 @@ def _share(name: str, value: Any, rank: int, ranks: int) -> Any:
     if name.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
         return value.chunk(ranks, 1)[rank].clone()
     return value.clone()
-
-
-def tokenizer(folder: Path) -> None:
-    """Put a tokenizer of 300 words beside a model, so that text reaches it; it is not the published one's kind."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = {f"{first}{second}": number for number, (first, second) in enumerate(_syllables())}
-    made = Tokenizer(models.BPE(vocab=words, merges=[], unk_token="aa"))
-    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    made.save(str(folder / "tokenizer.json"))
-
-
-def _syllables() -> list[tuple[str, str]]:
-    letters = "abcdefghijklmnopqr"
-    return [(first, second) for first in letters for second in letters][:300]

@@ -377,7 +377,14 @@ def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFMod
         return ROWS[override], ROWS[override].models[0], False
     if not found:
         types = (model.model_type for _, model in known)
-        raise UnsupportedModelError(f"{source}: model_type", model_type or classes or None, types, _ELSEWHERE)
+        hint = _ELSEWHERE
+        if isinstance(model_type, str) and model_type in ROWS:
+            # Its name is like the model's type, but --arch with it would write a file that computes something else.
+            own = " and ".join(model.model_type for model in ROWS[model_type].models)
+            hint = (
+                f"GGUF's architecture {model_type} is that of models of type {own}, not of this one; {hint}"
+            )
+        raise UnsupportedModelError(f"{source}: model_type", model_type or classes or None, types, hint)
     if override is None:
         return *found[0], True
     chosen = [(row, model) for row, model in found if row.arch == override]

@@ -19,6 +19,8 @@ _IMAGES = 20000
 _SOP, _EOP = 4, 5
 """Places of the tokens that begin and end an answer among the special ones, which begin with ``[MASK]``, ``[gMASK]``
 and ``[sMASK]``."""
+_PUBLISHED = (12288, 96)
+"""Hidden features and heads of the published GLM-130B."""
 _FREQUENCIES = ("float16", "float32")
 
 
@@ -48,7 +50,7 @@ class _GLMConfig(PreTrainedConfig):  # type: ignore[misc, unused-ignore]
 
     num_layers: int = 28
     hidden_size: int = 4096
-    num_attention_heads: int = 32
+    num_attention_heads: int | None = 32
     inner_hidden_size: int = 16384
     vocab_size: int = 130528
     layernorm_epsilon: float = 1e-5
@@ -70,6 +72,9 @@ class _GLMConfig(PreTrainedConfig):  # type: ignore[misc, unused-ignore]
         if self.pre_seq_len:
             hint = "Load the model without it: the base does not need it"
             raise ConfigError("pre_seq_len", self.pre_seq_len, "none, since P-tuning is not supported", hint)
+        if not self.num_attention_heads or self.hidden_size % self.num_attention_heads:
+            allowed = f"a divisor of hidden_size, which is {self.hidden_size}"
+            raise ConfigError("num_attention_heads", self.num_attention_heads, allowed)
         first = self._first_special()
         for place, name in enumerate(("mask_token_id", "gmask_token_id", "smask_token_id")):
             if getattr(self, name) is None:
@@ -139,14 +144,22 @@ class GLM130BConfig(_GLMConfig):
     model_type = "glm-130b"
 
     num_layers: int = 70
-    hidden_size: int = 12288
-    num_attention_heads: int = 96
+    hidden_size: int = _PUBLISHED[0]
+    num_attention_heads: int | None = None
     inner_hidden_size: int = 32768
     vocab_size: int = 150528
     position_encoding_2d: bool = False
     # What later SwissArmyTransformer does; earlier versions round to float16.
     inv_freq_dtype: str = "float32"
     tie_word_embeddings: bool = True
+
+    def __post_init__(self, **more: Any) -> None:
+        if self.num_attention_heads is None:
+            if self.hidden_size != _PUBLISHED[0]:
+                hint = "Say it with -O heads=N: neither model_config.json nor the files of the ranks tell it"
+                raise ConfigError("num_attention_heads", None, "the number of attention heads", hint)
+            self.num_attention_heads = _PUBLISHED[1]
+        super().__post_init__(**more)
 
     def _ends(self, eop: int) -> int | list[int]:
         return [eop, _IMAGES + 2]

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from qformats.errors import ConfigError, Described
 from qformats_glm.models.configuration import ChatGLM6BConfig, GLM130BConfig
 from qformats_glm.models.layers import GLMLayer, rotation
-from qformats_glm.models.places import positions, visible
+from qformats_glm.models.places import Answer, positions, visible
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -79,6 +79,12 @@ class GLMModel(_GLMPreTrained):
             found = type(past_key_values).__name__
             raise ConfigError("past_key_values", found, "DynamicCache, which grows with the text")
         before = 0 if past_key_values is None else past_key_values.get_seq_length()
+        keep = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+        if position_ids is None and before:
+            position_ids = _remembered(past_key_values, input_ids, before)
+        elif not before and past_key_values is not None and input_ids is not None and attention_mask is keep:
+            remembering: Any = past_key_values
+            remembering.qformats_answer = Answer.after(input_ids, keep, self.config)
         place, seen = self._places(input_ids, attention_mask, position_ids, before)
         states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         turn = rotation(
@@ -108,11 +114,8 @@ class GLMModel(_GLMPreTrained):
             raise ConfigError("attention_mask", found, "(batch, tokens), or (batch, 1, tokens, keys) of bool")
         whole = ids is not None and not before
         if place is None and not whole:
-            found = Described(
-                "none, for tokens that continue a text" if before else "none, beside inputs_embeds"
-            )
-            hint = "model.generate computes them from the ids of the whole text"
-            raise ConfigError("position_ids", found, "positions of these tokens", hint)
+            found = Described("none, beside inputs_embeds")
+            raise ConfigError("position_ids", found, "positions of these tokens")
         if ids is None and (mask is None or mask.ndim == 2):
             raise ConfigError(
                 "attention_mask", Described("none, beside inputs_embeds"), "what each token sees"
@@ -129,6 +132,17 @@ class GLMModel(_GLMPreTrained):
         if place.shape[-1] == 1 and keep is None:
             return place, None
         return place, _continued(place.shape[-1], before, keep, place.device)
+
+
+def _remembered(cache: Any, ids: Tensor | None, before: int) -> Tensor:
+    """Positions of tokens that follow what a cache holds."""
+    answer = getattr(cache, "qformats_answer", None)
+    if answer is None or ids is None or before < answer.before or len(ids) != len(answer.first):
+        found = Described("none, for tokens that continue a text which this cache did not begin with")
+        hint = "model.generate computes them from the ids of the whole text"
+        raise ConfigError("position_ids", found, "positions of these tokens", hint)
+    place: Tensor = answer.positions(before, ids.shape[1])
+    return place
 
 
 def _continued(count: int, before: int, keep: Tensor | None, device: torch.device) -> Tensor:
@@ -192,7 +206,7 @@ class _GLMForCausalLM(_GLMPreTrained, GenerationMixin):
             int64, ``(batch, 2, tokens)`` with two-dimensional positions, else ``(batch, tokens)``; what the ids of a
             whole text tell by default.
         past_key_values : Cache, optional
-            Keys and values of the tokens before these; then `position_ids` are needed, which ``generate`` computes.
+            Keys and values of the tokens before these. If it began with a whole text, it knows the positions of these.
         inputs_embeds : Tensor, optional
             In place of ids, with `position_ids` and a four-dimensional `attention_mask`.
         labels : Tensor, optional

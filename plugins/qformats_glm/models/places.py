@@ -13,6 +13,7 @@ row 1          0      0      0      0         1        2      3
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,7 @@ from qformats.errors import ConfigError, Described
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["positions", "visible"]
+__all__ = ["Answer", "positions", "visible"]
 
 
 def positions(ids: Tensor, keep: Tensor | None, config: Any, *, continued: bool = False) -> Tensor:
@@ -95,6 +96,37 @@ def visible(ids: Tensor, keep: Tensor | None, config: Any) -> Tensor:
     column = torch.arange(ids.shape[1], device=ids.device)
     seen = (column <= column[:, None]) | (column < begin)
     return (seen & real[:, None, :] & real[:, :, None])[:, None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Positions of tokens that follow a text, which a cache remembers: its keys do not tell them.
+
+    Attributes
+    ----------
+    before : int
+        Tokens of the text.
+    first, rise : Tensor
+        int64, ``(batch, 2, 1)`` or ``(batch, 1)``: positions of the next token, and how much they grow with each.
+    """
+
+    before: int
+    first: Tensor
+    rise: Tensor
+
+    @classmethod
+    def after(cls, ids: Tensor, keep: Tensor | None, config: Any) -> Answer:
+        """What follows a text; the parameters are those of :func:`positions`."""
+        two = ids.new_zeros(len(ids), 2)
+        kept = None if keep is None else torch.cat([keep, keep.new_ones(len(keep), 2)], 1)
+        place = positions(torch.cat([ids, two], 1), kept, config, continued=True)
+        return cls(ids.shape[1], place[..., -2:-1], place[..., -1:] - place[..., -2:-1])
+
+    def positions(self, before: int, count: int) -> Tensor:
+        """Positions of `count` tokens, with `before` tokens before them."""
+        return self.first + self.rise * torch.arange(before - self.before, before - self.before + count).to(
+            self.rise.device
+        )
 
 
 def _first(found: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,19 @@ from typing import TYPE_CHECKING
 
 from qformats import Checkpoint, Loader, Packer, StoredTensor
 from qformats.errors import ConfigError
-from qformats.interfaces import Assignment, Draft, Layout, Option, OutputFile, Placement, concat_rows
+from qformats.interfaces import (
+    Assignment,
+    Draft,
+    Layout,
+    Option,
+    OutputFile,
+    Placement,
+    ReplacedTensors,
+    concat_rows,
+)
 
 if TYPE_CHECKING:
+    from qformats_glm.ranks.checkpoint import RankCheckpoint
     from qformats_glm.ranks.rules import Sharding
 
 __all__ = ["RankFolder"]
@@ -99,12 +109,13 @@ class RankFolder(Loader):
         options: Mapping[str, str],
     ) -> Layout:
         """One file per rank, ``latest``, and ``model_config.json`` where the source has one."""
-        from qformats_glm.ranks.checkpoint import MODEL_CONFIG, RankCheckpoint, rank_file
+        from qformats_glm.ranks.checkpoint import MODEL_CONFIG, rank_file
 
         ranks = _ranks(source, options)
+        origin = _origin(source)
         iteration, config = _FIRST, {}
-        if isinstance(source, RankCheckpoint):
-            iteration, config = source.iteration or _FIRST, source.model_config
+        if origin is not None:
+            iteration, config = origin.iteration or _FIRST, origin.model_config
         files = [OutputFile("latest", len(iteration), iteration.encode())]
         for rank in range(ranks):
             own = [i for i, each in enumerate(assignments) if each.draft.name.startswith(_prefix(rank))]
@@ -119,12 +130,21 @@ def _prefix(rank: int) -> str:
     return f"mp_rank_{rank:02d}/"
 
 
-def _sharding(source: Checkpoint, options: Mapping[str, str]) -> Sharding:
+def _origin(source: Checkpoint) -> RankCheckpoint | None:
+    """The files of ranks that a model is, with some tensors replaced or none; None if it is something else."""
     from qformats_glm.ranks.checkpoint import RankCheckpoint
+
+    while isinstance(source, ReplacedTensors):
+        source = source.source
+    return source if isinstance(source, RankCheckpoint) else None
+
+
+def _sharding(source: Checkpoint, options: Mapping[str, str]) -> Sharding:
     from qformats_glm.ranks.rules import Sharding
 
-    if isinstance(source, RankCheckpoint):
-        return source.sharding
+    origin = _origin(source)
+    if origin is not None:
+        return origin.sharding
     heads = source.config.get("num_attention_heads")
     known = heads if isinstance(heads, int) and heads > 0 else None
     sharding = Sharding.of(options, known, source.tensors)
@@ -140,10 +160,10 @@ def _ranks(source: Checkpoint, options: Mapping[str, str]) -> int:
     ConfigError
         If the attention heads cannot be spread over so many.
     """
-    from qformats_glm.ranks.checkpoint import RankCheckpoint
     from qformats_glm.ranks.rules import positive
 
-    before = source.ranks if isinstance(source, RankCheckpoint) else 1
+    origin = _origin(source)
+    before = 1 if origin is None else origin.ranks
     ranks = positive(options, "tensor-parallel") or before
     if ranks > _MOST_RANKS:
         raise ConfigError("tensor-parallel", ranks, f"at most {_MOST_RANKS}")
