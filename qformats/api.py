@@ -198,6 +198,7 @@ def load_model(
     quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
     tensor_types: Mapping[str, str] | None = None,
+    tensor_parallel: bool = False,
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> PreTrainedModel:
@@ -219,6 +220,9 @@ def load_model(
         Quantize while loading, one tensor at a time, to what an export to this format would hold.
     quantizer, quantizer_options, tensor_types
         As in :func:`export`; for `format` only.
+    tensor_parallel : bool
+        Load this process's share of a model that several run together, as ``torchrun`` has started them; GLM-130B and
+        ChatGLM-6B can be divided so. All of them call the model with the same input and get the same result.
     options : mapping of str to str, optional
         Options of the loaders involved.
     progress : Progress, optional
@@ -256,6 +260,7 @@ def load_model(
         quantizer=quantizer,
         quantizer_options=quantizer_options,
         tensor_types=tensor_types,
+        tensor_parallel=tensor_parallel,
         options=options,
         progress=progress,
     )

@@ -150,6 +150,7 @@ def _run(
     from qformats.cli.console import note, size
     from qformats.cli.reporting import STDOUT, as_json
     from qformats.errors import ConfigError
+    from qformats.work.processes import launched
 
     if dtype not in (None, "f32", "f16", "bf16"):
         raise ConfigError("--dtype", dtype, "f32, f16 or bf16")
@@ -157,6 +158,7 @@ def _run(
         raise ConfigError("--quantizer", quantizer, "--format with this option")
     options = pairs("option", option)
     format = meant(format).name if format is not None else None
+    here = launched()
     source = opened(model, options, bar)
     template = _template(source) if chat else None
 
@@ -180,14 +182,18 @@ def _run(
         dtype=dtype,
         format=format,
         quantizer=quantizer,
+        tensor_parallel=here.ranks > 1,
         options=options,
         progress=bar,
     )
     loaded = time.perf_counter() - began
     torch.manual_seed(seed)
     bar.start(f"reading {len(ids)} tokens")
-    pieces = _Pieces(words, ids, written, shown=json != STDOUT)
+    # Every process writes the same text; the first one shows it.
+    pieces = _Pieces(words, ids, written, shown=json != STDOUT and here.rank == 0)
     _generate(running, ids, count, sampling, pieces)
+    if here.rank:
+        return
     weights, peak = running.qformats_report.nbytes, _peak(running.device)
     if json:
         facts = {

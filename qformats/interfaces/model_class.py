@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from qformats.errors import ConfigError, Described
+from qformats.interfaces.checkpoint import Checkpoint
 from qformats.work.guard import Guarded
 from qformats.work.shown import Shown
 
@@ -41,7 +43,7 @@ class ModelClass(Shown, Guarded, ABC):
     (True, 'LlamaForCausalLM')
     """
 
-    guarded = ("describes", "config_class", "model_class", "text_prefix")
+    guarded = ("describes", "config_class", "model_class", "text_prefix", "share")
     role = "model class"
 
     name: ClassVar[str]
@@ -74,3 +76,23 @@ class ModelClass(Shown, Guarded, ABC):
         They stand in front of every piece of text that a model is calibrated or compared on.
         """
         return ()
+
+    def share(self, source: Checkpoint, rank: int, ranks: int) -> Checkpoint:
+        """What one of several devices holds of a model: tensors of its share, and a configuration to match.
+
+        The class that runs it exchanges what the devices need of each other, over torch's default process group.
+
+        Parameters
+        ----------
+        source : Checkpoint
+            The whole model.
+        rank, ranks : int
+            Which device, from 0, of how many: more than one.
+
+        Raises
+        ------
+        ConfigError
+            If the model cannot be divided so; by default, if it cannot be divided at all.
+        """
+        found = Described(f"{ranks} devices for {self.name}")
+        raise ConfigError("tensor parallelism", found, "one device: this model is not divided")

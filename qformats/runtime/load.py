@@ -31,16 +31,19 @@ from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.packer import PackedTensor
 from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import COMPUTED, dtype_name, torch_dtype
+from qformats.registry import registry
 from qformats.runtime.build import bare_model
 from qformats.runtime.experts import QuantExperts, refuse_strange_experts
 from qformats.runtime.linear import PackedLayer, QuantEmbedding, QuantLinear
 from qformats.runtime.names import Place, places, tied_names
+from qformats.runtime.parallel import join, own_share
 from qformats.runtime.report import LoadedWeight, report_of
 from qformats.runtime.resizing import refuse_resizing
 from qformats.sources import open_model
 from qformats.work.arguments import mapping
 from qformats.work.device import chosen_device
 from qformats.work.files import parse_json
+from qformats.work.processes import Processes
 from qformats.work.progress import Progress, Silent
 
 __all__ = ["load_model"]
@@ -57,6 +60,7 @@ def load_model(
     quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
     tensor_types: Mapping[str, str] | None = None,
+    tensor_parallel: bool = False,
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Any:
@@ -64,7 +68,8 @@ def load_model(
     options = mapping("options", options)
     source = model if isinstance(model, Checkpoint) else open_model(model, options)
     progress = progress or Silent()
-    place = chosen_device(device)
+    here, place = join(device) if tensor_parallel else (Processes(), chosen_device(device))
+    source = own_share(source, here)
     computed = _dtype(dtype, source, place)
     # Tensors quantized while loading may come from a temporary export.
     origin = str(source.path)
@@ -76,6 +81,8 @@ def load_model(
                 tensor_types=tuple(mapping("tensor_types", tensor_types).items()),
                 quantizer_options=tuple(mapping("quantizer_options", quantizer_options).items()),
             )
+            if here.ranks > 1:
+                _refuse_calibration(recipe)
             source = stack.enter_context(quantized_on_read(source, recipe, options, progress))
             _refuse_fused_experts(source)
         loaded = _Filling(source, place, computed, progress).go()
@@ -85,6 +92,14 @@ def load_model(
 
     transformers_hooks.register()
     return loaded
+
+
+def _refuse_calibration(recipe: Recipe) -> None:
+    """Refuse a quantizer that runs the whole model, of which this process has only a share."""
+    if registry().quantizer(recipe.quantizer, dict(recipe.quantizer_options)).prepares:
+        found = Described(f"{recipe.quantizer} with tensor parallelism")
+        hint = "Export the model to this format first, then load the result"
+        raise ConfigError("quantizer", found, "rtn, which needs no more than a share of the model", hint)
 
 
 def _refuse_fused_experts(source: Checkpoint) -> None:

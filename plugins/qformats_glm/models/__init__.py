@@ -7,9 +7,9 @@ Transformers before a model is asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from qformats import ModelClass
+from qformats import Checkpoint, ModelClass
 
 __all__ = ["ChatGLM6BModel", "GLM130BModel"]
 
@@ -22,12 +22,22 @@ class _BlankFilling(ModelClass):
         parsed = self.config_class().from_dict(dict(config))
         return parsed.gmask_token_id, parsed.bos_token_id
 
+    gated: ClassVar[bool]
+    """Whether the feed-forward networks are gated."""
+
+    def share(self, source: Checkpoint, rank: int, ranks: int) -> Checkpoint:
+        """Heads, inner features and rows of the vocabulary, as in a folder of ranks."""
+        from qformats_glm.models.dividing import Share
+
+        return Share(source, rank, ranks, gated=self.gated)
+
 
 class ChatGLM6BModel(_BlankFilling):
     """ChatGLM-6B, which shares its ``model_type`` with ChatGLM2 and later, and nothing else."""
 
     name = "chatglm-6b"
     summary = "ChatGLM-6B of March 2023 and later"
+    gated = False
 
     def describes(self, config: Mapping[str, Any]) -> bool:
         """Whether the feed-forward network has ChatGLM-6B's name for its size."""
@@ -51,6 +61,7 @@ class GLM130BModel(_BlankFilling):
 
     name = "glm-130b"
     summary = "GLM-130B"
+    gated = True
 
     def config_class(self) -> Any:
         """``GLM130BConfig``."""

@@ -39,6 +39,8 @@ class _GLMConfig(PreTrainedConfig):  # type: ignore[misc, unused-ignore]
         ``"float16"`` or ``"float32"``: what the frequencies of the rotation are rounded to. Angles are float32.
     mask_token_id, gmask_token_id, smask_token_id : int
         Tokens that stand for a blank: a short one in the text, the rest of the text, and a sentence.
+    tensor_parallel_size, tensor_parallel_rank : int
+        Devices that share the model, and which of them this is; the other sizes are those of the whole model.
     """
 
     keys_to_ignore_at_inference = ["past_key_values"]
@@ -65,6 +67,8 @@ class _GLMConfig(PreTrainedConfig):  # type: ignore[misc, unused-ignore]
     gmask_token_id: int | None = None
     smask_token_id: int | None = None
     pre_seq_len: int | None = None
+    tensor_parallel_size: int = 1
+    tensor_parallel_rank: int = 0
 
     def __post_init__(self, **more: Any) -> None:
         if self.inv_freq_dtype not in _FREQUENCIES:

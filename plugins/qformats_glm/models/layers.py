@@ -3,7 +3,7 @@
 Both take the residual from the *normalised* input of each half of a layer, times ``alpha = sqrt(2 * layers)``. Both
 keep queries, keys and values of one head next to each other, so that a range of rows is a range of heads; and a gated
 feed-forward network keeps two halves, of which a range of rows each is a narrower network. So every module also works
-with a share of its heads or of its inner features: sizes are read off the weights.
+with a share of its heads or of its inner features, whose results are summed over the devices that have the others.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from qformats_glm.models.parallel import summed
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -79,11 +81,12 @@ class Attention(nn.Module):
 
     def __init__(self, config: Any, number: int) -> None:
         super().__init__()
-        hidden = config.hidden_size
+        hidden, self.ranks = config.hidden_size, config.tensor_parallel_size
         self.number, self.head_dim = number, hidden // config.num_attention_heads
         self.parts = 2 if config.position_encoding_2d else 1
-        self.query_key_value = nn.Linear(hidden, 3 * hidden)
-        self.dense = nn.Linear(hidden, hidden)
+        own = hidden // self.ranks
+        self.query_key_value = nn.Linear(hidden, 3 * own)
+        self.dense = nn.Linear(own, hidden, bias=config.tensor_parallel_rank == 0)
 
     def forward(self, states: Tensor, seen: Tensor | None, turn: Rotation, cache: Cache | None) -> Tensor:
         """``(batch, tokens, hidden)`` to the same; `seen` is as in :class:`GLMLayer`."""
@@ -99,7 +102,7 @@ class Attention(nn.Module):
             scores = scores.masked_fill(~seen, _BLOCKED)
         chances = torch.softmax(scores.float() * small, -1).to(states.dtype)
         mixed: Tensor = self.dense((chances @ value).transpose(1, 2).flatten(2))
-        return mixed
+        return summed(mixed, self.ranks)
 
 
 class FeedForward(nn.Module):
@@ -116,9 +119,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: Any, *, gated: bool) -> None:
         super().__init__()
-        self.gated = gated
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size * (2 if gated else 1))
-        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
+        self.gated, self.ranks = gated, config.tensor_parallel_size
+        own = config.inner_hidden_size // self.ranks
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, own * (2 if gated else 1))
+        self.dense_4h_to_h = nn.Linear(own, config.hidden_size, bias=config.tensor_parallel_rank == 0)
 
     def forward(self, states: Tensor) -> Tensor:
         """``(batch, tokens, hidden)`` to the same."""
@@ -129,7 +133,7 @@ class FeedForward(nn.Module):
         else:
             inner = functional.gelu(inner, approximate="tanh")
         result: Tensor = self.dense_4h_to_h(inner)
-        return result
+        return summed(result, self.ranks)
 
 
 class GLMLayer(GradientCheckpointingLayer):

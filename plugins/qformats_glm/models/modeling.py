@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from qformats.errors import ConfigError, Described
 from qformats_glm.models.configuration import ChatGLM6BConfig, GLM130BConfig
 from qformats_glm.models.layers import GLMLayer, rotation
+from qformats_glm.models.parallel import SharedEmbedding, gathered
 from qformats_glm.models.places import Answer, positions, visible
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ class GLMModel(_GLMPreTrained):
 
     def __init__(self, config: Any, *, gated: bool) -> None:
         super().__init__(config)
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        rows = config.vocab_size // config.tensor_parallel_size
+        self.word_embeddings = nn.Embedding(rows, config.hidden_size)
+        self.looked_up = SharedEmbedding(config)
         self.layers = nn.ModuleList(
             GLMLayer(config, number, gated=gated) for number in range(config.num_layers)
         )
@@ -86,7 +89,10 @@ class GLMModel(_GLMPreTrained):
             remembering: Any = past_key_values
             remembering.qformats_answer = Answer.after(input_ids, keep, self.config)
         place, seen = self._places(input_ids, attention_mask, position_ids, before)
-        states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        states = inputs_embeds
+        if states is None:
+            assert input_ids is not None
+            states = self.looked_up(self.word_embeddings, input_ids)
         turn = rotation(
             place, self.config.hidden_size // self.config.num_attention_heads, self.config, states.dtype
         )
@@ -159,7 +165,8 @@ class _GLMForCausalLM(_GLMPreTrained, GenerationMixin):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.transformer = GLMModel(config, gated=self._gated)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.ranks = config.tensor_parallel_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size // self.ranks, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> Any:
@@ -229,7 +236,7 @@ class _GLMForCausalLM(_GLMPreTrained, GenerationMixin):
         )
         states = inner.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(states[:, kept, :])
+        logits = gathered(self.lm_head(states[:, kept, :]), self.ranks)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size, **more)
