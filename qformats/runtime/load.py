@@ -36,6 +36,7 @@ from qformats.runtime.build import bare_model
 from qformats.runtime.experts import QuantExperts, refuse_strange_experts
 from qformats.runtime.linear import PackedLayer, QuantEmbedding, QuantLinear
 from qformats.runtime.names import Place, places, tied_names
+from qformats.runtime.one_table import with_one_table
 from qformats.runtime.parallel import join, own_share
 from qformats.runtime.report import LoadedWeight, report_of
 from qformats.runtime.resizing import refuse_resizing
@@ -85,7 +86,7 @@ def load_model(
                 _refuse_calibration(recipe)
             source = stack.enter_context(quantized_on_read(source, recipe, options, progress))
             _refuse_fused_experts(source)
-        loaded = _Filling(source, place, computed, progress).go()
+        loaded = _Filling(with_one_table(source), place, computed, progress).go()
     loaded.qformats_source = origin
     # Transformers is imported by now; without this it would fill our own folders with random numbers in this process.
     from qformats.runtime import transformers_hooks

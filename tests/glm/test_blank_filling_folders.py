@@ -141,6 +141,25 @@ def test_the_output_layer_stays_apart_from_the_embedding(tmp_path):
     check(model, "chatglm-6b", 0)
 
 
+def test_an_output_layer_that_repeats_the_embedding_is_held_once(tmp_path):
+    """As in the published files, which old versions of Transformers wrote from tied weights."""
+    folder = chatglm_6b(tmp_path / "in", 4)
+    content = load_file(folder / "model.safetensors")
+    table = content["transformer.word_embeddings.weight"]
+    save_file(content | {"lm_head.weight": table.clone()}, folder / "model.safetensors")
+    model = load(folder)
+    assert model.lm_head.weight is model.transformer.word_embeddings.weight
+    apart = load(chatglm_6b(tmp_path / "apart", 4))
+    assert apart.qformats_report.dense_nbytes - model.qformats_report.dense_nbytes == 4 * table.numel()
+    apart.lm_head.weight.data.copy_(table)
+    ids = golden("chatglm-6b")["prefill.input_ids"]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, apart(ids).logits)
+    # An export holds both, as upstream's code expects.
+    qformats.export(folder, tmp_path / "out", format="glm:int8")
+    assert "lm_head.weight" in load_file(tmp_path / "out" / "model.safetensors")
+
+
 def test_a_folder_of_transformers_kind_is_checked_against_the_class(tmp_path):
     qformats.export(glm_130b(tmp_path / "in"), tmp_path / "out", format="dense:f16")
     assert qformats.open(tmp_path / "out").container == "huggingface"

@@ -8,7 +8,10 @@ from models.glm_goldens import chatglm_6b, glm_130b, golden
 
 import qformats
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
 
 FILES = {"chatglm-6b": (chatglm_6b, ""), "glm-130b": (glm_130b, "gmask.")}
 
@@ -29,10 +32,10 @@ def test_logits_and_greedy_texts(name, bits, tmp_path):
         if not bits and dtype == "f32":
             found = model.generate(ids, max_new_tokens=8, do_sample=False)
             assert torch.equal(found[:, ids.shape[1] :].cpu(), known[f"{part}greedy.tokens"])
-    print(name, bits, off)
-    assert off["f32"] < 1e-3, off
-    # Upstream's own float16 on a CPU is off by up to 0.02 and 0.1.
-    assert off["f16"] < 0.2, off
+    # Measured on an H200 with torch 2.11 and Transformers 5.17: 7e-6 and 0.012 for the small model, 3.4e-5 and 0.094
+    # for the large one, whose logits are three times as large.
+    assert off["f32"] < 1e-4, off
+    assert off["f16"] < (0.05 if name == "chatglm-6b" else 0.3), off
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -41,9 +44,15 @@ def test_a_padded_batch_on_a_gpu(name, tmp_path):
     model = qformats.load_model(make(tmp_path / "in", 4), device="cuda", dtype="f16")
     config, pad = model.config, model.config.pad_token_id
     text = [31, 32, config.mask_token_id, 34, config.bos_token_id]
-    batch = torch.tensor([[pad] * 3 + text, [41, 42, 43] + text], device="cuda")
+    batch = torch.tensor([[pad] * 3 + text, [41, 42, 43, *text]], device="cuda")
     keep = torch.tensor([[0] * 3 + [1] * 5, [1] * 8], device="cuda")
-    options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    options = {
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
     found = model.generate(batch, attention_mask=keep, **options)
     alone = model.generate(batch[:1, 3:], **options)
+    assert torch.equal(found.sequences[0, 8:], alone.sequences[0, 5:])
     assert (found.logits[0][0] - alone.logits[0][0]).abs().max() < 0.05
