@@ -12,7 +12,7 @@ from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.spec import FormatSpec
 from qformats.registry import registry
 from qformats.roundtrip import dequantize, pack, packer, quantize, unpack
-from qformats.work.arguments import mapping, names
+from qformats.work.arguments import mapping, names, path
 
 if TYPE_CHECKING:
     import torch
@@ -162,6 +162,7 @@ def export(
 
     options = mapping("options", options)
     check_options(options)
+    written = path("target", target)
     source = model if isinstance(model, Checkpoint) else open(model, options=options)
     recipe = Recipe(
         format,
@@ -175,7 +176,7 @@ def export(
     )
     report = run(
         source,
-        Path(target).expanduser(),
+        written,
         recipe,
         force=force,
         workers=workers,
@@ -438,6 +439,7 @@ def merge_adapter(
 
         # Before torch and Transformers are loaded, which takes seconds.
         require_adapter(Path(model).expanduser())
+    path("target", target)
     from qformats.runtime import merge
 
     return merge.merge_adapter(
@@ -536,10 +538,10 @@ def compare(
     tried = with_options(tried, mapping("quantizer_options", quantizer_options))
     opened = [m if isinstance(m, Checkpoint) else open(m, options=options) for m in (base, *models)]
     settings = Settings(
-        text=None if text is None else str(text),
+        text=None if text is None else str(path("text", text)),
         window=window,
         windows=windows,
-        logits=None if logits is None else Path(logits).expanduser(),
+        logits=None if logits is None else path("logits", logits),
         speed=speed,
         device=device,
         dtype=dtype,

@@ -30,6 +30,7 @@ from qformats.errors import (
 )
 from qformats.interfaces import Family, Loader, ModelClass, Packer, Quantizer
 from qformats.interfaces.naming import meanings, nearest, substitutes
+from qformats.work.arguments import name as of_type
 
 __all__ = ["PluginRecord", "PluginWarning", "Registry", "registry"]
 
@@ -218,7 +219,7 @@ class Registry:
             If several formats do.
         """
         try:
-            return self.packer(name)
+            return self.packer(of_type("format", name, "of a format"))
         except UnknownFormatError as error:
             found = meanings(name, self.families())
             if not found:
@@ -297,7 +298,7 @@ class Registry:
         ConfigError
             If it has no such option.
         """
-        if name not in self._quantizers:
+        if of_type("quantizer", name, "of a quantizer") not in self._quantizers:
             raise UnknownFormatError(name, self._quantizers, self.failures, kind="quantizer")
         quantizer = self._quantizers[name][0]()
         known = [option.name for option in quantizer.options]

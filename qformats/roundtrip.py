@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from qformats.errors import ConfigError, Described
+from qformats.errors import ConfigError, Described, ShapeError
 from qformats.interfaces import PackedTensor, Packer
 from qformats.numbers import QuantizedTensor
 from qformats.registry import registry
+from qformats.work.arguments import told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,9 +90,7 @@ def quantize(
 
     from qformats.kernels.dense import cast
 
-    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-        found = getattr(tensor, "dtype", type(tensor).__name__)
-        raise ConfigError("weight", str(found), "a floating-point torch tensor")
+    _require_values(tensor)
     tensor = tensor.detach()
     chosen = _quantizing(format)
     chosen.require(tensor.shape)
@@ -112,6 +111,29 @@ def quantize(
     return quantized
 
 
+def _require_values(tensor: object) -> None:
+    """Refuse what is no tensor of numbers to round."""
+    import torch
+
+    expected = "a floating-point torch tensor"
+    if not isinstance(tensor, torch.Tensor):
+        convert = hasattr(tensor, "__array__") or isinstance(tensor, list | tuple)
+        hint = "torch.as_tensor(weight) makes one of it" if convert else None
+        raise ConfigError("weight", told(tensor), expected, hint)
+    if tensor.is_meta:
+        found = Described("a tensor on the meta device, which has a shape and no values")
+        raise ConfigError("weight", found, "one on the CPU or a GPU", "load its values first")
+    if tensor.layout is not torch.strided:
+        kind = str(tensor.layout).removeprefix("torch.").removeprefix("_")
+        found = Described(f"a tensor of the layout {kind}")
+        raise ConfigError("weight", found, "a dense one", "tensor.to_dense() makes one of it")
+    if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        found = Described(f"a tensor of {tensor.dtype}")
+        allowed = f"{expected}: float32, float16, bfloat16 or float64"
+        hint = "tensor.float() makes one of it" if tensor.is_floating_point() else None
+        raise ConfigError("weight", found, allowed, hint)
+
+
 def _vanished(weight: Tensor, quantized: QuantizedTensor) -> int:
     """Count rows that became zeros; decoded only where a scale says that there may be some."""
     if not bool((quantized.scale == 0).any()):
@@ -123,7 +145,7 @@ def _quantizing(format: str) -> Packer:
     chosen = registry().writable(format)
     if chosen.grid is None:
         found = Described(f"{chosen.name}, which stores plain numbers")
-        raise ConfigError("format", found, "a quantized format", "qformats.formats() lists them")
+        raise ConfigError("format", found, "a quantized format")
     return chosen
 
 
@@ -143,12 +165,17 @@ def pack(quantized: QuantizedTensor, format: str) -> PackedTensor:
     {'blocks': (32, 34)}
     """
     if not isinstance(quantized, QuantizedTensor):
-        raise ConfigError(
-            "tensor to pack", type(quantized).__name__, "a QuantizedTensor, as returned by quantize"
-        )
+        raise ConfigError("tensor to pack", told(quantized), "a QuantizedTensor, as returned by quantize")
     chosen = _quantizing(format)
     assert chosen.grid is not None
-    chosen.grid.validate(quantized)
+    try:
+        chosen.grid.validate(quantized)
+    except (ConfigError, ShapeError) as error:
+        error.advise(
+            f"this is not a tensor of {chosen.name}: quantize the weight for it, with "
+            f"qformats.quantize(weight, {chosen.name!r})"
+        )
+        raise
     return chosen.pack(quantized)
 
 
@@ -205,5 +232,5 @@ def dequantize(packed: PackedTensor, *, out: Tensor | None = None) -> Tensor:
 
 def _packed(packed: PackedTensor) -> PackedTensor:
     if not isinstance(packed, PackedTensor):
-        raise ConfigError("tensor to unpack", type(packed).__name__, "a PackedTensor, as returned by pack")
+        raise ConfigError("tensor to unpack", told(packed), "a PackedTensor, as returned by pack")
     return packed

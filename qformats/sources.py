@@ -10,12 +10,13 @@ from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 
-from qformats.errors import CheckpointError, ConfigError, ModelNotFoundError
+from qformats.errors import CheckpointError, ConfigError, Described, ModelNotFoundError
 from qformats.folder.adapter import refuse_adapter
 from qformats.folder.json_object import read_json
 from qformats.folder.resolve import has_weights
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.registry import registry
+from qformats.work.arguments import told
 from qformats.work.files import fingerprint, refuse_link_out
 
 __all__ = ["check_options", "open_model", "outline_model"]
@@ -117,6 +118,9 @@ def check_options(options: Mapping[str, str]) -> None:
 
 def _locate(model: str | PathLike[str]) -> tuple[Path, str]:
     """Path of a model on disk, and what to call it."""
+    if not isinstance(model, str | PathLike):
+        given = Described("one that is open already") if isinstance(model, Checkpoint) else told(model)
+        raise ConfigError("model", given, f"a path, a hub id (organisation/name), or {DEMO!r}")
     text = str(model)
     if text == DEMO:
         # Some installers make every file of a package a link into their cache.

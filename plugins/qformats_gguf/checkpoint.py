@@ -53,6 +53,7 @@ class GGUFCheckpoint(Checkpoint):
         self.path = path
         self._options = options
         self._maps: dict[Path, Tensor] = {}
+        self._tokenizer: dict[str, bytes] | None = None
         with open_model(path) as model:
             self.native: Metadata = model.metadata
             self.version = model.files[0].version
@@ -149,13 +150,16 @@ class GGUFCheckpoint(Checkpoint):
         """Tokenizer rebuilt from the metadata."""
         if "tokenizer.ggml.model" not in self.native:
             return {}
-        context = f"{self.architecture}.context_length"
-        return tokenizer.from_gguf(
-            self.native,
-            source=str(self.path),
-            max_length=Keys(self.native, str(self.path)).integer(context, None, minimum=1),
-            pre=self._options.get("pre"),
-        )
+        if self._tokenizer is None:
+            # Asked several times on the way to a running model; a large vocabulary takes a second.
+            context = f"{self.architecture}.context_length"
+            self._tokenizer = tokenizer.from_gguf(
+                self.native,
+                source=str(self.path),
+                max_length=Keys(self.native, str(self.path)).integer(context, None, minimum=1),
+                pre=self._options.get("pre"),
+            )
+        return dict(self._tokenizer)
 
     @property
     def files(self) -> list[Path]:

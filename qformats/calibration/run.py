@@ -19,8 +19,9 @@ from qformats.calibration.moments import Moments
 from qformats.calibration.settings import Settings
 from qformats.calibration.skeleton import Skeleton
 from qformats.calibration.stream import Stream, observe
-from qformats.calibration.text import sample_tokens
+from qformats.calibration.text import check_text, sample_tokens
 from qformats.errors import ConfigError, Described, NonFiniteError, OutputError, WeightsError
+from qformats.folder.readiness import require_class, require_tokenizer
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.stored import StoredTensor
@@ -29,6 +30,7 @@ from qformats.numbers.error import relative_error
 from qformats.numbers.quantized import QuantizedTensor
 from qformats.version import __version__
 from qformats.work.files import fingerprint
+from qformats.work.gpus import require_device
 from qformats.work.memory import return_freed
 from qformats.work.progress import Progress
 
@@ -172,6 +174,16 @@ def calibrate(
     ...     done.tensors["model.layers.0.mlp.up_proj.weight"].format
     'gguf:q4_0'
     """
+    require_device(settings.device or None, "device")
+    require_class(source, "calibrate")
+    require_tokenizer(source)
+    check_text(source, settings)
+    # In a pipe there is no bar, and the first result is minutes away.
+    progress.notice(
+        f"calibrating {len(formats)} weights on {settings.calibration or 'the text that comes with qformats'}, which "
+        "runs the model; --quantizer rtn rounds without it"
+    )
+    progress.start("loading torch", 0)
     import torch
 
     run = _Run(source, formats, work, settings, round_layers, drift, progress)

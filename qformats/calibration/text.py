@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from qformats.calibration.settings import Settings
 from qformats.errors import BackendUnavailableError, CheckpointError, ConfigError, Described
+from qformats.folder.context import context_limit
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.work.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["calibration_text", "sample_tokens"]
+__all__ = ["calibration_text", "check_text", "sample_tokens"]
 
 _LONGEST = 2048
 """Tokens of a piece, if the model takes more and the user does not ask for more."""
@@ -48,9 +49,32 @@ def calibration_text(name: str, characters: int) -> str:
     path = Path(name).expanduser()
     if path.is_file():
         return _file_text(path)
-    if path.exists() or "/" not in name or path.is_absolute() or name.startswith("."):
-        raise ConfigError("calibration", name, "a text file, or a data set on the hub (owner/name)")
+    _check_name(name)
     return _hub_text(name, characters)
+
+
+def check_text(source: Checkpoint, settings: Settings) -> int:
+    """Tokens of a piece; refuses what can be told without reading the text.
+
+    Raises
+    ------
+    ConfigError
+        If the text is neither a file nor the name of a data set, or the model does not take pieces of this length.
+    """
+    if settings.calibration:
+        _check_name(settings.calibration)
+    takes = context_limit(source.config) or _LONGEST
+    length = settings.sequence_length or min(takes, _LONGEST)
+    if length > takes:
+        raise ConfigError("sequence-length", length, f"at most {takes}, the model's limit")
+    return length
+
+
+def _check_name(name: str) -> None:
+    path = Path(name).expanduser()
+    hub = "/" in name and not path.is_absolute() and not name.startswith(".")
+    if not path.is_file() and (path.exists() or not hub):
+        raise ConfigError("calibration", name, "a text file, or a data set on the hub (owner/name)")
 
 
 def _file_text(path: Path) -> str:
@@ -104,13 +128,9 @@ def sample_tokens(source: Checkpoint, settings: Settings, progress: Progress) ->
     """
     import torch
 
-    from qformats.runtime.context import context_limit
     from qformats.runtime.prefix import text_prefix
 
-    takes = context_limit(source.config) or _LONGEST
-    length = settings.sequence_length or min(takes, _LONGEST)
-    if length > takes:
-        raise ConfigError("sequence-length", length, f"at most {takes}, the model's limit")
+    length = check_text(source, settings)
     wanted = settings.samples * length
     text = calibration_text(settings.calibration, wanted * _CHARACTERS)[: wanted * _CHARACTERS]
     ids = torch.tensor(_tokenizer(source)(text), dtype=torch.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -153,6 +154,9 @@ def options(
 def run() -> None:
     """Run the program, and turn every expected error into one line and an exit code."""
     warnings.showwarning = _warn
+    # Libraries log about themselves, such as which of their kernels they could not fetch: nothing a user can act on.
+    if not logging.getLogger().handlers:
+        logging.getLogger().addHandler(logging.NullHandler())
     vars(talk).update(vars(Talk()))
     for stream in (sys.stdout, sys.stderr):
         # File names and tensor names may hold characters that the terminal's encoding lacks.

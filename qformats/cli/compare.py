@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qformats.cli import completing
-from qformats.cli.commands import Json, LoaderOptions, Workers, meant, pairs
+from qformats.cli.commands import Json, LoaderOptions, Workers, meant, opened, pairs
 from qformats.cli.reporting import STDOUT
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def compare(
 
     Windows of the text are scored as in llama.cpp's perplexity tool, so that the numbers can be compared with its own.
     """
-    from qformats.cli.devices import require_device
+    from qformats.work.gpus import require_device
 
     # Before anything that imports torch.
     require_device(device)
@@ -112,6 +112,7 @@ def compare(
     from qformats.comparing.outputs import check_outputs
     from qformats.comparing.writing import write_text
     from qformats.errors import ConfigError
+    from qformats.sources import check_options
 
     if json == csv == STDOUT:
         raise ConfigError("--csv", STDOUT, "a file, since --json goes to standard output")
@@ -119,19 +120,18 @@ def compare(
     check_outputs(
         {kind: Path(name).expanduser() for kind, name in outputs.items() if name not in (None, STDOUT)}
     )
+    chosen = pairs("quantizer-option", quantizer_option)
+    require_device(chosen.get("device"), "-Q device")
     tried = [meant(format).name for format in try_ or ()]
+    options = pairs("option", option)
+    check_options(options)
     with Bar() as bar:
-        bar.start("loading torch")
-        import torch  # noqa: F401 so that the line above says why it takes seconds
-
-        bar.start("reading headers")
         report = qformats.compare(
-            base,
-            *(models or ()),
+            *(opened(model, options, bar) for model in (base, *(models or ()))),
             text=text,
             try_=tried,
             quantizer=quantizer,
-            quantizer_options=pairs("quantizer-option", quantizer_option),
+            quantizer_options=chosen,
             pure=pure,
             window=window,
             windows=windows,
@@ -140,7 +140,7 @@ def compare(
             device=device,
             dtype=dtype,
             workers=workers,
-            options=pairs("option", option),
+            options=options,
             progress=bar,
         )
     for name, make in ((json, report.to_json), (csv, report.to_csv)):

@@ -83,7 +83,7 @@ def generate(
     The text goes to standard output as it is written, and speed and memory to standard error at the end.
     """
     from qformats.cli.console import Bar
-    from qformats.cli.devices import require_device
+    from qformats.work.gpus import require_device
 
     require_device(device)
     written = _Written()
@@ -150,6 +150,8 @@ def _run(
     from qformats.cli.console import note, size
     from qformats.cli.reporting import STDOUT, as_json
     from qformats.errors import ConfigError
+    from qformats.folder.readiness import require_class, require_tokenizer, require_weights
+    from qformats.registry import registry
     from qformats.work.processes import launched
 
     if dtype not in (None, "f32", "f16", "bf16"):
@@ -157,9 +159,14 @@ def _run(
     if quantizer is not None and format is None:
         raise ConfigError("--quantizer", quantizer, "--format with this option")
     options = pairs("option", option)
-    format = meant(format).name if format is not None else None
+    format = registry().writable(meant(format).name).name if format is not None else None
+    if quantizer is not None:
+        registry().quantizer(quantizer)
     here = launched()
     source = opened(model, options, bar)
+    require_weights(source)
+    require_class(source, "run")
+    require_tokenizer(source)
     template = _template(source) if chat else None
 
     # After what can go wrong without them: torch and Transformers take seconds.
@@ -168,9 +175,7 @@ def _run(
 
     bar.start("loading Transformers, and the tokenizer")
     from qformats.runtime import tokenizer
-    from qformats.runtime.build import require_class
 
-    require_class(source, "run")
     words = tokenizer(source)
     ids = _ids(words, prompt, source, template)
     count = _room(source.config, len(ids), max_new_tokens)
@@ -271,7 +276,7 @@ def _ids(tokenizer: Any, prompt: str, source: Checkpoint, template: str | None) 
 def _room(config: Any, used: int, wanted: int) -> int:
     """How many tokens fit before the model's context is full."""
     from qformats.errors import ConfigError, Described
-    from qformats.runtime.context import context_limit
+    from qformats.folder.context import context_limit
 
     limit = context_limit(config)
     if limit is None:

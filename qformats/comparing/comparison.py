@@ -6,28 +6,26 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qformats.comparing.contestant import Contestant, distinguish
 from qformats.comparing.evidence import shortage
 from qformats.comparing.logits import LogitsReader
 from qformats.comparing.report import CompareReport
 from qformats.comparing.speed import machine
-from qformats.comparing.text import Tokenizer, Windows, read_text, windows_of
+from qformats.comparing.text import Tokenizer, Windows, read_text, require_window, windows_of
 from qformats.comparing.trials import Trials
 from qformats.comparing.weights import compare_weights
 from qformats.comparing.writing import check_place
 from qformats.errors import CheckpointError, ConfigError, QFormatsError
 from qformats.exporting import Recipe
+from qformats.folder.context import context_limit
+from qformats.folder.readiness import require_class, require_tokenizer, require_weights
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.numbers.dtypes import COMPUTED, torch_dtype
 from qformats.registry import registry
 from qformats.version import __version__
 from qformats.work.pool import threads
 from qformats.work.progress import Progress, Silent
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["Settings", "compare"]
 
@@ -77,22 +75,23 @@ def compare(
     progress: Progress | None = None,
 ) -> CompareReport:
     """Compare models, and formats that are tried on the base, with the base; see :func:`qformats.compare`."""
-    from qformats.work.device import chosen_device
-
     progress = progress or Silent()
     workers = threads(settings.workers)
-    if not models and not tried:
-        raise ConfigError("models", 0, "one or more, or formats to try (--try)")
-    device, dtype = chosen_device(settings.device), _dtype(settings.dtype)
+    _require_comparable(base, models, tried, settings)
+    text = None if settings.text is None else read_text(settings.text)
+    progress.start("loading torch", 0)
+    from qformats.work.device import chosen_device
+
+    device, dtype = chosen_device(settings.device), torch_dtype(settings.dtype)
     if settings.logits is not None:
         check_place(settings.logits)
         if settings.logits.exists():
             # A file without predictions is refused before the work begins.
             with LogitsReader(settings.logits):
                 pass
-    if settings.text is not None:
-        progress.start("reading the text", 0)
-    windows, tokenizer = _windows(base, settings)
+    if text is not None:
+        progress.start("loading Transformers, and turning the text into tokens", 0)
+    windows, tokenizer = _windows(base, text, settings)
     with contextlib.ExitStack() as stack:
         everyone = [Contestant(model.name, model, model.container) for model in (base, *models)]
         for recipe in tried:
@@ -149,30 +148,41 @@ def _tried(
         yield found
 
 
-def _dtype(name: str) -> torch.dtype:
-    if name not in COMPUTED:
-        raise ConfigError("dtype", name, "one of " + ", ".join(COMPUTED))
-    return torch_dtype(name)
+def _require_comparable(
+    base: Checkpoint, models: Sequence[Checkpoint], tried: Sequence[Recipe], settings: Settings
+) -> None:
+    """Refuse what headers and settings already tell to be impossible, before seconds are spent on imports."""
+    if not models and not tried:
+        raise ConfigError("models", 0, "one or more, or formats to try (--try)")
+    if settings.dtype not in COMPUTED:
+        raise ConfigError("dtype", settings.dtype, "one of " + ", ".join(COMPUTED))
+    if settings.text is None and settings.logits is not None:
+        raise ConfigError("logits", str(settings.logits), "a text (--text) too")
+    for recipe in tried:
+        registry().writable(recipe.format)
+        registry().quantizer(recipe.quantizer, dict(recipe.quantizer_options))
+    for model in (base, *models):
+        require_weights(model)
+    if settings.text is not None:
+        try:
+            require_tokenizer(base)
+        except QFormatsError:
+            # A model that nothing runs needs no tokenizer.
+            require_class(base, "run")
+            raise
+        require_window(settings.window, context_limit(base.config))
 
 
-def _windows(base: Checkpoint, settings: Settings) -> tuple[Windows | None, Tokenizer | None]:
+def _windows(
+    base: Checkpoint, text: tuple[str, str] | None, settings: Settings
+) -> tuple[Windows | None, Tokenizer | None]:
     """The text in windows, and the tokenizer that made its tokens."""
-    if settings.text is None:
-        if settings.logits is not None:
-            raise ConfigError("logits", str(settings.logits), "a text (--text) too")
+    if text is None:
         return None, None
-    from qformats.runtime.build import require_class
-    from qformats.runtime.context import context_limit
-
-    name, text = read_text(settings.text)
-    try:
-        tokenizer = Tokenizer(base)
-    except QFormatsError:
-        # A model that nothing runs needs no tokenizer.
-        require_class(base, "run")
-        raise
+    name, content = text
+    tokenizer = Tokenizer(base)
     limit = context_limit(base.config)
-    windows = windows_of(text, name, tokenizer, settings.window, settings.windows, limit)
+    windows = windows_of(content, name, tokenizer, settings.window, settings.windows, limit)
     known, highest = base.config.get("vocab_size"), int(windows.ids.max())
     if isinstance(known, int) and highest >= known:
         found = f"its tokenizer produces token {highest} from the text"

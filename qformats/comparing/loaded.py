@@ -44,7 +44,7 @@ class LoadedModel:
     """
 
     def __init__(self, source: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        from qformats.runtime.context import context_limit
+        from qformats.folder.context import context_limit
         from qformats.runtime.load import load_model
         from qformats.runtime.prefix import text_prefix
 

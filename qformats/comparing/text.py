@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["DEMO", "Tokenizer", "Windows", "read_text", "windows_of"]
+__all__ = ["DEMO", "Tokenizer", "Windows", "read_text", "require_window", "windows_of"]
 
 DEMO = "demo"
 """Name of the held-out text that comes with the package; write ``./demo`` for a file of that name."""
@@ -147,6 +147,20 @@ def _cut(text: str, tokenizer: Tokenizer, length: int, most: int | None) -> NDAr
     return cut
 
 
+def require_window(length: int, takes: int | None) -> None:
+    """Refuse windows that are too short to score, or longer than what the model takes.
+
+    Raises
+    ------
+    ConfigError
+        If so.
+    """
+    if length < _SHORTEST:
+        raise ConfigError("window", length, f"{_SHORTEST} tokens or more")
+    if takes is not None and length > takes:
+        raise ConfigError("window", length, f"at most {takes} tokens, the model's limit")
+
+
 def windows_of(
     text: str, source: str, tokenizer: Tokenizer, length: int, most: int | None, takes: int | None
 ) -> Windows:
@@ -170,10 +184,7 @@ def windows_of(
     ConfigError
         If there is no whole window, or the model does not take one.
     """
-    if length < _SHORTEST:
-        raise ConfigError("window", length, f"{_SHORTEST} tokens or more")
-    if takes is not None and length > takes:
-        raise ConfigError("window", length, f"at most {takes} tokens, the model's limit")
+    require_window(length, takes)
     if most is not None and most < 1:
         raise ConfigError("windows", most, "1 or more")
     ids = _cut(text, tokenizer, length, most)

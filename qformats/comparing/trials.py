@@ -166,7 +166,7 @@ class Trials:
 
     def _takes_a_window(self, model: Contestant) -> bool:
         """Whether a model was made for as many tokens as a window has; its notes say if not."""
-        from qformats.runtime.context import context_limit
+        from qformats.folder.context import context_limit
 
         assert self._windows is not None
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qformats.folder.config_class import causal_types
 from qformats.registry import registry
 
 __all__ = ["causal_model", "own_class", "runs", "without_storage"]
@@ -51,9 +52,12 @@ def runs(config: Mapping[str, Any]) -> bool:
     """
     if registry().model_for(config) is not None:
         return True
-    from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    known = causal_types()
+    if known is None:
+        from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    return str(config.get("model_type")) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return str(config.get("model_type")) in known
 
 
 def causal_model(config: Mapping[str, Any], **options: Any) -> Any:

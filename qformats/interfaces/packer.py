@@ -11,6 +11,7 @@ from qformats.errors import ConfigError, Described, NotExactError, ShapeError
 from qformats.exact import Answer, foresee, represent
 from qformats.interfaces.spec import FormatSpec, solve
 from qformats.numbers import FLOATS, SIZES, Grid, QuantizedTensor, dtype_name, torch_dtype
+from qformats.work.arguments import told
 from qformats.work.guard import Guarded
 from qformats.work.shown import Shown, bits, dims, nbytes
 
@@ -492,6 +493,8 @@ class PackedTensor(Shown):
         """
         if out is None:
             return self.packer.dequantize(self)
+        if not hasattr(out, "is_contiguous"):
+            raise ConfigError("out", told(out), "a torch tensor")
         if out.shape != self.shape or not out.is_contiguous():
             found = f"{tuple(out.shape)}" + ("" if out.is_contiguous() else ", not contiguous")
             raise ShapeError("out", found, f"{self.shape}, contiguous")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qformats.errors import BackendUnavailableError, ConfigError, Described
+from qformats.work.arguments import told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,8 @@ def prepare_for_training(model: Any, *, gradient_checkpointing: bool = True) -> 
     PEFT's ``prepare_model_for_kbit_training`` does this for the quantization methods that it knows; for others it
     widens every half-precision parameter to float32 and lets no gradient into the first block.
     """
+    if not hasattr(model, "enable_input_require_grads"):
+        raise ConfigError("model", told(model), "a Transformers model, such as qformats.load_model gives")
     model.requires_grad_(False)
     model.enable_input_require_grads()
     if gradient_checkpointing:

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from qformats.errors import Described, QFormatsError, UnsupportedModelError
-from qformats.folder.classes import causal_model, runs, without_storage
+from qformats.folder.classes import causal_model
+from qformats.folder.readiness import require_class
 from qformats.interfaces.checkpoint import Checkpoint
 
-__all__ = ["bare_model", "require_class"]
+__all__ = ["bare_model"]
 
 
 def bare_model(source: Checkpoint, dtype: torch.dtype, purpose: str) -> Any:
@@ -50,31 +51,6 @@ def bare_model(source: Checkpoint, dtype: torch.dtype, purpose: str) -> Any:
             ["a configuration that Transformers can build a model from"],
         ) from error
     return model.requires_grad_(False).eval()
-
-
-def require_class(source: Checkpoint, purpose: str) -> dict[str, Any]:
-    """Refuse a model that there is no code to run for, before anything else is found to be missing.
-
-    Returns
-    -------
-    dict
-        Its configuration, with a ``model_type``.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If neither Transformers nor a plugin has a causal language model for this configuration.
-    """
-    config = without_storage(source.config)
-    kind = config["model_type"] = str(config.get("model_type") or source.architecture)
-    if not runs(config):
-        raise UnsupportedModelError(
-            f"{source.path}: model to {purpose}",
-            kind,
-            ["a model type that Transformers, or a plugin, has a causal language model for"],
-            "Its tensors can be converted and compared, but there is no code to run them",
-        )
-    return config
 
 
 @contextlib.contextmanager

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from qformats.errors import CheckpointError, Described, UnsupportedModelError
+from qformats.folder.readiness import require_tokenizer
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.work.files import parse_json
 
 __all__ = ["tokenizer"]
-
-_VOCABULARIES = ("tokenizer.", "vocab", "ice_text")
-"""What names of files with the tokens themselves begin with."""
 
 
 def tokenizer(source: Checkpoint) -> Any:
@@ -35,16 +33,10 @@ def tokenizer(source: Checkpoint) -> Any:
     UnsupportedModelError
         If its tokenizer needs code that only its repository has.
     """
+    require_tokenizer(source)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     content = source.tokenizer_files()
-    if not any(name.startswith(("tokenizer", "vocab", "ice_text")) for name in content):
-        hint = "use a model whose folder or file includes its tokenizer"
-        raise CheckpointError(source.path, "has no tokenizer", "one, to turn text into tokens", hint=hint)
-    if not any(name.startswith(_VOCABULARIES) for name in content):
-        hint = "Copy the missing file from the model that this one was made from"
-        expected = "tokenizer.json, or another vocabulary, beside it"
-        raise CheckpointError(source.path, "has only the settings of a tokenizer", expected, hint=hint)
     with tempfile.TemporaryDirectory(prefix="qformats-") as folder:
         for name, data in content.items():
             file = Path(folder, name)

@@ -2,11 +2,68 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, Described
 
-__all__ = ["mapping", "names"]
+__all__ = ["mapping", "name", "names", "path", "told"]
+
+
+def told(given: object) -> object:
+    """A wrong argument as messages show it: its value if that is short to say, and else what it is.
+
+    Examples
+    --------
+    >>> from qformats.work.arguments import told
+    >>> import numpy as np
+    >>> told(3), told(np.zeros(4)), told({})
+    (3, numpy.ndarray, dict)
+    """
+    if given is None or isinstance(given, bool | int | float | str | bytes):
+        return given
+    kind = type(given)
+    module = kind.__module__.partition(".")[0]
+    return Described(kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}")
+
+
+def path(key: str, given: object, expected: str = "a path") -> Path:
+    """A path, with the user's home in place of ``~``.
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+
+    Examples
+    --------
+    >>> from qformats.work.arguments import path
+    >>> path("target", "model").name
+    'model'
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigError(key, told(given), expected)
+    return Path(given).expanduser()
+
+
+def name(key: str, given: object, what: str) -> str:
+    """A name.
+
+    Raises
+    ------
+    ConfigError
+        If it is no text.
+
+    Examples
+    --------
+    >>> from qformats.work.arguments import name
+    >>> name("format", "dense:f16", "of a format")
+    'dense:f16'
+    """
+    if not isinstance(given, str):
+        raise ConfigError(key, told(given), f"the name {what}")
+    return given
 
 
 def names(key: str, given: str | Iterable[str]) -> tuple[str, ...]:
@@ -27,7 +84,8 @@ def names(key: str, given: str | Iterable[str]) -> tuple[str, ...]:
         return (given,)
     found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, Mapping | bytes) else None
     if found is None or not all(isinstance(name, str) for name in found):
-        raise ConfigError(key, given, "a name, or several of them in a list")
+        listed = isinstance(given, list | tuple | set | Mapping)
+        raise ConfigError(key, given if listed else told(given), "a name, or several of them in a list")
     return found
 
 

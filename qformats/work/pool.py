@@ -30,7 +30,7 @@ def threads(workers: int | None) -> int:
         If the user asks for less than one.
     """
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    if workers < 1:
+    if not isinstance(workers, int) or workers < 1:
         raise ConfigError("workers", workers, "1 or more")
     return workers
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from cli.command import PROGRAM, call
 
-from qformats.cli import devices
 from qformats.errors import ConfigError
+from qformats.work import gpus as devices
 
 
 @pytest.mark.parametrize("command", ["generate", "compare"])

@@ -13,8 +13,15 @@ _AMD = Path("/dev/kfd")
 """There with AMD's GPUs, which torch calls cuda too."""
 
 
-def require_device(device: str | None) -> None:
+def require_device(device: str | None, option: str = "--device") -> None:
     """Refuse a device that this machine does not have.
+
+    Parameters
+    ----------
+    device : str or None
+        As the user writes it; None is any.
+    option : str
+        Where it was given.
 
     Raises
     ------
@@ -27,15 +34,15 @@ def require_device(device: str | None) -> None:
         return
     found = _DEVICE.fullmatch(device)
     if found is None:
-        raise ConfigError("--device", device, "cpu, cuda, or one of several GPUs such as cuda:1")
+        raise ConfigError(option, device, "cpu, cuda, or one of several GPUs such as cuda:1")
     if device.startswith("cpu") or _AMD.exists():
         return
     count, why = _gpus()
     if not count:
-        raise ConfigError("--device", device, f"cpu, since {why}", "leave out --device to use the CPU")
+        raise ConfigError(option, device, f"cpu, since {why}", f"leave out {option} to use the CPU")
     if int(found[1] or 0) >= count:
         named = ", ".join(f"cuda:{number}" for number in range(count))
-        raise ConfigError("--device", device, f"cpu or one of this machine's GPUs: {named}")
+        raise ConfigError(option, device, f"cpu or one of this machine's GPUs: {named}")
 
 
 def _gpus() -> tuple[int, str]:
