@@ -25,10 +25,11 @@ Constructors take data and format the sentence in one place.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 
 __all__ = [
@@ -50,7 +51,9 @@ __all__ = [
     "UnknownFormatError",
     "UnsupportedModelError",
     "WeightsError",
+    "on_the_command_line",
     "shown",
+    "spelled",
 ]
 
 
@@ -83,6 +86,35 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+_typed = False
+
+
+@contextlib.contextmanager
+def on_the_command_line() -> Iterator[None]:
+    """Let messages name options as they are typed, and not as arguments of functions."""
+    global _typed
+    before, _typed = _typed, True
+    try:
+        yield
+    finally:
+        _typed = before
+
+
+def spelled(typed: str, called: str) -> str:
+    """Words of a message for whoever uses the program, or for whoever calls functions.
+
+    Examples
+    --------
+    >>> from qformats.errors import on_the_command_line, spelled
+    >>> spelled("--force", "force=True")
+    'force=True'
+    >>> with on_the_command_line():
+    ...     spelled("--force", "force=True")
+    '--force'
+    """
+    return typed if _typed else called
+
+
 _LONGEST = 400
 """Characters of a foreign exception's text that a message repeats."""
 _PRINTED = 1 << 10
@@ -94,8 +126,15 @@ def _sentence(subject: str, found: str, expected: str | None, hint: str | None) 
     if expected:
         text += f"; expected {expected}"
     if hint:
-        text += f". {hint[0].upper()}{hint[1:]}"
+        text += f". {_capital(hint)}"
     return text.rstrip(".") + "."
+
+
+def _capital(sentence: str) -> str:
+    """A sentence with a capital, unless it begins with something to type: ``tensor.float() makes one of it``."""
+    first = sentence.split(maxsplit=1)[0].rstrip(",;:")
+    typed = not first.isalpha() or first == "qformats"
+    return sentence if typed else sentence[0].upper() + sentence[1:]
 
 
 def _or(names: Iterable[str]) -> str:
@@ -138,7 +177,7 @@ class QFormatsError(Exception):
 
     def advise(self, advice: str) -> None:
         """Add a sentence to the message, where more is known about what to do than where the error arose."""
-        self.args = (f"{self} {advice[0].upper()}{advice[1:].rstrip('.')}.", *self.args[1:])
+        self.args = (f"{self} {_capital(advice).rstrip('.')}.", *self.args[1:])
 
 
 class UnknownFormatError(QFormatsError, LookupError):
@@ -158,6 +197,8 @@ class UnknownFormatError(QFormatsError, LookupError):
         Names to suggest, best first; by default installed ones that are spelt alike.
     patterns : iterable of str
         What else would have worked, where names cannot be listed.
+    about : str
+        What the name is, if it is that of something known.
 
     Examples
     --------
@@ -177,15 +218,18 @@ class UnknownFormatError(QFormatsError, LookupError):
         *,
         nearest: Iterable[str] | None = None,
         patterns: Iterable[str] = (),
+        about: str = "",
     ) -> None:
         self.name, self.installed, self.kind = name, sorted(installed), kind
         self.failed = dict(failed or {})
         close = difflib.get_close_matches(name, self.installed, n=_NEAREST) if nearest is None else nearest
-        self.nearest, self.patterns = tuple(close), tuple(patterns)
+        self.nearest, self.patterns, self.about = tuple(close), tuple(patterns), about
         few = len(self.installed) <= _SHOWN_NAMES
-        suggestion = f"Did you mean {_or(self.nearest[: 1 if few else _NEAREST])}? " if self.nearest else ""
+        suggested = _or(self.nearest[: 1 if few else _NEAREST]) if self.nearest else ""
+        # Who names something that exists has not mistyped it.
+        suggestion = suggested and (f"Nearest: {suggested}. " if about else f"Did you mean {suggested}? ")
         listed = self._listed(few)
-        head = f"no {kind} {name!r}"
+        head = f"no {kind} {name!r}" + (f": {about}" if about else "")
         if suggestion and not listed.startswith("qformats"):
             listed = listed[0].upper() + listed[1:]
         parts = [f"{head}. {suggestion}{listed}" if suggestion else f"{head}; {listed}"]
@@ -496,7 +540,7 @@ class InexactExportError(QFormatsError, ValueError):
     >>> from qformats.errors import InexactExportError
     >>> print(InexactExportError("model", "gguf:q4_0", {"w": "levels -8 to 8 need 17 codes and there are 16"}))
     model: 1 tensor cannot become gguf:q4_0 unchanged: w (levels -8 to 8 need 17 codes and there are 16).
-    Leave out --require-exact to round them, or choose another format.
+    Leave out require_exact to round them, or choose another format.
     """
 
     def __init__(self, source: str, format: str, reasons: Mapping[str, str], complete: bool = True) -> None:
@@ -513,7 +557,8 @@ class InexactExportError(QFormatsError, ValueError):
             shown.append(f"{len(groups) - _SHOWN_REASONS} other reasons")
         count = f"{'' if complete else 'at least '}{len(reasons)} tensor{'s' if len(reasons) > 1 else ''}"
         found = f"{count} cannot become {format} unchanged: {'; '.join(shown)}"
-        hint = "Leave out --require-exact to round them, or choose another format"
+        option = spelled("--require-exact", "require_exact")
+        hint = f"Leave out {option} to round them, or choose another format"
         super().__init__(_sentence(source, found, None, hint))
 
 

@@ -27,6 +27,7 @@ from qformats.errors import (
     PluginError,
     PluginLoadError,
     UnknownFormatError,
+    spelled,
 )
 from qformats.interfaces import Family, Loader, ModelClass, Packer, Quantizer
 from qformats.interfaces.naming import meanings, nearest, substitutes
@@ -274,7 +275,10 @@ class Registry:
         known = refused.installed if refused is not None else self.format_names()
         patterns = refused.patterns if refused is not None else ()
         close = nearest(format, self.families())
-        return UnknownFormatError(format, known, self.failures, nearest=close, patterns=patterns)
+        prefix, _, word = format.lower().rpartition(":")
+        told = (f.about(word) for f in self.families() if prefix in ("", f.name, *f.other_names))
+        about = next(filter(None, told), "")
+        return UnknownFormatError(format, known, self.failures, nearest=close, patterns=patterns, about=about)
 
     def format_names(self, family: str | None = None) -> list[str]:
         """Names of all formats, or of one family's."""
@@ -316,7 +320,8 @@ class Registry:
             for name, (other, _) in self._quantizers.items()
             if option in [known.name for known in other().options]
         ]
-        return f"add --quantizer {' or '.join(owners)}, which has this option" if owners else None
+        names = " or ".join(spelled(f"--quantizer {name}", f"quantizer={name!r}") for name in owners)
+        return f"add {names}, which has this option" if owners else None
 
     def quantizer_names(self) -> list[str]:
         """Names of all quantizers."""

@@ -54,7 +54,7 @@ class _BnBPacker(Packer):
         if len(shape) == 3:
             return "it has 3 dimensions, and Transformers does not load stacked experts from bitsandbytes folders"
         if len(shape) != 2:
-            return f"it has {len(shape)} dimensions instead of 2"
+            return f"its number of dimensions is {len(shape)} instead of 2"
         return None if shape[0] and shape[1] else "it has no elements"
 
     def _dense(self, dense: Tensor) -> Tensor:

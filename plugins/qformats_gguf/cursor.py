@@ -169,6 +169,7 @@ class Cursor:
             self.fail(
                 f"{what} is an array of {count} strings, but only {self.remaining} bytes follow",
                 f"at least {count * 8}, 8 for each string's length",
+                hint="the file is truncated or corrupt: download or write it again",
             )
         # Vocabularies have hundreds of thousands of entries: no method calls in this loop.
         data, size, unpack, start = self._data, self.size, _U64.unpack_from, self.position

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import MappingProxyType
 
 from qformats import Family, Packer
@@ -10,6 +11,10 @@ from qformats_gguf.packers import LISTED, packer_of
 from qformats_gguf.types import by_name
 
 __all__ = ["GGUF"]
+
+
+_MIX = re.compile(r"(i?q\d_k|i?q\d)_(?:xs|s|m|l|xl)")
+"""Names of files for what llama.cpp makes of several types."""
 
 
 class GGUF(Family):
@@ -32,6 +37,18 @@ class GGUF(Family):
             "fp8": ("q8_0",),
         }
     )
+
+    def about(self, word: str) -> str:
+        """What llama.cpp's mixes of types are: ``q4_k_m``."""
+        mix = _MIX.fullmatch(word)
+        try:
+            base = packer_of(by_name(mix[1])) if mix else None
+        except UnknownFormatError:
+            base = None
+        if base is None:
+            return super().about(word)
+        can = "can be read but not written" if not base.writable else f"is written as {base.name}"
+        return f"it is llama.cpp's mix of {base.spec.variant} and larger types, which {can}"
 
     def parse(self, variant: str) -> Packer:
         """Packer of one tensor type, in any case."""

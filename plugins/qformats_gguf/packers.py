@@ -92,7 +92,7 @@ class GGUFPacker(Packer):
     def veto(self, shape: Sequence[int]) -> str | None:
         """Blocks lie along rows; stacked matrices (experts) are rows too."""
         if len(shape) < 2:
-            return f"it has {len(shape)} dimensions instead of 2 or more"
+            return f"its number of dimensions is {len(shape)} instead of 2 or more"
         if shape[-1] % self.spec.block_size:
             return f"rows of {shape[-1]} do not divide into blocks of {self.spec.block_size}"
         return None

@@ -89,7 +89,7 @@ class GLMPacker(Packer):
     def veto(self, shape: Sequence[int]) -> str | None:
         """Rows are whole bytes, and divide into as many blocks of whole bytes as there are scales."""
         if len(shape) != 2:
-            return f"it has {len(shape)} dimensions instead of 2"
+            return f"its number of dimensions is {len(shape)} instead of 2"
         columns = int(shape[1])
         if not columns:
             return "it has no columns"

@@ -207,7 +207,7 @@ class GPTQPacker(Packer):
     def veto(self, shape: Sequence[int]) -> str | None:
         """Whole words in both dimensions; the last group of a row may be short."""
         if len(shape) != 2:
-            return f"it has {len(shape)} dimensions instead of 2"
+            return f"its number of dimensions is {len(shape)} instead of 2"
         for size, what in zip(shape, ("outputs", "columns"), strict=True):
             if size % 32 or not size:
                 return f"{size} {what} are not a multiple of 32"

@@ -20,7 +20,7 @@ from qformats.calibration.settings import Settings
 from qformats.calibration.skeleton import Skeleton
 from qformats.calibration.stream import Stream, observe
 from qformats.calibration.text import check_text, sample_tokens
-from qformats.errors import ConfigError, Described, NonFiniteError, OutputError, WeightsError
+from qformats.errors import ConfigError, Described, NonFiniteError, OutputError, WeightsError, spelled
 from qformats.folder.readiness import require_class, require_tokenizer
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.packer import PackedTensor, Packer
@@ -482,7 +482,8 @@ class _Block:
 def refused(names: Sequence[str], wanted: str) -> ConfigError:
     """Error for tensors that cannot be calibrated."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    hint = "Keep them in another format (--tensor-type), or use --quantizer rtn"
+    types, plain = spelled("--tensor-type", "tensor_types"), spelled("--quantizer rtn", "quantizer='rtn'")
+    hint = f"Keep them in another format ({types}), or use {plain}"
     return ConfigError("tensors to calibrate", Described(shown), wanted, hint)
 
 

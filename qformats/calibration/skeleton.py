@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from qformats.errors import CheckpointError, Described, UnsupportedModelError, WeightsError
+from qformats.errors import CheckpointError, Described, UnsupportedModelError, WeightsError, spelled
 from qformats.interfaces.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ class Skeleton:
             If it holds NaN or infinity.
         """
         if name not in self._source.tensors:
-            hint = "quantize such a model without calibration (--quantizer rtn)"
+            plain = spelled("--quantizer rtn", "quantizer='rtn'")
+            hint = f"quantize such a model without calibration ({plain})"
             raise CheckpointError(self._source.path, f"lacks {name}, which its model class needs", hint=hint)
         import torch
 

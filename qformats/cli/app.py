@@ -28,7 +28,7 @@ from qformats.cli.merge import merge
 from qformats.cli.new_plugin import new_plugin
 from qformats.cli.plugins import plugins
 from qformats.cli.shared import Command, Debug, Quiet, Verbose
-from qformats.cli.suggestions import WrongCommandLine, commands_instead, unknown_command
+from qformats.cli.suggestions import WrongCommandLine, commands_instead, unknown_command, unknown_option
 
 if TYPE_CHECKING:
     from qformats.errors import QFormatsError
@@ -60,6 +60,17 @@ class Program(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise Interrupted(*(error.args or self._unchanged(ctx))) from error
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what stands before the command."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # Without a command, the help is shown.
+            if not hasattr(error, "option_name"):
+                raise
+            known = [spelled for each in self.get_params(ctx) for spelled in each.opts]
+            raise unknown_option(str(error.option_name), known, sys.argv[1:]) from error
 
     def _unchanged(self, ctx: Any) -> tuple[str, ...]:
         """What an interruption means to the target of a command that has one."""
@@ -167,8 +178,11 @@ def run() -> None:
         from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
+    from qformats.errors import on_the_command_line
+
     try:
-        app(prog_name="qformats")
+        with on_the_command_line():
+            app(prog_name="qformats")
     except Interrupted as error:
         _say("; ".join(filter(None, ("interrupted", str(error)))))
         sys.exit(EXIT_INTERRUPTED)
@@ -222,6 +236,8 @@ def _told(error: OSError) -> str:
     # Python's message if no folder accepts a temporary file.
     no_room = error.errno in _FULL or "temporary directory" in told
     hint = ". Free some space, or set TMPDIR to a folder with room for temporary files" if no_room else ""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        hint = ". Allow more open files: ulimit -n 4096"
     return f"{file}{told}{hint}"
 
 

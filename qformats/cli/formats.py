@@ -51,10 +51,26 @@ def formats(
 
 def _named(known: Registry, name: str) -> list[Packer]:
     """Formats of a family, under any of its names, or the one format that a name stands for."""
+    import difflib
+
+    from qformats.errors import UnknownFormatError
+
     for family in known.families():
         if name.lower() in (family.name, *family.other_names):
             return [family.parse(variant) for variant in family.variants()]
-    return [meant(name)]
+    try:
+        return [meant(name)]
+    except UnknownFormatError as error:
+        words = {
+            word: family.name for family in known.families() for word in (family.name, *family.other_names)
+        }
+        close = difflib.get_close_matches(name.lower(), words, n=1)
+        if ":" in name or not close:
+            raise
+        installed = sorted({family.name for family in known.families()})
+        raise UnknownFormatError(
+            name, installed, known.failures, kind="family or format", nearest=[words[close[0]]]
+        ) from error
 
 
 def _facts(known: Registry, chosen: Sequence[Packer] | None) -> dict[str, Any]:

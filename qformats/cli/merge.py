@@ -19,7 +19,7 @@ def merge(
         str,
         typer.Argument(help="Model that it was trained on, in any format: file, folder, hub id, or demo."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File or folder to write.")],
+    output: Annotated[Path, typer.Option("--output", "--outfile", "-o", help="File or folder to write.")],
     format: Annotated[
         str | None,
         typer.Option(

@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from qformats.cli.console import talk
 from qformats.cli.reporting import with_json_file
-from qformats.cli.suggestions import unknown_option
+from qformats.cli.suggestions import unknown_option, unusable
 
 __all__ = ["Command", "Debug", "Quiet", "Verbose", "parameters"]
 
@@ -80,6 +80,7 @@ class Command(TyperCommand):
         super().__init__(*args, **kwargs)
         # A line ends where the terminal does, not where the source did.
         paragraphs = [" ".join(text.split()) for text in (self.help or "").split("\n\n")]
+        self._example = next((text for text in paragraphs if text.startswith("qformats ")), "")
         shown = (f"[bold]{text}[/bold]" if text.startswith("qformats ") else text for text in paragraphs)
         self.help = "\n\n".join(shown)
 
@@ -99,10 +100,10 @@ class Command(TyperCommand):
         except typer.Exit:
             raise
         except Exception as error:
+            if not hasattr(error, "format_message"):
+                raise
             name = getattr(error, "option_name", None)
-            if name is None or not hasattr(error, "possibilities"):
-                raise
             known = [spelled for each in self.get_params(ctx) for spelled in each.opts]
-            if name in known:
-                raise
-            raise unknown_option(name, known, sys.argv[1:]) from error
+            if name is not None and hasattr(error, "possibilities") and name not in known:
+                raise unknown_option(name, known, sys.argv[1:]) from error
+            raise unusable(error, str(ctx.info_name), self._example) from error

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-__all__ = ["WrongCommandLine", "commands_instead", "example_formats", "unknown_command", "unknown_option"]
+__all__ = [
+    "WrongCommandLine",
+    "commands_instead",
+    "example_formats",
+    "unknown_command",
+    "unknown_option",
+    "unusable",
+]
 
+_CLOSE = 0.6
+"""Least likeness of an option that is suggested, by difflib: formt is 0.91 like format, bogus 0.5 like log."""
 _ELSEWHERE = {
     **dict.fromkeys(("convert", "quantize", "quantise", "requantize", "save", "write", "to"), "export"),
     **dict.fromkeys(("dequantize", "dequantise", "unquantize"), "export --format dense:f16"),
@@ -52,14 +64,19 @@ def unknown_command(name: str, arguments: Sequence[str], known: Iterable[str]) -
             return WrongCommandLine(
                 f"no command {name!r}. Commands are {', '.join(known)}; qformats --help says what they do"
             )
-        return WrongCommandLine(
-            f"no command {name!r}. Did you mean {close[0]!r}?", [_line(close[0], *arguments)]
-        )
+        other, told = close[0], f"Did you mean {close[0]!r}?"
+    else:
+        told = f"It is {other!r} here"
     command, *options = other.split()
     words = _as_ours(command, arguments)
-    if command == "export" and not options and not {"--format", "-f", "--type", "-t", "--outtype"} & {*words}:
+    given = {word.partition("=")[0] for word in words}
+    if command == "export" and not options and not {"--format", "-f", "--type", "-t", "--outtype"} & given:
         options = ["--format", *example_formats()[:1]]
-    return WrongCommandLine(f"no command {name!r}. It is {other!r} here", [_line(command, *words, *options)])
+    if command == "compare" and len(_leading(words)) < 2 and "--try" not in given:
+        options = ["--try", *example_formats()[:1]]
+    if command == "merge" and not {"-o", "--output", "--outfile"} & given:
+        options = ["--output", "OUT"]
+    return WrongCommandLine(f"no command {name!r}. {told}", [_line(command, *words, *options)])
 
 
 def example_formats(suffix: str = "") -> list[str]:
@@ -83,15 +100,15 @@ def _as_ours(command: str, arguments: Sequence[str]) -> list[str]:
     """
     if command == "formats":
         return [word for word in arguments[:1] if not word.startswith("-")]
-    if command not in ("export", "generate", "inspect"):
-        return list(arguments)
-    plain: list[str] = []
-    for word in arguments:
-        if word.startswith("-"):
-            break
-        plain.append(word)
+    plain = _leading(arguments)
     rest = list(arguments[len(plain) :])
+    if command == "merge":
+        return [*plain, *("ADAPTER", "BASE")[len(plain) :], *rest]
+    if command not in ("export", "generate", "inspect", "compare"):
+        return list(arguments)
     model = plain[:1] or ["MODEL"]
+    if command == "compare":
+        return [*model, *plain[1:], *rest]
     if command == "export":
         for word, option in zip(plain[1:3], ("--output", "--format"), strict=False):
             rest += [option, word]
@@ -100,15 +117,42 @@ def _as_ours(command: str, arguments: Sequence[str]) -> list[str]:
     return [*model, *rest]
 
 
+def _leading(words: Sequence[str]) -> list[str]:
+    """Words before the first option."""
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+
+
 def unknown_option(name: str, known: Iterable[str], arguments: Sequence[str]) -> WrongCommandLine:
     """An option that does not exist; `arguments` are the whole command line after the program's name."""
-    close = difflib.get_close_matches(
-        name, [each for each in known if each.startswith("--")], n=1, cutoff=0.5
-    )
+    # Without the dashes, which all of them share.
+    spelled = {each.removeprefix("--"): each for each in known if each.startswith("--")}
+    close = difflib.get_close_matches(name.lstrip("-"), spelled, n=1, cutoff=_CLOSE)
     if not close:
         return WrongCommandLine(f"no option {name}; the command's --help lists all")
-    fixed = [_replaced(word, name, close[0]) for word in arguments]
-    return WrongCommandLine(f"no option {name}. Did you mean {close[0]}?", [_line(*fixed)])
+    option = spelled[close[0]]
+    fixed = [_replaced(word, name, option) for word in arguments]
+    return WrongCommandLine(f"no option {name}. Did you mean {option}?", [_line(*fixed)])
+
+
+def unusable(error: Any, command: str, example: str) -> WrongCommandLine:
+    """A command line that lacks something, or has a value that is none, as the parser's error says it.
+
+    Parameters
+    ----------
+    error : click.UsageError
+        Of whichever copy of click the parser uses.
+    command, example : str
+        The command's name, and a command line that works; empty if there is none.
+    """
+    told = " ".join(str(error.format_message()).split()).rstrip(".")
+    told = re.sub(r"argument\(s\) \((.*)\)", r"argument \1", told[:1].lower() + told[1:])
+    about = " ".join(str(getattr(error.param, "help", None) or "").split()) if hasattr(error, "param") else ""
+    if about and told.startswith("missing"):
+        told += f": {about[:1].lower()}{about[1:].rstrip('.')}"
+    name = f"qformats {command}".rstrip()
+    ends = "for example" if example else "says more"
+    help = f"{name} --help {ends}" if not example else f"{name} --help says more; {ends}"
+    return WrongCommandLine(f"{told}. {help}", [example] if example else [])
 
 
 def commands_instead(name: str, formats: Iterable[str]) -> list[str]:

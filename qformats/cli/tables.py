@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,7 @@ class Table:
         self.rows.append([*texts, *(Text() for _ in self.columns[len(texts) :])])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        kept, widths = self._fitted(options.max_width)
+        kept, widths, gone = self._fitted(options.max_width)
         dots = "..." if options.ascii_only else "…"
         if any(self.columns[i].title for i in kept):
             titles = [Text(self.columns[i].title, "bold") for i in kept]
@@ -74,16 +74,31 @@ class Table:
             yield Text(
                 ("-" if options.ascii_only else "─") * min(sum(widths) + _GAP * (len(widths) - 1), _PAGE)
             )
+        whole = self._alike(kept, widths, dots)
         for row in self.rows:
-            yield from self._lines(console, [row[i] for i in kept], kept, widths, dots)
+            yield from self._lines(console, [row[i] for i in kept], kept, widths, dots, whole)
+        if gone:
+            note = Text(f"not shown in {options.max_width} columns: {', '.join(gone)}", "dim")
+            for line in note.wrap(console, options.max_width):
+                line.rstrip()
+                yield line
 
-    def _fitted(self, width: int) -> tuple[list[int], list[int]]:
-        """Indices of the columns that are shown, and how wide each is."""
+    def _alike(self, kept: Sequence[int], widths: Sequence[int], dots: str) -> set[int]:
+        """Columns of names of which some would be the same without their middles: those wrap instead."""
+        found = set()
+        for i, width in zip(kept, widths, strict=True):
+            names = {row[i].plain: shortened(row[i], width, dots).plain for row in self.rows}
+            if len(set(names.values())) < len(names):
+                found.add(i)
+        return found
+
+    def _fitted(self, width: int) -> tuple[list[int], list[int], list[str]]:
+        """Indices of the columns that are shown, how wide each is, and titles of those for which there is no room."""
         natural = [
             max((text.cell_len for text in (Text(column.title), *(row[i] for row in self.rows))), default=0)
             for i, column in enumerate(self.columns)
         ]
-        kept = [i for i in range(len(self.columns)) if natural[i]]
+        kept = filled = [i for i in range(len(self.columns)) if natural[i]]
         for title in ("", *self.dropped):
             kept = [i for i in kept if not title or self.columns[i].title != title]
             # What each needs, and could use.
@@ -94,7 +109,8 @@ class Table:
         wanted = [natural[i] for i in kept]
         if sum(needed) > room:
             needed, wanted = [min(n, _LEAST) for n in wanted], needed
-        return kept, _shared(needed, wanted, room)
+        gone = [self.columns[i].title for i in filled if i not in kept]
+        return kept, _shared(needed, wanted, room), gone
 
     def _comfort(self, index: int) -> int:
         column = self.columns[index]
@@ -103,11 +119,17 @@ class Table:
         return max(len(column.title), _PROSE if column.prose else _NAME)
 
     def _lines(
-        self, console: Console, cells: Sequence[Text], kept: Sequence[int], widths: Sequence[int], dots: str
+        self,
+        console: Console,
+        cells: Sequence[Text],
+        kept: Sequence[int],
+        widths: Sequence[int],
+        dots: str,
+        whole: Collection[int] = (),
     ) -> Iterator[Text]:
         """One row, in as many lines as its longest cell takes; nothing fills a line up to its end."""
         wrapped = [
-            self._cell(console, cell, self.columns[i], width, dots)
+            self._cell(console, cell, self.columns[i], width, dots, i in whole)
             for cell, i, width in zip(cells, kept, widths, strict=True)
         ]
         for number in range(max(map(len, wrapped), default=0)):
@@ -123,10 +145,12 @@ class Table:
             line.end = "\n"
             yield line
 
-    def _cell(self, console: Console, cell: Text, column: Column, width: int, dots: str) -> list[Text]:
+    def _cell(
+        self, console: Console, cell: Text, column: Column, width: int, dots: str, whole: bool
+    ) -> list[Text]:
         if cell.cell_len <= width:
             return [cell]
-        if column.prose or column.right:
+        if column.prose or column.right or whole:
             return list(cell.wrap(console, width, overflow="fold"))
         return [shortened(cell, width, dots)]
 

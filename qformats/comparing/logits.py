@@ -146,7 +146,7 @@ class LogitsWriter:
         try:
             yield
         except OSError as error:
-            hint = "Name a file on another disk (--logits), or score fewer windows (--windows)"
+            hint = "Name a file on another disk, or score fewer windows"
             found = f"the base's predictions cannot be written ({error.strerror or error})"
             raise OutputError(self.path, found, hint) from error
 

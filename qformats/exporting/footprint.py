@@ -164,7 +164,8 @@ def footprint(
     try:
         config = Values(source.config, str(source.path))
     except UnsupportedModelError as error:
-        return replace(stored, unknown=f"{error.what} = {error.found!r} is not supported")
+        what = error.what.rpartition(": ")[2]
+        return replace(stored, unknown=f"what its {what}, {error.found!r}, computes is not known here")
     if context is None:
         context = _number(
             config, "max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qformats.errors import OutputError
+from qformats.errors import OutputError, spelled
 from qformats.exporting.transcode import Measure
 from qformats.work.ownership import is_ours, open_private, own_folder, token
 
@@ -390,7 +390,9 @@ def _folder(target: Path, name: str) -> Path:
 def unwritable(target: Path, error: OSError) -> OutputError:
     """Error for a place that cannot be written."""
     return OutputError(
-        target, f"cannot be written ({error.strerror or error})", "Choose another place with --output"
+        target,
+        f"cannot be written ({error.strerror or error})",
+        "Choose another place" + spelled(" with --output", ""),
     )
 
 

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qformats.errors import CheckpointError, OutputError
+from qformats.errors import CheckpointError, OutputError, spelled
 from qformats.exact import Answer
 from qformats.exporting.account import LeftOut, account
 from qformats.exporting.recipe import Recipe
@@ -332,7 +332,9 @@ def _named(target: Path) -> Path:
         target = target.resolve()
     if not target.name:
         raise OutputError(
-            target, "is not a valid name for a file or folder", "Choose another one with --output"
+            target,
+            "is not a valid name for a file or folder",
+            "Choose another one" + spelled(" with --output", ""),
         )
     return target
 

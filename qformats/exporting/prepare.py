@@ -18,6 +18,7 @@ from qformats.errors import (
     OutputError,
     UnsupportedModelError,
     WeightsError,
+    spelled,
 )
 from qformats.exact import Answer
 from qformats.exporting.fill import slices_of, source_bytes
@@ -129,7 +130,8 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     except (BackendUnavailableError, CheckpointError, UnsupportedModelError) as error:
         # Whoever asked for a format that is calibrated by default need not know that there is another way.
         if "rtn" not in str(error):
-            error.advise("each tensor can be rounded by itself, without calibration: --quantizer rtn")
+            how = spelled("--quantizer rtn", "quantizer='rtn'")
+            error.advise(f"each tensor can be rounded by itself, without calibration: {how}")
         raise
     prepared.fingerprint = plan.fingerprint
     # Reports describe the original model, not intermediate steps.

@@ -82,6 +82,9 @@ def execute(
         finish_or_undo(plan.target, plan.partial_name)
     check_target(plan, force)
     _check_source(plan)
+    if not plan.target.parent.exists():
+        # Of a mistyped path nothing else would tell.
+        progress.notice(f"making the folder {plan.target.parent}")
     if require_exact:
         refuse_inexact(plan, workers, progress)
     if not plan.quantizer.prepares:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import xxhash
 
-from qformats.errors import ConfigError, OutputError
+from qformats.errors import ConfigError, OutputError, spelled
 from qformats.exporting.fill import OutputFiles
 from qformats.exporting.journal import Journal, Span, sync_folder
 from qformats.exporting.plan import Plan
@@ -65,6 +65,14 @@ def leftovers(plan: Plan) -> Stale:
     return stale_parts(plan, final_paths(plan), plan.target.with_name(record_name(plan)))
 
 
+def _another() -> str:
+    return "Choose another name" + spelled(" with --output", "")
+
+
+def _replace() -> str:
+    return "Choose another name, or replace it with " + spelled("--force", "force=True")
+
+
 def check_target(plan: Plan, force: bool) -> None:
     """Refuse a target that must not be replaced.
 
@@ -79,26 +87,26 @@ def check_target(plan: Plan, force: bool) -> None:
         place = Path(os.path.realpath(path))
         refuse_stream(path)
         if place in sources or place == plan.source.path.resolve():
-            raise OutputError(path, "is the model being read", "Choose another name with --output")
+            raise OutputError(path, "is the model being read", _another())
         if path.is_dir() and not plan.layout.folder:
             suffix = plan.loader.suffix
             raise OutputError(
                 path, "is a folder", f"Give the name of a file, such as {path / f'model{suffix}'}"
             )
         if any(place in source.parents for source in sources):
-            raise OutputError(path, "holds the model being read", "Choose another name with --output")
+            raise OutputError(path, "holds the model being read", _another())
         # A link that leads nowhere exists too.
         if not os.path.lexists(path):
             continue
         # A record whose model is gone is a left-over of ours.
         if not force and path.name != record_name(plan):
-            raise OutputError(path, "exists already", "Choose another name, or replace it with --force")
+            raise OutputError(path, "exists already", _replace())
         if plan.layout.folder:
             _check_folder(path)
     older = leftovers(plan).replaced
     if older and not force:
         found = f"exists already, as {older[0].name}" + (f" and {len(older) - 1} more" if older[1:] else "")
-        raise OutputError(plan.target, found, "Choose another name, or replace it with --force")
+        raise OutputError(plan.target, found, _replace())
 
 
 def _check_folder(path: Path) -> None:

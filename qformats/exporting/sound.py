@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qformats.errors import NonFiniteError
+from qformats.errors import NonFiniteError, spelled
 from qformats.interfaces.packer import PackedTensor
 from qformats.kernels.dense import require_finite
 
@@ -84,10 +84,11 @@ def warn_of_zeros(lost: Sequence[tuple[str, int, int, str]]) -> None:
     lost : sequence of (str, int, int, str)
         Tensor, rows that became zeros, rows in all, and the format.
     """
+    keeps = spelled("--tensor-type 'NAME=f32'", "tensor_types={'NAME': 'f32'}")
     for name, rows, total, format in lost[:_NAMED]:
         told = (
             f"{name}: {rows:,} of {total:,} rows became zeros: their weights are too small for {format} "
-            "(--tensor-type 'NAME=f32' keeps them)"
+            f"({keeps} keeps them)"
         )
         warnings.warn(told, UserWarning, stacklevel=3)
     if len(lost) > _NAMED:

@@ -88,6 +88,8 @@ class Family(Guarded):
     similar: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Names of formats that it does not have or cannot write, and the variants that come nearest, best first. They are
     suggested, never taken."""
+    known: ClassVar[Mapping[str, str]] = {}
+    """What names are, in lower case, that users know from elsewhere: ``{"awq": "AWQ, which is not supported"}``."""
     config_files: ClassVar[tuple[str, ...]] = ()
     """Files of a folder that hold its ``quantization_config`` if config.json has none."""
 
@@ -112,6 +114,10 @@ class Family(Guarded):
             if packer.spec.variant == variant:
                 return packer
         raise self.unknown(variant)
+
+    def about(self, word: str) -> str:
+        """What a name is, in lower case and of no format of the family; empty if that is not known either."""
+        return self.known.get(word, "")
 
     def unknown(self, variant: str, more: Sequence[str] = ()) -> UnknownFormatError:
         """Error for :meth:`parse`; `more` are patterns of names that are not listed."""

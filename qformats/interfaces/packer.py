@@ -124,7 +124,7 @@ class Packer(Shown, Guarded):
         The answer reads as a clause of its own: ``"576 columns are not a multiple of 256"``.
         """
         if self.quantizes and len(shape) != 2:
-            return f"it has {len(shape)} dimensions instead of 2"
+            return f"its number of dimensions is {len(shape)} instead of 2"
         block = self.spec.block_size
         if block > 1 and shape[-1] % block:
             return f"rows of {shape[-1]} do not divide into blocks of {block}"

@@ -30,7 +30,17 @@ def _instead(capsys, *args):
         (("info", "demo"), "qformats inspect demo"),
         (("list",), "qformats formats"),
         (("list", "gguf"), "qformats formats gguf"),
-        (("exprot", "demo"), "qformats export demo"),
+        (("exprot", "demo"), "qformats export demo --format gguf"),
+        (("exprot", "demo", "--format=nf4"), "qformats export demo --format=nf4"),
+        (("inspct",), "qformats inspect MODEL"),
+        (("generat", "demo"), "qformats generate demo 'Once upon a time'"),
+        (("compar", "demo"), "qformats compare demo --try gguf"),
+        (("compar", "demo", "x.gguf"), "qformats compare demo x.gguf"),
+        (("compar", "demo", "--try", "nf4"), "qformats compare demo --try nf4"),
+        (("lora", "./adapter"), "qformats merge ./adapter BASE --output OUT"),
+        (("merg", "a", "b", "-o", "c"), "qformats merge a b -o c"),
+        (("formts",), "qformats formats"),
+        (("reshrd", "in", "out"), "qformats reshard in out"),
     ],
 )
 def test_other_names_of_commands(capsys, args, line):
@@ -61,10 +71,110 @@ def test_mistyped_options(capsys, args, line):
     assert lines == [line]
 
 
-def test_an_option_like_no_other(capsys):
-    message, lines = _instead(capsys, "export", "demo", "--zzzzzz")
-    assert message == "no option --zzzzzz; the command's --help lists all"
+@pytest.mark.parametrize("option", ["--zzzzzz", "--bogus", "--verify", "--window"])
+def test_an_option_like_no_other(capsys, option):
+    message, lines = _instead(capsys, "export", "demo", option)
+    assert message == f"no option {option}; the command's --help lists all"
     assert lines == []
+
+
+def test_options_before_the_command(capsys):
+    assert _instead(capsys, "--verson") == (
+        "no option --verson. Did you mean --version?",
+        ["qformats --version"],
+    )
+    assert _instead(capsys, "--bogus") == ("no option --bogus; the command's --help lists all", [])
+
+
+@pytest.mark.parametrize(
+    ("args", "told", "line"),
+    [
+        (
+            ("generate",),
+            "missing argument 'model': file or folder, a hub id",
+            "qformats generate my-model.gguf",
+        ),
+        (
+            ("generate", "demo"),
+            "missing argument 'prompt': beginning of the text",
+            "qformats generate my-model",
+        ),
+        (
+            ("merge", "a"),
+            "missing argument 'base': model that it was trained on",
+            "qformats merge ./my-adapter",
+        ),
+        (
+            ("merge", "a", "b"),
+            "missing option '--output'",
+            "qformats merge ./my-adapter ./my-model -o merged",
+        ),
+        (
+            ("export", "demo", "--format"),
+            "option '--format' requires an argument",
+            "qformats export ./my-model",
+        ),
+        (("export", "demo", "-j", "x"), "invalid value for '--threads'", "qformats export ./my-model"),
+        (("export", "demo", "more"), "got unexpected extra argument more", "qformats export ./my-model"),
+        (("compare", "demo", "--window", "1"), "invalid value for '--window'", "qformats compare ./my-model"),
+        (("reshard", "demo"), "missing argument 'output': folder to write", "qformats reshard ./glm-130b"),
+        (("completion",), "missing argument", "qformats completion"),
+    ],
+)
+def test_what_lacks_something_is_said_in_one_line_with_an_example(capsys, args, told, line):
+    message, lines = _instead(capsys, *args)
+    assert message.startswith(told)
+    assert f"qformats {args[0]} --help says more" in message
+    assert len(lines) == 1
+    assert lines[0].startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("name", "about", "nearest"),
+    [
+        ("awq", "AWQ has layouts of its own, which are not supported", "gptq:4bit-128g-asym"),
+        ("AWQ", "AWQ has layouts of its own, which are not supported", "gptq:4bit-128g-asym"),
+        (
+            "w4a16",
+            "compressed-tensors has layouts of its own, which are not supported",
+            "gptq:4bit-128g-asym",
+        ),
+        (
+            "q4_k_m",
+            "it is llama.cpp's mix of q4_k and larger types, which can be read but not written",
+            "gguf:q4_1",
+        ),
+        ("gguf:q5_k_s", "it is llama.cpp's mix of q5_k and larger types, which can be read", "gguf:q5_0"),
+        ("q3_k_l", "it is llama.cpp's mix of q3_k and larger types, which can be read", "gguf:q4_0"),
+    ],
+)
+def test_names_known_from_elsewhere_are_said_to_be(capsys, name, about, nearest):
+    message, lines = _instead(capsys, "export", "demo", "--format", name)
+    assert message.startswith(f"no format '{name}': {about}")
+    assert f"Nearest: '{nearest}'" in message
+    assert "Did you mean" not in message
+    assert lines == [f"qformats export demo --format {nearest}"]
+
+
+def test_short_names_are_no_formats_from_elsewhere(capsys):
+    message, _ = _instead(capsys, "export", "demo", "--format", "q4")
+    assert message.startswith("no format 'q4'. Did you mean 'gguf:q4_0'")
+
+
+def test_families_are_found_by_names_like_theirs(capsys):
+    message, lines = _instead(capsys, "formats", "ggfu")
+    assert message.startswith("no family or format 'ggfu'. Did you mean 'gguf'? Installed: bitsandbytes, ")
+    assert lines == ["qformats formats gguf"]
+    message, lines = _instead(capsys, "formats", "bitsnbytes")
+    assert lines == ["qformats formats bitsandbytes"]
+    assert _instead(capsys, "formats", "gguf:q4_9")[1] == ["qformats formats gguf:q4_0"]
+    assert _instead(capsys, "formats", "xyzzy")[1] == []
+
+
+def test_merge_takes_outfile_too(capsys, tmp_path):
+    result = call(capsys, "merge", tmp_path / "none", "demo", "--outfile", tmp_path / "out")
+    assert (result.code, result.out) == (3, "")
+    assert f"{tmp_path / 'none'}: " in result.err
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,38 @@ def test_the_narrowest_drops_what_is_of_least_use():
     assert all(word in text for word in ("said", "few", "words", "prose"))
 
 
+def keys():
+    made = table("metadata", "")
+    for key, value in {"llama.attention.key_length": "64", "llama.attention.value_length": "32"}.items():
+        made.add_row(key, value)
+    made.add_row("general.architecture", "llama")
+    return made
+
+
+@pytest.mark.parametrize("width", [20, 22])
+def test_names_that_would_look_alike_wrap_instead(width):
+    lines = drawn(keys(), width)
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+    joined = "".join(line.split("  ")[0].strip() for line in lines[2:])
+    assert joined == "llama.attention.key_lengthllama.attention.value_lengthgeneral.architecture"
+
+
+def test_names_that_stay_different_are_shortened():
+    made = table("tensor", "bytes", right=("bytes",))
+    for name in ("model.layers.0.input_layernorm.weight", "model.layers.1.mlp.down_proj.weight"):
+        made.add_row(name, "1,234")
+    lines = drawn(made, 30)
+    assert len(lines) == 4
+    assert all("…" in line for line in lines[2:])
+
+
+def test_what_is_left_out_is_named():
+    assert drawn(example(), 40)[-1] == "not shown in 40 columns: kind"
+    assert "not shown" not in "".join(drawn(example(), 100))
+    assert drawn(example(), 100)[-1].startswith("norm")
+
+
 @pytest.mark.parametrize("width", [1, 5, 10, 20])
 def test_any_width_is_kept(width):
     assert max(map(len, drawn(example(), width))) <= width

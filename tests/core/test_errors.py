@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from cli.command import call
 
 import qformats
 from qformats import errors
@@ -31,7 +32,9 @@ def test_tree_in_the_docstring_equals_the_classes():
 
 
 def test_all_names_the_family():
-    assert sorted(errors.__all__) == sorted(["Described", "QFormatsError", "shown", *_documented()])
+    assert sorted(errors.__all__) == sorted(
+        ["Described", "QFormatsError", "on_the_command_line", "shown", "spelled", *_documented()]
+    )
     assert qformats.QFormatsError is errors.QFormatsError
 
 
@@ -136,3 +139,35 @@ def test_of_many_names_only_the_nearest_are_told():
     lost = str(errors.UnknownFormatError("zzzz", [*many, "xyz:one"], nearest=[]))
     assert lost == "no format 'zzzz'; qformats formats lists all 21, of the families abc, xyz"
     assert "known: abc:fp0, abc:fp1" in str(errors.UnknownFormatError("zzzz", many, kind="GGUF tensor type"))
+
+
+def test_what_is_typed_keeps_its_spelling():
+    told = [
+        str(errors.ConfigError("a", 1, "2", hint))
+        for hint in ("tensor.float() helps", "qformats formats helps")
+    ]
+    assert [text.partition("2. ")[2] for text in told] == ["tensor.float() helps.", "qformats formats helps."]
+    assert str(errors.ConfigError("a", 1, "2", "give another one")).endswith("Give another one.")
+
+
+def test_options_are_spelled_for_whom_reads_them(tmp_path, capsys):
+    import qformats
+
+    target = tmp_path / "out.gguf"
+    target.touch()
+    with pytest.raises(errors.OutputError, match="or replace it with force=True"):
+        qformats.export("demo", target, format="gguf:q8_0")
+    result = call(capsys, "export", "demo", "-f", "gguf:q8_0", "-o", target)
+    assert "or replace it with --force" in result.err
+    with pytest.raises(errors.ConfigError, match=r"formats to try \(try_\)"):
+        qformats.compare("demo")
+    assert "formats to try (--try)" in call(capsys, "compare", "demo").err
+    # Whatever happened before.
+    assert errors.spelled("--force", "force=True") == "force=True"
+
+
+def test_a_name_known_from_elsewhere_is_not_taken_for_a_mistake():
+    told = str(
+        errors.UnknownFormatError("abc:five", ["abc:four"], nearest=["abc:four"], about="it is of xyz")
+    )
+    assert told == "no format 'abc:five': it is of xyz. Nearest: 'abc:four'. Installed: abc:four"

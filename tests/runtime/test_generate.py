@@ -191,7 +191,7 @@ def test_the_context_ends_the_text(capsys, words):
         (("demo", "x", "--chat"), 2, "--chat: found a model without a chat template"),
         (("demo", "x", "-O", "nope"), 2, "--option: found 'nope'"),
         (("demo", "x", "-n", "0"), 2, "greater than or equal to 1"),
-        (("demo",), 2, "Missing argument"),
+        (("demo",), 2, "missing argument 'prompt'"),
     ],
 )
 def test_mistakes(capsys, args, code, message):
