@@ -126,6 +126,11 @@ class GGUFCheckpoint(Checkpoint):
         return self.stored
 
     @property
+    def in_own_names(self) -> Mapping[str, StoredTensor]:
+        """Tensors by GGUF name, as stored."""
+        return self.stored
+
+    @property
     def architecture(self) -> str:
         """``general.architecture``."""
         return Keys(self.native, str(self.path)).text("general.architecture", "unknown")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from qformats.comparing.contestant import Contestant, distinguish
+from qformats.comparing.contestant import Contestant, distinguish, in_names_of_all
 from qformats.comparing.evidence import shortage
 from qformats.comparing.logits import LogitsReader
 from qformats.comparing.report import CompareReport
@@ -16,7 +16,7 @@ from qformats.comparing.text import Tokenizer, Windows, read_text, require_windo
 from qformats.comparing.trials import Trials
 from qformats.comparing.weights import compare_weights
 from qformats.comparing.writing import check_place
-from qformats.errors import CheckpointError, ConfigError, QFormatsError
+from qformats.errors import CheckpointError, ConfigError, QFormatsError, spelled
 from qformats.exporting import Recipe
 from qformats.folder.context import context_limit
 from qformats.folder.readiness import require_class, require_tokenizer, require_weights
@@ -103,7 +103,8 @@ def compare(
         distinguish(everyone)
         for model in everyone[1:]:
             model.note_differences(base)
-        outcome = compare_weights([(m.name, m.checkpoint) for m in everyone], workers, progress)
+        named = zip((m.name for m in everyone), in_names_of_all(everyone), strict=True)
+        outcome = compare_weights(list(named), workers, progress)
         trials = Trials(
             everyone,
             windows,
@@ -153,11 +154,11 @@ def _require_comparable(
 ) -> None:
     """Refuse what headers and settings already tell to be impossible, before seconds are spent on imports."""
     if not models and not tried:
-        raise ConfigError("models", 0, "one or more, or formats to try (--try)")
+        raise ConfigError("models", 0, "one or more, or formats to try" + spelled(" (--try)", " (try_)"))
     if settings.dtype not in COMPUTED:
         raise ConfigError("dtype", settings.dtype, "one of " + ", ".join(COMPUTED))
     if settings.text is None and settings.logits is not None:
-        raise ConfigError("logits", str(settings.logits), "a text (--text) too")
+        raise ConfigError("logits", str(settings.logits), "a text too" + spelled(" (--text)", ""))
     for recipe in tried:
         registry().writable(recipe.format)
         registry().quantizer(recipe.quantizer, dict(recipe.quantizer_options))

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from qformats.comparing.report import BehaviourResult, ModelResult, SpeedResult, WeightsResult
 from qformats.comparing.weights import position
 from qformats.errors import UnsupportedModelError
-from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 
-__all__ = ["Contestant", "distinguish"]
+__all__ = ["Contestant", "distinguish", "in_names_of_all"]
 
 _MAIN = 0.9
 """Share of the weights that a format must have to stand for the model."""
@@ -93,6 +93,34 @@ class Contestant:
             speed=self.speed,
             notes=(*self.notes, *self._read(), *notes),
         )
+
+
+def in_names_of_all(models: Sequence[Contestant]) -> list[Checkpoint]:
+    """Checkpoints to compare weights of: under their container's names where one's architecture is not known.
+
+    Formats that are tried have the base's names.
+    """
+    base = models[0].checkpoint
+    unknown = {m.container for m in models if not m.quantizer and not _known(m.checkpoint)}
+    if _known(base) and any(m.quantizer for m in models):
+        unknown = set()
+    found = []
+    for model in models:
+        checkpoint = model.checkpoint
+        if model.container in unknown and not model.quantizer:
+            own = dict(checkpoint.in_own_names)
+            checkpoint = ReplacedTensors(checkpoint, {})
+            checkpoint.tensors = own
+        found.append(checkpoint)
+    return found
+
+
+def _known(model: Checkpoint) -> bool:
+    try:
+        _ = model.config
+    except UnsupportedModelError:
+        return False
+    return True
 
 
 def _kind(model: Checkpoint) -> str:

@@ -98,6 +98,15 @@ class Checkpoint(Shown, Guarded, ABC):
         return [*self.tensors, *self.left_out]
 
     @property
+    def in_own_names(self) -> Mapping[str, StoredTensor]:
+        """Tensors under the container's names, with rows in its order.
+
+        So two files are compared if of one of them nothing else is known. A loader that renames tensors, or moves
+        rows, overrides this.
+        """
+        return self.tensors
+
+    @property
     def metadata(self) -> Mapping[str, Any]:
         """What the container says about the model, for people to read."""
         return self.config

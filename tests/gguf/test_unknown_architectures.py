@@ -61,6 +61,45 @@ def odd(tmp_path):
     return write(tmp_path / "odd.gguf")
 
 
+def _as_another(path, target, architecture):
+    """The same tensors and metadata under an architecture that is not known, as gguf-py writes them."""
+    read = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(target, architecture)
+    for key, field in read.fields.items():
+        if key.startswith("llama."):
+            writer.add_key_value(key.replace("llama", architecture), field.contents(), field.types[0])
+    for tensor in read.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def test_weights_are_compared_with_those_of_a_known_architecture(tmp_path):
+    """By GGUF names and in GGUF's order of rows, so that the permuted queries and keys are found to be the same."""
+    known = tmp_path / "known.gguf"
+    rounded = tmp_path / "rounded.gguf"
+    qformats.export("demo", known, format="gguf:q8_0")
+    qformats.export("demo", rounded, format="gguf:q4_0", pure=True)
+    unknown = _as_another(known, tmp_path / "unknown.gguf", "starfish")
+    tensors = len(gguf.GGUFReader(known).tensors)
+    for base, other in ((known, unknown), (unknown, known)):
+        (found,) = qformats.compare(base, other).models
+        assert found.weights.total.relative_rmse == 0
+        assert len(found.weights.by_tensor) == tensors
+    same, different = qformats.compare(unknown, known, rounded).models
+    assert same.weights.total.relative_rmse == 0
+    (expected,) = qformats.compare(known, rounded).models
+    assert different.weights.total.relative_rmse == pytest.approx(
+        expected.weights.total.relative_rmse, rel=1e-6
+    )
+    (tried,) = qformats.compare(unknown, try_="gguf:q4_0", pure=True).models
+    # Rounded twice, here.
+    assert tried.weights.total.relative_rmse == pytest.approx(expected.weights.total.relative_rmse, rel=0.01)
+
+
 def test_weights_are_compared(capsys, tmp_path, odd):
     other = write(tmp_path / "other.gguf", seed=1)
     report = qformats.compare(odd, odd, other, try_=["gguf:q4_0"])
