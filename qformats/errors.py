@@ -91,7 +91,15 @@ _typed = False
 
 @contextlib.contextmanager
 def on_the_command_line() -> Iterator[None]:
-    """Let messages name options as they are typed, and not as arguments of functions."""
+    """Let messages name options as they are typed, and not as arguments of functions.
+
+    Examples
+    --------
+    >>> from qformats.errors import on_the_command_line, spelled
+    >>> with on_the_command_line():
+    ...     spelled("--force", "force=True")
+    '--force'
+    """
     global _typed
     before, _typed = _typed, True
     try:
@@ -105,12 +113,9 @@ def spelled(typed: str, called: str) -> str:
 
     Examples
     --------
-    >>> from qformats.errors import on_the_command_line, spelled
+    >>> from qformats.errors import spelled
     >>> spelled("--force", "force=True")
     'force=True'
-    >>> with on_the_command_line():
-    ...     spelled("--force", "force=True")
-    '--force'
     """
     return typed if _typed else called
 

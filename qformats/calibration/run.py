@@ -21,7 +21,6 @@ from qformats.calibration.skeleton import Skeleton
 from qformats.calibration.stream import Stream, observe
 from qformats.calibration.text import check_text, sample_tokens
 from qformats.errors import ConfigError, Described, NonFiniteError, OutputError, WeightsError, spelled
-from qformats.folder.readiness import require_class, require_tokenizer
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.stored import StoredTensor
@@ -174,6 +173,8 @@ def calibrate(
     ...     done.tensors["model.layers.0.mlp.up_proj.weight"].format
     'gguf:q4_0'
     """
+    from qformats.folder.readiness import require_class, require_tokenizer
+
     require_device(settings.device or None, "device")
     require_class(source, "calibrate")
     require_tokenizer(source)

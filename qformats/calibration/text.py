@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from qformats.calibration.settings import Settings
 from qformats.errors import BackendUnavailableError, CheckpointError, ConfigError, Described
-from qformats.folder.context import context_limit
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.work.progress import Progress
 
@@ -61,6 +60,8 @@ def check_text(source: Checkpoint, settings: Settings) -> int:
     ConfigError
         If the text is neither a file nor the name of a data set, or the model does not take pieces of this length.
     """
+    from qformats.folder.context import context_limit
+
     if settings.calibration:
         _check_name(settings.calibration)
     takes = context_limit(source.config) or _LONGEST

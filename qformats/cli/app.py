@@ -56,8 +56,11 @@ class Program(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
+        from qformats.errors import on_the_command_line
+
         try:
-            return super().invoke(ctx)
+            with on_the_command_line():
+                return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise Interrupted(*(error.args or self._unchanged(ctx))) from error
 
@@ -178,11 +181,8 @@ def run() -> None:
         from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
-    from qformats.errors import on_the_command_line
-
     try:
-        with on_the_command_line():
-            app(prog_name="qformats")
+        app(prog_name="qformats")
     except Interrupted as error:
         _say("; ".join(filter(None, ("interrupted", str(error)))))
         sys.exit(EXIT_INTERRUPTED)

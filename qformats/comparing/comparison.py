@@ -79,18 +79,18 @@ def compare(
     workers = threads(settings.workers)
     _require_comparable(base, models, tried, settings)
     text = None if settings.text is None else read_text(settings.text)
-    progress.start("loading torch", 0)
-    from qformats.work.device import chosen_device
-
-    device, dtype = chosen_device(settings.device), torch_dtype(settings.dtype)
     if settings.logits is not None:
         check_place(settings.logits)
         if settings.logits.exists():
             # A file without predictions is refused before the work begins.
             with LogitsReader(settings.logits):
                 pass
+    progress.start("loading torch", 0)
+    from qformats.work.device import chosen_device
+
+    device, dtype = chosen_device(settings.device), torch_dtype(settings.dtype)
     if text is not None:
-        progress.start("loading Transformers, and turning the text into tokens", 0)
+        progress.start("loading Transformers, and reading the text", 0)
     windows, tokenizer = _windows(base, text, settings)
     with contextlib.ExitStack() as stack:
         everyone = [Contestant(model.name, model, model.container) for model in (base, *models)]
@@ -158,7 +158,7 @@ def _require_comparable(
     if settings.dtype not in COMPUTED:
         raise ConfigError("dtype", settings.dtype, "one of " + ", ".join(COMPUTED))
     if settings.text is None and settings.logits is not None:
-        raise ConfigError("logits", str(settings.logits), "a text too" + spelled(" (--text)", ""))
+        raise ConfigError("logits", str(settings.logits), spelled("a text (--text) too", "a text too"))
     for recipe in tried:
         registry().writable(recipe.format)
         registry().quantizer(recipe.quantizer, dict(recipe.quantizer_options))

@@ -71,7 +71,7 @@ class LoadedModel:
         except QFormatsError:
             raise
         except torch.OutOfMemoryError as error:
-            hint = "run it on the CPU, with a smaller window, or in bf16"
+            hint = "Use --device cpu, a smaller --window, or --dtype bf16"
             found = f"does not have enough memory to run {self.name}"
             raise BackendUnavailableError(str(self.device), found, hint) from error
         except (RuntimeError, IndexError) as error:

@@ -22,7 +22,7 @@ class Repeated:
     >>> for name in ("q_proj", "k_proj", "v_proj"):
     ...     with repeated.of(name):
     ...         warnings.warn(f"{name} is odd", UserWarning)
-    >>> with warnings.catch_warnings(record=True) as caught:
+    >>> with warnings.catch_warnings(record=True, action="always") as caught:
     ...     repeated.tell()
     >>> str(caught[0].message)
     'q_proj is odd (and 2 more tensors alike)'

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import tiny
+from models import tiny, tokenizers
 from oracles import hf
 from safetensors.torch import load_file
 
@@ -335,6 +335,7 @@ def _mixtral(folder):
         num_local_experts=2,
         max_position_embeddings=64,
     )
+    tokenizers.build("smollm", folder)
     MixtralForCausalLM(config).save_pretrained(folder)
     return qformats.open(folder)
 

@@ -66,7 +66,7 @@ def test_a_model_without_a_tokenizer_is_told_about_plain_rounding(tmp_path):
     source = tiny.build("llama", tmp_path / "llama")
     for file in source.glob("*token*"):
         file.unlink()
-    with pytest.raises(qformats.QFormatsError, match=r"no tokenizer.*--quantizer rtn\."):
+    with pytest.raises(qformats.QFormatsError, match=r"no tokenizer.*calibration: quantizer='rtn'\."):
         qformats.export(source, tmp_path / "out", format="gptq:4bit-32g")
     assert not (tmp_path / "out").exists()
     qformats.export(source, tmp_path / "out", format="gptq:4bit-32g", quantizer="rtn")

@@ -51,9 +51,9 @@ def test_every_step_of_a_comparison_has_a_name(tmp_path):
     code, text = run_in_terminal("compare", "demo", "--try", "q8", "--text", "demo", "--windows", "1")
     assert code == 0
     steps = (
+        "reading the headers of demo",
         "loading torch",
-        "reading headers",
-        "reading the text",
+        "loading Transformers, and reading the text",
         "comparing weights",
         "loading",
         "running",

@@ -20,7 +20,7 @@ WEIGHT = torch.linspace(-1, 1, 64 * 64).reshape(64, 64)
         ),
         (
             WEIGHT.to_sparse(),
-            "weight: found a tensor of the layout sparse_coo; expected a dense one. Tensor.to_dense",
+            "weight: found a tensor of the layout sparse_coo; expected a dense one. tensor.to_dense",
         ),
         (
             WEIGHT.int(),
@@ -31,9 +31,9 @@ WEIGHT = torch.linspace(-1, 1, 64 * 64).reshape(64, 64)
         (WEIGHT.to(torch.float8_e4m3fn), "weight: found a tensor of torch.float8_e4m3fn; expected"),
         (
             WEIGHT.numpy(),
-            "weight: found numpy.ndarray; expected a floating-point torch tensor. Torch.as_tensor",
+            "weight: found numpy.ndarray; expected a floating-point torch tensor. torch.as_tensor",
         ),
-        ([[1.0] * 32], "weight: found list; expected a floating-point torch tensor. Torch.as_tensor"),
+        ([[1.0] * 32], "weight: found list; expected a floating-point torch tensor. torch.as_tensor"),
         (None, "weight: found None; expected a floating-point torch tensor."),
         ("demo", "weight: found 'demo'; expected a floating-point torch tensor."),
     ],
