@@ -226,3 +226,14 @@ def test_options_of_another_quantizer(capsys, tmp_path):
         assert result.code == 2
         assert "Add --quantizer gptq, which has this option" in result.err
         assert list(tmp_path.iterdir()) == []
+
+
+def test_formats_of_a_family_or_one_in_full(capsys):
+    result = call(capsys, "formats", "llama.cpp")
+    assert (result.code, result.err) == (0, "")
+    assert "gguf:q4_0" in result.out
+    assert "glm:int4" not in result.out
+    one = call(capsys, "formats", "gguf:q4_0")
+    assert one.out.startswith("gguf:q4_0  4 bits, one signed scale per 32")
+    assert "qformats export MODEL --format gguf:q4_0" in one.out
+    assert "It can only be read." in call(capsys, "formats", "gguf:q2_k").out
