@@ -82,13 +82,14 @@ def execute(
         finish_or_undo(plan.target, plan.partial_name)
     check_target(plan, force)
     _check_source(plan)
-    if not plan.target.parent.exists():
-        # Of a mistyped path nothing else would tell.
-        progress.notice(f"making the folder {plan.target.parent}")
+    folder = plan.target.parent
+    new = not folder.exists()
     if require_exact:
         refuse_inexact(plan, workers, progress)
     if not plan.quantizer.prepares:
-        return _write(plan, began, force, workers, keep_partial, progress)
+        report = _write(plan, began, force, workers, keep_partial, progress)
+        _tell_of(folder, new, progress)
+        return report
     workspace = Workspace(plan)
     try:
         report = _write(
@@ -99,7 +100,14 @@ def execute(
             workspace.close() if keep_partial else workspace.discard()
         raise
     workspace.discard()
+    _tell_of(folder, new, progress)
     return report
+
+
+def _tell_of(folder: Path, new: bool, progress: Progress) -> None:
+    """Say that there was no such folder: of a mistyped path nothing else would tell."""
+    if new:
+        progress.notice(f"made the folder {folder}")
 
 
 def _write(

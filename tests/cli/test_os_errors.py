@@ -49,6 +49,6 @@ def test_too_many_open_files(capsys, monkeypatch):
 def test_a_folder_that_did_not_exist_is_named(capsys, tmp_path):
     target = tmp_path / "new" / "folder" / "out.gguf"
     result = call(capsys, "export", "demo", "-f", "gguf:q8_0", "-o", target)
-    assert (result.code, result.err) == (0, f"qformats: making the folder {target.parent}\n")
+    assert (result.code, result.err) == (0, f"qformats: made the folder {target.parent}\n")
     again = call(capsys, "export", "demo", "-f", "gguf:q8_0", "-o", target, "--force")
     assert (again.code, again.err) == (0, "")
