@@ -5,8 +5,6 @@ Source: the models' tokenizer classes and icetk.
 
 from __future__ import annotations
 
-import numpy as np
-
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.vocabularies import (
     MODEL_TYPES,
@@ -108,6 +106,8 @@ def _scored(pieces: list[Piece]) -> list[tuple[str, float]]:
     A user-defined piece competes with its length in bytes times the best score, less 0.1; control pieces and bytes
     do not come from text.
     """
+    import numpy as np
+
     best = max(piece.score for piece in pieces if piece.type == PieceType.NORMAL)
     found = []
     for piece in pieces:
