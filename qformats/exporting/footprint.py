@@ -21,8 +21,8 @@ RANKS = "tensor-parallel"
 _WIDTH = 2
 """Bytes of a number in the cache, in activations and in a decoded weight: runtimes compute in 16 bits."""
 RUNTIME = 732_000_000
-"""What CUDA, its libraries and the kernels take beside torch's memory: on an H200 with torch 2.11, where the context alone
-takes 543 MB (2026-11-29)."""
+"""What CUDA, its libraries and the kernels take beside torch's memory: measured on an H200 with torch 2.11,
+where the context alone takes 543 MB (2026-11-29)."""
 
 
 @dataclass(frozen=True)
