@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -206,7 +207,7 @@ def load_model(
     """Load a model of any format to run it, as a Transformers model whose weights stay packed.
 
     Tensors are loaded one after the other; quantized ones are never held as plain numbers. The model's attribute
-    ``qformats_report`` tells how each was loaded.
+    ``qformats_report`` tells how each was loaded. What is there and was not read is told as warnings.
 
     Parameters
     ----------
@@ -253,8 +254,12 @@ def load_model(
     """
     from qformats.runtime import load
 
+    options = mapping("options", options)
+    source = model if isinstance(model, Checkpoint) else open(model, options=options)
+    for told in source.notes:
+        warnings.warn(f"{source.name}: {told}", UserWarning, stacklevel=2)
     loaded: PreTrainedModel = load.load_model(
-        model,
+        source,
         device=device,
         dtype=dtype,
         format=format,

@@ -146,7 +146,6 @@ def _run(
     option: list[str] | None,
     json: str | None,
 ) -> None:
-    import qformats
     from qformats.cli.console import note, size
     from qformats.cli.reporting import STDOUT, as_json
     from qformats.errors import ConfigError
@@ -164,6 +163,8 @@ def _run(
         registry().quantizer(quantizer)
     here = launched()
     source = opened(model, options, bar)
+    for told in source.notes if here.rank == 0 else ():
+        note(f"{source.name}: {told}")
     require_weights(source)
     require_class(source, "run")
     require_tokenizer(source)
@@ -175,13 +176,14 @@ def _run(
 
     bar.start("loading Transformers, and the tokenizer")
     from qformats.runtime import tokenizer
+    from qformats.runtime.load import load_model
 
     words = tokenizer(source)
     ids = _ids(words, prompt, source, template)
     count = _room(source.config, len(ids), max_new_tokens)
     began = time.perf_counter()
     bar.start("building the model")
-    running: Any = qformats.load_model(
+    running: Any = load_model(
         source,
         device=device,
         dtype=dtype,

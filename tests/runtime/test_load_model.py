@@ -1,8 +1,11 @@
 """Models of every format run as their values say, and their weights stay packed."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from cli.command import call
 from models import chatglm, glm, moe, smollm2
 from models.text import PROMPTS
 from oracles import hf
@@ -271,3 +274,19 @@ def test_settings_of_generate_come_along(exported):
     folder = exported.model("llama")
     settings = AutoModelForCausalLM.from_pretrained(folder).generation_config
     assert load(folder).generation_config.eos_token_id == settings.eos_token_id
+
+
+def test_what_is_not_read_is_said_once(tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(qformats.open("demo").path, folder)
+    (folder / "pytorch_model.bin").write_bytes(b"older")
+    (told,) = qformats.open(folder).notes
+    for given in (folder, qformats.open(folder)):
+        with pytest.warns(UserWarning) as caught:
+            qformats.load_model(given, device="cpu")
+        assert [str(each.message) for each in caught] == [f"model: {told}"]
+    result = call(capsys, "generate", folder, "The", "-n", "1", "--device", "cpu")
+    assert result.code == 0
+    assert result.err.count(f"qformats: model: {told}\n") == result.err.count("Not read") == 1
+    quiet = call(capsys, "-q", "generate", folder, "The", "-n", "1", "--device", "cpu")
+    assert "Not read" not in quiet.err
