@@ -16,6 +16,8 @@ from qformats.errors import CheckpointError, OutputError, spelled
 from qformats.exact import Answer
 from qformats.exporting.account import LeftOut, account
 from qformats.exporting.recipe import Recipe
+from qformats.folder import FolderCheckpoint
+from qformats.folder.fit import refuse_fragments
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.layout import Assignment, Layout
 from qformats.interfaces.loader import Loader
@@ -285,6 +287,9 @@ def make_plan(
     loader = recipe.loader(source)
     own = loader.own_options(options)
     vocabulary = not source.tensors and loader.takes_vocabularies and not default.quantizes
+    if isinstance(source, FolderCheckpoint):
+        # Whatever the container: what follows would only find tensors missing.
+        refuse_fragments(source)
     drafts = [] if vocabulary else loader.draft(source, own)
     if not drafts and not (vocabulary and source.tokenizer_files()):
         raise CheckpointError(

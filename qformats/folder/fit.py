@@ -19,7 +19,7 @@ from qformats.registry import registry
 if TYPE_CHECKING:
     from qformats.folder.skeleton import Verdict
 
-__all__ = ["Fit", "belonging", "fitted", "predicts"]
+__all__ = ["Fit", "belonging", "fitted", "predicts", "refuse_fragments"]
 
 _SHOWN = 3
 """Names that a message lists."""
@@ -100,7 +100,7 @@ def fitted(source: Checkpoint) -> Fit:
     'LlamaForCausalLM'
     """
     shapes = _shapes(source)
-    _refuse_fragments(source)
+    refuse_fragments(source)
     common = usual_fit(source.config, shapes)
     if common is not None:
         name, ignored = common
@@ -145,8 +145,25 @@ def _text(config: Mapping[str, Any]) -> str:
     return json.dumps(config, sort_keys=True, default=str)
 
 
-def _refuse_fragments(source: Checkpoint) -> None:
-    """Refuse what is not a model under any configuration."""
+def refuse_fragments(source: Checkpoint) -> None:
+    """Refuse what is not a model under any configuration.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        A Hugging Face folder.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor belongs to an adapter, or is part of a quantized weight whose other parts are missing.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> from qformats.folder.fit import refuse_fragments
+    >>> refuse_fragments(qformats.open("demo"))
+    """
     adapter = next((name for name in source.tensors if _ADAPTER.search(name)), None)
     if adapter is not None:
         raise CheckpointError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qformats.errors import CheckpointError
-from qformats.work.files import parse_json, refuse_link_out
+from qformats.work.files import json_kind, parse_json, refuse_link_out
 
 __all__ = ["read_json"]
 
@@ -46,5 +46,5 @@ def read_json(path: Path, model: Path | None = None) -> dict[str, Any]:
             path, f"is not JSON ({error})", "the model's configuration", hint=_FETCH
         ) from error
     if not isinstance(parsed, dict):
-        raise CheckpointError(path, f"a JSON {type(parsed).__name__}", "an object")
+        raise CheckpointError(path, f"a JSON {json_kind(parsed)}", "an object")
     return parsed

@@ -16,7 +16,7 @@ from typing import Any
 from qformats.errors import CheckpointError, shown
 from qformats.folder.adapter import refuse_adapter
 from qformats.folder.archive import INTERRUPTED
-from qformats.work.files import is_text, parse_json, refuse_link_out
+from qformats.work.files import is_text, json_kind, parse_json, refuse_link_out
 
 __all__ = ["WeightFiles", "find_weights", "has_weights"]
 
@@ -179,11 +179,16 @@ def _is_no_weights(name: str) -> bool:
 
 
 def _read_index(path: Path) -> dict[str, str]:
+    expected = "a JSON object with a weight_map"
     try:
-        index = parse_json(path.read_bytes())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        found = f"unreadable ({type(error).__name__}: {error})"
-        raise CheckpointError(path, found, "a JSON object with a weight_map", hint=INTERRUPTED) from error
+        whole = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(path, f"is not JSON ({error})", expected, hint=INTERRUPTED) from error
+    if not isinstance(whole, dict):
+        raise CheckpointError(path, f"a JSON {json_kind(whole)}", expected, hint=INTERRUPTED)
+    if "weight_map" not in whole:
+        raise CheckpointError(path, "an object without a weight_map", expected, hint=INTERRUPTED)
+    index = whole["weight_map"]
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
         raise CheckpointError(
             path, "a weight_map that does not map to file names", "file names by tensor names"

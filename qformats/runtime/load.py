@@ -27,6 +27,8 @@ from qformats.errors import (
 from qformats.exporting import Recipe
 from qformats.exporting.on_read import quantized_on_read
 from qformats.exporting.sound import require_sound
+from qformats.folder import FolderCheckpoint
+from qformats.folder.fit import refuse_fragments
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.packer import PackedTensor
 from qformats.interfaces.stored import StoredTensor
@@ -43,7 +45,7 @@ from qformats.runtime.resizing import refuse_resizing
 from qformats.sources import open_model
 from qformats.work.arguments import mapping
 from qformats.work.device import chosen_device
-from qformats.work.files import parse_json
+from qformats.work.files import json_kind, parse_json
 from qformats.work.processes import Processes
 from qformats.work.progress import Progress, Silent
 
@@ -68,6 +70,8 @@ def load_model(
     """Load a model to run it; see :func:`qformats.load_model`."""
     options = mapping("options", options)
     source = model if isinstance(model, Checkpoint) else open_model(model, options)
+    if isinstance(source, FolderCheckpoint):
+        refuse_fragments(source)
     progress = progress or Silent()
     here, place = join(device) if tensor_parallel else (Processes(), chosen_device(device))
     source = own_share(source, here)
@@ -328,7 +332,7 @@ class _Filling:
         except ValueError as error:
             raise CheckpointError(file, f"is not JSON ({error})", "settings for generate") from error
         if not isinstance(settings, dict):
-            raise CheckpointError(file, f"a JSON {type(settings).__name__}", "a JSON object")
+            raise CheckpointError(file, f"a JSON {json_kind(settings)}", "a JSON object")
         self.model.generation_config = GenerationConfig.from_dict(settings)
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "Fingerprint",
     "fingerprint",
     "is_text",
+    "json_kind",
     "map_file",
     "parse_json",
     "refuse_link_out",
@@ -67,6 +68,19 @@ def is_text(name: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def json_kind(value: Any) -> str:
+    """What JSON calls a parsed value, for messages.
+
+    Examples
+    --------
+    >>> from qformats.work.files import json_kind
+    >>> [json_kind(value) for value in ({}, [], "a", 1.5, True, None)]
+    ['object', 'list', 'string', 'number', 'boolean', 'null']
+    """
+    words = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return words.get(type(value), "number")
 
 
 def parse_json(text: str | bytes) -> Any:

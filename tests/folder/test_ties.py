@@ -17,6 +17,11 @@ import qformats
 from qformats.errors import CheckpointError
 from qformats.interfaces import same_values
 
+# What load_model says of such models; that it says it is tested with it.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.* ties .* they differ.*:UserWarning", "ignore:.* is also .* which the files lack.*:UserWarning"
+)
+
 HEAD = "lm_head.weight"
 HOMES = {
     "llama-tied": "model.embed_tokens.weight",

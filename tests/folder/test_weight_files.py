@@ -24,6 +24,9 @@ from safetensors.torch import load_file, save_file
 import qformats
 from qformats.errors import CheckpointError
 
+# What load_model says of such models; that it says it is tested with it.
+pytestmark = pytest.mark.filterwarnings("ignore:.* as in Transformers.*:UserWarning")
+
 NAME = "model.layers.1.mlp.down_proj.weight"
 BIN = "pytorch_model.bin"
 
@@ -183,3 +186,37 @@ def test_shards_of_another_name_with_an_index(copy):
     opened = qformats.open(copy)
     assert {file.name for file in opened.files if file.suffix == ".safetensors"} == set(renamed.values())
     assert opened.tensors.keys() == where.keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("null", "a JSON null"),
+        ("[]", "a JSON list"),
+        ('"x"', "a JSON string"),
+        ("5", "a JSON number"),
+        ("true", "a JSON boolean"),
+        ('{"metadata": {}}', "an object without a weight_map"),
+        ('{"weight_map":', "is not JSON (Expecting value"),
+        ('{"weight_map": null}', "a weight_map that does not map to file names"),
+    ],
+)
+def test_an_index_that_is_none(content, found, tmp_path):
+    """In JSON's words, not in Python's."""
+    folder = tiny.build("llama", tmp_path / "m")
+    (folder / WEIGHTS).unlink()
+    index = folder / f"{WEIGHTS}.index.json"
+    index.write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        qformats.open(folder)
+    assert str(caught.value).startswith(f"{index}: {found}")
+    assert not any(
+        word in str(caught.value) for word in ("NoneType", "TypeError", "KeyError", "subscriptable")
+    )
+
+
+def test_a_configuration_that_is_none(tmp_path):
+    folder = tiny.build("llama", tmp_path / "m")
+    (folder / "config.json").write_text("null")
+    with pytest.raises(CheckpointError, match=r"config\.json: a JSON null; expected an object"):
+        qformats.open(folder)

@@ -231,3 +231,21 @@ def test_a_plain_weight_beside_packed_fields_is_refused(folders, tmp_path):
     folder = declaring(folders / "4bit-32g", tmp_path / "m", {"bits": 4, "group_size": 32}, both)
     with pytest.raises(CheckpointError, match=rf"{UP}\.weight.* both as plain numbers and in gptq:4bit-32g"):
         qformats.open(folder)
+
+
+@pytest.mark.parametrize("format", ["dense:f32", "gguf:f32", "gptq:4bit-32g", None])
+def test_codes_without_their_scales_are_said_to_be_that(format, folders, tmp_path):
+    """Whatever is to be made of them; without a declaration nothing else says that weights are quantized."""
+    folder = declaring(
+        folders / "4bit-32g",
+        tmp_path / "m",
+        None,
+        lambda tensors: {
+            name: t for name, t in tensors.items() if not name.endswith((".scales", ".qzeros", ".g_idx"))
+        },
+    )
+    with pytest.raises(
+        CheckpointError, match=r"qweight': is a field of a quantized weight, but config\.json"
+    ):
+        qformats.export(folder, tmp_path / "out", format=format) if format else qformats.load_model(folder)
+    assert not (tmp_path / "out").exists()

@@ -152,7 +152,7 @@ def test_a_vector_in_blocks(models, tmp_path):
 @pytest.mark.parametrize(
     ("declared", "told"),
     [
-        ({"checkpoint_format": ["gptq"]}, r"checkpoint_format: found \['gptq'\]; expected text"),
+        ({"checkpoint_format": ["gptq", "v2"]}, r"checkpoint_format: found \['gptq', 'v2'\]; expected text"),
         ({"group_size": 2**63}, "group_size: found 9223372036854775808; expected a whole number"),
         ({"group_size": 2**40}, "group_size: found 1099511627776; expected -1"),
         ({"bits": [4]}, r"bits: found \[4\]; expected a whole number"),

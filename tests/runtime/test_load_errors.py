@@ -53,10 +53,19 @@ def test_a_missing_expert(tmp_path):
 
 def test_an_unknown_tensor(exported, tmp_path):
     def change(content):
+        content["model.layers.0.self_attn.k_norm.weight"] = torch.zeros(64)
+
+    folder = changed(exported.model("llama"), tmp_path / "m", change)
+    with pytest.raises(CheckpointError, match=r"k_norm\.weight': is not known to LlamaForCausalLM"):
+        qformats.load_model(folder, device="cpu")
+
+
+def test_matrices_of_an_adapter(exported, tmp_path):
+    def change(content):
         content["model.layers.0.self_attn.q_proj.lora_A.weight"] = torch.zeros(4, 64)
 
     folder = changed(exported.model("llama"), tmp_path / "m", change)
-    with pytest.raises(CheckpointError, match=r"q_proj\.lora_A\.weight': is not known to LlamaForCausalLM"):
+    with pytest.raises(CheckpointError, match=r"q_proj\.lora_A\.weight': belongs to an adapter"):
         qformats.load_model(folder, device="cpu")
 
 

@@ -282,7 +282,7 @@ def test_what_is_not_read_is_said_once(tmp_path, capsys):
     (folder / "pytorch_model.bin").write_bytes(b"older")
     (told,) = qformats.open(folder).notes
     for given in (folder, qformats.open(folder)):
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(UserWarning, match="Not read") as caught:
             qformats.load_model(given, device="cpu")
         assert [str(each.message) for each in caught] == [f"model: {told}"]
     result = call(capsys, "generate", folder, "The", "-n", "1", "--device", "cpu")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qformats.errors import CheckpointError
-from qformats.work.files import parse_json
+from qformats.work.files import json_kind, parse_json
 
 __all__ = ["MAX_TOKENS", "TokenizerFiles"]
 
@@ -83,7 +83,7 @@ class TokenizerFiles:
         except ValueError as error:
             raise CheckpointError(self.path(name), f"not readable as JSON ({error})") from error
         if not isinstance(value, dict):
-            raise CheckpointError(self.path(name), f"a JSON {type(value).__name__}", "a JSON object")
+            raise CheckpointError(self.path(name), f"a JSON {json_kind(value)}", "a JSON object")
         return value
 
     def settings(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class TokenizerFiles:
         """
         if not isinstance(value, dict):
             raise CheckpointError(
-                self.path(name), f"a vocabulary of type {type(value).__name__}", "a JSON object"
+                self.path(name), f"a vocabulary of type {json_kind(value)}", "a JSON object"
             )
         for token, index in value.items():
             self.check_id(name, token, index)
