@@ -440,9 +440,10 @@ def merge_adapter(
     (True, 4)
     """
     if isinstance(model, str | PathLike):
-        from qformats.folder.adapter import require_adapter
+        from qformats.folder.adapter import refuse_swapped, require_adapter
 
         # Before torch and Transformers are loaded, which takes seconds.
+        refuse_swapped(Path(model).expanduser(), source)
         require_adapter(Path(model).expanduser())
     path("target", target)
     from qformats.runtime import merge

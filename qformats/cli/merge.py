@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qformats.cli import completing
 from qformats.cli.commands import Force, Json, LoaderOptions, Workers, meant, pairs
+
+if TYPE_CHECKING:
+    from qformats.exporting import ExportReport
 
 __all__ = ["merge"]
 
@@ -57,6 +61,7 @@ def merge(
             options=pairs("option", option),
             progress=bar,
         )
+    report = replace(report, export=_without_rules(report.export))
     if as_json(report.to_dict(), json):
         return
     if talk.quiet:
@@ -65,3 +70,9 @@ def merge(
     print_summary(report.export)
     if not report.warned:
         console().print(plain(str(report)), soft_wrap=True)
+
+
+def _without_rules(export: ExportReport) -> ExportReport:
+    """A report that does not name rules: a user gives none here, and those of merging say what the formats show."""
+    tensors = tuple(replace(t, note="") if t.note.startswith("by rule ") else t for t in export.tensors)
+    return replace(export, tensors=tensors)

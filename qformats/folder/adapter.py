@@ -8,7 +8,15 @@ from typing import Any
 from qformats.errors import CheckpointError, ModelNotFoundError
 from qformats.folder.json_object import read_json
 
-__all__ = ["CONFIG", "adapter_beside", "adapter_config", "base_name", "refuse_adapter", "require_adapter"]
+__all__ = [
+    "CONFIG",
+    "adapter_beside",
+    "adapter_config",
+    "base_name",
+    "refuse_adapter",
+    "refuse_swapped",
+    "require_adapter",
+]
 
 CONFIG = "adapter_config.json"
 
@@ -41,6 +49,34 @@ def require_adapter(folder: Path) -> dict[str, Any]:
     if config is None:
         raise CheckpointError(folder, f"has no {CONFIG}", "the folder of an adapter, as PEFT saves it")
     return config
+
+
+def refuse_swapped(adapter: Path, base: object) -> None:
+    """Say so where a model is given as the adapter, and the adapter as the model.
+
+    Parameters
+    ----------
+    adapter : Path
+        What should be the folder of an adapter.
+    base : object
+        What should be a model, if it is a path.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If it is the other way round.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from qformats.folder.adapter import refuse_swapped
+    >>> refuse_swapped(Path("my-adapter"), "demo")
+    """
+    if not isinstance(base, str | Path) or not adapter.exists() or (adapter / CONFIG).is_file():
+        return
+    if (Path(base).expanduser() / CONFIG).is_file():
+        hint = f"The adapter comes first: qformats merge {base} {adapter} -o OUT"
+        raise ModelNotFoundError(adapter, f"no adapter, while {base} is one", hint)
 
 
 def refuse_adapter(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from qformats.folder.adapter import CONFIG, require_adapter
 from qformats.folder.shards import BinShard, SafetensorsShard
 from qformats.runtime.adapters import refuse_changed_base
 from qformats.runtime.build import bare_model
+from qformats.runtime.names import tied_names
 from qformats.work.files import refuse_link_out
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ __all__ = ["open_adapter"]
 
 _SHOWN = 3
 _REPLICAS = "layer_replication"
+_WRAPPED = "base_model.model."
 
 
 def open_adapter(path: Path, base: Checkpoint) -> Any:
@@ -61,8 +64,10 @@ def open_adapter(path: Path, base: Checkpoint) -> Any:
     if told.get(_REPLICAS):
         found = f"{_REPLICAS}, which repeats layers of the base"
         raise CheckpointError(path / CONFIG, found, "an adapter on the base's own layers")
-    updates = _updates(path, _weights(path), base)
     model = bare_model(base, torch.float32, "merge an adapter into")
+    weights = _weights(path)
+    _refuse_tied(path, weights, base, tied_names(model))
+    updates = _updates(path, weights, base)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             # Not on the meta device: PEFT moves what it loads to where the base is.
@@ -105,6 +110,22 @@ def _weights(path: Path) -> dict[str, Tensor]:
     return {name: shard.tensor(name) for name, _, _ in shard.entries()}
 
 
+def _refuse_tied(path: Path, weights: Iterable[str], base: Checkpoint, tied: Mapping[str, str]) -> None:
+    """Refuse an adapter on one of two layers that share a weight in the base: merging would change both."""
+    for key in weights:
+        module, lora, _ = key.removeprefix(_WRAPPED).partition(".lora_")
+        name = f"{module}.weight" if lora else ""
+        other = tied.get(name) or next((t for t, home in tied.items() if home == name), None)
+        if other is not None and not {name, other} <= base.tensors.keys():
+            raise CheckpointError(
+                path,
+                f"an adapter on {name}, which {base.path} ties to {other}: the two are one weight, and merging "
+                "would change both",
+                "an adapter that leaves tied layers alone, or a base that stores both of them",
+                hint="untie them in Transformers (tie_word_embeddings=False) and merge there with PEFT",
+            )
+
+
 def _updates(path: Path, weights: dict[str, Tensor], base: Checkpoint) -> dict[str, Tensor]:
     """The adapter's tensors without copies of the base's; a whole weight that is not a copy is refused."""
     import torch
@@ -114,7 +135,7 @@ def _updates(path: Path, weights: dict[str, Tensor], base: Checkpoint) -> dict[s
         if ".lora_" in key:
             kept[key] = value
             continue
-        name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        name = key.removeprefix(_WRAPPED).replace(".base_layer.", ".")
         stored = base.tensors.get(name)
         shape = None if stored is None else tuple(stored.shape)
         if (

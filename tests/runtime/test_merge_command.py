@@ -185,3 +185,54 @@ def test_folders_that_do_not_fit(base, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="adapter"):
         qformats.merge_adapter(tmp_path / "adapter", tmp_path / "out", source=base)
+
+
+@pytest.mark.parametrize("trained_on", ["llama", "llama-tied"])
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+@pytest.mark.parametrize("suffix", ["", ".gguf"])
+def test_an_adapter_on_a_tied_layer_is_said_to_be_that(trained_on, target, suffix, tmp_path):
+    """Also if the adapter was trained on a base that is not tied, and holds a copy of its layer."""
+    tied = tiny.build("llama-tied", tmp_path / "tied")
+    saved(tiny.build(trained_on, tmp_path / "other"), tmp_path / "adapter", target_modules=[target])
+    if suffix:
+        qformats.export(tied, tmp_path / "tied.gguf", format="gguf:f32")
+        tied = tmp_path / "tied.gguf"
+    first, second = "lm_head.weight", "model.embed_tokens.weight"
+    if target == "embed_tokens":
+        first, second = second, first
+    with pytest.raises(CheckpointError, match=rf"an adapter on {first}, which .*tied\S* ties to {second}"):
+        qformats.merge_adapter(tmp_path / "adapter", tmp_path / "out", source=tied)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gguf"])
+def test_swapped_arguments(base, capsys, suffix, tmp_path):
+    saved(base, tmp_path / "adapter")
+    model = base
+    if suffix:
+        model = tmp_path / "model.gguf"
+        qformats.export(base, model, format="gguf:f32")
+    done = call(capsys, "merge", model, tmp_path / "adapter", "-o", tmp_path / "out")
+    assert (done.code, done.out) == (3, "")
+    right = f"qformats merge {tmp_path / 'adapter'} {model} -o OUT"
+    assert done.err == (
+        f"qformats: {model}: no adapter, while {tmp_path / 'adapter'} is one. The adapter comes first: {right}.\n"
+    )
+    with pytest.raises(ModelNotFoundError, match="The adapter comes first"):
+        qformats.merge_adapter(model, tmp_path / "out", source=tmp_path / "adapter")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized again:UserWarning")
+@pytest.mark.parametrize("format", [None, "gguf:q8_0"])
+def test_rules_that_nobody_gave_are_not_shown(base, capsys, format, tmp_path):
+    saved(base, tmp_path / "adapter")
+    qformats.export(base, tmp_path / "base", format="gptq:8bit-32g", quantizer="rtn")
+    chosen = () if format is None else ("--format", format)
+    for shown in ((), ("--json",)):
+        target = tmp_path / f"out{len(shown)}"
+        done = call(capsys, "merge", tmp_path / "adapter", tmp_path / "base", "-o", target, *chosen, *shown)
+        assert done.code == 0, done.err
+        assert done.out
+        assert "by rule" not in done.out
+        assert "^model" not in done.out
