@@ -49,6 +49,7 @@ def quantize(
     *,
     quantizer: str = "rtn",
     quantizer_options: Mapping[str, str] | None = None,
+    importance: Tensor | None = None,
 ) -> QuantizedTensor:
     """Choose codes and parameters for a weight.
 
@@ -63,6 +64,9 @@ def quantize(
         Method that chooses codes; ``"rtn"`` is the format's own reference rule.
     quantizer_options : mapping of str to str, optional
         Options of the quantizer.
+    importance : Tensor, optional
+        Floats, ``(K,)``, none negative: what a squared error in each column costs, such as the mean square of what is
+        multiplied with it (an importance matrix). Formats with a rule of their own for it follow that.
 
     Returns
     -------
@@ -72,7 +76,7 @@ def quantize(
     Raises
     ------
     ShapeError
-        If the format cannot hold this shape.
+        If the format cannot hold this shape, or `importance` is not one number per column.
     NonFiniteError
         If a weight is NaN or infinite.
     ConfigError
@@ -101,7 +105,9 @@ def quantize(
         found = Described(f"{quantizer}, which needs a whole model")
         raise ConfigError("quantizer of a tensor", found, " or ".join(able), hint)
     weight = cast(tensor, "f32") if tensor.dtype == torch.float64 else tensor
-    quantized = how.quantize_checked(weight, chosen)
+    if importance is not None:
+        importance = importance.detach().to(weight.device)
+    quantized = how.quantize_checked(weight, chosen, importance)
     zeros = _vanished(weight, quantized)
     if zeros:
         told = (

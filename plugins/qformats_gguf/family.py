@@ -28,12 +28,11 @@ class GGUF(Family):
     # llama.cpp's mixes, and short names of several types: of what can be written, the next in quality and size.
     similar = MappingProxyType(
         {
-            **dict.fromkeys(("q2", "q3", "q2_k_s", "q3_k_s", "q3_k_m", "q3_k_l"), ("q4_0", "q4_1")),
-            **dict.fromkeys(("q4", "q4_k", "q4_k_s"), ("q4_0", "q4_1", "q5_0")),
-            "q4_k_m": ("q4_1", "q5_0", "q4_0"),
-            **dict.fromkeys(("q5", "q5_k", "q5_k_s"), ("q5_0", "q5_1")),
-            "q5_k_m": ("q5_1", "q5_0", "q8_0"),
-            **dict.fromkeys(("q6", "q6_k"), ("q5_1", "q8_0")),
+            **dict.fromkeys(("q2", "q2_k_s"), ("q2_k", "q3_k")),
+            **dict.fromkeys(("q3", "q3_k_s", "q3_k_m", "q3_k_l"), ("q3_k", "q4_k")),
+            **dict.fromkeys(("q4", "q4_k_s", "q4_k_m"), ("q4_k", "q4_0", "q5_k")),
+            **dict.fromkeys(("q5", "q5_k_s", "q5_k_m"), ("q5_k", "q5_0", "q6_k")),
+            "q6": ("q6_k", "q8_0"),
             "fp8": ("q8_0",),
         }
     )

@@ -84,7 +84,7 @@ class GGUFLoader(Loader):
         return policy.mix(draft, packer)
 
     def fallback(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
-        """f16 if rows do not divide into blocks."""
+        """Smaller blocks, or f16, if rows do not divide into blocks."""
         return policy.fallback(packer)
 
     def lay_out(

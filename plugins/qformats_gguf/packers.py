@@ -1,5 +1,8 @@
 """Packers of tensor types: plain numbers, the five legacy block types, and the types that can only be decoded.
 
+Those with scales in two levels are in :mod:`qformats_gguf.superblocks`.
+
+
 Packed bytes have one field, ``blocks``: a row of whole blocks for every row of the weight. The byte layouts
 are those of :mod:`qformats_gguf.types`; nibbles of byte ``j`` of a block are elements ``j`` (low) and
 ``j + 16`` (high), and bit ``j`` of the little-endian word ``qh`` is the fifth bit of element ``j``.
@@ -19,12 +22,14 @@ from qformats import (
     FormatSpec,
     KernelSpec,
     PackedTensor,
-    Packer,
     QuantizedTensor,
 )
 from qformats.errors import CheckpointError, ConfigError
-from qformats.numbers import SIZES, empty, torch_dtype
+from qformats.numbers import empty
+from qformats_gguf.base import SOURCE, GGUFPacker, spec_of
 from qformats_gguf.grids import AbsMaxGrid, MinMaxGrid, SignedMaxGrid
+from qformats_gguf.superblocks.layout import LAYOUTS
+from qformats_gguf.superblocks.packer import SuperBlockPacker
 from qformats_gguf.types import REMOVED, TYPES, GGMLType
 
 if TYPE_CHECKING:
@@ -44,7 +49,6 @@ __all__ = [
     "packer_of",
 ]
 
-SOURCE = "llama.cpp:ggml/src/ggml-common.h"
 BLOCK = 32
 
 _PLAIN = {
@@ -66,7 +70,7 @@ _GRIDS: dict[str, AffineGrid] = {
 }
 _SQNR_DB = {"q8_0": 45.0, "q4_0": 21.0, "q4_1": 21.8, "q5_0": 27.0, "q5_1": 28.0}
 DECODE_ONLY = (
-    *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0", "mxfp4", "nvfp4"),
+    *("tq1_0", "tq2_0", "mxfp4", "nvfp4"),
     *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
 )
 """Types that gguf-py decodes and nothing here encodes yet."""
@@ -80,64 +84,6 @@ _SUMMARIES = {
     "q5_0": "5 bits, one signed scale per 32",
     "q5_1": "5 bits, one scale and minimum per 32",
 }
-
-
-class GGUFPacker(Packer):
-    """What the packers of all tensor types share."""
-
-    container = "gguf"
-
-    type: GGMLType
-
-    def veto(self, shape: Sequence[int]) -> str | None:
-        """Blocks lie along rows; stacked matrices (experts) are rows too."""
-        if len(shape) < 2:
-            return f"its number of dimensions is {len(shape)} instead of 2 or more"
-        if shape[-1] % self.spec.block_size:
-            return f"rows of {shape[-1]} do not divide into blocks of {self.spec.block_size}"
-        return None
-
-    def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
-        """The one field: a row of blocks for each row of the weight, leading dimensions kept."""
-        width = int(shape[-1]) // self.type.block_size * self.type.block_bytes
-        return {"blocks": ((*shape[:-1], width), "u8")}
-
-    def scales(self, packed: PackedTensor) -> Sequence[Tensor]:
-        """Scales and minima of the blocks, views of the stored bytes."""
-        fields = self.type.scales
-        if not fields:
-            return []
-        blocks = self.blocks(packed).reshape(-1, self.type.block_bytes)
-        return [blocks[:, at : at + SIZES[dtype]].view(torch_dtype(dtype))[:, 0] for at, dtype in fields]
-
-    def row_step(self, shape: Sequence[int]) -> int:
-        """Every row, but for a vector in blocks: elements are its rows, and lie in its blocks."""
-        return int(len(shape) > 1 or self.spec.block_size == 1)
-
-    def blocks(self, packed: PackedTensor) -> Tensor:
-        """Stored bytes of a packed tensor, checked.
-
-        Raises
-        ------
-        ShapeError
-            If they are not the bytes of a tensor of that shape.
-        """
-        # Vectors too: no program writes them in blocks, but a file may hold them.
-        return self.intact(packed).fields["blocks"]
-
-
-def _spec(kind: GGMLType, summary: str, **more: object) -> FormatSpec:
-    width = f"K / {kind.block_size} * {kind.block_bytes}"
-    fields = (FieldSpec("blocks", ("N", width), "u8", "packed blocks"),)
-    return FormatSpec(
-        "gguf",
-        kind.name,
-        summary,
-        fields,
-        block_size=kind.block_size,
-        source=SOURCE,
-        **more,  # type: ignore[arg-type]
-    )
 
 
 class PlainPacker(DensePacker, GGUFPacker):
@@ -167,7 +113,9 @@ class DecodeOnlyPacker(GGUFPacker):
 
     def __init__(self, kind: GGMLType) -> None:
         self.type = kind
-        self.spec = _spec(kind, f"{kind.bits_per_weight:g} bits per weight; read-only", canonical=False)
+        lattice = ", points of a lattice" if kind.name.startswith(("iq1", "iq2", "iq3")) else ""
+        about = f"{kind.bits_per_weight:g} bits per weight{lattice}; read-only"
+        self.spec = spec_of(kind, about, canonical=False)
 
     def scales(self, packed: PackedTensor) -> Sequence[Tensor]:
         """Scales of the blocks; where these are not floats, ones, and NaN in place of those that may be too large."""
@@ -216,7 +164,7 @@ class BlockPacker(GGUFPacker):
         self.type = kind
         self.grid = _GRIDS[kind.name]
         mode = "minimum" if self.grid.kind == "minimum" else "affine"
-        self.spec = _spec(
+        self.spec = spec_of(
             kind,
             _SUMMARIES[kind.name],
             bits=self.grid.bits,
@@ -417,12 +365,14 @@ def packer_of(kind: GGMLType) -> GGUFPacker:
     """Packer of a tensor type."""
     if kind.name in _PLAIN:
         return PlainPacker(kind)
-    return BlockPacker(kind) if kind.name in _GRIDS else DecodeOnlyPacker(kind)
+    if kind.name in _GRIDS:
+        return BlockPacker(kind)
+    return SuperBlockPacker(kind) if kind.name in LAYOUTS else DecodeOnlyPacker(kind)
 
 
 LISTED = tuple(
     packer_of(kind)
-    for name in ("f32", "f16", "bf16", *_GRIDS, *DECODE_ONLY)
+    for name in ("f32", "f16", "bf16", *_GRIDS, *sorted(LAYOUTS), *DECODE_ONLY)
     for kind in TYPES.values()
     if kind.name == name
 )

@@ -52,6 +52,22 @@ def mix(draft: Draft, packer: Packer) -> tuple[str, str] | None:
     return OUTPUT_TYPE, f"{layer} layer, kept at higher precision as by llama.cpp (--pure switches this off)"
 
 
+_SMALLER_BLOCKS = {
+    "q2_k": "q4_0",
+    "q3_k": "q4_0",
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+    "iq4_xs": "iq4_nl",
+    "tq1_0": "q4_0",
+    "tq2_0": "q4_0",
+}
+"""Types with blocks of 256, and those with blocks of 32 that llama.cpp takes where rows do not divide into such."""
+
+
 def fallback(packer: Packer) -> tuple[str, ...]:
-    """Types for rows that do not divide into blocks: llama.cpp's tool uses f16 for blocks of 32."""
-    return ("gguf:f16",) if packer.quantizes else ()
+    """Types for rows that do not divide into blocks, the first that fits: one of smaller blocks, then f16."""
+    if not packer.quantizes:
+        return ()
+    smaller = _SMALLER_BLOCKS.get(packer.spec.variant)
+    return (f"gguf:{smaller}", "gguf:f16") if smaller else ("gguf:f16",)

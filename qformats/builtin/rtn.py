@@ -27,13 +27,19 @@ class RoundToNearest(Quantizer):
             raise ConfigError("format", packer.name, "a quantized format")
         return packer.grid.quantize(weight, importance)
 
-    def quantize_checked(self, dense: Tensor, packer: Packer) -> QuantizedTensor:
+    def quantize_checked(
+        self, dense: Tensor, packer: Packer, importance: Tensor | None = None
+    ) -> QuantizedTensor:
         """Quantize in the format's own single pass, which also finds what is not finite.
 
         :meth:`quantize` stays with the grid: exports check the compiled kernels against it.
         """
+        if importance is not None:
+            return super().quantize_checked(dense, packer, importance)
         return packer.quantize_reference(dense)
 
-    def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:
+    def encode(self, dense: Tensor, packer: Packer, importance: Tensor | None = None) -> PackedTensor:
         """Quantize and pack in the format's own single pass."""
+        if importance is not None:
+            return super().encode(dense, packer, importance)
         return packer.encode_reference(dense)

@@ -197,7 +197,7 @@ class _Counting(Quantizer):
         """Round by the format's own rule."""
         return registry().quantizer("rtn").quantize(weight, packer, importance)
 
-    def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:
+    def encode(self, dense: Tensor, packer: Packer, importance: Tensor | None = None) -> PackedTensor:
         """Count, and round by the format's own rule."""
         self.weights += dense.numel()
         return packer.encode_reference(dense)

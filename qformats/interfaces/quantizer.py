@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
+from qformats.errors import ConfigError, Described, ShapeError
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.option import Option
 from qformats.interfaces.packer import PackedTensor, Packer
@@ -101,16 +102,44 @@ class Quantizer(Shown, Guarded, ABC):
             float32, ``(K,)``: weight of each column's squared error.
         """
 
-    def quantize_checked(self, dense: Tensor, packer: Packer) -> QuantizedTensor:
-        """Refuse what is not finite, and quantize the rest; a quantizer overrides it only to be faster."""
+    def quantize_checked(
+        self, dense: Tensor, packer: Packer, importance: Tensor | None = None
+    ) -> QuantizedTensor:
+        """Refuse what is not finite, and quantize the rest; a quantizer overrides it only to be faster.
+
+        Parameters
+        ----------
+        dense, packer, importance
+            As for :meth:`quantize`.
+
+        Raises
+        ------
+        NonFiniteError
+            If a weight is NaN or infinite.
+        ShapeError, ConfigError
+            If `importance` does not have one number, finite and not negative, for each column.
+        """
         from qformats.kernels.dense import require_finite
 
         require_finite(dense)
-        return self.quantize(dense, packer)
+        if importance is not None:
+            _require_importance(importance, int(dense.shape[1]))
+        return self.quantize(dense, packer, importance)
 
-    def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:
+    def encode(self, dense: Tensor, packer: Packer, importance: Tensor | None = None) -> PackedTensor:
         """Quantize and pack; a quantizer overrides it only to be faster."""
-        quantized = self.quantize_checked(dense, packer)
+        quantized = self.quantize_checked(dense, packer, importance)
         if packer.grid is not None:
             packer.grid.validate(quantized)
         return packer.pack(quantized)
+
+
+def _require_importance(importance: Tensor, columns: int) -> None:
+    if tuple(importance.shape) != (columns,):
+        raise ShapeError("importance", tuple(importance.shape), f"({columns},), one number per column")
+    if not importance.is_floating_point():
+        raise ConfigError("dtype of importance", str(importance.dtype), "a floating-point tensor")
+    bad = int((~importance.isfinite() | (importance < 0)).sum())
+    if bad:
+        found = Described(f"{bad} values that are negative, infinite or NaN")
+        raise ConfigError("importance", found, "weights of squared errors, 0 or more")

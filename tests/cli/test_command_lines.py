@@ -180,11 +180,11 @@ def test_merge_takes_outfile_too(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("args", "lines"),
     [
-        (("--format", "q4_k_m"), ["--format gguf:q4_1"]),
-        (("--format=q4_k_m",), ["--format=gguf:q4_1"]),
-        (("--format", "gguf", "--type", "q4_k_m"), ["--format gguf --type q4_1"]),
+        (("--format", "q4_k_m"), ["--format gguf:q4_k"]),
+        (("--format=q4_k_m",), ["--format=gguf:q4_k"]),
+        (("--format", "gguf", "--type", "q4_k_m"), ["--format gguf --type q4_k"]),
         (("-fawq",), ["-fgptq:4bit-128g-asym"]),
-        (("--format", "gguf:q4_k"), ["--format gguf:q4_0"]),
+        (("--format", "gguf:iq3_s"), ["--format gguf:q3_k"]),
         (("--format", "int4"), ["--format glm:int4", "--format gptq:4bit-128g"]),
         (("--type", "f16"), ["--type dense:f16", "--type gguf:f16"]),
     ],

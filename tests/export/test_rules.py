@@ -119,7 +119,7 @@ def test_rules_leave_vectors_alone(capsys, llama, tmp_path, kind):
         (["=q8_0"], "expected REGEX=TYPE"),
         (["attn_q="], "expected REGEX=TYPE"),
         (["attn_q=q9_9"], "no format 'gguf:q9_9'. Did you mean 'gguf:q8_0', "),
-        (["attn_q=q4_k"], "found 'gguf:q4_k'; expected one that can be written: f32, f16, bf16, q8_0"),
+        (["attn_q=iq3_s"], "found 'gguf:iq3_s'; expected one that can be written: f32, f16, bf16, q8_0"),
         (["norm=q8_0"], "is not one (vector)"),
         (["attn=q8_0", "attn_q=q4_1"], "tensors not matched by an earlier rule: the first rule wins"),
     ],
@@ -166,7 +166,7 @@ def test_a_misspelt_type_is_looked_for_in_the_family(capsys, llama):
 
 def test_unknown_types(capsys, llama):
     assert "no format 'gguf:q9'" in error(capsys, llama, "--output-tensor-type", "q9")
-    assert "can be written: f32" in error(capsys, llama, "--token-embedding-type", "q6_k")
+    assert "can be written: f32" in error(capsys, llama, "--token-embedding-type", "iq2_xs")
     assert "no quantizer 'gptqq'. Did you mean 'gptq'? Installed: gptq, rtn" in error(
         capsys, llama, "--quantizer", "gptqq"
     )

@@ -1,4 +1,4 @@
-"""Files of types that are only decoded: opened, made into a folder, and quantized again."""
+"""Files of types beside the legacy ones: opened, made into a folder, and quantized again."""
 
 from __future__ import annotations
 
@@ -62,7 +62,13 @@ def test_a_file_of_this_type_is_read_and_converted(plain: Path, kind: str, tmp_p
     assert torch.equal(written["lm_head.weight"], torch.from_numpy(values["output.weight"]))
 
     report = qformats.export(source, tmp_path / "again.gguf", format="gguf:q8_0")
-    assert {t.action for t in report.tensors} == {"requantized", "copied"}
+    assert {t.action for t in report.tensors} <= {"requantized", "transcoded", "copied"}
+    before = values["blk.0.attn_k.weight"]
     with read(tmp_path / "again.gguf") as again:
-        expected = ggml.quantize("q8_0", values["blk.0.attn_k.weight"])
-        assert np.array_equal(again.data("blk.0.attn_k.weight"), expected.reshape(-1))
+        found = again.data("blk.0.attn_k.weight")
+    if kind in ("q3_k", "iq4_nl", "iq4_xs"):
+        # One scale for 32 levels that q8_0 has: codes are kept, and at most the scale is rounded.
+        after = ggml.dequantize("q8_0", found).reshape(before.shape)
+        assert np.abs(after - before).max() <= np.abs(before).max() * (0 if kind == "iq4_nl" else 2**-11)
+    else:
+        assert np.array_equal(found, ggml.quantize("q8_0", before).reshape(-1))

@@ -14,6 +14,7 @@ from qformats.interfaces.packer import PackedTensor
 from qformats.registry import registry
 from qformats_gguf.family import GGUF
 from qformats_gguf.packers import BLOCK, DECODE_ONLY
+from qformats_gguf.superblocks.layout import LAYOUTS
 from qformats_gguf.types import by_name
 
 LEGACY = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
@@ -184,9 +185,9 @@ def test_the_read_only_types_are_what_gguf_can_decode():
         for kind, traits in gguf.quants._type_traits.items()
         if traits.dequantize_blocks.__func__ is not missing.__func__
     }
-    assert decodable == {*DECODE_ONLY, *LEGACY, "bf16"}
+    assert decodable == {*DECODE_ONLY, *LAYOUTS, *LEGACY, "bf16"}
     assert len(set(DECODE_ONLY)) == len(DECODE_ONLY)
-    assert set(DECODE_ONLY).isdisjoint(LEGACY)
+    assert set(DECODE_ONLY).isdisjoint({*LEGACY, *LAYOUTS})
 
 
 @pytest.mark.parametrize("name", ["q8_k", "q1_0"])
@@ -304,8 +305,10 @@ def _quantizing():
     return [packer.name for packer in registry().formats() if packer.grid is not None]
 
 
-def test_every_legacy_type_has_a_grid():
-    assert {f"gguf:{name}" for name in LEGACY} == {n for n in _quantizing() if n.startswith("gguf:")}
+def test_every_type_that_is_written_has_a_grid():
+    assert {f"gguf:{name}" for name in (*LEGACY, *LAYOUTS)} == {
+        n for n in _quantizing() if n.startswith("gguf:")
+    }
 
 
 @pytest.mark.parametrize("format", _quantizing())

@@ -68,10 +68,10 @@ def test_files_decide_between_families():
 @pytest.mark.parametrize(
     ("name", "first"),
     [
-        ("q4_k_m", "gguf:q4_1"),
-        ("Q4_K_M", "gguf:q4_1"),
-        ("q4km", "gguf:q4_1"),
-        ("gguf:q5_k_m", "gguf:q5_1"),
+        ("q4_k_m", "gguf:q4_k"),
+        ("Q4_K_M", "gguf:q4_k"),
+        ("q4km", "gguf:q4_k"),
+        ("gguf:q5_k_m", "gguf:q5_k"),
         ("awq", "gptq:4bit-128g-asym"),
         ("ggufs:q4_0", "gguf:q4_0"),
         ("bitsandbits:nf4", "bitsandbytes:nf4"),
@@ -94,7 +94,7 @@ def test_what_resembles_nothing_gets_the_families():
 
 
 def test_read_only_formats_name_the_nearest_in_size():
-    for name in ("gguf:q4_k", "q6_k"):
+    for name in ("gguf:iq3_s", "iq2_xxs"):
         with pytest.raises(ConfigError) as caught:
             qformats.quantize(torch.zeros(1, 256), name)
         assert caught.value.nearest

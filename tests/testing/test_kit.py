@@ -101,7 +101,7 @@ def test_what_a_plugin_raises_is_the_cause_and_told_in_one_line():
 
 def test_a_check_that_does_not_apply_says_why():
     with pytest.raises(NotApplicable, match="the format is only read"):
-        kit.check_hard_weights(qformats.packer("gguf:q6_k"))
+        kit.check_hard_weights(qformats.packer("gguf:iq3_s"))
     with pytest.raises(
         NotApplicable, match="folders and exports ask the registry, and no plugin registers it"
     ):
