@@ -183,6 +183,27 @@ def test_rows_that_do_not_divide(capsys, narrow, tmp_path):
         assert len(model.greedy([1, 2, 3], 2)) == 2
 
 
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [
+        ("q2_k", "q4_0"),
+        ("q3_k", "q4_0"),
+        ("q4_k", "q5_0"),
+        ("q5_k", "q5_1"),
+        ("q6_k", "q8_0"),
+        ("iq4_xs", "iq4_nl"),
+        ("iq4_nl", "iq4_nl"),
+    ],
+)
+def test_rows_that_do_not_divide_into_blocks_of_256_get_smaller_ones(capsys, llama, narrow, asked, taken):
+    """What llama.cpp's quantizer takes instead (``tensor_type_fallback``)."""
+    for model, expected in ((llama, f"gguf:{taken}"), (narrow, "gguf:f16")):
+        arguments = ("export", model, "-f", f"gguf:{asked}", "--pure", "-o", "x.gguf", "--dry-run", "--json")
+        plan = json.loads(call(capsys, *arguments).out)
+        found = {t["format"] for t in plan["tensors"] if t["name"].startswith("blk.0.ffn_")}
+        assert found == {expected, "gguf:f32"}
+
+
 def test_too_large_for_half_precision(capsys, copy, tmp_path):
     from safetensors.torch import load_file, save_file
 

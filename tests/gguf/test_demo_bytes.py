@@ -1,4 +1,4 @@
-"""Every tensor of the demo model, in every type that is written: the bytes of gguf-py's own encoder."""
+"""Every tensor of the demo model, in every type that is written: the bytes of gguf-py's own encoder, or of ggml's."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from oracles import ggml
 
 import qformats
 from qformats_gguf.architectures import Architecture
 from qformats_gguf.reader import read
+from qformats_gguf.superblocks.layout import LAYOUTS
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", *LAYOUTS])
 def test_exported_bytes_are_those_of_gguf(kind: str, tmp_path: Path) -> None:
     target = tmp_path / "demo.gguf"
     qformats.export("demo", target, format=f"gguf:{kind}", pure=True)
@@ -31,9 +33,12 @@ def test_exported_bytes_are_those_of_gguf(kind: str, tmp_path: Path) -> None:
             wanted = kind if len(stored.shape) == 2 else "f32"
             assert stored.type is not None
             assert stored.type.name == wanted
-            expected = gguf.quants.quantize(
-                np.ascontiguousarray(values), gguf.GGMLQuantizationType[wanted.upper()]
-            )
+            values = np.ascontiguousarray(values)
+            if wanted in LAYOUTS:
+                # gguf-py does not encode these.
+                expected = ggml.quantize(wanted, values)
+            else:
+                expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType[wanted.upper()])
             assert np.array_equal(file.data(name), expected.reshape(-1).view(np.uint8)), name
             compared += 1
     assert compared == len(demo.tensors) == 39

@@ -13,6 +13,7 @@ from oracles.llama_cpp import LlamaCpp
 
 import qformats
 from qformats.sources import open_model
+from qformats_gguf.superblocks.layout import LAYOUTS
 
 POSITIONS = 96
 LOG_PROB = 1e-4
@@ -69,6 +70,19 @@ def test_quantized_weights_run_as_their_values(model: Path, kind: str, tmp_path:
     """llama.cpp on the packed file, against Transformers on the same weights dequantized by us."""
     target, folder = tmp_path / "model.gguf", tmp_path / "dense"
     qformats.export(model, target, format=f"gguf:{kind}")
+    qformats.export(target, folder, format="dense:f32")
+    reference = hf.load(folder)
+    with LlamaCpp(target) as gguf:
+        ids = ids_of(gguf)
+        assert kl_divergence(hf.log_probs(reference, ids), gguf.log_probs(ids)) < KL_EIGHT_BIT_ACTIVATIONS
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_searched_types_run_as_their_values(kind: str, tmp_path: Path) -> None:
+    """The same with the types that gguf-py does not encode; widths of the demo model divide into their blocks."""
+    target, folder = tmp_path / "model.gguf", tmp_path / "dense"
+    report = qformats.export("demo", target, format=f"gguf:{kind}", pure=True)
+    assert set(report.types) == {f"gguf:{kind}", "gguf:f32"}
     qformats.export(target, folder, format="dense:f32")
     reference = hf.load(folder)
     with LlamaCpp(target) as gguf:
