@@ -28,8 +28,10 @@ from qformats.errors import CheckpointError, ConfigError
 from qformats.numbers import empty
 from qformats_gguf.base import SOURCE, GGUFPacker, spec_of
 from qformats_gguf.grids import AbsMaxGrid, MinMaxGrid, SignedMaxGrid
+from qformats_gguf.microscaling import Mxfp4Packer
 from qformats_gguf.superblocks.layout import LAYOUTS
 from qformats_gguf.superblocks.packer import SuperBlockPacker
+from qformats_gguf.ternary import TERNARY, TernaryPacker
 from qformats_gguf.types import REMOVED, TYPES, GGMLType
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ _GRIDS: dict[str, AffineGrid] = {
 }
 _SQNR_DB = {"q8_0": 45.0, "q4_0": 21.0, "q4_1": 21.8, "q5_0": 27.0, "q5_1": 28.0}
 DECODE_ONLY = (
-    *("tq1_0", "tq2_0", "mxfp4", "nvfp4"),
+    "nvfp4",
     *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
 )
 """Types that gguf-py decodes and nothing here encodes yet."""
@@ -122,10 +124,7 @@ class DecodeOnlyPacker(GGUFPacker):
         import torch
 
         blocks = packed.fields["blocks"].reshape(-1, self.type.block_bytes)
-        if self.type.name == "mxfp4":
-            # Powers of two, of which the largest times a code are beyond float32.
-            bad = blocks[:, 0] >= 250
-        elif self.type.name == "iq1_m":
+        if self.type.name == "iq1_m":
             # The top bits of four words make up a float16 scale; the last word has its sign and part of its exponent.
             words = blocks[:, 48:56].contiguous().view(torch.int16).to(torch.int32)
             bad = ((words[:, 3] >> 12 & 7) == 7) & ((words[:, 2] >> 12 & 12) == 12)
@@ -367,12 +366,16 @@ def packer_of(kind: GGMLType) -> GGUFPacker:
         return PlainPacker(kind)
     if kind.name in _GRIDS:
         return BlockPacker(kind)
+    if kind.name in TERNARY:
+        return TernaryPacker(kind)
+    if kind.name == "mxfp4":
+        return Mxfp4Packer(kind)
     return SuperBlockPacker(kind) if kind.name in LAYOUTS else DecodeOnlyPacker(kind)
 
 
 LISTED = tuple(
     packer_of(kind)
-    for name in ("f32", "f16", "bf16", *_GRIDS, *sorted(LAYOUTS), *DECODE_ONLY)
+    for name in ("f32", "f16", "bf16", *_GRIDS, *sorted(LAYOUTS), "mxfp4", *TERNARY, *DECODE_ONLY)
     for kind in TYPES.values()
     if kind.name == name
 )

@@ -17,10 +17,11 @@ from qformats_gguf.header import TensorInfo, serialize
 from qformats_gguf.metadata import string
 from qformats_gguf.packers import DECODE_ONLY, LISTED, packer_of
 from qformats_gguf.superblocks.layout import LAYOUTS
+from qformats_gguf.ternary import TERNARY
 from qformats_gguf.types import by_name
 
 NAME = "model.layers.1.mlp.down_proj.weight"
-BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", *LAYOUTS, *DECODE_ONLY)
+BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", *LAYOUTS, "mxfp4", *TERNARY, *DECODE_ONLY)
 TINY = 1e-9
 """Weights whose scales are zero in float16."""
 

@@ -14,8 +14,10 @@ from qformats_gguf.architectures import Architecture
 from qformats_gguf.reader import read
 from qformats_gguf.superblocks.layout import LAYOUTS
 
+BY_GGUF_PY = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "mxfp4", "tq1_0", "tq2_0")
 
-@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", *LAYOUTS])
+
+@pytest.mark.parametrize("kind", [*BY_GGUF_PY, *LAYOUTS])
 def test_exported_bytes_are_those_of_gguf(kind: str, tmp_path: Path) -> None:
     target = tmp_path / "demo.gguf"
     qformats.export("demo", target, format=f"gguf:{kind}", pure=True)

@@ -15,9 +15,11 @@ from qformats.registry import registry
 from qformats_gguf.family import GGUF
 from qformats_gguf.packers import BLOCK, DECODE_ONLY
 from qformats_gguf.superblocks.layout import LAYOUTS
+from qformats_gguf.ternary import TERNARY
 from qformats_gguf.types import by_name
 
 LEGACY = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+WRITTEN = {*LEGACY, *LAYOUTS, "mxfp4", *TERNARY}
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -185,9 +187,9 @@ def test_the_read_only_types_are_what_gguf_can_decode():
         for kind, traits in gguf.quants._type_traits.items()
         if traits.dequantize_blocks.__func__ is not missing.__func__
     }
-    assert decodable == {*DECODE_ONLY, *LAYOUTS, *LEGACY, "bf16"}
+    assert decodable == {*DECODE_ONLY, *WRITTEN, "bf16"}
     assert len(set(DECODE_ONLY)) == len(DECODE_ONLY)
-    assert set(DECODE_ONLY).isdisjoint({*LEGACY, *LAYOUTS})
+    assert set(DECODE_ONLY).isdisjoint(WRITTEN)
 
 
 @pytest.mark.parametrize("name", ["q8_k", "q1_0"])
@@ -306,9 +308,7 @@ def _quantizing():
 
 
 def test_every_type_that_is_written_has_a_grid():
-    assert {f"gguf:{name}" for name in (*LEGACY, *LAYOUTS)} == {
-        n for n in _quantizing() if n.startswith("gguf:")
-    }
+    assert {f"gguf:{name}" for name in WRITTEN} == {n for n in _quantizing() if n.startswith("gguf:")}
 
 
 @pytest.mark.parametrize("format", _quantizing())
