@@ -149,6 +149,9 @@ def _vanished(weight: Tensor, quantized: QuantizedTensor) -> int:
 
 def _quantizing(format: str) -> Packer:
     chosen = registry().writable(format)
+    if chosen.typical is not chosen:
+        found = Described(f"{chosen.name}, a choice of formats for the tensors of a model")
+        raise ConfigError("format of a tensor", found, f"one format, such as {chosen.typical.name}")
     if chosen.grid is None:
         found = Described(f"{chosen.name}, which stores plain numbers")
         raise ConfigError("format", found, "a quantized format")

@@ -43,7 +43,7 @@ def formats(
     facts = _facts(known, list({packer.name: packer for packer in chosen}.values()) if names else None)
     if as_json(facts, json):
         return
-    if len(facts["formats"]) == 1:
+    if len(facts["formats"]) == 1 and not facts["mixtures"]:
         _print_one(facts["formats"][0], chosen[0])
     else:
         _print(facts)
@@ -57,7 +57,7 @@ def _named(known: Registry, name: str) -> list[Packer]:
 
     for family in known.families():
         if name.lower() in (family.name, *family.other_names):
-            return [family.parse(variant) for variant in family.variants()]
+            return [*(family.parse(variant) for variant in family.variants()), *family.mixtures]
     try:
         return [meant(name)]
     except UnknownFormatError as error:
@@ -88,6 +88,12 @@ def _facts(known: Registry, chosen: Sequence[Packer] | None) -> dict[str, Any]:
                 "default": packer.spec.variant == known.family(packer).default_variant,
             }
             for packer in (known.formats() if chosen is None else chosen)
+            if packer.typical is packer
+        ],
+        "mixtures": [
+            {"name": packer.name, "summary": packer.spec.summary, "typical": packer.typical.name}
+            for packer in (chosen or (each for family in known.families() for each in family.mixtures))
+            if packer.typical is not packer
         ],
     }
     if chosen is not None:
@@ -119,6 +125,12 @@ def _print(facts: dict[str, Any]) -> None:
         out.print(shown)
         out.print("\n* default of its family; bits: bits per weight, scales included")
         out.print("level " + "; ".join(f"{level}: {meaning}" for level, meaning in enumerate(_LEVELS)))
+    if facts["mixtures"]:
+        out.print("\n[bold]mixtures[/bold] (several formats in one model)")
+        mixed = table("", "")
+        for row in facts["mixtures"]:
+            mixed.add_row(row["name"], plain(row["summary"]))
+        out.print(mixed)
     read_only = [row for row in facts["formats"] if not row["write"]]
     for family in dict.fromkeys(row["name"].partition(":")[0] for row in read_only):
         out.print(f"\n[bold]{family}, read only[/bold] (bits per weight)")

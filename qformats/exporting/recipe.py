@@ -106,7 +106,9 @@ class Recipe:
         drafts = [draft for draft in drafts if not draft.left_out]
         if default.quantizes and any(_is_packed(t) for t in source.tensors.values()):
             drafts = [_staying_plain(draft, loader) for draft in drafts]
-        chosen = [self._choose(draft, default, rules, roles, loader, used) for draft in drafts]
+        mixed = {} if self.pure else loader.mixes(drafts, default, source)
+        usual = default.typical
+        chosen = [self._choose(draft, usual, rules, roles, loader, used, mixed) for draft in drafts]
         for _, pattern, _ in rules:
             if pattern not in used:
                 raise self._useless(pattern, drafts)
@@ -136,6 +138,7 @@ class Recipe:
         roles: dict[str, Packer],
         loader: Loader,
         used: set[str],
+        mixed: Mapping[str, tuple[str, str]],
     ) -> Assignment:
         for expression, pattern, packer in rules:
             if _matches(expression, draft) and (draft.keep is None or not packer.veto(draft.source.shape)):
@@ -152,9 +155,9 @@ class Recipe:
             if draft.cast_along and kept.dense_dtype in FLOATS and default.dense_dtype is not None:
                 return Assignment(draft, default)
             return Assignment(draft, kept, draft.why, kept=True)
-        mixed = None if self.pure else loader.mix(draft, default)
-        if mixed is not None:
-            return self._fitting(draft, registry().packer(mixed[0]), mixed[1], loader)
+        if draft.name in mixed:
+            name, why = mixed[draft.name]
+            return self._fitting(draft, registry().packer(name), why, loader)
         return self._fitting(draft, default, "", loader)
 
     def _fitting(self, draft: Draft, packer: Packer, note: str, loader: Loader) -> Assignment:
@@ -177,6 +180,8 @@ class Recipe:
     def _typed(self, variant: str, loader: Loader) -> Packer:
         """Packer of a full name, of a variant of the recipe's family, or of plain numbers in any family."""
         packer = registry().writable(variant if ":" in variant else self._full_name(variant))
+        if packer.typical is not packer:
+            raise ConfigError("type", packer.name, f"the type of one tensor, such as {packer.typical.name}")
         if packer.quantizes and not loader.accepts(packer):
             names = [p.name for p in registry().formats() if loader.accepts(p) and p.writable]
             raise ConfigError(

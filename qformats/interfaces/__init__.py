@@ -13,6 +13,7 @@ from qformats.interfaces.dense import DensePacker, dense
 from qformats.interfaces.family import Family, ModuleFields
 from qformats.interfaces.layout import Assignment, Draft, Layout, OutputFile, Placement
 from qformats.interfaces.loader import Loader
+from qformats.interfaces.mixture import Mixture
 from qformats.interfaces.model_class import ModelClass
 from qformats.interfaces.option import Option, number, size, switch
 from qformats.interfaces.packer import PackedTensor, Packer
@@ -34,6 +35,7 @@ __all__ = [
     "KernelSpec",
     "Layout",
     "Loader",
+    "Mixture",
     "ModelClass",
     "ModuleFields",
     "Option",

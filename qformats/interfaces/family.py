@@ -80,6 +80,8 @@ class Family(Guarded):
     """First half of the formats' names."""
     packers: ClassVar[Sequence[Packer]] = ()
     """A packer of each variant; the first one is the default."""
+    mixtures: ClassVar[Sequence[Packer]] = ()
+    """Names for choices of formats, tensor by tensor, beside the variants; :meth:`parse` knows them too."""
     other_names: ClassVar[tuple[str, ...]] = ()
     """What users also call the family, in lower case: ``("bnb",)``."""
     aliases: ClassVar[Mapping[str, str]] = {}
@@ -110,7 +112,7 @@ class Family(Guarded):
         UnknownFormatError
             If the family has no such variant.
         """
-        for packer in self.packers:
+        for packer in (*self.packers, *self.mixtures):
             if packer.spec.variant == variant:
                 return packer
         raise self.unknown(variant)

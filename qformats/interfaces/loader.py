@@ -23,8 +23,8 @@ class Loader(Shown, Guarded, ABC):
 
     Subclasses set :attr:`name` and :attr:`summary`. Reading yields a :class:`~qformats.Checkpoint` with canonical
     names (those that Transformers' model class uses on disk). Writing happens in three pure steps, all from
-    headers: :meth:`draft` the output's tensors, let the framework choose a format for each (asking :meth:`mix` and
-    :meth:`fallback`), :meth:`lay_out` the files. The framework fills and seals them.
+    headers: :meth:`draft` the output's tensors, let the framework choose a format for each (asking :meth:`mixes`
+    and :meth:`fallback`), :meth:`lay_out` the files. The framework fills and seals them.
 
     Examples
     --------
@@ -49,7 +49,7 @@ class Loader(Shown, Guarded, ABC):
     (True, 39)
     """
 
-    guarded = ("accepts", "detect", "open", "outline", "draft", "mix", "fallback", "lay_out", "finish")
+    guarded = ("accepts", "detect", "open", "outline", "draft", "mixes", "fallback", "lay_out", "finish")
     role = "container"
 
     name: ClassVar[str]
@@ -121,9 +121,26 @@ class Loader(Shown, Guarded, ABC):
         """Which device of tensor parallelism holds this tensor of an output, from 0; always 0 without it."""
         return 0
 
-    def mix(self, draft: Draft, packer: Packer) -> tuple[str, str] | None:
-        """A format for this tensor other than the requested one, and why; skipped by ``--pure`` and user rules."""
-        return None
+    def mixes(
+        self, drafts: Sequence[Draft], packer: Packer, source: Checkpoint
+    ) -> Mapping[str, tuple[str, str]]:
+        """Formats other than the usual one for some tensors, and why; skipped by ``--pure``, and by rules of users.
+
+        Parameters
+        ----------
+        drafts : sequence of Draft
+            Tensors of the output.
+        packer : Packer
+            The requested format, or mixture of formats.
+        source : Checkpoint
+            The model.
+
+        Returns
+        -------
+        mapping of str to (str, str)
+            Format and reason, by the name of the draft.
+        """
+        return {}
 
     def fallback(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
         """Formats to try, in order, if `packer` cannot hold this tensor; empty to refuse."""

@@ -93,7 +93,7 @@ def substitutes(packer: Packer, families: Iterable[Family]) -> list[str]:
 
 
 def _listed(family: Family) -> list[Packer]:
-    return [family.parse(variant) for variant in family.variants()]
+    return [*(family.parse(variant) for variant in family.variants()), *family.mixtures]
 
 
 def _spelt(family: Family) -> Iterable[tuple[str, Packer, Sequence[str]]]:

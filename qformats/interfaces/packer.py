@@ -102,6 +102,11 @@ class Packer(Shown, Guarded):
         return self.spec.family
 
     @property
+    def typical(self) -> Packer:
+        """Format of most tensors of a model: this one, unless the name stands for a choice of several."""
+        return self
+
+    @property
     def quantizes(self) -> bool:
         """Whether it stores codes and not plain numbers."""
         return self.dense_dtype is None
