@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qformats import Checkpoint, Loader, PackedTensor, Packer, StoredTensor
-from qformats.errors import CheckpointError
+from qformats.errors import CheckpointError, ConfigError, Described
 from qformats.interfaces import Assignment, Draft, Layout, OutputFile, Placement, dense, same_values, size
 from qformats_gguf import policy
 from qformats_gguf.options import OPTIONS, ignore_unsupported
@@ -79,9 +79,26 @@ class GGUFLoader(Loader):
             )
         return drafts
 
-    def mix(self, draft: Draft, packer: Packer) -> tuple[str, str] | None:
-        """A better type for the output layer."""
-        return policy.mix(draft, packer)
+    def mixes(
+        self, drafts: Sequence[Draft], packer: Packer, source: Checkpoint
+    ) -> Mapping[str, tuple[str, str]]:
+        """llama.cpp's choice: more bits for the output layer, and in mixes for some matrices of some layers."""
+        from qformats_gguf import mixes
+
+        if not packer.quantizes:
+            return {}
+        mix = packer.spec.variant
+        if mix in mixes.MIXES and mixes.MIXES[mix].weighted:
+            found = Described(f"{packer.name} without an importance matrix")
+            raise ConfigError(
+                "type", found, "q2_k, or another mix: llama.cpp makes this one from importances only"
+            )
+        shapes = {draft.name: draft.source.shape for draft in drafts if draft.keep is None}
+        every = {draft.name: draft.source.shape for draft in drafts}
+        tied = any(draft.tied for draft in drafts)
+        chosen = mixes.choose(mix, shapes, tied, mixes.facts(_named_architecture(source), every))
+        why = "as llama.cpp chooses (--pure switches this off)"
+        return {name: (f"gguf:{kind}", f"{place}, {why}") for name, (kind, place) in chosen.items()}
 
     def fallback(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
         """Smaller blocks, or f16, if rows do not divide into blocks."""
@@ -189,10 +206,21 @@ def _check_vocabulary(metadata: Metadata, infos: Sequence[TensorInfo], source: C
         )
 
 
+def _named_architecture(source: Checkpoint) -> str:
+    """``general.architecture`` of a file made from a model, as far as the choice of types depends on it."""
+    from qformats_gguf.checkpoint import GGUFCheckpoint
+    from qformats_gguf.metadata import Keys
+
+    if isinstance(source, GGUFCheckpoint):
+        return Keys(source.native, str(source.path)).text("general.architecture")
+    return "llama" if source.architecture == "mistral" else source.architecture
+
+
 def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -> Metadata:
     from qformats_gguf import tokenizer
     from qformats_gguf.checkpoint import GGUFCheckpoint
     from qformats_gguf.metadata import u32
+    from qformats_gguf.mixes import MIXES
     from qformats_gguf.types import by_name
 
     if isinstance(source, GGUFCheckpoint):
@@ -204,7 +232,8 @@ def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -
         if not files:
             raise CheckpointError(source.path, "no tokenizer files", "tokenizer.json or tokenizer.model")
         metadata |= tokenizer.to_gguf(files, source.config, pre=options.get("pre"), source=str(source.path))
-    number = by_name(default.spec.variant).file_type
+    variant = default.spec.variant
+    number = MIXES[variant].file_type if variant in MIXES else by_name(variant).file_type
     if number is None:
         metadata.pop("general.file_type", None)
     else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from qformats_gguf.types import by_name
 
-__all__ = ["MIXES", "Facts", "Mix", "choose"]
+__all__ = ["MIXES", "Facts", "Mix", "choose", "facts"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Mix:
     weighted: bool = False
 
 
+_SHORT: Mapping[str, str] = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
+"""Types that are no mix of llama.cpp's, and the mixes that they are short for there."""
 _LISTED = (
     Mix("q2_k", "q2_k", 10),
     Mix("q2_k_s", "q2_k", 21, weighted=True),
@@ -63,6 +65,23 @@ _GROUPED = 4
 _EIGHT = 8
 _STACKED = 3
 """Dimensions of the matrices of all experts, stacked."""
+
+
+def facts(architecture: str, tensors: Mapping[str, Sequence[int]], *, importance: bool = False) -> Facts:
+    """Read layers, experts and heads off the tensors of a file."""
+    layers = 1 + max((_layer(name) for name in tensors), default=-1)
+    experts = next(
+        (shape[0] for name, shape in tensors.items() if "_exps." in name and len(shape) == _STACKED), 0
+    )
+    keys = next((shape[0] for name, shape in tensors.items() if name.endswith("attn_k.weight")), 0)
+    queries = next((shape[0] for name, shape in tensors.items() if name.endswith("attn_q.weight")), 0)
+    fused = next((shape[0] for name, shape in tensors.items() if name.endswith("attn_qkv.weight")), 0)
+    if fused:
+        # The output projection has a column for each row of queries.
+        queries = next((s[-1] for name, s in tensors.items() if name.endswith("attn_output.weight")), 0)
+        keys = (fused - queries) // 2
+    grouped = queries // keys if keys > 0 else 1
+    return Facts(architecture, layers, experts, grouped, importance)
 
 
 @dataclass(frozen=True)
@@ -123,6 +142,7 @@ def choose(
     >>> choose("q4_k_s", shapes, False, Facts("llama", layers=1))["blk.0.attn_v.weight"]
     ('q5_k', 'attention values')
     """
+    mix = _SHORT.get(mix, mix)
     base = MIXES[mix].base if mix in MIXES else mix
     output = "token_embd.weight" if tied else "output.weight"
     names = [name for name in sorted(tensors, key=_place) if name not in (output, "token_embd.weight")]

@@ -6,9 +6,8 @@ Source: llama.cpp:src/llama-quant.cpp (``llama_tensor_get_type``) and its conver
 from __future__ import annotations
 
 from qformats import Packer
-from qformats.interfaces import Draft
 
-__all__ = ["fallback", "keep", "mix", "role"]
+__all__ = ["fallback", "keep", "role"]
 
 _ROLES = {"output.weight": "output", "token_embd.weight": "token_embedding"}
 _NEVER = (
@@ -23,8 +22,6 @@ _NEVER = (
     "time_mix_",
 )
 _NEVER_WHOLE = ("position_embd.weight", "token_types.weight")
-OUTPUT_TYPE = "gguf:q8_0"
-"""llama.cpp takes q6_K; q8_0 is the smallest type here that is at least as exact."""
 
 
 def role(name: str) -> str | None:
@@ -41,15 +38,6 @@ def keep(name: str, dimensions: int) -> str | None:
     if name in _NEVER_WHOLE or any(part in name for part in _NEVER):
         return "kept in full precision by llama.cpp"
     return None
-
-
-def mix(draft: Draft, packer: Packer) -> tuple[str, str] | None:
-    """The layer that computes the output gets a better type than the rest."""
-    is_output = draft.role == "output" or (draft.role == "token_embedding" and draft.tied)
-    if not is_output or not packer.quantizes or packer.name == OUTPUT_TYPE:
-        return None
-    layer = "tied output" if draft.tied else "output"
-    return OUTPUT_TYPE, f"{layer} layer, kept at higher precision as by llama.cpp (--pure switches this off)"
 
 
 _SMALLER_BLOCKS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+
 from qformats.interfaces.packer import Packer
 
 __all__ = ["Mixture"]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
-from models.mixes import MODELS, tensors
+import torch
+from models.mixes import MODELS, tensors, write
 
+import qformats
+from qformats.errors import ConfigError
 from qformats_gguf import policy
 from qformats_gguf.mixes import MIXES, Facts, choose
 from qformats_gguf.types import by_name
@@ -57,3 +63,50 @@ def test_which_files_need_an_importance_matrix():
         refused = {key for key, letters in model["types"].items() if letters is None}
         assert refused == {"q2_k_s", "q2_k_s pure"}
     assert [mix.name for mix in MIXES.values() if mix.weighted] == ["q2_k_s"]
+
+
+@pytest.mark.parametrize(
+    ("model", "mix"),
+    [
+        (model, key)
+        for model, entry in GOLDEN["models"].items()
+        for key in entry["sha256"]
+        if "imatrix" not in key and "experts" not in model
+    ],
+)
+def test_files_have_llama_cpps_bytes(model, mix, tmp_path):
+    source = write(model, tmp_path / "source.gguf")
+    report = qformats.export(source, tmp_path / "out.gguf", format=f"gguf:{mix}")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(report.target).tensors}
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + np.ascontiguousarray(tensors[name].data).tobytes())
+    assert digest.hexdigest() == GOLDEN["models"][model]["sha256"][mix]
+    metadata = qformats.open(report.target).native
+    assert metadata["general.file_type"].data == (MIXES[mix].file_type if mix in MIXES else 30)
+
+
+@pytest.mark.parametrize("name", ["q4_k_m", "Q4_K_M", "gguf:q4_k_m"])
+def test_a_mix_is_a_format_of_models_and_not_of_tensors(name):
+    packer = qformats.packer(name)
+    assert (packer.name, packer.typical.name) == ("gguf:q4_k_m", "gguf:q4_k")
+    with pytest.raises(ConfigError, match=r"a choice of formats.*such as gguf:q4_k"):
+        qformats.quantize(torch.zeros(2, 256), name)
+    with pytest.raises(ConfigError, match="the type of one tensor, such as gguf:q4_k"):
+        qformats.export("demo", "never.gguf", format="gguf:q4_0", tensor_types={"attn": name})
+
+
+def test_pure_files_and_rules_of_users(tmp_path):
+    pure = qformats.export("demo", tmp_path / "pure.gguf", format="q4_k_m", pure=True)
+    assert pure.types == {"gguf:q4_k": 30, "gguf:f32": 9}
+    ruled = qformats.export("demo", tmp_path / "r.gguf", format="q4_k_m", tensor_types={"attn_v": "q5_1"})
+    assert ruled.types == {"gguf:q4_k": 23, "gguf:f32": 9, "gguf:q6_k": 3, "gguf:q5_1": 4}
+    # llama-quantize's short name for the mix of medium size.
+    short = qformats.export("demo", tmp_path / "short.gguf", format="q4_k")
+    assert short.types == qformats.export("demo", tmp_path / "m.gguf", format="q4_k_m").types
+
+
+def test_a_mix_made_from_importances_only_is_refused_without(tmp_path):
+    with pytest.raises(ConfigError, match="q2_k_s without an importance matrix; expected q2_k"):
+        qformats.export("demo", tmp_path / "out.gguf", format="q2_k_s")
+    assert not list(tmp_path.iterdir())
