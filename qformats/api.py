@@ -156,7 +156,7 @@ def export(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     report = qformats.export("demo", Path(folder, "demo.gguf"), format="gguf:q4_0")
     >>> report.types, round(report.bits_per_weight, 2)
-    ({'gguf:q4_0': 29, 'gguf:f32': 9, 'gguf:q8_0': 1}, 4.93)
+    ({'gguf:q4_0': 29, 'gguf:f32': 9, 'gguf:q6_k': 1}, 4.73)
     """
     from qformats.exporting import Recipe, run
     from qformats.sources import check_options
