@@ -15,8 +15,9 @@ from qformats_gguf.types import by_name
 __all__ = ["GGUF"]
 
 
-_MIX = re.compile(r"(i?q\d_k|i?q\d)_(?:xs|s|m|l|xl)")
-"""Names of files for what llama.cpp makes of several types."""
+_LATTICE = ("iq2_m", "iq3_xs", "iq3_m")
+_OTHERS = re.compile(r"q\d_k_x?l")
+"""Names that publishers give to mixes of their own."""
 
 
 class _Mix(Mixture):
@@ -53,6 +54,9 @@ class GGUF(Family):
             "q3": ("q3_k_m", "q3_k_l", "q3_k_s"),
             "q4": ("q4_k_m", "q4_k_s", "q4_0"),
             "q5": ("q5_k_m", "q5_k_s", "q5_0"),
+            **{f"q{bits}_k_{size}": (f"q{bits}_k_m",) for bits in (3, 4, 5) for size in ("l", "xl")},
+            **dict.fromkeys(("q2_k_l", "q2_k_xl"), ("q2_k",)),
+            **dict.fromkeys(("q6_k_l", "q6_k_xl"), ("q6_k",)),
             **dict.fromkeys(("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m"), ("q2_k",)),
             **dict.fromkeys(("iq3_xxs", "iq3_xs", "iq3_s", "iq3_m"), ("q3_k_m", "iq4_xs")),
             "q6": ("q6_k", "q8_0"),
@@ -61,16 +65,14 @@ class GGUF(Family):
     )
 
     def about(self, word: str) -> str:
-        """What llama.cpp's mixes of types are: ``q4_k_m``."""
-        mix = _MIX.fullmatch(word)
-        try:
-            base = packer_of(by_name(mix[1])) if mix else None
-        except UnknownFormatError:
-            base = None
-        if base is None:
-            return super().about(word)
-        can = "can be read but not written" if not base.writable else f"is written as {base.name}"
-        return f"it is llama.cpp's mix of {base.spec.variant} and larger types, which {can}"
+        """What mixes are that are not made here."""
+        if word in _LATTICE:
+            return "it is llama.cpp's mix of lattice types, which can be read but not written"
+        if _OTHERS.fullmatch(word):
+            return (
+                "it is a publisher's own mix, which llama-quantize does not make; --tensor-type gives rules"
+            )
+        return super().about(word)
 
     def parse(self, variant: str) -> Packer:
         """Packer of one tensor type, or a mix, in any case."""

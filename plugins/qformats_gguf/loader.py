@@ -212,7 +212,7 @@ def _named_architecture(source: Checkpoint) -> str:
     from qformats_gguf.metadata import Keys
 
     if isinstance(source, GGUFCheckpoint):
-        return Keys(source.native, str(source.path)).text("general.architecture")
+        return Keys(source.native, str(source.path)).text("general.architecture", "")
     return "llama" if source.architecture == "mistral" else source.architecture
 
 

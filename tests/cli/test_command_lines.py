@@ -139,13 +139,9 @@ def test_what_lacks_something_is_said_in_one_line_with_an_example(capsys, args, 
             "compressed-tensors has layouts of its own, which are not supported",
             "gptq:4bit-128g-asym",
         ),
-        (
-            "q4_k_m",
-            "it is llama.cpp's mix of q4_k and larger types, which can be read but not written",
-            "gguf:q4_1",
-        ),
-        ("gguf:q5_k_s", "it is llama.cpp's mix of q5_k and larger types, which can be read", "gguf:q5_0"),
-        ("q3_k_l", "it is llama.cpp's mix of q3_k and larger types, which can be read", "gguf:q4_0"),
+        ("q4_k_xl", "it is a publisher's own mix, which llama-quantize does not make", "gguf:q4_k_m"),
+        ("gguf:q6_k_l", "it is a publisher's own mix, which llama-quantize does not make", "gguf:q6_k"),
+        ("iq3_m", "it is llama.cpp's mix of lattice types, which can be read but not written", "gguf:q3_k_m"),
     ],
 )
 def test_names_known_from_elsewhere_are_said_to_be(capsys, name, about, nearest):
@@ -158,7 +154,7 @@ def test_names_known_from_elsewhere_are_said_to_be(capsys, name, about, nearest)
 
 def test_short_names_are_no_formats_from_elsewhere(capsys):
     message, _ = _instead(capsys, "export", "demo", "--format", "q4")
-    assert message.startswith("no format 'q4'. Did you mean 'gguf:q4_0'")
+    assert message.startswith("no format 'q4'. Did you mean 'gguf:q4_k_m'")
 
 
 def test_families_are_found_by_names_like_theirs(capsys):
@@ -180,11 +176,11 @@ def test_merge_takes_outfile_too(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("args", "lines"),
     [
-        (("--format", "q4_k_m"), ["--format gguf:q4_k"]),
-        (("--format=q4_k_m",), ["--format=gguf:q4_k"]),
-        (("--format", "gguf", "--type", "q4_k_m"), ["--format gguf --type q4_k"]),
+        (("--format", "q4_km"), ["--format gguf:q4_k_m"]),
+        (("--format=q4_km",), ["--format=gguf:q4_k_m"]),
+        (("--format", "gguf", "--type", "q4_km"), ["--format gguf --type q4_k_m"]),
         (("-fawq",), ["-fgptq:4bit-128g-asym"]),
-        (("--format", "gguf:iq3_s"), ["--format gguf:q3_k"]),
+        (("--format", "gguf:iq3_s"), ["--format gguf:q3_k_m"]),
         (("--format", "int4"), ["--format glm:int4", "--format gptq:4bit-128g"]),
         (("--type", "f16"), ["--type dense:f16", "--type gguf:f16"]),
     ],
@@ -236,4 +232,4 @@ def test_formats_of_a_family_or_one_in_full(capsys):
     one = call(capsys, "formats", "gguf:q4_0")
     assert one.out.startswith("gguf:q4_0  4 bits, one signed scale per 32")
     assert "qformats export MODEL --format gguf:q4_0" in one.out
-    assert "It can only be read." in call(capsys, "formats", "gguf:q2_k").out
+    assert "It can only be read." in call(capsys, "formats", "gguf:iq3_s").out

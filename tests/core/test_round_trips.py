@@ -11,7 +11,13 @@ from qformats.errors import ConfigError, NonFiniteError, ShapeError
 from qformats.numbers import QuantizedTensor, empty
 
 FORMATS = [spec.name for spec in qformats.formats() if qformats.packer(spec.name).grid is not None]
-KERNELS = [name for name in FORMATS if name.partition(":")[0] in ("gguf", "gptq", "bitsandbytes", "glm")]
+SEARCHED = ("iq4_nl", "iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+"""Types of GGUF whose grids are compiled searches themselves."""
+KERNELS = [
+    name
+    for name in FORMATS
+    if name.partition(":")[0] in ("gguf", "gptq", "bitsandbytes", "glm") and not name.endswith(SEARCHED)
+]
 FEW = (
     "gguf:q4_0",
     "gguf:q5_1",

@@ -37,7 +37,9 @@ def made(tmp_path_factory):
     def make(format: str) -> Path:
         target = folder / (format.replace(":", "-") + (".gguf" if format.startswith("gguf") else ""))
         if not target.exists():
-            qformats.export("demo", target, format=format, quantizer="rtn")
+            # The output layer in q6_k of a GGUF file has scales that few others hold.
+            output = "q8_0" if format.startswith("gguf:q") else None
+            qformats.export("demo", target, format=format, quantizer="rtn", output_type=output)
         return target
 
     return make
@@ -66,7 +68,8 @@ EXACT = [
 def test_every_value_stays(made, before, after, tmp_path):
     source = made(before)
     target = tmp_path / ("out.gguf" if after.startswith("gguf") else "out")
-    report = qformats.export(source, target, format=after, require_exact=True)
+    output = "q8_0" if before.startswith("gguf:q") else None
+    report = qformats.export(source, target, format=after, output_type=output, require_exact=True)
     assert_equal(values(source), values(target))
     moved = [t for t in report.tensors if t.source_format == before]
     # Of a GGUF source the head and the embedding are quantized too, and folders keep those plain.

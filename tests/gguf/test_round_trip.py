@@ -28,9 +28,11 @@ def same_tensors(first: Path, second: Path) -> None:
 @pytest.mark.parametrize("name", ["demo", "llama-tied", "qwen3", "gpt2"])
 def test_gguf_to_folder_to_gguf_keeps_the_bytes(name: str, kind: str, tmp_path: Path) -> None:
     model = "demo" if name == "demo" else tiny.build(name, tmp_path / name)
-    qformats.export(model, tmp_path / "a.gguf", format=f"gguf:{kind}")
+    # An output layer in q6_k, whose scales are searched for, need not come back.
+    options = {"format": f"gguf:{kind}", "output_type": "q8_0" if kind[0] == "q" else None}
+    qformats.export(model, tmp_path / "a.gguf", **options)
     qformats.export(tmp_path / "a.gguf", tmp_path / "folder", format="dense:f32")
-    qformats.export(tmp_path / "folder", tmp_path / "b.gguf", format=f"gguf:{kind}")
+    qformats.export(tmp_path / "folder", tmp_path / "b.gguf", **options)
     same_tensors(tmp_path / "a.gguf", tmp_path / "b.gguf")
 
 

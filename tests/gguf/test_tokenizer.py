@@ -211,15 +211,17 @@ TEMPLATE = "{{ messages }}\r\n{% if x %}é{% endif %}"
         as_files(
             byte_level(), tokenizer_config={"chat_template": [{"name": "default", "template": TEMPLATE}]}
         ),
-        as_files(byte_level(), chat_template={"chat_template": TEMPLATE}),
         as_files(byte_level()) | {"chat_template.jinja": TEMPLATE.encode()},
         as_files(byte_level(), tokenizer_config={"chat_template": "old"})
         | {"chat_template.jinja": TEMPLATE.encode()},
+        # Transformers' tokenizers leave chat_template.json to processors.
         as_files(
-            byte_level(), tokenizer_config={"chat_template": "old"}, chat_template={"chat_template": TEMPLATE}
+            byte_level(),
+            tokenizer_config={"chat_template": TEMPLATE},
+            chat_template={"chat_template": "other"},
         ),
     ],
-    ids=["config", "list", "json", "jinja", "jinja before config", "json before config"],
+    ids=["config", "list", "jinja", "jinja before config", "config beside json"],
 )
 def test_chat_templates_wherever_they_stand(files):
     metadata = to_gguf(files, {})

@@ -208,8 +208,8 @@ def test_rows_that_upstream_overflowed_are_found():
         ("int4-tp2", (4, 6), "odd"),
         ("int4-tp4", (4, 6), "4 equal parts"),
         ("int8", (4, 0), "no columns"),
-        ("int8", (4,), "1 dimensions"),
-        ("int8", (2, 4, 8), "3 dimensions"),
+        ("int8", (4,), "dimensions is 1"),
+        ("int8", (2, 4, 8), "dimensions is 3"),
     ],
 )
 def test_shapes_that_do_not_fit(name, shape, reason):

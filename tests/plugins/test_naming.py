@@ -68,10 +68,9 @@ def test_files_decide_between_families():
 @pytest.mark.parametrize(
     ("name", "first"),
     [
-        ("q4_k_m", "gguf:q4_k"),
-        ("Q4_K_M", "gguf:q4_k"),
-        ("q4km", "gguf:q4_k"),
-        ("gguf:q5_k_m", "gguf:q5_k"),
+        ("q4km", "gguf:q4_k_m"),
+        ("Q4-K-M", "gguf:q4_k_m"),
+        ("gguf:q5_k_l", "gguf:q5_k_m"),
         ("awq", "gptq:4bit-128g-asym"),
         ("ggufs:q4_0", "gguf:q4_0"),
         ("bitsandbits:nf4", "bitsandbytes:nf4"),

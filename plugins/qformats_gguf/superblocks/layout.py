@@ -79,6 +79,11 @@ class SuperLayout:
         return self.coding != "none"
 
     @property
+    def mode(self) -> str:
+        """How the shared kernel decodes a code: ``"affine"``, ``"minimum"`` or ``"table"``."""
+        return "table" if self.table else "minimum" if self.minimum else "affine"
+
+    @property
     def zero(self) -> int:
         """Code of the value zero, apart from a minimum; 0 where there is a table."""
         return 0 if self.minimum or self.table else 1 << (self.bits - 1)

@@ -52,7 +52,10 @@ class SuperBlockPacker(GGUFPacker):
             self.layout.sub,
             bits=self.layout.bits,
             sqnr_floor_db=_SQNR_DB[kind.name],
-            kernel=None if self.layout.two_level else KernelSpec(4, "table", self.layout.sub, "f16"),
+            # The kernel takes scales of two levels as float32 products, which it holds beside the codes.
+            kernel=KernelSpec(
+                self.layout.bits, self.layout.mode, self.layout.sub, "f32" if self.layout.two_level else "f16"
+            ),
         )
 
     def represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
