@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qformats import AffineGrid, GridParams, PackedTensor, QuantizedTensor
+from qformats import AffineGrid, GridParams, KernelSpec, PackedTensor, QuantizedTensor
 from qformats_gguf.base import GGUFPacker, spec_of
 from qformats_gguf.types import GGMLType
 
@@ -70,7 +70,7 @@ class TernaryPacker(GGUFPacker):
         self.type = kind
         self.grid = TernaryGrid(2, BLOCK, zero=1, used=3 if kind.name == "tq1_0" else 4)
         summary = "levels -1, 0 and 1, one scale per 256, for ternary models"
-        self.spec = spec_of(kind, summary, bits=2)
+        self.spec = spec_of(kind, summary, bits=2, kernel=KernelSpec(2, "affine", kind.block_size, "f16"))
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
         """Bytes of codes and scales; both are stored unchanged."""

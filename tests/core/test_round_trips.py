@@ -11,7 +11,7 @@ from qformats.errors import ConfigError, NonFiniteError, ShapeError
 from qformats.numbers import QuantizedTensor, empty
 
 FORMATS = [spec.name for spec in qformats.formats() if qformats.packer(spec.name).grid is not None]
-SEARCHED = ("iq4_nl", "iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+SEARCHED = ("iq4_nl", "iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "mxfp4", "tq1_0", "tq2_0")
 """Types of GGUF whose grids are compiled searches themselves."""
 KERNELS = [
     name
