@@ -16,7 +16,17 @@ from qformats_gguf.superblocks.tensor import Parts, TwoLevelParams, TwoLevelTens
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Iq4NlGrid", "KGrid", "KTableGrid", "carrying", "grid_of", "parts_of", "search"]
+__all__ = [
+    "Iq4NlGrid",
+    "KGrid",
+    "KTableGrid",
+    "apart",
+    "carrying",
+    "grid_of",
+    "joined_by",
+    "parts_of",
+    "search",
+]
 
 
 def search(kind: SuperLayout, weight: Tensor, importance: Tensor | None = None) -> tuple[Tensor, Parts, int]:
@@ -283,3 +293,56 @@ def grid_of(kind: SuperLayout) -> AffineGrid | TableGrid:
         return KTableGrid(table, kind.sub, "f32", type_name=kind.name)
     shape = "minimum" if kind.minimum else "symmetric"
     return KGrid(kind.bits, kind.sub, shape, "f32", type_name=kind.name)
+
+
+def apart(kind: SuperLayout) -> AffineGrid | TableGrid:
+    """The same levels with any scale for each sub-block."""
+    if kind.table:
+        return TableGrid(tuple(map(float, kind.table)), kind.sub, "f32")
+    return AffineGrid(kind.bits, kind.sub, "minimum" if kind.minimum else "symmetric", "f32")
+
+
+def joined_by(kind: SuperLayout, quantized: QuantizedTensor) -> QuantizedTensor | None:
+    """The same values with scales of which those of a block share a float16; ``None`` if they cannot.
+
+    Parameters
+    ----------
+    kind : SuperLayout
+        The type.
+    quantized : QuantizedTensor
+        On the grid of :func:`apart`.
+    """
+    import torch
+
+    from qformats_gguf.superblocks.joint import join_affine, join_levels
+
+    rows, columns = quantized.shape
+    device, blocks = quantized.codes.device, columns // kind.block
+    if kind.minimum:
+        assert quantized.minimum is not None
+        codes = quantized.codes.cpu().numpy().reshape(-1, kind.block)
+        params = (
+            part.float().cpu().reshape(-1, kind.scales) for part in (quantized.scale, quantized.minimum)
+        )
+        found = join_affine(kind, codes, *(part.numpy() for part in params))
+    else:
+        values = quantized.dequantize().cpu().numpy().reshape(-1, kind.block)
+        levels = join_levels(kind, values)
+        found = None if levels is None else (*levels, levels[2] * 0)
+    if found is None:
+        return None
+    moved, halves, wholes, minima = map(torch.from_numpy, found)
+    parts = Parts(
+        halves.view(torch.float16).view(rows, blocks, -1), wholes.view(rows, -1), minima.view(rows, -1)
+    )
+    scale, low = parts.expand(kind)
+    plain = QuantizedTensor(
+        moved.view(rows, columns).to(device),
+        scale.to(device),
+        quantized.block_size,
+        zero_point=quantized.zero_point,
+        minimum=None if low is None else low.to(device),
+        codebook=quantized.codebook,
+    )
+    # Sums with a minimum are rounded: a last look at the numbers themselves.
+    return carrying(plain, parts) if torch.equal(plain.dequantize(), quantized.dequantize()) else None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qformats import KernelSpec, PackedTensor, QuantizedTensor
-from qformats.errors import ConfigError, Described
+from qformats import KernelSpec, PackedTensor, Packer, QuantizedTensor
+from qformats.errors import ConfigError, Described, NotExactError
+from qformats.interfaces import Answer, foresee, represent
 from qformats.numbers import empty
 from qformats_gguf.base import GGUFPacker, spec_of
-from qformats_gguf.superblocks.grids import carrying, grid_of, parts_of, search
+from qformats_gguf.superblocks.grids import apart, carrying, grid_of, joined_by, parts_of, search
 from qformats_gguf.superblocks.layout import LAYOUTS
 from qformats_gguf.superblocks.tensor import Parts, TwoLevelTensor, carried_by
 from qformats_gguf.types import GGMLType
@@ -39,6 +41,9 @@ _SQNR_DB = {
 }
 
 
+_TOGETHER = "the scales of 256 columns must be whole multiples of one float16"
+
+
 class SuperBlockPacker(GGUFPacker):
     """``q2_k`` to ``q6_k``, ``iq4_xs`` and ``iq4_nl``."""
 
@@ -46,6 +51,7 @@ class SuperBlockPacker(GGUFPacker):
         self.type = kind
         self.layout = LAYOUTS[kind.name]
         self.grid = grid_of(self.layout)
+        self._apart = apart(self.layout)
         self.spec = spec_of(
             kind,
             _SUMMARIES[kind.name],
@@ -60,10 +66,38 @@ class SuperBlockPacker(GGUFPacker):
 
     def represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
         """A tensor of the same values whose scales this type can store; see :meth:`~qformats.Packer.represent`."""
-        found = super().represent(quantized)
         if not self.layout.two_level:
-            return found
-        return carrying(found, parts_of(self.layout, carrying(found, carried_by(quantized))))
+            return super().represent(quantized)
+        problem = self.veto(quantized.shape)
+        if problem:
+            raise NotExactError(problem)
+        # Sub-block by sub-block first; then together.
+        found = represent(quantized, self._apart)
+        parts = parts_of(self.layout, carrying(found, carried_by(quantized)))
+        if parts is not None:
+            return carrying(found, parts)
+        joined = joined_by(self.layout, found)
+        if joined is None:
+            raise NotExactError(_TOGETHER)
+        return joined
+
+    def foresee(self, source: Packer, shape: Sequence[int]) -> tuple[Answer, str]:
+        """Whether :meth:`represent` takes what `source` stores; see :meth:`~qformats.Packer.foresee`."""
+        problem = self.veto(shape)
+        if problem or not self.layout.two_level or not source.spec.level or source.grid is None:
+            return super().foresee(source, shape)
+        if source.name == self.name:
+            return Answer.ALWAYS, ""
+        answer, reason = foresee(source.grid, self._apart, (int(shape[0]), int(shape[1])))
+        if answer is not Answer.ALWAYS:
+            return answer, reason
+        # One float16 scale for the whole block is one that the block can have.
+        grid, columns = source.grid, int(shape[1])
+        length = grid.block_size or columns
+        alone = length % self.layout.block == 0 or length >= columns
+        if alone and grid.scale_dtype == "f16" and grid.independent and not self.layout.minimum:
+            return Answer.ALWAYS, ""
+        return Answer.DATA, _TOGETHER
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
         """Bytes of codes and scales; both are stored unchanged.
