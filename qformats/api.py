@@ -472,6 +472,11 @@ def compare(
     windows: int | None = None,
     logits: str | PathLike[str] | None = None,
     speed: bool = False,
+    tasks: str | Sequence[str] = (),
+    text_files: Mapping[str, str] | None = None,
+    task_window: int | None = None,
+    task_step: int | None = None,
+    task_limit: int | None = None,
     device: str | None = None,
     dtype: str = "f32",
     workers: int | None = None,
@@ -501,6 +506,16 @@ def compare(
         File that keeps the base's predictions. If it exists, the base is not run again.
     speed : bool
         Also measure speed and memory.
+    tasks : str or sequence of str
+        Published tests that every model does: ``"lambada"`` (accuracy), ``"wikitext2"``, ``"wikitext103"``, ``"ptb"``
+        (perplexity per word), or the perplexity of any other text of `text_files`.
+    text_files : mapping of str to str, optional
+        Texts of tasks, by name; others are looked for in the caches of data sets. Nothing is downloaded.
+    task_window, task_step : int, optional
+        Tokens of a window of a task's text, 2048 or as many as the base takes, and by how many the next one begins
+        later, an eighth of it.
+    task_limit : int, optional
+        Most windows of a text, and most passages; all by default.
     device : str, optional
         Where models run; a GPU if there is one.
     dtype : str
@@ -553,5 +568,10 @@ def compare(
         dtype=dtype,
         workers=workers,
         options=options,
+        tasks=names("tasks", tasks),
+        text_files=mapping("text_files", text_files),
+        task_window=task_window,
+        task_step=task_step,
+        task_limit=task_limit,
     )
     return run(opened[0], opened[1:], tried, settings, progress)

@@ -13,21 +13,18 @@ import typer
 
 from qformats.cli import completing
 from qformats.cli.commands import Json, LoaderOptions, Workers, meant, opened, pairs
+from qformats.cli.comparison import NONE, counted, estimate, print_tasks
 from qformats.cli.reporting import STDOUT
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qformats.comparing.report import CompareReport, Estimate, IdenticalTensors, ModelResult, WeightError
+    from qformats.comparing.report import CompareReport, IdenticalTensors, ModelResult, WeightError
 
 __all__ = ["compare"]
 
 _TINY = 1e-4
 """Divergences below it are written with an exponent."""
-_HUGE = 1e6
-"""Perplexities from it on too."""
-_NONE = "-"
-"""Shown instead of a number that does not exist."""
 _PAIRS = 4
 """Sentences on shared tensors; the files have the others."""
 
@@ -76,6 +73,32 @@ def compare(
         Path | None, typer.Option(metavar="FILE", help="Keep the base's predictions here for the next time.")
     ] = None,
     speed: Annotated[bool, typer.Option("--speed", help="Measure speed and memory too.")] = False,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Published tests: lambada, wikitext2, wikitext103, ptb, or any text of --text-file; with commas.",
+        ),
+    ] = None,
+    text_file: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text-file",
+            metavar="NAME=FILE",
+            help="Text of a task; otherwise it is looked for in the cache of datasets. Repeatable.",
+        ),
+    ] = None,
+    task_window: Annotated[
+        int | None,
+        typer.Option(min=4, help="Tokens per window of a task; 2048, or as many as the base takes."),
+    ] = None,
+    task_step: Annotated[
+        int | None,
+        typer.Option(min=1, help="By how many tokens the next window begins later; an eighth of a window."),
+    ] = None,
+    task_limit: Annotated[
+        int | None, typer.Option(min=1, help="Most windows, and most passages of lambada; all by default.")
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -137,6 +160,11 @@ def compare(
             windows=windows,
             logits=logits,
             speed=speed,
+            tasks=[] if tasks is None else [name.strip() for name in tasks.split(",")],
+            text_files=pairs("text-file", text_file),
+            task_window=task_window,
+            task_step=task_step,
+            task_limit=task_limit,
             device=device,
             dtype=dtype,
             workers=workers,
@@ -163,6 +191,7 @@ def _print(report: CompareReport) -> None:
     everyone = (report.base, *report.models)
     _print_weights(out, everyone)
     _print_behaviour(out, report)
+    print_tasks(out, report)
     _print_speed(out, everyone)
     for sentence in _alike(report):
         out.print(plain(sentence))
@@ -199,8 +228,8 @@ def _error(error: WeightError) -> tuple[str, str, str]:
     from qformats.numbers.error import percent
 
     sqnr, largest = error.sqnr_db, error.max_error
-    noise = "exact" if sqnr == math.inf else f"{sqnr:z.1f} dB" if math.isfinite(sqnr) else _NONE
-    return percent(error.relative_rmse), noise, f"{largest:.2g}" if math.isfinite(largest) else _NONE
+    noise = "exact" if sqnr == math.inf else f"{sqnr:z.1f} dB" if math.isfinite(sqnr) else NONE
+    return percent(error.relative_rmse), noise, f"{largest:.2g}" if math.isfinite(largest) else NONE
 
 
 def _print_behaviour(out: Console, report: CompareReport) -> None:
@@ -216,12 +245,12 @@ def _print_behaviour(out: Console, report: CompareReport) -> None:
         found = model.behaviour
         if found is None:
             continue
-        cells = [_estimate(found.perplexity, ".2f")]
+        cells = [estimate(found.perplexity, ".2f")]
         if found.against is not None:
             against = found.against
             cells += [
-                _estimate(against.perplexity_ratio, ".4f"),
-                _estimate(against.kl.mean, ".5f" if against.kl.mean.value >= _TINY else ".1e"),
+                estimate(against.perplexity_ratio, ".4f"),
+                estimate(against.kl.mean, ".5f" if against.kl.mean.value >= _TINY else ".1e"),
                 f"{against.kl.percentiles.p99:.4f}",
                 percent(against.probability.rms.value),
                 f"{against.same_top.value:.1%}",
@@ -231,17 +260,10 @@ def _print_behaviour(out: Console, report: CompareReport) -> None:
     out.print(rows)
     text = report.text
     out.print(
-        f"{_count(text.scored, 'token')} scored in {_count(text.windows, 'window')} of {text.window_length} of "
+        f"{counted(text.scored, 'token')} scored in {counted(text.windows, 'window')} of {text.window_length} of "
         f"{plain(text.source)}; "
         "KL in nats; change of the right token's probability as root mean square"
     )
-
-
-def _estimate(found: Estimate, how: str) -> str:
-    if not math.isfinite(found.value):
-        return _NONE
-    how = how if abs(found.value) < _HUGE else ".2e"
-    return format(found.value, how) + (f" ±{format(found.error, how)}" if math.isfinite(found.error) else "")
 
 
 def _print_speed(out: Console, models: Sequence[ModelResult]) -> None:
@@ -264,10 +286,6 @@ def _print_speed(out: Console, models: Sequence[ModelResult]) -> None:
     out.print()
     out.print(rows)
     out.print("one sequence at a time; memory is the most that loading and running added")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _alike(report: CompareReport) -> list[str]:

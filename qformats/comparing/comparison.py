@@ -12,6 +12,8 @@ from qformats.comparing.evidence import shortage
 from qformats.comparing.logits import LogitsReader
 from qformats.comparing.report import CompareReport
 from qformats.comparing.speed import machine
+from qformats.comparing.tasks.exam import Exam, exam_of, window_and_step
+from qformats.comparing.tasks.task import tasks_of
 from qformats.comparing.text import Tokenizer, Windows, read_text, require_window, windows_of
 from qformats.comparing.trials import Trials
 from qformats.comparing.weights import compare_weights
@@ -54,6 +56,12 @@ class Settings:
         Threads that compare weights.
     options : mapping of str to str
         Of the loaders.
+    tasks : sequence of str
+        Names of tasks that every model does.
+    text_files : mapping of str to str
+        Texts of tasks, by name; others are looked for in the caches of data sets.
+    task_window, task_step, task_limit : int or None
+        Tokens of a window of the tasks, and by how many the next one begins later; most windows and passages.
     """
 
     text: str | None = None
@@ -65,6 +73,11 @@ class Settings:
     dtype: str = "f32"
     workers: int | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    tasks: Sequence[str] = ()
+    text_files: Mapping[str, str] = field(default_factory=dict)
+    task_window: int | None = None
+    task_step: int | None = None
+    task_limit: int | None = None
 
 
 def compare(
@@ -78,6 +91,8 @@ def compare(
     progress = progress or Silent()
     workers = threads(settings.workers)
     _require_comparable(base, models, tried, settings)
+    lengths = _task_lengths(base, settings)
+    tasks = tasks_of(settings.tasks, settings.text_files)
     text = None if settings.text is None else read_text(settings.text)
     if settings.logits is not None:
         check_place(settings.logits)
@@ -89,9 +104,10 @@ def compare(
     from qformats.work.device import chosen_device
 
     device, dtype = chosen_device(settings.device), torch_dtype(settings.dtype)
-    if text is not None:
+    if text is not None or tasks:
         progress.start("loading Transformers, and reading the text", 0)
     windows, tokenizer = _windows(base, text, settings)
+    exam = exam_of(tasks, base, lengths, settings.task_limit) if tasks else None
     with contextlib.ExitStack() as stack:
         everyone = [Contestant(model.name, model, model.container) for model in (base, *models)]
         for recipe in tried:
@@ -109,6 +125,7 @@ def compare(
             everyone,
             windows,
             tokenizer,
+            exam=exam,
             logits=settings.logits,
             timed=settings.speed,
             device=device,
@@ -116,7 +133,7 @@ def compare(
             options=settings.options,
             progress=progress,
         )
-        notes = (*_notes(windows), *trials.carry_out())
+        notes = (*_notes(windows, exam), *trials.carry_out())
         results = [
             model.result(weights, said)
             for model, weights, said in zip(
@@ -131,6 +148,7 @@ def compare(
         identical=outcome.identical,
         notes=notes,
         version=__version__,
+        tasks=() if exam is None else exam.used,
     )
 
 
@@ -153,7 +171,7 @@ def _require_comparable(
     base: Checkpoint, models: Sequence[Checkpoint], tried: Sequence[Recipe], settings: Settings
 ) -> None:
     """Refuse what headers and settings already tell to be impossible, before seconds are spent on imports."""
-    if not models and not tried:
+    if not models and not tried and not settings.tasks:
         raise ConfigError("models", 0, "one or more, or formats to try" + spelled(" (--try)", " (try_)"))
     if settings.dtype not in COMPUTED:
         raise ConfigError("dtype", settings.dtype, "one of " + ", ".join(COMPUTED))
@@ -164,14 +182,27 @@ def _require_comparable(
         registry().quantizer(recipe.quantizer, dict(recipe.quantizer_options))
     for model in (base, *models):
         require_weights(model)
-    if settings.text is not None:
+    if settings.text is not None or settings.tasks:
         try:
             require_tokenizer(base)
         except QFormatsError:
             # A model that nothing runs needs no tokenizer.
             require_class(base, "run")
             raise
+    if settings.text is not None:
         require_window(settings.window, context_limit(base.config))
+
+
+def _task_lengths(base: Checkpoint, settings: Settings) -> tuple[int, int]:
+    """Tokens of the tasks' windows, and by how many the next one begins later."""
+    given = {"window": settings.task_window, "step": settings.task_step, "limit": settings.task_limit}
+    for name, value in given.items():
+        if value is not None and not settings.tasks:
+            raise ConfigError(f"task-{name}", value, spelled("tasks (--tasks) too", "tasks too"))
+        if value is not None and value < 1:
+            raise ConfigError(f"task-{name}", value, "1 or more")
+    limit = context_limit(base.config) if settings.tasks else None
+    return window_and_step(settings.task_window, settings.task_step, limit)
 
 
 def _windows(
@@ -191,7 +222,9 @@ def _windows(
     return windows, tokenizer
 
 
-def _notes(windows: Windows | None) -> tuple[str, ...]:
+def _notes(windows: Windows | None, exam: Exam | None) -> tuple[str, ...]:
+    if windows is None and exam is not None:
+        return ()
     if windows is None:
         return (
             "Only weights are compared: give a text (--text FILE or --text demo) to compare behaviour too.",

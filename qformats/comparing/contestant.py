@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from qformats.comparing.report import BehaviourResult, ModelResult, SpeedResult, WeightsResult
+from qformats.comparing.report import BehaviourResult, ModelResult, SpeedResult, TaskResult, WeightsResult
 from qformats.comparing.weights import position
 from qformats.errors import UnsupportedModelError
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
@@ -33,7 +33,7 @@ class Contestant:
         Of a format that is tried; empty for models in files.
     notes : list of str
         Notes about its numbers, in sentences.
-    behaviour, speed
+    behaviour, speed, tasks
         Results so far.
     """
 
@@ -44,6 +44,7 @@ class Contestant:
     notes: list[str] = field(default_factory=list)
     behaviour: BehaviourResult | None = None
     speed: SpeedResult | None = None
+    tasks: dict[str, TaskResult] = field(default_factory=dict)
 
     @property
     def formats(self) -> tuple[str, dict[str, int]]:
@@ -92,6 +93,7 @@ class Contestant:
             behaviour=self.behaviour,
             speed=self.speed,
             notes=(*self.notes, *self._read(), *notes),
+            tasks=dict(self.tasks),
         )
 
 

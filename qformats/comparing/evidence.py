@@ -28,6 +28,7 @@ __all__ = [
     "interval",
     "more_text",
     "shortage",
+    "student",
     "windows_needed",
 ]
 
@@ -116,7 +117,7 @@ def interval(values: Sequence[float]) -> Interval:
         return Interval(mean, mean, mean)
     if count < 2 or math.isnan(mean):
         return Interval(mean, -math.inf, math.inf)
-    half = _student(count - 1) * statistics.stdev(values, mean) / math.sqrt(count)
+    half = student(count - 1) * statistics.stdev(values, mean) / math.sqrt(count)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -127,7 +128,7 @@ def windows_needed(values: Sequence[float], limit: float) -> int | None:
     if not distance or not math.isfinite(spread / distance):
         return None
     count = len(values)
-    while _student(count - 1) * spread / math.sqrt(count) >= distance:
+    while student(count - 1) * spread / math.sqrt(count) >= distance:
         if count > _PATIENCE:
             return None
         count += max(1, count // 100)
@@ -166,7 +167,7 @@ def more_text(windows: int, text: TextUsed) -> str:
     )
 
 
-def _student(freedom: int) -> float:
+def student(freedom: int) -> float:
     """Bound that 97.5 % of Student's t distribution lie below.
 
     From the expansion of Abramowitz and Stegun, 26.7.5; from 3 degrees of freedom on it is right to one in a thousand.

@@ -34,6 +34,8 @@ class LoadedModel:
     ----------
     limit : int or None
         Tokens that the model takes, if its configuration tells.
+    keeps : bool
+        Whether it computes logits only where they are asked for.
     prefix : tuple of int
         Ids that it needs in front of every text.
 
@@ -53,7 +55,7 @@ class LoadedModel:
         self.prefix = text_prefix(source)
         with self.reported():
             self.model: Any = load_model(source, device=device, dtype=dtype)
-        self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        self.keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     @contextlib.contextmanager
     def reported(self) -> Iterator[None]:
@@ -94,13 +96,34 @@ class LoadedModel:
         Tensor
             float32 or the model's dtype, ``(count, V)``, on the model's device.
         """
+        return self.logits_of(ids[None], count)[0]
+
+    def logits_of(self, ids: NDArray[Any], count: int, keep: NDArray[Any] | None = None) -> Tensor:
+        """Logits at the last `count` positions of several sequences.
+
+        Parameters
+        ----------
+        ids : ndarray
+            int64, ``(sequences, tokens)``.
+        count : int
+            Positions, counted from the end of the longest sequence.
+        keep : ndarray, optional
+            int64, ``(sequences, tokens)``: 0 for padding, which comes last; nothing is padding by default.
+
+        Returns
+        -------
+        Tensor
+            float32 or the model's dtype, ``(sequences, count, V)``, on the model's device.
+        """
         import torch
 
-        batch = torch.from_numpy(ids)[None].to(self.device)
         # The head is the largest matrix of small models: it computes only what is scored.
-        keep = {"logits_to_keep": count} if self._keeps else {}
+        more: dict[str, Any] = {"logits_to_keep": count} if self.keeps else {}
+        if keep is not None:
+            more["attention_mask"] = torch.from_numpy(keep).to(self.device)
         with torch.inference_mode():
-            found: Tensor = self.model(input_ids=batch, use_cache=False, **keep).logits[0, -count:]
+            batch = torch.from_numpy(ids).to(self.device)
+            found: Tensor = self.model(input_ids=batch, use_cache=False, **more).logits[:, -count:]
         return found
 
     def first_nonfinite(self, ids: NDArray[Any]) -> str:

@@ -11,8 +11,11 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
+from qformats.comparing.estimate import Estimate
+from qformats.comparing.task_report import Finding, TaskChange, TaskResult, TaskUsed
 from qformats.errors import ConfigError, Described
 from qformats.numbers.error import percent, relative_error
 from qformats.work.shown import Shown, nbytes
@@ -22,6 +25,7 @@ __all__ = [
     "BehaviourResult",
     "CompareReport",
     "Estimate",
+    "Finding",
     "Histogram",
     "IdenticalTensors",
     "KLDivergence",
@@ -29,6 +33,9 @@ __all__ = [
     "Percentiles",
     "ProbabilityChange",
     "SpeedResult",
+    "TaskChange",
+    "TaskResult",
+    "TaskUsed",
     "TensorError",
     "TextUsed",
     "TokenChance",
@@ -37,14 +44,6 @@ __all__ = [
     "WeightsResult",
     "WindowChange",
 ]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over scored tokens and its standard error, both in the unit of what is measured."""
-
-    value: float
-    error: float
 
 
 @dataclass(frozen=True)
@@ -411,6 +410,8 @@ class ModelResult(Shown):
         ``None`` if not asked for, and where the model cannot be run.
     notes : tuple of str
         Notes about these numbers, in sentences.
+    tasks : mapping of str to TaskResult
+        By name of the task; those that the model could be run on.
     """
 
     name: str
@@ -427,6 +428,7 @@ class ModelResult(Shown):
     behaviour: BehaviourResult | None = None
     speed: SpeedResult | None = None
     notes: tuple[str, ...] = ()
+    tasks: Mapping[str, TaskResult] = field(default_factory=dict)
 
     def _shown_facts(self) -> dict[str, str]:
         return {
@@ -508,6 +510,8 @@ class CompareReport(Shown):
         Notes about the comparison, in sentences.
     version : str
         Of qformats.
+    tasks : tuple of TaskUsed
+        Tasks, with their texts.
     """
 
     base: ModelResult
@@ -517,6 +521,7 @@ class CompareReport(Shown):
     identical: tuple[IdenticalTensors, ...] = ()
     notes: tuple[str, ...] = ()
     version: str = ""
+    tasks: tuple[TaskUsed, ...] = ()
 
     def _shown_facts(self) -> dict[str, str]:
         return {
@@ -559,7 +564,7 @@ class CompareReport(Shown):
         """
         try:
             report = _typed(cls, data)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(
                 "report", Described(error), "the data of a whole report, as compare writes it"
             ) from error
@@ -609,7 +614,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value
+    return value.value if isinstance(value, Enum) else value
 
 
 def _typed(kind: Any, value: Any) -> Any:
@@ -622,6 +627,11 @@ def _typed(kind: Any, value: Any) -> Any:
         # Properties follow from the attributes.
         found = {f.name: _typed(hints[f.name], value[f.name]) for f in dataclasses.fields(kind)}
         return kind(**found)  # type: ignore[operator]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(value)
+    if typing.get_origin(kind) is Mapping and value:
+        of = typing.get_args(kind)[1]
+        return {name: _typed(of, item) for name, item in value.items()}
     if typing.get_origin(kind) is tuple:
         return tuple(_typed(typing.get_args(kind)[0], item) for item in value)
     if kind is float and value is None:

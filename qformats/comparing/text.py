@@ -80,6 +80,11 @@ class Tokenizer:
         found = self._tokenizer(text, add_special_tokens=special, verbose=False)
         return list(found["input_ids"])
 
+    def literal(self, text: str) -> list[int]:
+        """Ids of a text that holds no special tokens, only their names: ``<unk>`` in a corpus is five characters."""
+        found = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return list(found["input_ids"])
+
     def text(self, ids: Sequence[int]) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD."""
         return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
@@ -91,6 +96,15 @@ class Tokenizer:
             return list(self._prefix)
         plain, special = self.ids("a"), self.ids("a", special=True)
         return special[:1] if special[1 : 1 + len(plain)] == plain and special != plain else []
+
+    @property
+    def surrounding(self) -> list[int]:
+        """All ids that precede every text: what the model needs, or what the tokenizer adds in front."""
+        if self._prefix:
+            return list(self._prefix)
+        plain, special = self.ids("a"), self.ids("a", special=True)
+        starts = range(len(special) - len(plain) + 1)
+        return special[: next((at for at in starts if special[at : at + len(plain)] == plain), 0)]
 
 
 @dataclass(frozen=True)

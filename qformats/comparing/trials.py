@@ -18,6 +18,7 @@ from qformats.comparing.loaded import LoadedModel
 from qformats.comparing.logits import LogitsReader, LogitsWriter
 from qformats.comparing.speed import Peak, speed
 from qformats.comparing.statistics import behaviour_alone
+from qformats.comparing.tasks.exam import Exam
 from qformats.comparing.text import Tokenizer, Windows
 from qformats.errors import BackendUnavailableError, NonFiniteError, QFormatsError, UnsupportedModelError
 from qformats.interfaces.checkpoint import Checkpoint
@@ -45,6 +46,8 @@ class Trials:
         The text; ``None`` if only speed is measured.
     tokenizer : Tokenizer or None
         The base's, with a text.
+    exam : Exam or None
+        Tasks that every model does.
     logits : Path or None
         File that keeps what the base predicts.
     timed : bool
@@ -65,6 +68,7 @@ class Trials:
         windows: Windows | None,
         tokenizer: Tokenizer | None,
         *,
+        exam: Exam | None,
         logits: Path | None,
         timed: bool,
         device: torch.device,
@@ -73,7 +77,7 @@ class Trials:
         progress: Progress,
     ) -> None:
         self._models, self._windows, self._tokenizer = models, windows, tokenizer
-        self._logits, self._timed = logits, timed
+        self._exam, self._logits, self._timed = exam, logits, timed
         self._device, self._dtype, self._options, self._progress = device, dtype, options, progress
 
     def carry_out(self) -> list[str]:
@@ -98,6 +102,8 @@ class Trials:
         with tempfile.TemporaryDirectory(prefix="qformats-compare-") as folder:
             path = self._logits or Path(folder, "predictions")
             if not self._predictions(base, self._windows, path):
+                for model in others if self._exam is not None else ():
+                    self._run(model, None)
                 return ["The base cannot be run, so behaviour is not compared."]
             with LogitsReader(path) as reader:
                 for model in others:
@@ -114,11 +120,14 @@ class Trials:
                 wanted = f"those of {base.checkpoint.path} on {windows.text.source}"
                 reader.check(identity, wanted)
                 base.behaviour = behaviour_alone(np.concatenate([part.loss for part in reader]))
-            if not self._timed:
+            if not self._timed and self._exam is None:
                 return True
         runner = self._loaded(base)
-        if runner is None or known:
+        if runner is None:
             return known
+        self._examine(base, runner)
+        if known:
+            return True
         with (
             LogitsWriter(path, identity, len(windows.ids), windows.scored) as writer,
             runner.reported(),
@@ -184,11 +193,14 @@ class Trials:
         return False
 
     def _run(self, model: Contestant, reader: LogitsReader | None) -> None:
-        """Run one model that is not the base, if there is anything to find out."""
-        if reader is None and not self._timed:
+        """Run one model, if there is anything to find out; without predictions of the base, it is not compared."""
+        if reader is None and not self._timed and self._exam is None:
             return
         runner = self._loaded(model)
-        if runner is None or reader is None:
+        if runner is None:
+            return
+        self._examine(model, runner)
+        if reader is None:
             return
         windows, tokenizer = self._windows, self._tokenizer
         assert windows is not None
@@ -215,6 +227,10 @@ class Trials:
         except (NonFiniteError, BackendUnavailableError) as error:
             # One broken model must not cost the others.
             model.notes.append(f"Its behaviour is not known: {error}")
+
+    def _examine(self, model: Contestant, runner: LoadedModel) -> None:
+        if self._exam is not None:
+            self._exam.take(model, self._models[0].checkpoint, runner, self._progress)
 
     def _loaded(self, model: Contestant) -> LoadedModel | None:
         """Load a model and time it if asked; ``None``, with a note, if it cannot be run."""

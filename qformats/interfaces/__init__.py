@@ -1,8 +1,8 @@
 """The interfaces that plugins implement.
 
-They are :class:`Family` and :class:`Packer`, :class:`Quantizer`, :class:`Loader` and :class:`ModelClass`.
-Their docstrings are the reference. Hooks return *classes* (see :mod:`qformats.hookspecs`); nothing runs at
-registration, and a plugin module imports torch only inside the methods that compute.
+They are :class:`Family` and :class:`Packer`, :class:`Quantizer`, :class:`Loader` and :class:`ModelClass` with its
+:class:`Evaluation`. Their docstrings are the reference. Hooks return *classes* (see :mod:`qformats.hookspecs`); nothing
+runs at registration, and a plugin module imports torch only inside the methods that compute.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from qformats.exact import Answer, foresee, represent
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.dense import DensePacker, dense
+from qformats.interfaces.evaluation import BeamSearch, Evaluation, Scored
 from qformats.interfaces.family import Family, ModuleFields
 from qformats.interfaces.layout import Assignment, Draft, Layout, OutputFile, Placement
 from qformats.interfaces.loader import Loader
@@ -26,9 +27,11 @@ from qformats.interfaces.values import Values
 __all__ = [
     "Answer",
     "Assignment",
+    "BeamSearch",
     "Checkpoint",
     "DensePacker",
     "Draft",
+    "Evaluation",
     "Family",
     "FieldSpec",
     "FormatSpec",
@@ -45,6 +48,7 @@ __all__ = [
     "Placement",
     "Quantizer",
     "ReplacedTensors",
+    "Scored",
     "StoredTensor",
     "Values",
     "concat_rows",

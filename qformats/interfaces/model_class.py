@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from qformats.errors import ConfigError, Described
 from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.evaluation import Evaluation
 from qformats.work.guard import Guarded
 from qformats.work.shown import Shown
 
@@ -43,7 +44,7 @@ class ModelClass(Shown, Guarded, ABC):
     (True, 'LlamaForCausalLM')
     """
 
-    guarded = ("describes", "config_class", "model_class", "text_prefix", "share")
+    guarded = ("describes", "config_class", "model_class", "text_prefix", "evaluation", "share")
     role = "model class"
 
     name: ClassVar[str]
@@ -76,6 +77,10 @@ class ModelClass(Shown, Guarded, ABC):
         They stand in front of every piece of text that a model is calibrated or compared on.
         """
         return ()
+
+    def evaluation(self, config: Mapping[str, Any]) -> Evaluation | None:
+        """How the model reads the texts of ``qformats compare --tasks``; by default from left to right."""
+        return None
 
     def share(self, source: Checkpoint, rank: int, ranks: int) -> Checkpoint:
         """What one of several devices holds of a model: tensors of its share, and a configuration to match.

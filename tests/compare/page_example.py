@@ -12,6 +12,7 @@ from qformats.comparing.report import (
     BehaviourResult,
     CompareReport,
     Estimate,
+    Finding,
     Histogram,
     IdenticalTensors,
     KLDivergence,
@@ -19,6 +20,9 @@ from qformats.comparing.report import (
     Percentiles,
     ProbabilityChange,
     SpeedResult,
+    TaskChange,
+    TaskResult,
+    TaskUsed,
     TensorError,
     TextUsed,
     TokenChance,
@@ -172,6 +176,34 @@ def weights(format: str, bits: float, off: float, noise: random.Random) -> Weigh
     return WeightsResult(error, error, sum(t.nbytes for t in linears), error.count, tuple(tensors))
 
 
+def tasks(kl: float | None) -> dict[str, TaskResult]:
+    """Results of a model whose mean divergence is this; of the base without one."""
+    lost, change = (0.0, 0.0) if kl is None else (0.02 * kl, 0.6 * kl)
+    finding = Finding.WORSE if change > 0.005 else Finding.NO_DIFFERENCE
+    right = TaskChange(Estimate(-lost, 0.004), None, round(5153 * lost) + 9, 9, finding)
+    ratio = TaskChange(Estimate(19 * change, 0.02), Estimate(change, 0.002), 0, 0, finding)
+    return {
+        "lambada": TaskResult(
+            "left to right",
+            "causal",
+            Estimate(0.8 - lost, 0.0056),
+            0.0,
+            7_200,
+            5_153,
+            None if kl is None else right,
+        ),
+        "ptb": TaskResult(
+            "left to right",
+            "causal",
+            Estimate(18.96 * math.exp(change), 0.31),
+            math.log(18.96) + change,
+            120_000,
+            461,
+            None if kl is None else ratio,
+        ),
+    }
+
+
 def model(name: str, format: str, bits: float, kl: float, off: float, token: str = " whales;") -> ModelResult:
     """One model whose mean divergence and relative error are about these."""
     noise = random.Random(format[:12])
@@ -188,6 +220,7 @@ def model(name: str, format: str, bits: float, kl: float, off: float, token: str
         bits_per_weight=bits,
         weights=weights(format, bits, off, noise),
         behaviour=behaviour(kl, noise, token),
+        tasks=tasks(kl),
         speed=SpeedResult(
             "cpu", 0.4 + bits / 20, 180 / bits, 900 / math.sqrt(bits), round(PARAMETERS * bits / 6)
         ),
@@ -210,6 +243,7 @@ def example(formats: Sequence[str] = tuple(FORMATS), hostile: bool = False) -> C
         bits_per_weight=16.0,
         behaviour=BehaviourResult(TOKENS, Estimate(18.42, 0.52), None),
         speed=SpeedResult("cpu", 0.9, 11.2, 220.0, PARAMETERS * 3),
+        tasks=tasks(None),
     )
     models = [model(f + strange, f + strange, *FORMATS[f], token=strange or " whales;") for f in formats]
     names = tuple(
@@ -226,12 +260,32 @@ def example(formats: Sequence[str] = tuple(FORMATS), hostile: bool = False) -> C
     }
     text = TextUsed("heldout.txt" + strange, 18_560, 4_200, 8, 512, TOKENS)
     notes = ("gptq:4bit-128g was calibrated on calibration.txt." + strange,)
-    return CompareReport(base, tuple(models), text, machine, tuple(identical), notes, "0.1.0")
+    used = (
+        TaskUsed(
+            "lambada", "LAMBADA", "accuracy", "lambada.jsonl" + strange, 1_800_000, 0, 5_153, 0, 0, False
+        ),
+        TaskUsed(
+            "ptb",
+            "Penn Treebank" + strange,
+            "perplexity",
+            "ptb",
+            450_000,
+            82_430,
+            0,
+            2048,
+            256,
+            True,
+        ),
+    )
+    return CompareReport(base, tuple(models), text, machine, tuple(identical), notes, "0.1.0", used)
 
 
 def without(report: CompareReport, *parts: str) -> CompareReport:
-    """The same report without ``behaviour``, ``weights`` or ``speed``."""
-    gone = dict.fromkeys(parts)
+    """The same report without ``behaviour`` (nor tasks), ``weights`` or ``speed``."""
+    gone: dict[str, object] = dict.fromkeys(parts)
+    ran = "behaviour" not in parts
+    if not ran:
+        gone["tasks"] = {}
     base, *models = (dataclasses.replace(m, **gone) for m in (report.base, *report.models))
-    text = None if "behaviour" in parts else report.text
-    return dataclasses.replace(report, base=base, models=tuple(models), text=text)
+    text, tasks = (report.text, report.tasks) if ran else (None, ())
+    return dataclasses.replace(report, base=base, models=tuple(models), text=text, tasks=tasks)

@@ -11,7 +11,8 @@ import sys
 import pytest
 from cli.command import PROGRAM, call, environment, run
 
-from qformats.cli.compare import _error, _estimate, _together
+from qformats.cli.compare import _error, _together
+from qformats.cli.comparison import estimate as _estimate
 from qformats.comparing.report import Estimate, IdenticalTensors, WeightError
 
 TEXT = ["--text", "demo", "--window", "64", "--windows", "2"]

@@ -115,7 +115,8 @@ def test_anchors_lead_somewhere_and_ids_are_unique(read):
     targets = {a["href"].removeprefix("#") for tag, a in read.elements if tag == "a"}
     named = {name for _, a in read.elements for name in (a.get("aria-labelledby") or "").split()}
     assert targets | named <= set(ids)
-    assert targets == {"verdict", "size", "behaviour", "tokens", "weights", "identical", "speed", "method"}
+    parts = {"verdict", "size", "behaviour", "tokens", "tasks", "weights", "identical", "speed", "method"}
+    assert targets == parts
 
 
 def test_pictures_have_words_in_their_place(read):
@@ -238,6 +239,23 @@ def test_parts_without_numbers(report, gone):
     assert ("The models were not run" in read.text) == ("behaviour" in gone)
     assert ("No weights were compared." in read.text) == ("weights" in gone)
     assert ("Speed and memory" in read.text) == ("speed" not in gone)
+
+
+def test_tasks_are_results_changes_and_how_they_were_measured(report):
+    read = Reader(page(report))
+    for said in (
+        "Published tests",
+        "LAMBADA",
+        "80.00 ± 0.56",
+        "5,153 passages of lambada.jsonl",
+        "left to right: causal.",
+    ):
+        assert said in read.text.replace("\u202f", " ").replace("\xa0", " "), said
+    assert "the beginning of ptb" in read.text
+    assert "Published tests" not in Reader(page(without(report, "behaviour"))).text
+    # Tasks alone: nothing is said of a text that nobody wanted.
+    alone = dataclasses.replace(without(report, "behaviour"), tasks=report.tasks, base=report.base)
+    assert "The models were not run" not in Reader(page(alone)).text
 
 
 def test_a_base_alone_makes_a_page():

@@ -291,6 +291,7 @@ OPTIONAL = {
     "triton": "comes with CUDA's torch",
     "peft": "extra",
     "datasets": "asked for by name",
+    "pyarrow": "reads data sets that lie in a cache",
     "pytest": "runs the tests that import it",
 }
 """Third parties that are imported where they are used, with a sentence if they are missing."""

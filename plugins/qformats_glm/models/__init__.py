@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from qformats import Checkpoint, ModelClass
+from qformats.interfaces import Evaluation
 
 __all__ = ["ChatGLM6BModel", "GLM130BModel"]
 
@@ -17,13 +18,19 @@ __all__ = ["ChatGLM6BModel", "GLM130BModel"]
 class _BlankFilling(ModelClass):
     """A GLM that fills blanks: every text needs a mask token and a token that begins the answer."""
 
+    gated: ClassVar[bool]
+    """Whether the feed-forward networks are gated."""
+
     def text_prefix(self, config: Mapping[str, Any]) -> tuple[int, ...]:
         """``[gMASK] <sop>``: after these two the model reads from left to right, as a causal language model."""
         parsed = self.config_class().from_dict(dict(config))
         return parsed.gmask_token_id, parsed.bos_token_id
 
-    gated: ClassVar[bool]
-    """Whether the feed-forward networks are gated."""
+    def evaluation(self, config: Mapping[str, Any]) -> Evaluation:
+        """As GLM-130B was evaluated."""
+        from qformats_glm.models.evaluation import BlankFilling
+
+        return BlankFilling(self.config_class().from_dict(dict(config)))
 
     def share(self, source: Checkpoint, rank: int, ranks: int) -> Checkpoint:
         """Heads, inner features and rows of the vocabulary, as in a folder of ranks."""

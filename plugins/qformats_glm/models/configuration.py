@@ -92,6 +92,11 @@ class _GLMConfig(PreTrainedConfig):  # type: ignore[misc, unused-ignore]
     def _first_special(self) -> int:
         return _TEXT + (_IMAGES if self.vocab_size >= _TEXT + _IMAGES else 0)
 
+    @property
+    def images(self) -> int:
+        """Ids of images, which come before those of text."""
+        return self._first_special() - _TEXT
+
     def _ends(self, eop: int) -> int | list[int]:
         return eop
 

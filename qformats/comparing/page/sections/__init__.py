@@ -10,6 +10,7 @@ from qformats.comparing.page.sections.behaviour import behaviour, tokens
 from qformats.comparing.page.sections.identical import identical
 from qformats.comparing.page.sections.machine import method, speed
 from qformats.comparing.page.sections.overview import overview
+from qformats.comparing.page.sections.tasks import tasks
 from qformats.comparing.page.sections.weights import weights
 from qformats.comparing.report import CompareReport
 
@@ -32,6 +33,7 @@ def sections(report: CompareReport) -> list[Section]:
         ("size", "Size against quality", overview),
         ("behaviour", "What the models predict", behaviour),
         ("tokens", "Tokens that changed most", tokens),
+        ("tasks", "Published tests", tasks),
         ("weights", "Where the weights are off", weights),
         ("identical", "What is identical", identical),
         ("speed", "Speed and memory", speed),

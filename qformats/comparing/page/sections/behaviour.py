@@ -14,10 +14,12 @@ from qformats.comparing.report import CompareReport
 __all__ = ["behaviour", "tokens"]
 
 
-def behaviour(report: CompareReport) -> Html:
-    """How the models' predictions differ from the base's, or why that is not known."""
+def behaviour(report: CompareReport) -> Html | None:
+    """How the models' predictions differ from the base's, or why that is not known; ``None`` if only tasks were run."""
     ran = [m for m in report.models if m.behaviour]
     if not ran:
+        if report.text is None and report.tasks:
+            return None
         if report.text is None:
             return nothing(
                 "The models were not run, because no text was given. Compare again with a text (--text) to see what "
