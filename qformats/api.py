@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qformats.errors import ConfigError
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.spec import FormatSpec
 from qformats.registry import registry
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from qformats.comparing import CompareReport
     from qformats.exporting import ExportReport
+    from qformats.interfaces import Importance
     from qformats.runtime.merge import MergeReport
     from qformats.work.progress import Progress
 
@@ -30,6 +33,7 @@ __all__ = [
     "export",
     "formats",
     "from_pretrained",
+    "imatrix",
     "load_model",
     "load_tokenizer",
     "merge_adapter",
@@ -189,6 +193,98 @@ def export(
         # The output may be loaded with Transformers next, in this process.
         register_with_transformers()
     return report
+
+
+def imatrix(
+    model: str | PathLike[str] | Checkpoint | None,
+    target: str | PathLike[str],
+    *,
+    text: str | PathLike[str] | None = None,
+    chunks: int | None = None,
+    chunk_size: int = 512,
+    in_files: Sequence[str | PathLike[str]] = (),
+    device: str | None = None,
+    compute_dtype: str = "f32",
+    force: bool = False,
+    options: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Importance:
+    """Measure a model's importance matrix on a text, and write it to a file.
+
+    Parameters
+    ----------
+    model : str, path, Checkpoint or None
+        See :func:`open`. Without a model, `in_files` are added up.
+    target : str or path
+        File to write; its name ends in ``.gguf``.
+    text : str or path, optional
+        A UTF-8 file, a ``.jsonl`` file whose objects have a ``text``, or a data set on the hub. By default a text that
+        comes with the package.
+    chunks : int, optional
+        Chunks at most, from the beginning of the text; by default all of a file.
+    chunk_size : int
+        Tokens of a chunk.
+    in_files : sequence of path
+        Importance matrices that are added to what is measured.
+    device : str, optional
+        Where to compute; a GPU if there is one.
+    compute_dtype : str
+        What the model runs in: ``"f32"``, ``"f16"`` or ``"bf16"``.
+    force : bool
+        Replace an existing file.
+    options : mapping of str to str, optional
+        Options of the loaders involved.
+    progress : Progress, optional
+        Receives progress reports.
+
+    Returns
+    -------
+    Importance
+        What was written, by canonical name; by the files' names if there is no model.
+
+    Raises
+    ------
+    QFormatsError
+        Whatever is wrong with the input or the target; then nothing is left behind.
+
+    Examples
+    --------
+    >>> import qformats, tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = qformats.imatrix("demo", Path(folder, "imatrix.gguf"), chunks=2, chunk_size=32, device="cpu")
+    >>> found.entries, found.chunks
+    (28, 2)
+    """
+    from qformats.exporting.importance import importance_writer, read_importance, write_importance
+
+    written = path("target", target)
+    importance_writer(written, force)
+    source = model if model is None or isinstance(model, Checkpoint) else open(model, options=options)
+    found = read_importance([path("in_files", file) for file in in_files], source) if in_files else None
+    if source is not None:
+        from qformats.calibration.importance import measure_importance
+
+        measured = measure_importance(
+            source,
+            "" if text is None else str(text),
+            chunks=chunks,
+            chunk_size=chunk_size,
+            device=device,
+            compute_dtype=compute_dtype,
+            progress=progress,
+        )
+        found = measured if found is None else _canonical(found, source).plus(measured)
+    if found is None:
+        raise ConfigError("model", None, "a model to measure, or in_files to add up")
+    write_importance(found, written, source, force=force)
+    return found
+
+
+def _canonical(importance: Importance, source: Checkpoint) -> Importance:
+    """Without the names that only the source's container uses."""
+    sums = {name: sums for name, sums in importance.sums.items() if name in source.tensors}
+    return replace(importance, sums=sums, entries=len(sums))
 
 
 def load_model(

@@ -45,6 +45,8 @@ class GGUFCheckpoint(Checkpoint):
         The file's own metadata, without ``split.*``.
     stored : dict of str to StoredTensor
         Tensors by GGUF name, as stored.
+    parts : dict of str to list of str
+        Canonical names of what each of them consists of, by GGUF name.
     """
 
     container = "gguf"
@@ -71,6 +73,7 @@ class GGUFCheckpoint(Checkpoint):
                 raise
             self._unsupported = error
         self.left_out: dict[str, str] = {}
+        self.parts: dict[str, list[str]] = {name: [name] for name in self.stored}
         self.tensors = self._canonical()
 
     def _map(self, file: Path) -> Tensor:
@@ -102,11 +105,13 @@ class GGUFCheckpoint(Checkpoint):
             return dict(self.stored)
         architecture.require(list(self.stored))
         tensors = {}
+        self.parts = {}
         for name, tensor in self.stored.items():
             if architecture.is_extra(name):
                 self.left_out[name] = "part of the configuration: factors of the rotary scaling"
                 continue
             mappings = architecture.unmap_tensors(name)
+            self.parts[name] = [mapping.canonical for mapping in mappings]
             ends = list(itertools.accumulate(mapping.shape[0] for mapping in mappings))
             whole = replace(mappings[0], shape=(ends[-1], *mappings[0].shape[1:]))
             architecture.check_shape(whole, tensor.shape, name)

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING
 
 from qformats import Checkpoint, Loader, PackedTensor, Packer, StoredTensor
 from qformats.errors import CheckpointError, ConfigError, Described
-from qformats.interfaces import Assignment, Draft, Layout, OutputFile, Placement, dense, same_values, size
+from qformats.interfaces import (
+    Assignment,
+    ColumnSums,
+    Draft,
+    Importance,
+    Layout,
+    OutputFile,
+    Placement,
+    dense,
+    same_values,
+    size,
+)
 from qformats_gguf import policy
 from qformats_gguf.options import OPTIONS, ignore_unsupported
 
@@ -142,6 +153,24 @@ class GGUFLoader(Loader):
             name = target.name if len(groups) == 1 else shard_name(prefix, number, len(groups))
             files.append(OutputFile(name, header.total_size, header.data, placements))
         return Layout(tuple(files), folder=False, run_with='llama-cli -m {target} -p "Once upon a time"')
+
+    def read_importance(self, path: Path) -> Importance | None:
+        """llama.cpp's importance matrices, in both forms."""
+        from qformats_gguf.imatrix import read_imatrix
+
+        return read_imatrix(path)
+
+    def name_importance(self, importance: Importance, source: Checkpoint) -> dict[str, ColumnSums]:
+        """Entries by canonical name, and by the GGUF names of a GGUF file."""
+        from qformats_gguf.imatrix import named
+
+        return named(importance, source)
+
+    def importance_file(self, importance: Importance, source: Checkpoint | None) -> bytes:
+        """The GGUF form."""
+        from qformats_gguf.imatrix import file_content
+
+        return file_content(importance, source)
 
 
 def _architecture(source: Checkpoint, options: Mapping[str, str]) -> Architecture:

@@ -7,8 +7,9 @@ is quantized. Finished blocks are on disk, so that a killed run goes on from the
 
 from __future__ import annotations
 
+from qformats.calibration.importance import measure_importance
 from qformats.calibration.moments import Moments
 from qformats.calibration.run import Layer, Rounded, calibrate
 from qformats.calibration.settings import OPTIONS, Settings
 
-__all__ = ["OPTIONS", "Layer", "Moments", "Rounded", "Settings", "calibrate"]
+__all__ = ["OPTIONS", "Layer", "Moments", "Rounded", "Settings", "calibrate", "measure_importance"]

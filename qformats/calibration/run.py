@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from qformats.calibration.activations import Activations, Memory
 from qformats.calibration.finished import FinishedBlocks
 from qformats.calibration.moments import Moments
+from qformats.calibration.precision import full_precision
 from qformats.calibration.settings import Settings
 from qformats.calibration.skeleton import Skeleton
 from qformats.calibration.stream import Stream, observe
@@ -188,7 +189,7 @@ def calibrate(
     import torch
 
     run = _Run(source, formats, work, settings, round_layers, drift, progress)
-    with torch.inference_mode(), _full_precision(), run.logging():
+    with torch.inference_mode(), full_precision(), run.logging():
         return run.go(identity)
 
 
@@ -512,16 +513,3 @@ def _fast_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """Keep sums of products in float32: no TF32."""
-    import torch
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from qformats.runtime.names import Place
+
 __all__ = ["Skeleton"]
 
 _LINEAR = ("Linear", "Conv1D")
@@ -31,6 +33,8 @@ class Skeleton:
         What weights are cast to.
     device : torch.device
         Where they go.
+    experts_apart : bool
+        Whether experts are to be computed one after the other, so that it shows what reaches each.
 
     Raises
     ------
@@ -38,12 +42,17 @@ class Skeleton:
         If Transformers has no causal language model for this configuration, or it has no list of blocks.
     """
 
-    def __init__(self, source: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, source: Checkpoint, dtype: torch.dtype, device: torch.device, *, experts_apart: bool = False
+    ) -> None:
         from qformats.runtime.build import bare_model
 
         self._source, self.dtype, self.device = source, dtype, device
+        self._places: dict[str, list[tuple[str, Place]]] | None = None
         self.model: Any = bare_model(source, dtype, "calibrate")
         self.model.config.use_cache = False
+        if experts_apart and hasattr(self.model.config, "_experts_implementation"):
+            self.model.config._experts_implementation = "eager"
         for name, buffer in self.model.named_buffers():
             owner, _, last = name.rpartition(".")
             self.model.get_submodule(owner)._buffers[last] = buffer.to(device)
@@ -69,6 +78,10 @@ class Skeleton:
     def name(self, block: int, local: str) -> str:
         """Canonical name of something within a block."""
         return f"{self.prefix}.{block}.{local}"
+
+    def columns(self, name: str) -> int:
+        """Length of the rows of a tensor of the source."""
+        return int(self._source.tensors[name].shape[-1])
 
     def linears(self, block: int) -> dict[str, Any]:
         """Linear layers of a block, by their names within it."""
@@ -118,20 +131,54 @@ class Skeleton:
                 full = f"{name}.{key}" if name else key
                 self.assign(module, key, self.read(full, self.dtype), full)
 
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Values of a tensor of the source, on the CPU, float32 unless another dtype is asked for.
+    def stored(self, name: str) -> list[tuple[str, Place]]:
+        """Tensors of the source that a parameter consists of, by canonical name: most often one, of the same name.
 
         Raises
         ------
         CheckpointError
-            If it has no such tensor: the model class and the file do not fit together.
-        WeightsError
-            If it holds NaN or infinity.
+            If the source has none: the model class and the file do not fit together.
         """
-        if name not in self._source.tensors:
+        from qformats.runtime.names import Place, places
+
+        if name in self._source.tensors:
+            return [(name, Place(name))]
+        if self._places is None:
+            self._places = {}
+            for canonical, place in places(self._source, self.model).items():
+                self._places.setdefault(place.name, []).append((canonical, place))
+        if name not in self._places:
             plain = spelled("--quantizer rtn", "quantizer='rtn'")
             hint = f"quantize such a model without calibration ({plain})"
             raise CheckpointError(self._source.path, f"lacks {name}, which its model class needs", hint=hint)
+        return self._places[name]
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Values of a parameter, on the CPU, float32 unless another dtype is asked for.
+
+        Raises
+        ------
+        CheckpointError
+            If the source has no such tensor: the model class and the file do not fit together.
+        WeightsError
+            If it holds NaN or infinity.
+        """
+        import torch
+
+        parts = self.stored(name)
+        if len(parts) == 1 and parts[0][1].expert is None:
+            return self._values(parts[0][0], dtype)
+        owner, _, last = name.rpartition(".")
+        shape = tuple(self.model.get_submodule(owner)._parameters[last].shape)
+        values = torch.empty(shape, dtype=dtype or torch.float32)
+        for canonical, place in parts:
+            rows = shape[1] // place.parts
+            values[place.expert or 0, place.part * rows : (place.part + 1) * rows] = self._values(
+                canonical, dtype
+            )
+        return values
+
+    def _values(self, name: str, dtype: torch.dtype | None) -> Tensor:
         import torch
 
         stored = self._source.tensors[name]

@@ -15,10 +15,12 @@ from qformats.work.progress import Progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["calibration_text", "check_text", "sample_tokens"]
+__all__ = ["calibration_text", "check_name", "check_text", "chunks_of", "sample_tokens"]
 
 _LONGEST = 2048
 """Tokens of a piece, if the model takes more and the user does not ask for more."""
+_CHUNKS_OF_DATA_SETS = 256
+"""Chunks to take of a data set, whose length nobody knows, unless the user says how many."""
 _CHARACTERS = 32
 """Most characters per token to tokenize: a large corpus is not tokenized whole."""
 
@@ -48,7 +50,7 @@ def calibration_text(name: str, characters: int) -> str:
     path = Path(name).expanduser()
     if path.is_file():
         return _file_text(path)
-    _check_name(name)
+    check_name(name)
     return _hub_text(name, characters)
 
 
@@ -62,8 +64,7 @@ def check_text(source: Checkpoint, settings: Settings) -> int:
     """
     from qformats.folder.context import context_limit
 
-    if settings.calibration:
-        _check_name(settings.calibration)
+    check_name(settings.calibration)
     takes = context_limit(source.config) or _LONGEST
     length = settings.sequence_length or min(takes, _LONGEST)
     if length > takes:
@@ -71,11 +72,18 @@ def check_text(source: Checkpoint, settings: Settings) -> int:
     return length
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str, option: str = "calibration") -> None:
+    """Refuse the name of a text that is neither empty, nor that of a file, nor such as data sets on the hub have.
+
+    Raises
+    ------
+    ConfigError
+        If so.
+    """
     path = Path(name).expanduser()
     hub = "/" in name and not path.is_absolute() and not name.startswith(".")
-    if not path.is_file() and (path.exists() or not hub):
-        raise ConfigError("calibration", name, "a text file, or a data set on the hub (owner/name)")
+    if name and not path.is_file() and (path.exists() or not hub):
+        raise ConfigError(option, name, "a text file, or a data set on the hub (owner/name)")
 
 
 def _file_text(path: Path) -> str:
@@ -150,6 +158,57 @@ def sample_tokens(source: Checkpoint, settings: Settings, progress: Progress) ->
     cut = torch.stack([ids[i * share + shift[i] :][:length] for i in range(count)])
     prefix = torch.tensor(text_prefix(source)[:length], dtype=torch.int64)
     cut[:, : len(prefix)] = prefix
+    return cut
+
+
+def chunks_of(source: Checkpoint, name: str, size: int, most: int | None) -> Tensor:
+    """A text from its beginning on, cut as llama.cpp cuts it; what is left at the end is not used.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        The model.
+    name : str
+        See :func:`calibration_text`.
+    size : int
+        Tokens of a chunk.
+    most : int, optional
+        Chunks at most; all of a file by default, and 256 of a data set.
+
+    Returns
+    -------
+    Tensor
+        int64, ``(chunks, size)``. Ids that precede every text take the place of each chunk's first ones.
+
+    Raises
+    ------
+    ConfigError
+        If the text has no whole chunk.
+    CheckpointError
+        If the model has no tokenizer, or the file cannot be read.
+    """
+    import torch
+
+    from qformats.runtime.prefix import beginning_of
+    from qformats.runtime.tokenizer import tokenizer
+
+    characters = (most or _CHUNKS_OF_DATA_SETS) * size * _CHARACTERS
+    text = calibration_text(name, characters)
+    # llama.cpp's tools drop the end of a file's last line.
+    text = text.removesuffix("\n") if most is None else text[:characters]
+    turned = tokenizer(source)
+
+    def ids(part: str, special: bool = False) -> list[int]:
+        return list(turned(part, add_special_tokens=special, verbose=False)["input_ids"])
+
+    beginning = beginning_of(source, ids)
+    found = torch.tensor(beginning + ids(text), dtype=torch.int64)
+    count = len(found) // size if most is None else min(most, len(found) // size)
+    if not count:
+        told = Described(f"{len(found)} tokens in {name or 'the calibration text'}")
+        raise ConfigError("text", told, f"{size} or more, a whole chunk")
+    cut = found[: count * size].view(count, size).clone()
+    cut[:, : len(beginning)] = torch.tensor(beginning[:size], dtype=torch.int64)
     return cut
 
 

@@ -23,6 +23,7 @@ from qformats.cli.declared import WithDeclaredOptions, command, commands
 from qformats.cli.export import export
 from qformats.cli.formats import formats
 from qformats.cli.generate import generate
+from qformats.cli.imatrix import imatrix
 from qformats.cli.inspect import inspect
 from qformats.cli.merge import merge
 from qformats.cli.new_plugin import new_plugin
@@ -132,6 +133,7 @@ app.command(cls=Command)(inspect)
 app.command(cls=Command)(formats)
 app.command(cls=Command)(plugins)
 app.command(cls=Command)(merge)
+app.command(cls=Command)(imatrix)
 app.command(cls=Command)(check)
 app.command(name="new-plugin", cls=Command)(new_plugin)
 app.command(cls=Command)(completion)

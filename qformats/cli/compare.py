@@ -133,9 +133,9 @@ def compare(
     import qformats
     from qformats.cli.console import Bar
     from qformats.comparing.outputs import check_outputs
-    from qformats.comparing.writing import write_text
     from qformats.errors import ConfigError
     from qformats.sources import check_options
+    from qformats.work.writing import write_text
 
     if json == csv == STDOUT:
         raise ConfigError("--csv", STDOUT, "a file, since --json goes to standard output")

@@ -31,8 +31,8 @@ def _checked(place: str | None) -> str | None:
     """Refuse a place before the work is done."""
     if place is None or place == STDOUT:
         return place
-    from qformats.comparing.writing import check_place
     from qformats.errors import ConfigError
+    from qformats.work.writing import check_place
 
     if not place:
         raise ConfigError(_OPTION, place, "a file, or nothing for standard output")
@@ -93,7 +93,7 @@ def as_json(data: Any, place: str | None) -> bool:
         unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
         print(json.dumps(plain, indent=2, ensure_ascii=not unicode, allow_nan=False))
         return True
-    from qformats.comparing.writing import write_text
+    from qformats.work.writing import write_text
 
     path = Path(place).expanduser()
     if path.exists() and _kind(_earlier(path)) not in (None, _kind(plain)):

@@ -17,7 +17,6 @@ from qformats.comparing.tasks.task import tasks_of
 from qformats.comparing.text import Tokenizer, Windows, read_text, require_window, windows_of
 from qformats.comparing.trials import Trials
 from qformats.comparing.weights import compare_weights
-from qformats.comparing.writing import check_place
 from qformats.errors import CheckpointError, ConfigError, QFormatsError, spelled
 from qformats.exporting import Recipe
 from qformats.folder.context import context_limit
@@ -28,6 +27,7 @@ from qformats.registry import registry
 from qformats.version import __version__
 from qformats.work.pool import threads
 from qformats.work.progress import Progress, Silent
+from qformats.work.writing import check_place
 
 __all__ = ["Settings", "compare"]
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from qformats.comparing.writing import open_beside, put_in_place
 from qformats.errors import CheckpointError, OutputError
+from qformats.work.writing import open_beside, put_in_place
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from qformats.comparing.writing import check_place
 from qformats.errors import ConfigError, OutputError
+from qformats.work.writing import check_place
 
 __all__ = ["check_outputs"]
 

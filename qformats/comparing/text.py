@@ -68,11 +68,9 @@ class Tokenizer:
     """
 
     def __init__(self, source: Checkpoint) -> None:
-        from qformats.runtime.prefix import text_prefix
         from qformats.runtime.tokenizer import tokenizer
 
-        self._tokenizer = tokenizer(source)
-        self._prefix = text_prefix(source)
+        self._tokenizer, self._source = tokenizer(source), source
 
     def ids(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text; with `special`, also those that the model expects around it."""
@@ -92,10 +90,9 @@ class Tokenizer:
     @property
     def beginning(self) -> list[int]:
         """Ids that precede every text: those that the model needs, or the one that the tokenizer adds, if any."""
-        if self._prefix:
-            return list(self._prefix)
-        plain, special = self.ids("a"), self.ids("a", special=True)
-        return special[:1] if special[1 : 1 + len(plain)] == plain and special != plain else []
+        from qformats.runtime.prefix import beginning_of
+
+        return beginning_of(self._source, lambda text, special: self.ids(text, special=special))
 
     @property
     def surrounding(self) -> list[int]:

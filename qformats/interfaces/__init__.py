@@ -12,6 +12,7 @@ from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.dense import DensePacker, dense
 from qformats.interfaces.evaluation import BeamSearch, Evaluation, Scored
 from qformats.interfaces.family import Family, ModuleFields
+from qformats.interfaces.importance import ColumnSums, Importance
 from qformats.interfaces.layout import Assignment, Draft, Layout, OutputFile, Placement
 from qformats.interfaces.loader import Loader
 from qformats.interfaces.mixture import Mixture
@@ -29,12 +30,14 @@ __all__ = [
     "Assignment",
     "BeamSearch",
     "Checkpoint",
+    "ColumnSums",
     "DensePacker",
     "Draft",
     "Evaluation",
     "Family",
     "FieldSpec",
     "FormatSpec",
+    "Importance",
     "KernelSpec",
     "Layout",
     "Loader",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from qformats.errors import ConfigError
 from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.importance import ColumnSums, Importance
 from qformats.interfaces.layout import Assignment, Draft, Layout, OutputFile
 from qformats.interfaces.option import Option
 from qformats.interfaces.packer import Packer
@@ -49,7 +50,10 @@ class Loader(Shown, Guarded, ABC):
     (True, 39)
     """
 
-    guarded = ("accepts", "detect", "open", "outline", "draft", "mixes", "fallback", "lay_out", "finish")
+    guarded = (
+        *("accepts", "detect", "open", "outline", "draft", "mixes", "fallback", "lay_out", "finish"),
+        *("read_importance", "name_importance", "importance_file"),
+    )
     role = "container"
 
     name: ClassVar[str]
@@ -181,3 +185,54 @@ class Loader(Shown, Guarded, ABC):
             placement.
         """
         return ()
+
+    # Importance matrices, for containers that have a file format for them.
+
+    @property
+    def writes_importance(self) -> bool:
+        """Whether it has a file format for importance matrices."""
+        return type(self).importance_file is not Loader.importance_file
+
+    def read_importance(self, path: Path) -> Importance | None:
+        """Importance matrix in a file, under the file's own names.
+
+        Returns
+        -------
+        Importance or None
+            ``None`` if the file is not of this kind.
+
+        Raises
+        ------
+        CheckpointError
+            If it is, and is truncated or corrupt.
+        """
+        return None
+
+    def name_importance(self, importance: Importance, source: Checkpoint) -> dict[str, ColumnSums]:
+        """What an importance matrix that :meth:`read_importance` gave says about a model's tensors.
+
+        Parameters
+        ----------
+        importance : Importance
+            Under the names of its file.
+        source : Checkpoint
+            The model.
+
+        Returns
+        -------
+        dict of str to ColumnSums
+            By canonical name, and by the names in ``source.in_own_names``; what belongs to none of them is left out.
+        """
+        return {name: sums for name, sums in importance.sums.items() if name in source.tensors}
+
+    def importance_file(self, importance: Importance, source: Checkpoint | None) -> bytes:
+        """Content of a file with an importance matrix.
+
+        Parameters
+        ----------
+        importance : Importance
+            Under canonical names if there is a `source`, otherwise under those of the file that it was read from.
+        source : Checkpoint or None
+            The model that it belongs to.
+        """
+        raise ConfigError("container", self.name, "a container with a file format for importance matrices")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.registry import registry
 
-__all__ = ["text_prefix"]
+__all__ = ["beginning_of", "text_prefix"]
 
 
 def text_prefix(source: Checkpoint) -> tuple[int, ...]:
@@ -20,3 +22,20 @@ def text_prefix(source: Checkpoint) -> tuple[int, ...]:
     """
     found = registry().model_for(source.config)
     return () if found is None else found.text_prefix(source.config)
+
+
+def beginning_of(source: Checkpoint, ids: Callable[[str, bool], list[int]]) -> list[int]:
+    """Ids that precede every text: those that the model needs, or the one that its tokenizer adds, if any.
+
+    Parameters
+    ----------
+    source : Checkpoint
+        The model.
+    ids : callable
+        Ids of a text, with or without those that the tokenizer adds.
+    """
+    prefix = text_prefix(source)
+    if prefix:
+        return list(prefix)
+    plain, special = ids("a", False), ids("a", True)
+    return special[:1] if special[1 : 1 + len(plain)] == plain and special != plain else []

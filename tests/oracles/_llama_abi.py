@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import ctypes as c
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from oracles import package_folder
 
-__all__ = ["LOG_CALLBACK", "Batch", "ContextParams", "ModelParams", "load"]
+__all__ = [
+    "EVAL_CALLBACK",
+    "LOG_CALLBACK",
+    "Batch",
+    "ContextParams",
+    "EvalCallback",
+    "ModelParams",
+    "Tensor",
+    "load",
+]
 
 XLLAMACPP = "2026.10.11549"
 GGML_F32, GGML_F16, GGML_BF16 = 0, 1, 30
 
 LOG_CALLBACK = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
+EVAL_CALLBACK = c.CFUNCTYPE(c.c_bool, c.c_void_p, c.c_bool, c.c_void_p)
+EvalCallback = Callable[[int, bool, int | None], bool]
 
 
 class ModelParams(c.Structure):
@@ -102,6 +114,25 @@ class Batch(c.Structure):
         ("n_seq_id", c.POINTER(c.c_int32)),
         ("seq_id", c.POINTER(c.POINTER(c.c_int32))),
         ("logits", c.POINTER(c.c_int8)),
+    )
+
+
+class Tensor(c.Structure):
+    """``struct ggml_tensor``, as far as a callback reads it."""
+
+    _fields_ = (
+        ("type", c.c_int),
+        ("buffer", c.c_void_p),
+        ("ne", c.c_int64 * 4),
+        ("nb", c.c_size_t * 4),
+        ("op", c.c_int),
+        ("op_params", c.c_int32 * 16),
+        ("flags", c.c_int32),
+        ("src", c.c_void_p * 10),
+        ("view_src", c.c_void_p),
+        ("view_offs", c.c_size_t),
+        ("data", c.c_void_p),
+        ("name", c.c_char * 64),
     )
 
 
@@ -193,6 +224,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_vocab_get_add_eos": (c.c_bool, (_P,)),
     "llama_vocab_is_eog": (c.c_bool, (_P, _I)),
     "llama_tokenize": (_I, (_P, _S, _I, c.POINTER(_I), _I, c.c_bool, c.c_bool)),
+    "ggml_op_name": (_S, (c.c_int,)),
     "llama_detokenize": (_I, (_P, c.POINTER(_I), _I, _S, _I, c.c_bool, c.c_bool)),
 }
 

@@ -64,6 +64,8 @@ class LlamaCpp:
         CPU threads.
     vocab_only : bool
         Load metadata and tokenizer without any weight; `logits` and `greedy` are then refused.
+    watch : callable, optional
+        ``cb_eval`` of the context: ``(address of the tensor, whether only asked, user data) -> bool``.
 
     Raises
     ------
@@ -80,6 +82,7 @@ class LlamaCpp:
         flash_attention: bool = False,
         threads: int = 2,
         vocab_only: bool = False,
+        watch: abi.EvalCallback | None = None,
     ) -> None:
         self._lib = _library()
         self._model: int | None = None
@@ -103,6 +106,10 @@ class LlamaCpp:
         context.n_threads = context.n_threads_batch = threads
         context.type_k = context.type_v = _KV_TYPES[kv_type]
         context.flash_attn_type = int(flash_attention)
+        if watch is not None:
+            # C keeps only the address.
+            self._watch = abi.EVAL_CALLBACK(watch)
+            context.cb_eval = c.cast(self._watch, c.c_void_p)
         self._context = self._lib.llama_init_from_model(self._model, context)
         if not self._context:
             error = self._error("llama.cpp makes no context for the file")

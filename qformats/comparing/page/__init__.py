@@ -12,7 +12,7 @@ from qformats.comparing.page.markup import Html, clean, el, join
 from qformats.comparing.page.numbers import count
 from qformats.comparing.page.sections import sections
 from qformats.comparing.report import CompareReport
-from qformats.comparing.writing import check_place, write_text
+from qformats.work.writing import check_place, write_text
 
 __all__ = ["page", "write_page"]
 

@@ -1,4 +1,4 @@
-"""Files that a comparison writes, whole or not at all."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO
 from qformats.errors import OutputError
 from qformats.work.targets import refuse_stream
 
-__all__ = ["check_place", "open_beside", "put_in_place", "write_text"]
+__all__ = ["check_place", "open_beside", "put_in_place", "write_bytes", "write_text"]
 
 
 def check_place(path: Path) -> None:
@@ -49,7 +49,12 @@ def put_in_place(partial: Path, file: IO[bytes], path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file in place of the one that may be there.
+    """Write a UTF-8 file in place of the one that may be there; see :func:`write_bytes`."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in place of the one that may be there.
 
     Raises
     ------
@@ -59,7 +64,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         partial, file = open_beside(path)
         try:
-            file.write(text.encode("utf-8", "backslashreplace"))
+            file.write(content)
             put_in_place(partial, file, path)
         finally:
             file.close()
