@@ -91,19 +91,10 @@ class Tokenizer:
 
     @property
     def beginning(self) -> list[int]:
-        """Ids that precede every text: those that the model needs, or the one that the tokenizer adds, if any."""
+        """Ids that precede every text: those that the model needs, or the tokenizer puts in front, if any."""
         from qformats.runtime.prefix import beginning_of
 
         return beginning_of(self._source, lambda text, special: self.ids(text, special=special))
-
-    @property
-    def surrounding(self) -> list[int]:
-        """All ids that precede every text: what the model needs, or what the tokenizer adds in front."""
-        if self._prefix:
-            return list(self._prefix)
-        plain, special = self.ids("a"), self.ids("a", special=True)
-        starts = range(len(special) - len(plain) + 1)
-        return special[: next((at for at in starts if special[at : at + len(plain)] == plain), 0)]
 
 
 @dataclass(frozen=True)

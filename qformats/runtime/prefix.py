@@ -25,7 +25,7 @@ def text_prefix(source: Checkpoint) -> tuple[int, ...]:
 
 
 def beginning_of(source: Checkpoint, ids: Callable[[str, bool], list[int]]) -> list[int]:
-    """Ids that precede every text: those that the model needs, or the one that its tokenizer adds, if any.
+    """Ids that precede every text: those that the model needs, or those that its tokenizer puts in front, if any.
 
     Parameters
     ----------
@@ -38,4 +38,5 @@ def beginning_of(source: Checkpoint, ids: Callable[[str, bool], list[int]]) -> l
     if prefix:
         return list(prefix)
     plain, special = ids("a", False), ids("a", True)
-    return special[:1] if special[1 : 1 + len(plain)] == plain and special != plain else []
+    starts = range(len(special) - len(plain) + 1)
+    return special[: next((at for at in starts if special[at : at + len(plain)] == plain), 0)]

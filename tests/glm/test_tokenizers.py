@@ -264,6 +264,13 @@ def test_every_way_reads_the_same_ids(folder, kind, tmp_path):
     assert [read(back, text) for text in texts] == [ids[2:] for ids in expected]
 
 
+@pytest.mark.parametrize("kind", ["chatglm2", "chatglm3"])
+def test_windows_of_text_begin_as_every_text_does(folder, kind):
+    from qformats.comparing.text import Tokenizer
+
+    assert Tokenizer(qformats.open(folder(kind, bits=4))).beginning == [glm.PIECES + 1, glm.PIECES + 3]
+
+
 @pytest.mark.parametrize(("kind", "spoken"), [("chatglm2", "[Round 1]"), ("chatglm3", "<|user|>")])
 def test_gguf_has_the_template_in_its_own_names(folder, kind, spoken, tmp_path):
     from qformats_gguf.tokenizer.templates import TEMPLATE

@@ -62,4 +62,4 @@ def evaluation_of(model: Checkpoint, tokenizer: Tokenizer) -> Evaluation | Causa
     """How a model reads: as its class in a plugin says, or from left to right."""
     own = registry().model_for(model.config)
     found = None if own is None else own.evaluation(model.config)
-    return Causal(tokenizer.surrounding) if found is None else found
+    return Causal(tokenizer.beginning) if found is None else found
