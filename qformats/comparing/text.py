@@ -68,11 +68,9 @@ class Tokenizer:
     """
 
     def __init__(self, source: Checkpoint) -> None:
-        from qformats.runtime.prefix import text_prefix
         from qformats.runtime.tokenizer import tokenizer
 
         self._tokenizer, self._source = tokenizer(source), source
-        self._prefix = text_prefix(source)
 
     def ids(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text; with `special`, also those that the model expects around it."""
