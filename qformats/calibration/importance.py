@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from qformats.calibration.activations import Activations, Memory
 from qformats.calibration.text import check_name, chunks_of
 from qformats.errors import ConfigError, NonFiniteError
@@ -170,6 +168,8 @@ def _by_tensor(
     skeleton: Skeleton, number: int, watch: InputSums, transposed: list[str]
 ) -> Iterator[tuple[str, ColumnSums]]:
     """Sums by canonical name: experts that are stored one by one get one each."""
+    import numpy as np
+
     for local, sums in watch.found():
         name = skeleton.name(number, local)
         bad = int((~np.isfinite(sums.squares)).sum())

@@ -52,7 +52,7 @@ def imatrix(
     force: Force = False,
     json: Json = None,
 ) -> None:
-    """Measure an importance matrix, which export --imatrix quantizes by.
+    """Measure an importance matrix, as llama-quantize and other programs quantize by.
 
     qformats imatrix ./my-model --text corpus.txt -o imatrix.gguf
 

@@ -89,6 +89,7 @@ COMMANDS = {
     "compare": ("compare", "demo", "--try", "gguf:q4_0"),
     "export": ("export", "demo", "-f", "gguf:q4_0", "--dry-run"),
     "generate": ("generate", "demo", "Once upon", "-n", "2", "--device", "cpu"),
+    "imatrix": ("imatrix", "demo", "--chunks", "1", "--chunk-size", "32", "-o", "m.gguf", "--force"),
 }
 
 
@@ -100,7 +101,8 @@ def test_every_command_that_reports_is_tried():
 
 
 @pytest.mark.parametrize("args", COMMANDS.values(), ids=COMMANDS)
-def test_a_flag_or_a_file(args, tmp_path, capsys):
+def test_a_flag_or_a_file(args, tmp_path, tmp_path_factory, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
     file = tmp_path / "report.json"
     shown = call(capsys, *args, "--json")
     assert shown.code == 0, shown.err
