@@ -66,9 +66,10 @@ def test_a_file_of_this_type_is_read_and_converted(plain: Path, kind: str, tmp_p
     before = values["blk.0.attn_k.weight"]
     with read(tmp_path / "again.gguf") as again:
         found = again.data("blk.0.attn_k.weight")
-    if kind in ("q3_k", "iq4_nl", "iq4_xs"):
+    if kind in ("q3_k", "iq4_nl", "iq4_xs", "mxfp4", "tq1_0", "tq2_0"):
         # One scale for 32 levels that q8_0 has: codes are kept, and at most the scale is rounded.
         after = ggml.dequantize("q8_0", found).reshape(before.shape)
-        assert np.abs(after - before).max() <= np.abs(before).max() * (0 if kind == "iq4_nl" else 2**-11)
+        rounded = 2**-11 if kind in ("q3_k", "iq4_xs") else 0
+        assert np.abs(after - before).max() <= np.abs(before).max() * rounded
     else:
         assert np.array_equal(found, ggml.quantize("q8_0", before).reshape(-1))
