@@ -28,14 +28,11 @@ class _Mix(Mixture):
 
 def _mixtures() -> tuple[Mixture, ...]:
     """Mixes of types that can be written, under names that are no types."""
-    found = []
-    for mix in MIXES.values():
-        typical = packer_of(by_name(mix.base))
-        if mix.name != mix.base and typical.writable:
-            more = ", and more bits for some matrices" if mix.name != "q3_k_s" else ""
-            output = f"{mix.base}{more}; as llama-quantize makes it"
-            found.append(_Mix(mix.name, output, typical))
-    return tuple(found)
+    return tuple(
+        _Mix(mix.name, f"{mix.summary}; as llama-quantize makes it", packer_of(by_name(mix.base)))
+        for mix in MIXES.values()
+        if mix.name != mix.base and not mix.weighted
+    )
 
 
 class GGUF(Family):
@@ -51,6 +48,7 @@ class GGUF(Family):
     similar = MappingProxyType(
         {
             "q2": ("q2_k", "q3_k_s"),
+            "q2_k_s": ("q2_k",),
             "q3": ("q3_k_m", "q3_k_l", "q3_k_s"),
             "q4": ("q4_k_m", "q4_k_s", "q4_0"),
             "q5": ("q5_k_m", "q5_k_s", "q5_0"),
@@ -66,6 +64,8 @@ class GGUF(Family):
 
     def about(self, word: str) -> str:
         """What mixes are that are not made here."""
+        if word in MIXES and MIXES[word].weighted:
+            return "llama.cpp makes this mix from an importance matrix only, which exports do not take yet"
         if word in _LATTICE:
             return "it is llama.cpp's mix of lattice types, which can be read but not written"
         if _OTHERS.fullmatch(word):

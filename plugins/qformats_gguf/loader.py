@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qformats import Checkpoint, Loader, PackedTensor, Packer, StoredTensor
-from qformats.errors import CheckpointError, ConfigError, Described
+from qformats.errors import CheckpointError
 from qformats.interfaces import (
     Assignment,
     ColumnSums,
@@ -98,16 +98,12 @@ class GGUFLoader(Loader):
 
         if not packer.quantizes:
             return {}
-        mix = packer.spec.variant
-        if mix in mixes.MIXES and mixes.MIXES[mix].weighted:
-            found = Described(f"{packer.name} without an importance matrix")
-            raise ConfigError(
-                "type", found, "q2_k, or another mix: llama.cpp makes this one from importances only"
-            )
         shapes = {draft.name: draft.source.shape for draft in drafts if draft.keep is None}
         every = {draft.name: draft.source.shape for draft in drafts}
         tied = any(draft.tied for draft in drafts)
-        chosen = mixes.choose(mix, shapes, tied, mixes.facts(_named_architecture(source), every))
+        chosen = mixes.choose(
+            packer.spec.variant, shapes, tied, mixes.facts(_named_architecture(source), every)
+        )
         why = "as llama.cpp chooses (--pure switches this off)"
         return {name: (f"gguf:{kind}", f"{place}, {why}") for name, (kind, place) in chosen.items()}
 

@@ -29,6 +29,8 @@ class Mix:
         Type of most tensors.
     file_type : int
         ``general.file_type`` of such a file.
+    summary : str
+        What it mixes.
     weighted : bool
         Whether llama.cpp makes such files only with an importance matrix.
     """
@@ -36,6 +38,7 @@ class Mix:
     name: str
     base: str
     file_type: int
+    summary: str = ""
     weighted: bool = False
 
 
@@ -43,15 +46,15 @@ _SHORT: Mapping[str, str] = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m
 """Types that are no mix of llama.cpp's, and the mixes that they are short for there."""
 _LISTED = (
     Mix("q2_k", "q2_k", 10),
-    Mix("q2_k_s", "q2_k", 21, weighted=True),
-    Mix("q3_k_s", "q3_k", 11),
-    Mix("q3_k_m", "q3_k", 12),
-    Mix("q3_k_l", "q3_k", 13),
-    Mix("q4_k_s", "q4_k", 14),
-    Mix("q4_k_m", "q4_k", 15),
-    Mix("q5_k_s", "q5_k", 16),
-    Mix("q5_k_m", "q5_k", 17),
-    Mix("mxfp4_moe", "mxfp4", 38),
+    Mix("q2_k_s", "q2_k", 21, "q2_k, and more bits for some matrices", weighted=True),
+    Mix("q3_k_s", "q3_k", 11, "q3_k, and q6_k for the output layer"),
+    Mix("q3_k_m", "q3_k", 12, "q3_k, and more bits for some matrices"),
+    Mix("q3_k_l", "q3_k", 13, "q3_k, and more bits for some matrices"),
+    Mix("q4_k_s", "q4_k", 14, "q4_k, and more bits for some matrices"),
+    Mix("q4_k_m", "q4_k", 15, "q4_k, and more bits for some matrices"),
+    Mix("q5_k_s", "q5_k", 16, "q5_k, and q6_k for the output layer"),
+    Mix("q5_k_m", "q5_k", 17, "q5_k, and more bits for some matrices"),
+    Mix("mxfp4_moe", "mxfp4", 38, "experts in mxfp4, and everything else in q8_0"),
 )
 MIXES: Mapping[str, Mix] = {mix.name: mix for mix in _LISTED}
 """Mixes whose name is not that of a type, and ``q2_k``, which is both. Types are mixes too."""

@@ -13,7 +13,7 @@ import torch
 from models.mixes import MODELS, tensors, write
 
 import qformats
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, UnknownFormatError
 from qformats_gguf import policy
 from qformats_gguf.mixes import MIXES, Facts, choose
 from qformats_gguf.types import by_name
@@ -45,10 +45,12 @@ def test_every_type_is_llama_cpps(model):
     checked = 0
     for key, letters in golden["types"].items():
         mix, _, variant = key.partition(" ")
-        if letters is None or variant == "pure":
+        if letters is None:
             continue
         base = MIXES[mix].base if mix in MIXES else mix
         chosen = choose(mix, eligible, bool(MODELS[model].get("tied")), facts(model, variant == "imatrix"))
+        if variant == "pure":
+            chosen = {}
         for name, letter in zip(names, letters, strict=True):
             kind = chosen.get(name, (base, ""))[0] if name in eligible else "f32"
             if shapes[name][-1] % by_name(kind).block_size:
@@ -71,7 +73,7 @@ def test_which_files_need_an_importance_matrix():
         (model, key)
         for model, entry in GOLDEN["models"].items()
         for key in entry["sha256"]
-        if "imatrix" not in key and "experts" not in model
+        if "imatrix" not in key
     ],
 )
 def test_files_have_llama_cpps_bytes(model, mix, tmp_path):
@@ -107,6 +109,17 @@ def test_pure_files_and_rules_of_users(tmp_path):
 
 
 def test_a_mix_made_from_importances_only_is_refused_without(tmp_path):
-    with pytest.raises(ConfigError, match="q2_k_s without an importance matrix; expected q2_k"):
+    with pytest.raises(UnknownFormatError, match=r"q2_k_s.*from an importance matrix only") as caught:
         qformats.export("demo", tmp_path / "out.gguf", format="q2_k_s")
+    assert caught.value.nearest == ("gguf:q2_k",)
     assert not list(tmp_path.iterdir())
+
+
+def test_experts_in_mxfp4(tmp_path):
+    report = qformats.export(
+        write("experts8", tmp_path / "in.gguf"), tmp_path / "out.gguf", format="mxfp4_moe"
+    )
+    small = {tensor.name for tensor in report.tensors if tensor.format == "gguf:mxfp4"}
+    golden = GOLDEN["models"]["experts8"]
+    pairs = zip(golden["tensors"].split(), golden["types"]["mxfp4_moe"], strict=True)
+    assert small == {name for name, letter in pairs if GOLDEN["letters"][letter] == "mxfp4"}
