@@ -28,6 +28,10 @@ def main() -> None:
         # A second Ctrl-C, while the first one was handled.
         print("qformats: interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        # All is said and done. Python would put the system's handler back while it shuts down, and a Ctrl-C that comes
+        # then would make a success look like a killed program.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

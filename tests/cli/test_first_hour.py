@@ -99,6 +99,14 @@ def test_interrupted_at_any_time(tmp_path, args, told, seconds):
     assert not [name for name in os.listdir(tmp_path) if "partial" not in name]
 
 
+def test_interrupted_after_the_end(tmp_path):
+    late = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGINT); "
+    done = subprocess.run(
+        [*PROGRAM[:2], late + PROGRAM[2], "formats"], env=environment(), capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize(
     "args", [("formats",), ("formats", "--json"), ("inspect", "demo", "--tensors"), ("--help",)]
 )
