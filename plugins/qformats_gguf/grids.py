@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AbsMaxGrid", "MinMaxGrid", "SignedMaxGrid"]
 
+_LARGEST = 65504.0
+"""Largest float16."""
+
 
 def _inverse(scale: Tensor) -> Tensor:
     """Divide 1 by the scale; 0 where that is 0, or so small that its inverse is infinite."""
@@ -25,8 +28,57 @@ def _inverse(scale: Tensor) -> Tensor:
     return torch.where((scale == 0) | inverse.isinf(), torch.zeros_like(scale), inverse)
 
 
+def _weighted(grid: AffineGrid, weight: Tensor, importance: Tensor) -> tuple[Tensor, GridParams]:
+    """Codes and parameters as llama.cpp chooses them with an importance matrix.
+
+    Raises
+    ------
+    NonFiniteError
+        If weights are so large that C's sums overflow: it stores zeros for them.
+    """
+    import torch
+
+    from qformats.kernels.dense import too_large
+    from qformats_gguf.superblocks.search import search_single
+
+    grid.blocks(weight)
+    rows, columns = weight.shape
+    count = columns // grid.block_size
+    source = weight.detach().to("cpu", torch.float32).contiguous()
+    beyond = int((source.view(-1, grid.block_size).abs().amax(1) > _LARGEST * grid.levels).sum())
+    if beyond:
+        raise too_large(f"{beyond} of {rows * count} blocks need a scale beyond f16", weight)
+    given = importance.detach().to("cpu", torch.float32).reshape(-1, count, grid.block_size).contiguous()
+    codes = torch.empty((rows, columns), dtype=torch.uint8)
+    both = grid.kind == "minimum"
+    halves = torch.empty((rows, count, 1 + both), dtype=torch.float16)
+    search_single(
+        source.numpy(),
+        given.numpy(),
+        grid.levels,
+        codes.numpy(),
+        halves.view(torch.uint16).numpy().reshape(-1, 1 + both),
+    )
+    scale, *low = (part.contiguous().to(weight.device) for part in halves.unbind(-1))
+    return codes.to(weight.device), GridParams(scale, minimum=low[0] if low else None)
+
+
+class _WeightedGrid(AffineGrid):
+    """A type with a search of its own for importances."""
+
+    def fit(self, weight: Tensor, importance: Tensor | None = None) -> GridParams:
+        """Cover each block's range; with `importance`, as llama.cpp does with an importance matrix."""
+        if importance is None:
+            return super().fit(weight)
+        return _weighted(self, weight, importance)[1]
+
+    def weighted(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, GridParams]:
+        """Codes and parameters as llama.cpp chooses them with an importance matrix."""
+        return _weighted(self, weight, importance)
+
+
 @dataclass(frozen=True)
-class SignedMaxGrid(AffineGrid):
+class SignedMaxGrid(_WeightedGrid):
     """q4_0 and q5_0: the first element of largest magnitude, with its sign, gets code 0."""
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
@@ -47,7 +99,7 @@ class SignedMaxGrid(AffineGrid):
 
 
 @dataclass(frozen=True)
-class MinMaxGrid(AffineGrid):
+class MinMaxGrid(_WeightedGrid):
     """q4_1 and q5_1: the block's minimum gets code 0, its maximum the last code."""
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
@@ -68,7 +120,11 @@ class MinMaxGrid(AffineGrid):
 
 @dataclass(frozen=True)
 class AbsMaxGrid(AffineGrid):
-    """q8_0: the largest magnitude gets code 127; halves are rounded away from zero."""
+    """q8_0: the largest magnitude gets code 127; halves are rounded away from zero. Importances make no difference."""
+
+    def weighted(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, GridParams]:
+        """As without importances."""
+        return self.reference(weight)
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
         """Codes and scales as llama.cpp chooses them."""

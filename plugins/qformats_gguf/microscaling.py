@@ -74,9 +74,9 @@ class Mxfp4Grid(TableGrid):
         """Scales as llama.cpp chooses them, whatever the importance."""
         return self.reference(weight)[1]
 
-    def quantize(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
-        """Round as llama.cpp does, whatever the importance; see :meth:`~qformats.Grid.quantize`."""
-        return super().quantize(weight)
+    def weighted(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, GridParams]:
+        """As without importances."""
+        return self.reference(weight)
 
 
 class Mxfp4Packer(GGUFPacker):

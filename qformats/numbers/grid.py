@@ -90,6 +90,7 @@ class Grid(Guarded, ABC):
         "decode",
         "project",
         "reference",
+        "weighted",
         "quantize",
         "validate",
         "storable",
@@ -182,8 +183,20 @@ class Grid(Guarded, ABC):
         params = self.fit(weight)
         return self.encode(weight, params), params
 
+    def weighted(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, GridParams]:
+        """Codes and parameters for weights whose errors count differently; by default the weighted fit, and rounding.
+
+        Parameters
+        ----------
+        weight, importance
+            As for :meth:`quantize`.
+        """
+        weight = weight.float()
+        params = self.fit(weight, importance)
+        return self.encode(weight, params), params
+
     def quantize(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
-        """Round a weight by the reference rule; with `importance`, by the weighted fit.
+        """Round a weight by the reference rule; with `importance`, as :meth:`weighted` does.
 
         Parameters
         ----------
@@ -200,9 +213,7 @@ class Grid(Guarded, ABC):
         if importance is None:
             codes, params = self.reference(weight)
         else:
-            weight = weight.float()
-            params = self.fit(weight, importance)
-            codes = self.encode(weight, params)
+            codes, params = self.weighted(weight, importance)
         fits = params.scale.isfinite()
         if params.minimum is not None:
             fits = fits & params.minimum.isfinite()

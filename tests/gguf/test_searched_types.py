@@ -241,3 +241,20 @@ def test_stacked_matrices_are_rows(name):
     assert packed.shape == (3, 4, COLUMNS)
     assert np.array_equal(packed.fields["blocks"], expected)
     assert torch.equal(packed.dequantize(), torch.from_numpy(ggml.dequantize(name, expected)))
+
+
+@pytest.mark.parametrize("importance", ["usual", "with zeros", "steep"])
+@pytest.mark.parametrize("case", INPUTS)
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"])
+def test_legacy_types_with_importances_equal_c(name, case, importance):
+    weight, weights = _input(case), _importance(importance)
+    packer = qformats.packer(f"gguf:{name}")
+    expected = ggml.quantize(name, weight, weights)
+    # Where its sums overflow, C stores zeros: that is refused as well.
+    fits = np.isfinite(ggml.dequantize(name, expected)).all(1) & (np.abs(weight).max(1) < 65504 * 32)
+    given = torch.from_numpy(weights)
+    if not fits.all():
+        with pytest.raises(NonFiniteError, match="need a scale beyond f16"):
+            packer.grid.quantize(torch.from_numpy(weight), given)
+    quantized = packer.grid.quantize(torch.from_numpy(weight[fits]), given)
+    assert np.array_equal(packer.pack(quantized).fields["blocks"], expected[fits])

@@ -240,6 +240,10 @@ class Iq4NlGrid(TableGrid):
         """Codes and scales as llama.cpp chooses them."""
         return self._searched(weight)
 
+    def weighted(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, GridParams]:
+        """Codes and scales as llama.cpp chooses them with an importance matrix."""
+        return self._searched(weight, importance)
+
     def _searched(self, weight: Tensor, importance: Tensor | None = None) -> tuple[Tensor, GridParams]:
         self.blocks(weight)
         codes, parts, _ = search(LAYOUTS["iq4_nl"], weight, importance)

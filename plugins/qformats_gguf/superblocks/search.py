@@ -27,7 +27,7 @@ from qformats_gguf.superblocks.positive import positive
 from qformats_gguf.superblocks.symmetric import refined, symmetric
 from qformats_gguf.superblocks.table import nearest_code, table
 
-__all__ = ["search"]
+__all__ = ["search", "search_single"]
 
 _LANES, _POSITIVE = lanes.__file__, positive_module.__file__
 _AFFINE, _SYMMETRIC = affine_module.__file__, symmetric_module.__file__
@@ -155,6 +155,7 @@ def _symmetric(
     width = per_block * blocks
     x, w = np.empty((sub, width), np.float32), np.empty((sub, width), np.float32)
     levels = np.empty((sub, width if half == 4 else 0), np.float32)
+    few, chosen = np.empty((2 * sub + 3) * width, np.float32), np.empty(width + 1, np.int64)
     found, scratch = np.empty((3, width), np.float32), np.empty((5, width), np.float32)
     sums = np.empty(blocks, np.float32)
     weights = np.empty((per_block, blocks), np.float32)
@@ -165,10 +166,10 @@ def _symmetric(
         load(source, first, count, sub, x)
         if weighted:
             load_importance(importance, first, count, sub, w)
-        weigh(x, w, blocks, rule, float32(2), float32(256), sums)
         if half == 4 and not weighted:
-            refined(x, w, half, found, levels, scratch)
+            refined(x, half, found, levels, scratch, few, chosen)
         else:
+            weigh(x, w, blocks, rule, float32(2), float32(256), sums)
             symmetric(x, w, half, found, scratch)
         scale = found[0].reshape(per_block, blocks)
         if half == 4 and weighted:
@@ -274,6 +275,96 @@ def _table(
                 for i in range(values.size):
                     target[i] = uint8(nearest_code(float32(inverse * values[i])))
     return overflow
+
+
+@cpu.jit()
+def _mean_squares(source: Any, means: Any) -> None:
+    """Mean square of every row, summed from its first element to its last."""
+    for row in range(source.shape[0]):
+        total = float32(0)
+        for i in range(source.shape[1]):
+            total = float32(total + float32(source[row, i] * source[row, i]))
+        means[row] = float32(total / float32(source.shape[1]))
+
+
+@cpu.jit(_LANES, _AFFINE, _SYMMETRIC)
+def _single(
+    source: Any, importance: Any, means: Any, levels: Any, minimum: Any, codes: Any, halves: Any
+) -> Any:
+    """q4_0, q5_0, q4_1 and q5_1 with importances: blocks of 32 with scales of their own."""
+    total, sub = source.shape
+    width = TILE // sub
+    per_row = importance.shape[1]
+    x, w = np.empty((sub, width), np.float32), np.empty((sub, width), np.float32)
+    found, scratch = np.empty((4, width), np.float32), np.empty((12, width), np.float32)
+    sums = np.zeros(width, np.float32)
+    overflow = 0
+    for first in range(0, total, width):
+        count = min(width, total - first)
+        load(source, first, count, sub, x)
+        load_importance(importance, first, count, sub, w)
+        for b in range(count):
+            sums[b] = means[(first + b) // per_row]
+        weigh(x, w, width, 5, float32(1), float32(1), sums)
+        if minimum:
+            affine(x, w, levels - 1, float32(-0.9), float32(0.05), 36, False, found, scratch)
+        else:
+            symmetric(x, w, levels // 2, found, scratch)
+        for b in range(count):
+            number = first + b
+            halves[number, 0] = cpu.f32_to_f16(found[0, b])
+            beyond = _infinite(halves[number, 0])
+            values, target = source[number], codes[number]
+            if minimum:
+                halves[number, 1] = cpu.f32_to_f16(found[1, b])
+                beyond |= _infinite(halves[number, 1])
+                inverse, base = found[2, b], found[3, b]
+                for i in range(values.size):
+                    code = clamped(float32(inverse * float32(values[i] - base)), 0, levels - 1)
+                    target[i] = uint8(code)
+            elif found[2, b] == 0:
+                target[:] = uint8(0)
+            else:
+                half, inverse = levels // 2, found[1, b]
+                for i in range(values.size):
+                    target[i] = uint8(clamped(float32(inverse * values[i]), -half, half - 1) + half)
+            overflow += beyond
+    return overflow
+
+
+def search_single(
+    source: NDArray[np.float32],
+    importance: NDArray[np.float32],
+    levels: int,
+    codes: NDArray[np.uint8],
+    halves: NDArray[np.uint16],
+) -> int:
+    """Quantize rows to blocks of 32 as q4_0, q4_1, q5_0 or q5_1 do with an importance matrix.
+
+    Parameters
+    ----------
+    source : ndarray
+        float32 ``(rows, K)``, finite, C-contiguous.
+    importance : ndarray
+        float32 ``(1 or rows, K / 32, 32)``, C-contiguous.
+    levels : int
+        Number of codes.
+    codes : ndarray
+        uint8 ``(rows, K)``; overwritten.
+    halves : ndarray
+        uint16 ``(rows * K / 32, 1)``, or ``(..., 2)`` with a minimum: bits of float16 numbers; overwritten.
+
+    Returns
+    -------
+    int
+        Blocks whose scale or minimum is beyond float16.
+    """
+    means = np.empty(len(source), np.float32)
+    values = cpu.for_reading(source)
+    _mean_squares(values, means)
+    blocks, given = cpu.for_reading(source, (-1, 32)), cpu.for_reading(importance)
+    minimum = halves.shape[1] == 2
+    return int(_single(blocks, given, means, levels, minimum, codes.reshape(-1, 32), halves))
 
 
 _PLAIN = {

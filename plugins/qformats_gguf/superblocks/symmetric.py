@@ -92,50 +92,104 @@ def symmetric(x: Any, w: Any, half: Any, found: Any, scratch: Any) -> None:
 
 
 @cpu.jit(lanes.__file__)
-def refined(x: Any, w: Any, half: Any, found: Any, levels: Any, scratch: Any) -> None:
-    """Scale and codes of every lane, each code chosen again while the others stay, five times over.
+def _round(x: Any, half: Any, levels: Any, mixed: Any, square: Any, moved: Any) -> None:
+    """Choose each code of every lane again; tell in `moved` which lanes have a new one.
+
+    Weights are the squares of the values.
+    """
+    moved[:] = float32(0)
+    for i in range(x.shape[0]):
+        row, level = x[i], levels[i]
+        for lane in range(moved.size):
+            value, old = row[lane], level[lane]
+            weight = float32(value * value)
+            weighed = float32(weight * value)
+            rest = float32(mixed[lane] - float32(weighed * old))
+            others = float32(square[lane] - float32(float32(weight * old) * old))
+            new = _level(float32(float32(value * others) / rest), float32(1), half)
+            above = float32(rest + float32(weighed * new))
+            below = float32(others + float32(float32(weight * new) * new))
+            gain = float32(float32(above * above) * square[lane])
+            won = (rest > 0) & (new != old) & (below > 0)
+            won = won & (gain > float32(float32(mixed[lane] * mixed[lane]) * below))
+            level[lane] = new if won else old
+            mixed[lane] = above if won else mixed[lane]
+            square[lane] = below if won else square[lane]
+            moved[lane] = float32(1) if won else moved[lane]
+
+
+@cpu.jit(lanes.__file__)
+def _begin(x: Any, half: Any, inverse: Any, levels: Any, mixed: Any, square: Any) -> None:
+    """First codes of every lane, and the sums of :func:`_round`."""
+    mixed[:], square[:] = float32(0), float32(0)
+    for i in range(x.shape[0]):
+        row, level = x[i], levels[i]
+        for lane in range(inverse.size):
+            value = row[lane]
+            weight = float32(value * value)
+            code = _level(value, inverse[lane], half)
+            level[lane] = code
+            mixed[lane] = float32(mixed[lane] + float32(float32(weight * value) * code))
+            square[lane] = float32(square[lane] + float32(float32(weight * code) * code))
+
+
+@cpu.jit(lanes.__file__)
+def refined(x: Any, half: Any, found: Any, levels: Any, scratch: Any, few: Any, chosen: Any) -> None:
+    """Scale and codes of every lane, each code chosen again while the others stay, up to five times over.
+
+    Lanes without a new code are done, as in C. They are most after the first round: the others are moved together.
 
     Parameters
     ----------
-    x, w, half, scratch
-        As for :func:`symmetric`.
+    x : ndarray
+        float32 ``(elements, lanes)``: values, whose squares are their weights.
+    half : int
+        Half the number of codes.
     found : ndarray
         float32 ``(3, lanes)``: scale, unused, and 0 where the values are too small to count; overwritten.
     levels : ndarray
         float32 ``(elements, lanes)``: codes, from ``-half``; overwritten.
+    scratch : ndarray
+        float32 ``(4, lanes)``.
+    few : ndarray
+        float32 ``((2 * elements + 3) * lanes,)``, for what is moved together.
+    chosen : ndarray
+        int64 ``(lanes,)``.
     """
     scale, live = found[0], found[2]
-    extreme, mixed, square = scratch[0], scratch[1], scratch[2]
-    first_extreme(x, extreme)
-    mixed[:], square[:] = float32(0), float32(0)
-    for lane in range(extreme.size):
-        live[lane] = float32(0) if abs(extreme[lane]) < EPSILON else float32(1)
-    for i in range(x.shape[0]):
-        row, weights, level = x[i], w[i], levels[i]
-        for lane in range(extreme.size):
-            value, weight = row[lane], weights[lane]
-            code = _level(value, float32(float32(-half) / extreme[lane]), half)
-            level[lane] = code
-            mixed[lane] = float32(mixed[lane] + float32(float32(weight * value) * code))
-            square[lane] = float32(square[lane] + float32(float32(weight * code) * code))
-    # C stops after a round without a change; further rounds would change nothing.
-    for _ in range(5):
-        for i in range(x.shape[0]):
-            row, weights, level = x[i], w[i], levels[i]
-            for lane in range(extreme.size):
-                value, weight, old = row[lane], weights[lane], level[lane]
-                weighed = float32(weight * value)
-                rest = float32(mixed[lane] - float32(weighed * old))
-                others = float32(square[lane] - float32(float32(weight * old) * old))
-                new = _level(float32(float32(value * others) / rest), float32(1), half)
-                above = float32(rest + float32(weighed * new))
-                below = float32(others + float32(float32(weight * new) * new))
-                gain = float32(float32(above * above) * square[lane])
-                won = (rest > 0) & (new != old) & (below > 0)
-                won = won & (gain > float32(float32(mixed[lane] * mixed[lane]) * below))
-                level[lane] = new if won else old
-                mixed[lane] = above if won else mixed[lane]
-                square[lane] = below if won else square[lane]
-    for lane in range(extreme.size):
+    mixed, square, moved, inverse = scratch[0], scratch[1], scratch[2], scratch[3]
+    first_extreme(x, inverse)
+    for lane in range(inverse.size):
+        live[lane] = float32(0) if abs(inverse[lane]) < EPSILON else float32(1)
+        inverse[lane] = float32(float32(-half) / inverse[lane])
+    _begin(x, half, inverse, levels, mixed, square)
+    _round(x, half, levels, mixed, square, moved)
+    elements = x.shape[0]
+    for _ in range(4):
+        count = 0
+        for lane in range(moved.size):
+            chosen[count] = lane
+            count += moved[lane] != 0
+        if count == 0:
+            break
+        # Vectors are filled up with lanes of zeros, in which nothing can win.
+        width = min(moved.size, (count + 15) // 16 * 16)
+        size = elements * width
+        values, codes = few[:size].reshape(elements, width), few[size : 2 * size].reshape(elements, width)
+        rest = few[2 * size : 2 * size + 3 * width].reshape(3, width)
+        values[:, :], codes[:, :], rest[:, :] = float32(0), float32(0), float32(0)
+        for k in range(count):
+            lane = chosen[k]
+            rest[0, k], rest[1, k] = mixed[lane], square[lane]
+            for i in range(elements):
+                values[i, k], codes[i, k] = x[i, lane], levels[i, lane]
+        _round(values, half, codes, rest[0], rest[1], rest[2])
+        moved[:] = float32(0)
+        for k in range(count):
+            lane = chosen[k]
+            mixed[lane], square[lane], moved[lane] = rest[0, k], rest[1, k], rest[2, k]
+            for i in range(elements):
+                levels[i, lane] = codes[i, k]
+    for lane in range(inverse.size):
         ratio = float32(mixed[lane] / square[lane])
         scale[lane] = ratio if (square[lane] > 0) & (live[lane] > 0) else float32(0)
