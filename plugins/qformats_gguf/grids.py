@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qformats import AffineGrid, GridParams
+from qformats import AffineGrid, GridParams, QuantizedTensor
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 __all__ = ["AbsMaxGrid", "MinMaxGrid", "SignedMaxGrid"]
@@ -25,9 +27,46 @@ def _inverse(scale: Tensor) -> Tensor:
     return torch.where((scale == 0) | inverse.isinf(), torch.zeros_like(scale), inverse)
 
 
+class _Searched(AffineGrid):
+    """A grid whose parameters, where columns differ in importance, are found together with the codes."""
+
+    def _search(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, GridParams]:
+        raise NotImplementedError
+
+    def fit(self, weight: Tensor, importance: Tensor | None = None) -> GridParams:
+        """Cover each block's range; with `importance`, as llama.cpp does with an importance matrix."""
+        return super().fit(weight) if importance is None else self._search(weight, importance)[1]
+
+    def quantize(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
+        """Round as llama.cpp does, with `importance` as it does with an importance matrix."""
+        if importance is None:
+            return super().quantize(weight)
+        codes, params = self._search(weight, importance)
+        self.require_storable(params, weight)
+        return self.quantized(codes, params)
+
+
+def _arrays(weight: Tensor, importance: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    import torch
+
+    from qformats_gguf.weighed import weights_of
+
+    values = weight.detach().to("cpu", torch.float32).contiguous().numpy()
+    return values, weights_of(values, importance.detach().to("cpu", torch.float32).numpy())
+
+
 @dataclass(frozen=True)
-class SignedMaxGrid(AffineGrid):
+class SignedMaxGrid(_Searched):
     """q4_0 and q5_0: the first element of largest magnitude, with its sign, gets code 0."""
+
+    def _search(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, GridParams]:
+        import torch
+
+        from qformats_gguf.weighed import signed_search
+
+        codes, scales = signed_search(*_arrays(weight, importance), self.center)
+        params = GridParams(torch.from_numpy(scales).to(torch.float16).to(weight.device))
+        return torch.from_numpy(codes).to(weight.device), params
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
         """Codes and scales as llama.cpp chooses them."""
@@ -47,8 +86,17 @@ class SignedMaxGrid(AffineGrid):
 
 
 @dataclass(frozen=True)
-class MinMaxGrid(AffineGrid):
+class MinMaxGrid(_Searched):
     """q4_1 and q5_1: the block's minimum gets code 0, its maximum the last code."""
+
+    def _search(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, GridParams]:
+        import torch
+
+        from qformats_gguf.weighed import minimum_search
+
+        found = minimum_search(*_arrays(weight, importance), self.levels - 1)
+        codes, scales, minima = (torch.from_numpy(each).to(weight.device) for each in found)
+        return codes, GridParams(scales.to(torch.float16), minimum=minima.to(torch.float16))
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
         """Codes, scales and minima as llama.cpp chooses them."""
@@ -68,7 +116,15 @@ class MinMaxGrid(AffineGrid):
 
 @dataclass(frozen=True)
 class AbsMaxGrid(AffineGrid):
-    """q8_0: the largest magnitude gets code 127; halves are rounded away from zero."""
+    """q8_0: the largest magnitude gets code 127; halves are rounded away from zero. Importances make no difference."""
+
+    def fit(self, weight: Tensor, importance: Tensor | None = None) -> GridParams:
+        """Cover each block's range, whatever the importance."""
+        return super().fit(weight)
+
+    def quantize(self, weight: Tensor, importance: Tensor | None = None) -> QuantizedTensor:
+        """Round as llama.cpp does, whatever the importance; see :meth:`~qformats.Grid.quantize`."""
+        return super().quantize(weight)
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
         """Codes and scales as llama.cpp chooses them."""

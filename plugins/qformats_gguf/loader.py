@@ -99,7 +99,8 @@ class GGUFLoader(Loader):
         if not packer.quantizes:
             return {}
         mix = packer.spec.variant
-        if mix in mixes.MIXES and mixes.MIXES[mix].weighted:
+        weighed = source.importance is not None
+        if mix in mixes.MIXES and mixes.MIXES[mix].weighted and not weighed:
             found = Described(f"{packer.name} without an importance matrix")
             raise ConfigError(
                 "type", found, "q2_k, or another mix: llama.cpp makes this one from importances only"
@@ -107,7 +108,9 @@ class GGUFLoader(Loader):
         shapes = {draft.name: draft.source.shape for draft in drafts if draft.keep is None}
         every = {draft.name: draft.source.shape for draft in drafts}
         tied = any(draft.tied for draft in drafts)
-        chosen = mixes.choose(mix, shapes, tied, mixes.facts(_named_architecture(source), every))
+        chosen = mixes.choose(
+            mix, shapes, tied, mixes.facts(_named_architecture(source), every, importance=weighed)
+        )
         why = "as llama.cpp chooses (--pure switches this off)"
         return {name: (f"gguf:{kind}", f"{place}, {why}") for name, (kind, place) in chosen.items()}
 
@@ -267,4 +270,8 @@ def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -
         metadata.pop("general.file_type", None)
     else:
         metadata["general.file_type"] = u32(number)
+    if source.importance is not None:
+        from qformats_gguf.imatrix import provenance
+
+        metadata |= provenance(source.importance)
     return metadata

@@ -203,13 +203,23 @@ class Grid(Guarded, ABC):
             weight = weight.float()
             params = self.fit(weight, importance)
             codes = self.encode(weight, params)
+        self.require_storable(params, weight)
+        return self.quantized(codes, params)
+
+    def require_storable(self, params: GridParams, weight: Tensor) -> None:
+        """Refuse parameters that are beyond the stored dtype.
+
+        Raises
+        ------
+        NonFiniteError
+            If a weight is so large that a parameter of its block is.
+        """
         fits = params.scale.isfinite()
         if params.minimum is not None:
             fits = fits & params.minimum.isfinite()
         if not bool(fits.all()):
             found = f"{int((~fits).sum())} of {fits.numel()} blocks need a scale beyond {self.scale_dtype}"
             raise too_large(found, weight)
-        return self.quantized(codes, params)
 
     def validate(self, quantized: QuantizedTensor) -> None:
         """Refuse codes or parameters that lie off the grid.
