@@ -15,7 +15,7 @@ from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.spec import FormatSpec
 from qformats.registry import registry
 from qformats.roundtrip import dequantize, pack, packer, quantize, unpack
-from qformats.work.arguments import mapping, names, path
+from qformats.work.arguments import mapping, names, path, several
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +96,7 @@ def export(
     format: str,
     quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
+    imatrix: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     tensor_types: Mapping[str, str] | None = None,
     output_type: str | None = None,
     token_embedding_type: str | None = None,
@@ -124,6 +125,8 @@ def export(
         gptq; ``"rtn"``, each format's reference rule, for the others.
     quantizer_options : mapping of str to str, optional
         Options of the quantizer.
+    imatrix : path or sequence of path, optional
+        Importance matrices to weigh errors by; several are added up. See :func:`imatrix`.
     tensor_types : mapping of str to str, optional
         Regular expression to variant; the first one found in a tensor's name wins.
     output_type, token_embedding_type : str, optional
@@ -172,6 +175,7 @@ def export(
     recipe = Recipe(
         format,
         quantizer=quantizer or "",
+        imatrix=tuple(str(path("imatrix", file)) for file in several("imatrix", imatrix)),
         tensor_types=tuple(mapping("tensor_types", tensor_types).items()),
         output_type=output_type,
         token_embedding_type=token_embedding_type,

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from qformats import Family, Packer
 from qformats.errors import UnknownFormatError
 from qformats.interfaces import Mixture
-from qformats_gguf.mixes import MIXES
+from qformats_gguf.mixes import MIXES, Mix
 from qformats_gguf.packers import LISTED, packer_of
 from qformats_gguf.types import by_name
 
@@ -26,12 +26,17 @@ class _Mix(Mixture):
     container = "gguf"
 
 
+def _summary(mix: Mix) -> str:
+    needs = ", from an importance matrix only" if mix.weighted else ""
+    return f"{mix.summary}; as llama-quantize makes it{needs}"
+
+
 def _mixtures() -> tuple[Mixture, ...]:
     """Mixes of types that can be written, under names that are no types."""
     return tuple(
-        _Mix(mix.name, f"{mix.summary}; as llama-quantize makes it", packer_of(by_name(mix.base)))
+        _Mix(mix.name, _summary(mix), packer_of(by_name(mix.base)))
         for mix in MIXES.values()
-        if mix.name != mix.base and not mix.weighted
+        if mix.name != mix.base
     )
 
 
@@ -48,7 +53,6 @@ class GGUF(Family):
     similar = MappingProxyType(
         {
             "q2": ("q2_k", "q3_k_s"),
-            "q2_k_s": ("q2_k",),
             "q3": ("q3_k_m", "q3_k_l", "q3_k_s"),
             "q4": ("q4_k_m", "q4_k_s", "q4_0"),
             "q5": ("q5_k_m", "q5_k_s", "q5_0"),
@@ -64,8 +68,6 @@ class GGUF(Family):
 
     def about(self, word: str) -> str:
         """What mixes are that are not made here."""
-        if word in MIXES and MIXES[word].weighted:
-            return "llama.cpp makes this mix from an importance matrix only, which exports do not take yet"
         if word in _LATTICE:
             return "it is llama.cpp's mix of lattice types, which can be read but not written"
         if _OTHERS.fullmatch(word):

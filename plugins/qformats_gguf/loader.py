@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qformats import Checkpoint, Loader, PackedTensor, Packer, StoredTensor
-from qformats.errors import CheckpointError
+from qformats.errors import CheckpointError, ConfigError, Described
 from qformats.interfaces import (
     Assignment,
     ColumnSums,
@@ -98,11 +98,18 @@ class GGUFLoader(Loader):
 
         if not packer.quantizes:
             return {}
+        mix = packer.spec.variant
+        weighed = source.importance is not None
+        if mix in mixes.MIXES and mixes.MIXES[mix].weighted and not weighed:
+            found = Described(f"{packer.name} without an importance matrix")
+            raise ConfigError(
+                "type", found, "q2_k, or another mix: llama.cpp makes this one from importances only"
+            )
         shapes = {draft.name: draft.source.shape for draft in drafts if draft.keep is None}
         every = {draft.name: draft.source.shape for draft in drafts}
         tied = any(draft.tied for draft in drafts)
         chosen = mixes.choose(
-            packer.spec.variant, shapes, tied, mixes.facts(_named_architecture(source), every)
+            mix, shapes, tied, mixes.facts(_named_architecture(source), every, importance=weighed)
         )
         why = "as llama.cpp chooses (--pure switches this off)"
         return {name: (f"gguf:{kind}", f"{place}, {why}") for name, (kind, place) in chosen.items()}
@@ -263,4 +270,8 @@ def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -
         metadata.pop("general.file_type", None)
     else:
         metadata["general.file_type"] = u32(number)
+    if source.importance is not None:
+        from qformats_gguf.imatrix import provenance
+
+        metadata |= provenance(source.importance)
     return metadata

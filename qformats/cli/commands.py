@@ -147,6 +147,7 @@ def export_as_told(
     format: str,
     quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
+    imatrix: Iterable[str] = (),
     tensor_types: Iterable[tuple[str, str]] = (),
     output_type: str | None = None,
     token_embedding_type: str | None = None,
@@ -169,7 +170,9 @@ def export_as_told(
         The model.
     output : Path or None
         File or folder to write; by default it is named after the model and the format.
-    format, quantizer, quantizer_options, tensor_types, output_type, token_embedding_type, pure, container, options
+    format, quantizer, quantizer_options, imatrix, tensor_types, output_type, token_embedding_type, pure, container
+        See :func:`qformats.export`.
+    options
         See :func:`qformats.export`.
     force, dry_run, check_exact, require_exact, keep_partial, workers, json
         The shared options of this module.
@@ -196,6 +199,7 @@ def export_as_told(
     recipe = Recipe(
         packer.name,
         quantizer=quantizer or "",
+        imatrix=tuple(imatrix),
         tensor_types=tuple(tensor_types),
         output_type=output_type,
         token_embedding_type=token_embedding_type,

@@ -61,6 +61,13 @@ def export(
         list[str] | None,
         typer.Option("--quantizer-option", "-Q", metavar="NAME=VALUE", help="An option of the quantizer."),
     ] = None,
+    imatrix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Importance matrix to weigh errors by (see qformats imatrix); several are added up.",
+        ),
+    ] = None,
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
@@ -125,6 +132,7 @@ def export(
         format=name,
         quantizer=quantizer,
         quantizer_options=pairs("quantizer-option", quantizer_option) | declared.quantizer,
+        imatrix=imatrix or (),
         tensor_types=[pair("tensor-type", text) for text in tensor_type or ()],
         output_type=output_tensor_type,
         token_embedding_type=token_embedding_type,

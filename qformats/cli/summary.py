@@ -127,7 +127,28 @@ def _print_notes(out: Console, report: ExportReport, every: bool) -> None:
     print_left_out(out, report.left_out, every)
     for sentence in report.notes:
         out.print(plain(sentence))
+    _print_importance(out, report)
     _print_exactness(out, report, every)
+
+
+def _print_importance(out: Console, report: ExportReport) -> None:
+    """By what errors were weighed, and where they were not."""
+    from qformats.cli.console import plain
+    from qformats.cli.folded import folded
+
+    told = report.importance
+    if told is None:
+        return
+    size = f" of {told['chunk_size']:,} tokens" if told["chunk_size"] else ""
+    chunks = f", {told['chunks']:,} chunks{size}" if told["chunks"] else ""
+    text = f" from {', '.join(told['datasets'])}" if told["datasets"] else ""
+    files = ", ".join(told["files"])
+    out.print(plain(f"errors are weighed by {files}: {told['entries']:,} entries{chunks}{text}"))
+    if report.calibration:
+        out.print("but not those of layers that were calibrated, whose own inputs were measured")
+    if report.unweighed:
+        names = ", ".join(folded(report.unweighed)[:_SHOWN_LEFT_OUT])
+        out.print(plain(f"no importance for {_tensors(len(report.unweighed))}: {names}"))
 
 
 def print_left_out(out: Console, tensors: Iterable[LeftOut], every: bool) -> None:

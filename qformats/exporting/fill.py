@@ -20,10 +20,12 @@ from qformats.exporting.journal import Journal, Span, Written
 from qformats.exporting.plan import Action, Plan, TensorPlan
 from qformats.exporting.selfcheck import SelfCheck
 from qformats.exporting.sound import require_sound, vanished
-from qformats.exporting.transcode import Measure, compared, requantize, transcode
+from qformats.exporting.transcode import Encoder, Measure, compared, requantize, total, transcode
+from qformats.exporting.weighing import Weighed
 from qformats.interfaces.layout import Placement
 from qformats.interfaces.packer import PackedTensor
 from qformats.interfaces.quantizer import Quantizer
+from qformats.interfaces.rows import cut, stack
 from qformats.kernels.dense import require_finite
 from qformats.work.pool import bounded
 from qformats.work.progress import Progress
@@ -349,6 +351,11 @@ def encode(
     packer = tensor.packer
     source = tensor.source
     dense: Tensor | None = None
+    encoder: Encoder = quantizer
+    if tensor.importance is not None:
+        if len(tensor.importance) > 1 and part.shape[0] > 1:
+            return _by_matrix(tensor, part, quantizer, start)
+        encoder = Weighed(quantizer, tensor.importance[start if len(tensor.importance) > 1 else 0])
     try:
         if part.format == packer.name and packer.quantizes:
             # Copied, or packed already: by a quantizer that prepared the model, or to rearrange its rows.
@@ -360,19 +367,28 @@ def encode(
                 require_finite(dense)
                 return PackedTensor(packer, part.shape, {packer.spec.fields[0].name: dense}), None
             case Action.TRANSCODE:
-                return transcode(part, packer, quantizer)
+                return transcode(part, packer, encoder)
             case Action.REQUANTIZE:
-                return requantize(part, packer, quantizer, tensor.reason)
+                return requantize(part, packer, encoder, tensor.reason)
         if part.packer.quantizes:
             dense = part.dequantize()
         else:
             (dense,) = part.fields.values()
         if tensor.action is Action.QUANTIZE:
-            return quantizer.encode(dense, packer), None
+            return encoder.encode(dense, packer), None
         return packer.encode_reference(dense), None
     except NonFiniteError as error:
         where = f" (in rows from {start})" if start else ""
         raise WeightsError(str(source.file), source.name, error.found + where, error.hint) from error
+
+
+def _by_matrix(
+    tensor: TensorPlan, part: PackedTensor, quantizer: Quantizer, start: int
+) -> tuple[PackedTensor, Measure | None]:
+    """A slice of stacked matrices, each with importances of its own."""
+    done = [encode(tensor, cut(part, i, i + 1), quantizer, start + i) for i in range(part.shape[0])]
+    measures = [measure for _, measure in done if measure is not None]
+    return stack(part.shape, [packed for packed, _ in done]), total(measures) if measures else None
 
 
 def _measure_of(tensor: TensorPlan, part: PackedTensor, start: int) -> Measure | None:

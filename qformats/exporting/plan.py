@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +13,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qformats.errors import CheckpointError, OutputError, spelled
+from qformats.errors import CheckpointError, ConfigError, Described, OutputError, spelled
 from qformats.exact import Answer
 from qformats.exporting.account import LeftOut, account
+from qformats.exporting.importance import read_importance
 from qformats.exporting.recipe import Recipe
 from qformats.folder import FolderCheckpoint
 from qformats.folder.fit import refuse_fragments
 from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.importance import Importance
 from qformats.interfaces.layout import Assignment, Layout
 from qformats.interfaces.loader import Loader
 from qformats.interfaces.packer import Packer
@@ -30,6 +33,8 @@ from qformats.version import __version__
 from qformats.work.files import Fingerprint, fingerprint
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 __all__ = ["Action", "Plan", "TensorPlan", "make_plan"]
@@ -79,6 +84,8 @@ class TensorPlan:
         Why not, or what depends on the data.
     before : StoredTensor or None
         The quantized tensor from which a quantizer that prepared the model made this one, with the same rows.
+    importance : ndarray or None
+        float32, ``(matrices, K)``: what a squared error in each column costs; ``None`` if errors are not weighed.
     """
 
     assignment: Assignment
@@ -87,6 +94,13 @@ class TensorPlan:
     exact: Answer
     reason: str = ""
     before: StoredTensor | None = None
+    importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def unweighed(self) -> bool:
+        """Whether codes are chosen for it without an importance, and not because it is the token embedding."""
+        embedding = self.assignment.draft.role == "token_embedding"
+        return _is_chosen(self.assignment, self.action) and self.importance is None and not embedding
 
     @property
     def name(self) -> str:
@@ -283,6 +297,7 @@ def make_plan(
     """
     target = _named(target)
     default = registry().packer(recipe.format)
+    source = _weighed(source, recipe, default)
     quantizer = registry().quantizer(recipe.quantizer, dict(recipe.quantizer_options))
     loader = recipe.loader(source)
     own = loader.own_options(options)
@@ -310,12 +325,59 @@ def make_plan(
         for placement in file.placements:
             sizes[placement.tensor] += placement.nbytes
     tensors = tuple(
-        TensorPlan(assignment, action, size, *exactness(assignment, action))
+        TensorPlan(
+            assignment,
+            action,
+            size,
+            *exactness(assignment, action),
+            importance=_importance(assignment, action, source.importance),
+        )
         for assignment, action, size in zip(assignments, map(_action, assignments), sizes, strict=True)
     )
     opened = source.fingerprint or fingerprint(source.files)
     extra = dict(extra_identity or {})
+    if source.importance is not None:
+        extra["importance"] = source.importance.fingerprint
     return Plan(source, target, recipe, tensors, layout, opened, loader, options, quantizer, left_out, extra)
+
+
+def _weighed(source: Checkpoint, recipe: Recipe, default: Packer) -> Checkpoint:
+    """The source with the importances of the recipe's files."""
+    if not recipe.imatrix or source.importance is not None:
+        return source
+    if not default.quantizes:
+        found = Described(f"{default.name} with an importance matrix")
+        raise ConfigError("format", found, "a quantized format: plain numbers are rounded each by itself")
+    weighed = copy.copy(source)
+    weighed.importance = read_importance(recipe.imatrix, source)
+    return weighed
+
+
+_MATRICES = (2, 3)
+"""Dimensions of weights that importances are known for: matrices, and stacks of experts'."""
+
+
+def _is_chosen(assignment: Assignment, action: Action) -> bool:
+    """Whether codes are still to be chosen for a tensor, and a quantizer that prepared the model has not done so."""
+    packed = assignment.draft.source.format == assignment.packer.name
+    return action in (Action.QUANTIZE, Action.REQUANTIZE, Action.TRANSCODE) and not packed
+
+
+def _importance(
+    assignment: Assignment, action: Action, importance: Importance | None
+) -> NDArray[np.float32] | None:
+    """What errors in the columns of a tensor cost, where codes are chosen for it."""
+    draft = assignment.draft
+    sums = None if importance is None else importance.sums.get(draft.source.name)
+    if sums is None or not _is_chosen(assignment, action) or len(draft.source.shape) not in _MATRICES:
+        return None
+    try:
+        return sums.means(draft.source.shape, draft.name)
+    except ConfigError:
+        # llama.cpp too ignores what it finds for the embedding, of which no product is ever taken.
+        if draft.role == "token_embedding":
+            return None
+        raise
 
 
 def _nothing_quantized(

@@ -40,6 +40,8 @@ class Recipe:
         Loader that writes the output, if not the usual one.
     quantizer_options : tuple of (str, str)
         Options of the quantizer.
+    imatrix : tuple of str
+        Files with importance matrices, by which errors are weighed; they are added up.
     """
 
     format: str
@@ -50,6 +52,7 @@ class Recipe:
     pure: bool = False
     container: str | None = None
     quantizer_options: tuple[tuple[str, str], ...] = ()
+    imatrix: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Settle the format's full name, and the quantizer."""

@@ -106,6 +106,11 @@ class ExportReport(Shown):
         Every tensor of the source that the output does not hold, by name, and why.
     calibration : str
         What the quantizer calibrated on, such as ``"128 x 2,048 tokens of corpus.txt"``; empty if it did not.
+    importance : dict or None
+        Provenance of the importance matrices that errors were weighed by: their ``files``, ``datasets``, ``entries``,
+        ``chunks`` and ``chunk_size``.
+    unweighed : tuple of str
+        Tensors that these have no entry for.
     notes : tuple of str
         What was left out or decided besides: a sentence each, without the full stop.
     seconds : float
@@ -128,6 +133,8 @@ class ExportReport(Shown):
     run_with: str
     left_out: tuple[LeftOut, ...] = ()
     calibration: str = ""
+    importance: dict[str, Any] | None = None
+    unweighed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     resumed: int = 0
@@ -192,6 +199,7 @@ def report_of(
         Rows of each tensor that became zeros, by index.
     """
     default = registry().packer(plan.recipe.format)
+    importance = plan.source.importance
     zeros = vanished or {}
     tensors = tuple(
         replace(_tensor(t, (measures or {}).get(i)), vanished=zeros.get(i, 0))
@@ -212,6 +220,8 @@ def report_of(
         run_with=plan.layout.run_with.replace("{target}", _shown(plan)),
         left_out=plan.left_out,
         calibration=plan.source.calibration,
+        importance=None if importance is None else importance.provenance,
+        unweighed=() if importance is None else tuple(t.name for t in plan.tensors if t.unweighed),
         notes=(*plan.source.notes, *plan.layout.notes),
         seconds=seconds,
         resumed=resumed,
@@ -280,4 +290,6 @@ def record(report: ExportReport) -> dict[str, Any]:
     for volatile in ("seconds", "resumed", "target", "run_with"):
         del kept[volatile]
     kept["source"] = Path(report.source).resolve().name
+    if report.importance is not None:
+        kept["importance"]["files"] = [Path(file).name for file in report.importance["files"]]
     return {"qformats": __version__, **kept}

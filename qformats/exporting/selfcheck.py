@@ -90,10 +90,14 @@ class SelfCheck:
         _same(f"{told} packed and unpacked again", again, codes)
         values = codes.dequantize()
         _equal(f"{told} decoded", packer.dequantize(packed).reshape(values.shape), values)
-        if tensor.action is Action.QUANTIZE and step:
+        one = tensor.importance is None or len(tensor.importance) == 1 or rows == 1
+        if tensor.action is Action.QUANTIZE and step and one:
+            import torch
+
             (dense,) = part.fields.values()
             head = dense[:rows].reshape(values.shape)
-            _same(f"{told} unpacked", codes, quantizer.quantize(head, packer))
+            weights = None if tensor.importance is None else torch.from_numpy(tensor.importance[0])
+            _same(f"{told} unpacked", codes, quantizer.quantize(head, packer, weights))
         if measure is not None and measure.exact == measure.weights and part.packer.row_step(part.shape) == 1:
             before = cut(part, 0, rows).dequantize().reshape(values.shape)
             _equal(f"{told} transcoded", values, before)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from qformats.errors import ConfigError, NonFiniteError, NotExactError
 from qformats.interfaces.packer import PackedTensor, Packer
-from qformats.interfaces.quantizer import Quantizer
 from qformats.interfaces.rows import cut, join
 from qformats.numbers.dtypes import torch_dtype
 from qformats.numbers.error import relative_error
@@ -17,12 +16,19 @@ from qformats.numbers.quantized import QuantizedTensor
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Measure", "compared", "requantize", "total", "transcode", "why_not"]
+__all__ = ["Encoder", "Measure", "compared", "requantize", "total", "transcode", "why_not"]
 
 _CHUNK = 1 << 20
 """Weights that are compared at a time."""
 _HOPE = 2
 """Halvings in a row that may find nothing to keep before a piece is rounded as a whole."""
+
+
+class Encoder(Protocol):
+    """What quantizes and packs: a quantizer, or one that weighs errors."""
+
+    def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:
+        """Quantize and pack."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def total(measures: Iterable[Measure]) -> Measure:
     return Measure(weights, exact, squared_error, squared, max_error, reason)
 
 
-def transcode(part: PackedTensor, packer: Packer, quantizer: Quantizer) -> tuple[PackedTensor, Measure]:
+def transcode(part: PackedTensor, packer: Packer, quantizer: Encoder) -> tuple[PackedTensor, Measure]:
     """Keep every value of a slice if the other format has it; otherwise keep the codes, or round.
 
     Rows that fit are kept beside rows that do not, as far as halving the slice tells them apart. Codes stay the same
@@ -82,7 +88,7 @@ def transcode(part: PackedTensor, packer: Packer, quantizer: Quantizer) -> tuple
         The slice.
     packer : Packer
         Format after.
-    quantizer : Quantizer
+    quantizer : Encoder
         Rounds what cannot be kept.
     """
     by_rows = part.packer.row_step(part.shape) == 1 and packer.row_step(part.shape) == 1
@@ -93,7 +99,7 @@ def transcode(part: PackedTensor, packer: Packer, quantizer: Quantizer) -> tuple
 
 
 def _pieces(
-    part: PackedTensor, packer: Packer, quantizer: Quantizer, hope: int
+    part: PackedTensor, packer: Packer, quantizer: Encoder, hope: int
 ) -> Iterator[tuple[PackedTensor, Measure]]:
     """Rows from first to last, in pieces of which each is kept or rounded as a whole.
 
@@ -129,7 +135,7 @@ def _rounded(
     part: PackedTensor,
     quantized: QuantizedTensor,
     packer: Packer,
-    quantizer: Quantizer,
+    quantizer: Encoder,
     reason: str,
 ) -> tuple[PackedTensor, Measure]:
     """The same codes with rounded scales, if that is enough; otherwise quantized again."""
@@ -161,7 +167,7 @@ def _with_storable_scales(quantized: QuantizedTensor, packer: Packer) -> Quantiz
 
 
 def requantize(
-    part: PackedTensor, packer: Packer, quantizer: Quantizer, reason: str
+    part: PackedTensor, packer: Packer, quantizer: Encoder, reason: str
 ) -> tuple[PackedTensor, Measure]:
     """Round a slice again, and measure how much its values change."""
     before = part.dequantize()

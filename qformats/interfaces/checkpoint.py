@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qformats.errors import QFormatsError
+from qformats.interfaces.importance import Importance
 from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import FLOATS
 from qformats.work.files import Fingerprint
@@ -44,6 +45,8 @@ class Checkpoint(Shown, Guarded, ABC):
         reader computes.
     calibration : str
         What a quantizer calibrated its weights on, for reports; empty for a model as it is on disk.
+    importance : Importance or None
+        Importance of the columns of its weights, in an export that was given importance matrices.
     notes : tuple of str
         What was left out or decided when the model was opened, for its user: a sentence each, without the full stop.
 
@@ -67,6 +70,7 @@ class Checkpoint(Shown, Guarded, ABC):
     tensors: Mapping[str, StoredTensor]
     left_out: Mapping[str, str] = MappingProxyType({})
     calibration: str = ""
+    importance: Importance | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -205,6 +209,7 @@ class ReplacedTensors(Checkpoint):
         self.left_out, self.notes = source.left_out, source.notes
         self.fingerprint = source.fingerprint
         self.calibration = calibration or source.calibration
+        self.importance = source.importance
 
     @property
     def architecture(self) -> str:

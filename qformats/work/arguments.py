@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qformats.errors import ConfigError, Described
 
-__all__ = ["mapping", "name", "names", "path", "told"]
+__all__ = ["mapping", "name", "names", "path", "several", "told"]
 
 
 def told(given: object) -> object:
@@ -45,6 +45,27 @@ def path(key: str, given: object, expected: str = "a path") -> Path:
     if not isinstance(given, str | os.PathLike):
         raise ConfigError(key, told(given), expected)
     return Path(given).expanduser()
+
+
+def several(key: str, given: object) -> tuple[object, ...]:
+    """One path, or several.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither.
+
+    Examples
+    --------
+    >>> from qformats.work.arguments import several
+    >>> several("imatrix", "a.gguf"), several("imatrix", ["a.gguf", "b.dat"])
+    (('a.gguf',), ('a.gguf', 'b.dat'))
+    """
+    if isinstance(given, str | os.PathLike):
+        return (given,)
+    if not isinstance(given, Iterable) or isinstance(given, Mapping | bytes):
+        raise ConfigError(key, told(given), "a path, or several of them in a list")
+    return tuple(given)
 
 
 def name(key: str, given: object, what: str) -> str:

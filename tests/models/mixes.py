@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["MODELS", "importance", "tensors", "write"]
+__all__ = ["MODELS", "importance", "tensors", "write", "write_importance"]
 
 MODELS: dict[str, dict[str, Any]] = {
     "gqa2": {"layers": 8, "heads": 4, "groups": 2},
@@ -113,3 +113,24 @@ def importance(model: str) -> dict[str, np.ndarray]:
             found[name] = 0.25 + (steps * 7919 % 1013) / np.float32(1013)
     found.pop("token_embd.weight")
     return found
+
+
+def write_importance(model: str, path: Path) -> Path:
+    """Write :func:`importance` as an importance matrix of one token for each expert."""
+    import gguf
+
+    shapes = dict(tensors(model))
+    out = gguf.GGUFWriter(path, "")
+    out.add_type("imatrix")
+    out.add_array("imatrix.datasets", ["steps"])
+    out.add_uint32("imatrix.chunk_count", 1)
+    out.add_uint32("imatrix.chunk_size", 1)
+    for name, values in importance(model).items():
+        matrices = values.size // shapes[name][-1]
+        out.add_tensor(f"{name}.in_sum2", values.reshape(matrices, -1))
+        out.add_tensor(f"{name}.counts", np.ones((matrices, 1), np.float32))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
