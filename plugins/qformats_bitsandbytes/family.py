@@ -23,8 +23,10 @@ _NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
 _INT8 = ("SCB", "weight_format")
 
 
-_NOT_LOADED = re.compile(r"(?:^|\.)(?:lm_head|score|wte|wpe|embed_\w+|\w*embeddings?)$")
-"""Modules that Transformers never reads as bitsandbytes layers."""
+_NOT_LINEAR = re.compile(r"(?:^|\.)(?:wte|wpe|embed_\w+|\w*embeddings?)$")
+"""Modules that Transformers never reads as bitsandbytes layers: it replaces linear ones."""
+_HEADS = ("lm_head", "score", "output_layer", "embed_out")
+"""Modules that Transformers leaves out by itself where a configuration has no list of its own."""
 
 
 class BitsAndBytes(Family):
@@ -100,15 +102,15 @@ class BitsAndBytes(Family):
     ) -> dict[str, Any]:
         """``quantization_config`` with the keys and in the order of Transformers."""
         for module in packed_modules:
-            if _NOT_LOADED.search(module):
+            if isinstance(packer, Int8Packer) and _NOT_LINEAR.search(module):
                 expected = (
-                    "plain numbers: Transformers reads heads and embeddings of such folders as they are"
+                    "plain numbers, or nf4: Transformers would take the codes for weights, without an error"
                 )
                 raise ConfigError(f"type of {module}.weight", packer.name, expected)
-        skipped = [*dense_modules]
-        if skipped and "lm_head" not in skipped:
-            # A list replaces what Transformers leaves out by itself.
-            skipped.append("lm_head")
+        skipped: list[str] | None = [*dense_modules]
+        # A list, also an empty one, replaces what Transformers leaves out by itself.
+        if not any(module.rpartition(".")[2] in _HEADS for module in packed_modules):
+            skipped = [*dict.fromkeys((*dense_modules, "lm_head"))] if dense_modules else None
         usual = {
             "_load_in_4bit": False,
             "_load_in_8bit": False,
@@ -118,7 +120,7 @@ class BitsAndBytes(Family):
             "bnb_4bit_use_double_quant": False,
             "llm_int8_enable_fp32_cpu_offload": False,
             "llm_int8_has_fp16_weight": False,
-            "llm_int8_skip_modules": skipped or None,
+            "llm_int8_skip_modules": skipped,
             "llm_int8_threshold": 6.0,
             "load_in_4bit": False,
             "load_in_8bit": False,
@@ -133,6 +135,12 @@ class BitsAndBytes(Family):
                 "bnb_4bit_quant_storage": STORAGE[packer.storage],
             }
         return usual | {"_load_in_8bit": True, "load_in_8bit": True, "bnb_4bit_compute_dtype": "float32"}
+
+    def limits(self, packed_modules: Sequence[str]) -> str:
+        """Embeddings, which are refused there: Transformers replaces linear modules only."""
+        found = [module for module in packed_modules if _NOT_LINEAR.search(module)]
+        told = " and ".join(found) + (" is" if len(found) == 1 else " are")
+        return f"{told} quantized, which qformats loads and Transformers does not" if found else ""
 
     def suffixes(self, packer: Packer) -> frozenset[str]:
         """Names of all variants."""

@@ -19,6 +19,8 @@ from qformats_gptq.packers import FAMILY, GPTQPacker, Reading
 __all__ = ["GPTQFamily"]
 
 _VARIANT = re.compile(r"([2348])bit-(-1|[1-9]\d{0,8})g((?:-(?:actorder|sym|asym|f16|bf16|f32))*)")
+_EMBEDDING = re.compile(r"(?:^|\.)(?:wte|wpe|embed_\w+|\w*embeddings?)$")
+"""Modules that are looked up: other programs replace linear modules only."""
 _USUAL = 128
 """Columns of a group in the default variant."""
 
@@ -94,6 +96,16 @@ class GPTQFamily(Family):
         assert isinstance(packer, GPTQPacker)
         found = Declared(packer.bits, packer.group_size, packer.symmetric, packer.actorder, packer.version)
         return written(found, dense_modules, packed_modules)
+
+    def limits(self, packed_modules: Sequence[str]) -> str:
+        """Embeddings, which only qformats loads, and the head, which not all programs do."""
+        found = [module for module in packed_modules if _EMBEDDING.search(module)]
+        told = " and ".join(found) + (" is" if len(found) == 1 else " are")
+        if found:
+            return f"{told} quantized, which qformats loads; Transformers and GPTQModel do not"
+        if "lm_head" in packed_modules:
+            return "lm_head is quantized, which qformats and GPTQModel load; Transformers does not"
+        return ""
 
     def extra_files(self, packer: Packer, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
         """More files of a folder with this ``quantization_config``: loaders like AutoGPTQ's look for their own."""

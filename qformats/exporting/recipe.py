@@ -153,6 +153,8 @@ class Recipe:
         if by_role is not None:
             what = "output" if draft.role not in roles else (draft.role or "").replace("_", " ")
             return self._fitting(draft, by_role, f"by option for the {what}", loader)
+        if draft.keep is not None and _has_already(draft, default):
+            return Assignment(draft, default, "quantized in the source", kept=True)
         if draft.keep is not None:
             kept = registry().packer(draft.keep)
             if draft.cast_along and kept.dense_dtype in FLOATS and default.dense_dtype is not None:
@@ -237,6 +239,12 @@ def _staying_plain(draft: Draft, loader: Loader) -> Draft:
         return draft
     own = [p.name for p in registry().formats() if p.container == loader.name and p.dense_dtype == plain]
     return replace(draft, keep=own[0] if own else f"dense:{plain}", why="not quantized in the source")
+
+
+def _has_already(draft: Draft, packer: Packer) -> bool:
+    """Whether a tensor that is usually left plain (an embedding, a head) is stored in the requested format."""
+    stored, shape = draft.source.stored_packer, draft.source.shape
+    return packer.quantizes and stored.name == draft.source.format == packer.name and not packer.veto(shape)
 
 
 def _decodable(assignment: Assignment) -> Assignment:

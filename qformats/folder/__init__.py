@@ -139,7 +139,7 @@ class HuggingFaceFolder(Loader):
         _warn_of_mixture(assignments, default)
         limit = size(options, "max-shard-size", "5GB")
         layout = lay_out_folder(source, assignments, default, limit)
-        return replace(layout, notes=_fit(source).notes)
+        return replace(layout, notes=(*layout.notes, *_fit(source).notes))
 
 
 def _fit(source: Checkpoint) -> Fit:

@@ -126,7 +126,14 @@ def lay_out_folder(
     for name, content in {**tokenizer, **more, **(extra_files or {})}.items():
         files.append(OutputFile(name, len(content), content))
     runs = default.dense_dtype is not None and tokenizer
-    return Layout(tuple(files), folder=True, run_with=_RUN_WITH if runs else "")
+    packed = [a.draft.name.removesuffix(".weight") for a in assignments if a.packer.quantizes]
+    limits = family.limits(packed) if packed else ""
+    return Layout(
+        tuple(files),
+        folder=True,
+        run_with=_RUN_WITH if runs else "",
+        notes=(limits,) if limits else (),
+    )
 
 
 def _fields(index: int, assignment: Assignment) -> list[_Field]:

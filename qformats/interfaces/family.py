@@ -69,6 +69,7 @@ class Family(Guarded):
         "detect",
         "undeclared",
         "to_config",
+        "limits",
         "extra_files",
         "suffixes",
         "locate",
@@ -184,6 +185,21 @@ class Family(Guarded):
             If readers of such folders could not load one of these modules.
         """
         return {"quant_method": "qformats", "format": packer.name}
+
+    def limits(self, packed_modules: Sequence[str]) -> str:
+        """What other programs do not load of a folder with these modules: a sentence for users, without the full stop.
+
+        Parameters
+        ----------
+        packed_modules : sequence of str
+            Modules that are stored in a format of this family, such as ``"model.embed_tokens"``.
+
+        Returns
+        -------
+        str
+            Empty if they load everything.
+        """
+        return ""
 
     def extra_files(self, packer: Packer, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
         """More files of a folder with this ``quantization_config``, by name."""
