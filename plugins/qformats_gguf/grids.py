@@ -122,6 +122,8 @@ class MinMaxGrid(_WeightedGrid):
 class AbsMaxGrid(AffineGrid):
     """q8_0: the largest magnitude gets code 127; halves are rounded away from zero. Importances make no difference."""
 
+    fixed = True
+
     def weighted(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, GridParams]:
         """As without importances."""
         return self.reference(weight)

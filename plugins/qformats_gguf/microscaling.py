@@ -43,6 +43,8 @@ def powers(exponents: Tensor) -> Tensor:
 class Mxfp4Grid(TableGrid):
     """Floats of four bits times a power of two; importances make no difference."""
 
+    fixed = True
+
     def storable(self, values: Tensor) -> Tensor:
         """Nearest powers of two from 2**-128 to 2**127, with the sign; 0 becomes the smallest."""
         import torch

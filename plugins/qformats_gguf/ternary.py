@@ -34,6 +34,8 @@ class TernaryGrid(AffineGrid):
         How many codes there are: tq2_0 has room for a fourth, whose level is 2, but never writes it.
     """
 
+    fixed = True
+
     used: int = 3
 
     @property

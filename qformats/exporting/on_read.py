@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,8 @@ def quantized_on_read(
     with tempfile.TemporaryDirectory(prefix="qformats-") as folder:
         target = Path(folder, "model" + recipe.loader(source).suffix)
         plan = make_plan(source, target, recipe, options)
+        for note in plan.notes:
+            warnings.warn(note, UserWarning, stacklevel=4)
         if not _own_names(plan):
             execute(plan, progress=progress)
             yield open_model(target, options)

@@ -157,6 +157,8 @@ class Plan:
         Tensors of the source that the output does not hold.
     extra_identity : mapping of str to str
         What else decides the bytes of the output.
+    notes : tuple of str
+        What the quantizer has to say, for the user.
     """
 
     source: Checkpoint
@@ -170,6 +172,7 @@ class Plan:
     quantizer: Quantizer
     left_out: tuple[LeftOut, ...] = ()
     extra_identity: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def partial_name(self) -> str:
@@ -338,7 +341,20 @@ def make_plan(
     extra = dict(extra_identity or {})
     if source.importance is not None:
         extra["importance"] = source.importance.fingerprint
-    return Plan(source, target, recipe, tensors, layout, opened, loader, options, quantizer, left_out, extra)
+    notes = _notes(quantizer, default.typical, tensors, weighed=source.importance is not None)
+    return Plan(
+        source, target, recipe, tensors, layout, opened, loader, options, quantizer, left_out, extra, notes
+    )
+
+
+def _notes(
+    quantizer: Quantizer, packer: Packer, tensors: Sequence[TensorPlan], *, weighed: bool
+) -> tuple[str, ...]:
+    """What the quantizer says of the requested format, if it is to choose codes."""
+    if not packer.quantizes or not any(_is_chosen(each.assignment, each.action) for each in tensors):
+        return ()
+    note = quantizer.review(packer, weighed=weighed)
+    return (note,) if note else ()
 
 
 def _weighed(source: Checkpoint, recipe: Recipe, default: Packer) -> Checkpoint:

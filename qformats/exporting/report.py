@@ -222,7 +222,7 @@ def report_of(
         calibration=plan.source.calibration,
         importance=None if importance is None else importance.provenance,
         unweighed=() if importance is None else tuple(t.name for t in plan.tensors if t.unweighed),
-        notes=(*plan.source.notes, *plan.layout.notes),
+        notes=(*plan.source.notes, *plan.layout.notes, *plan.notes),
         seconds=seconds,
         resumed=resumed,
     )

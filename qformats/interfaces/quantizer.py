@@ -44,7 +44,7 @@ class Quantizer(Shown, Guarded, ABC):
     ...         return packer.grid.quantized(packer.grid.encode(weight.float(), params), params)
     """
 
-    guarded = ("prepare", "quantize", "quantize_checked", "encode")
+    guarded = ("review", "prepare", "quantize", "quantize_checked", "encode")
     role = "quantizer"
 
     name: ClassVar[str]
@@ -58,6 +58,23 @@ class Quantizer(Shown, Guarded, ABC):
 
     def _shown_facts(self) -> dict[str, str]:
         return {"name": getattr(self, "name", ""), "summary": self.summary}
+
+    def review(self, packer: Packer, *, weighed: bool) -> str:
+        """What users should know before a model is rounded to a format, as a sentence without the full stop.
+
+        Parameters
+        ----------
+        packer : Packer
+            Format of most tensors.
+        weighed : bool
+            Whether an importance matrix is given.
+
+        Raises
+        ------
+        ConfigError
+            If the options that are set make no sense for this format.
+        """
+        return ""
 
     def prepare(
         self,

@@ -90,7 +90,10 @@ class AffineGrid(Grid):
         return GridParams(scale, zero_point=zero.clamp(0, top).to(torch.int32))
 
     def fit(self, weight: Tensor, importance: Tensor | None = None) -> GridParams:
-        """Cover each block's range; with `importance`, the shrunk range of least weighted squared error."""
+        """Cover each block's range; with `importance`, the shrunk range of least weighted squared error.
+
+        Where the levels of a symmetric grid reach further on one side, scales of both signs are tried.
+        """
         import torch
 
         blocks = self.blocks(weight)
@@ -105,9 +108,13 @@ class AffineGrid(Grid):
             return (weights * self.blocks(error).square()).sum(-1)
 
         least = loss(best)
-        for step in range(1, SHRINK):
-            shrink = 1 - step / (2 * SHRINK)
-            trial = self._range(low * shrink, high * shrink)
+        uneven = self.kind == "symmetric" and 2 * self.center != self.low + self.levels - 1
+        shrinks = [1 - step / (2 * SHRINK) for step in range(SHRINK)]
+        trials = [(low * share, high * share, 1) for share in shrinks[1:]]
+        trials += [(-high * share, -low * share, -1) for share in shrinks if uneven]
+        for first, last, sign in trials:
+            trial = self._range(first, last)
+            trial = trial if sign > 0 else GridParams(-trial.scale)
             error = loss(trial)
             better = error < least
             least = torch.where(better, error, least)

@@ -97,6 +97,10 @@ class Grid(Guarded, ABC):
     )
     independent: ClassVar[bool] = True
     """Whether the parameters of blocks are independent; they are not if scales are quantized together."""
+    searches: ClassVar[bool] = False
+    """Whether the reference rule searches for the scales of least error, and does not just cover each block's range."""
+    fixed: ClassVar[bool] = False
+    """Whether :meth:`weighted` chooses as :meth:`reference` does: a weight leaves no choice of a scale."""
 
     levels: int
     block_size: int

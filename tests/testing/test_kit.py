@@ -169,8 +169,13 @@ def test_ids_are_readable_and_skips_have_reasons():
     assert ids[0] == "check_descriptor[kit:right]"
     assert ids[-1] == "check_options[rtn]"
     assert len(ids) == len({*ids}) == len(checks("format")) + len(checks("quantizer"))
+
+    class Bare(broken.Rounding):
+        options = ()
+
+    without = parametrize_with_checks(Bare(), only="check_options")
     with pytest.raises(pytest.skip.Exception, match="the quantizer has no options"):
-        mark.args[1][-1].values[0]()
+        without.args[1][0].values[0]()
     with pytest.raises(CheckFailure):
         parametrize_with_checks(broken.NarrowKernel(), only="check_descriptor").args[1][0].values[0]()
 

@@ -110,6 +110,8 @@ def _gives(kind: SuperLayout, parts: Parts, quantized: QuantizedTensor) -> bool:
 class _TwoLevelGrid(Grid):
     """What grids of both kinds of levels share."""
 
+    searches = True
+
     independent = False
     type_name: str
 
@@ -235,6 +237,8 @@ class KTableGrid(_TwoLevelGrid, TableGrid):
 @dataclass(frozen=True)
 class Iq4NlGrid(TableGrid):
     """iq4_nl: ``d * table[code]``."""
+
+    searches = True
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
         """Codes and scales as llama.cpp chooses them."""
