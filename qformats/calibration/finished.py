@@ -53,9 +53,10 @@ class FinishedBlocks:
         except OSError as error:
             raise OutputError(folder, f"cannot be written ({error.strerror or error})") from error
 
-    def path(self, block: int) -> Path:
-        """File of a block."""
-        return self.folder / f"block-{block:05}.safetensors"
+    def path(self, block: int | str) -> Path:
+        """File of a block, or of a weight outside the blocks."""
+        name = block if isinstance(block, str) else f"block-{block:05}"
+        return self.folder / f"{name}.safetensors"
 
     @property
     def count(self) -> int:
@@ -65,8 +66,8 @@ class FinishedBlocks:
             block += 1
         return block
 
-    def write(self, block: int, tensors: Mapping[str, PackedTensor]) -> None:
-        """Write a block to disk, all of it or nothing.
+    def write(self, block: int | str, tensors: Mapping[str, PackedTensor]) -> None:
+        """Write a block, or a weight outside the blocks, to disk, all of it or nothing.
 
         Raises
         ------
@@ -90,7 +91,7 @@ class FinishedBlocks:
         except Exception as error:
             raise OutputError(path, f"cannot be written ({error})", "free some space") from error
 
-    def read(self, block: int, source: Checkpoint) -> dict[str, StoredTensor]:
+    def read(self, block: int | str, source: Checkpoint) -> dict[str, StoredTensor]:
         """Tensors of a block, which stand for those of `source`.
 
         Raises

@@ -43,6 +43,13 @@ class Moments:
         self._upper = torch.zeros((columns, columns), dtype=torch.float32, device=device)
         self._drift = torch.zeros_like(self._upper) if drift else None
 
+    @classmethod
+    def alone(cls, columns: int, device: torch.device) -> Moments:
+        """Of inputs that each count by themselves, all the same: what a row of an embedding is multiplied with."""
+        found = cls(columns, device)
+        found._upper.fill_diagonal_(1.0)
+        return found
+
     def add(self, inputs: Tensor, unquantized: Tensor | None = None) -> None:
         """Take in a batch.
 

@@ -8,14 +8,16 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qformats.calibration.activations import Activations, Memory
 from qformats.calibration.finished import FinishedBlocks
+from qformats.calibration.layer import Layer, Round, Rounded
 from qformats.calibration.moments import Moments
+from qformats.calibration.outside import Outside
 from qformats.calibration.precision import full_precision
 from qformats.calibration.settings import Settings
 from qformats.calibration.skeleton import Skeleton
@@ -38,74 +40,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Layer", "Rounded", "calibrate"]
+__all__ = ["calibrate"]
 
 _BATCH_TOKENS = 2048
 """Tokens that run through a block at a time: enough to keep a device busy, few enough beside a block's weights."""
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """A linear layer to quantize.
-
-    Attributes
-    ----------
-    name : str
-        Canonical name of its weight.
-    packer : Packer
-        Format to quantize into; it has a grid.
-    read : callable
-        Reads the weight.
-
-    Examples
-    --------
-    >>> import qformats
-    >>> from qformats.calibration import Layer
-    >>> name = "model.layers.0.mlp.up_proj.weight"
-    >>> Layer(name, qformats.packer("gguf:q4_0"), lambda: qformats.open("demo").read(name)).weight.shape
-    torch.Size([1024, 256])
-    """
-
-    name: str
-    packer: Packer
-    read: Callable[[], Tensor]
-
-    @property
-    def weight(self) -> Tensor:
-        """The unquantized weight, float32, ``(N, K)``; read anew each time, so that only one is in memory."""
-        return self.read()
-
-
-@dataclass(frozen=True, eq=False)
-class Rounded:
-    """Result of a layer.
-
-    Attributes
-    ----------
-    quantized : QuantizedTensor
-        On the grid of the layer's format.
-    loss, signal : float
-        Squared error of the layer's output, and the squared output itself: mean over tokens, summed over outputs.
-    damping : float
-        Share of the mean of its diagonal that was added to the Hessian.
-
-    Examples
-    --------
-    >>> import qformats, torch
-    >>> from qformats.calibration import Rounded
-    >>> quantized = qformats.quantize(torch.ones(1, 32), "gguf:q4_0")
-    >>> Rounded(quantized, loss=0.0, signal=32.0, damping=0.01).loss
-    0.0
-    """
-
-    quantized: QuantizedTensor
-    loss: float
-    signal: float
-    damping: float
-
-
-Round = Callable[[Sequence[Layer], Moments, Callable[[str], None]], Iterator[Rounded]]
-"""Quantizes layers that have the same input; the third argument shows the user a notice."""
+_EMBEDDING, _HEAD = "embedding", "head"
+"""Files of what is outside the blocks."""
 
 
 def calibrate(
@@ -119,15 +61,16 @@ def calibrate(
     drift: bool,
     progress: Progress,
 ) -> Checkpoint:
-    """Quantize the linear layers of a model's blocks.
+    """Quantize the linear layers of a model's blocks, its embedding in front of them and its head behind them.
 
     Parameters
     ----------
     source : Checkpoint
         The model.
     formats : mapping of str to Packer
-        Format of each tensor that is to be quantized, by canonical name. Tensors outside the blocks (the embedding, the
-        head) are left as they are.
+        Format of each tensor that is to be quantized, by canonical name. The token embedding comes first, as a layer
+        whose inputs each count by themselves; the output head last, unless it is the embedding. Both come in pieces,
+        layers of the same name and input, one after the other. Other tensors outside the blocks are left as they are.
     work : Path
         Folder for finished blocks. A run that was killed goes on from there and ends with the same bytes.
     settings : Settings
@@ -188,12 +131,14 @@ def calibrate(
     progress.start("loading torch", 0)
     import torch
 
-    run = _Run(source, formats, work, settings, round_layers, drift, progress)
+    run = Run(source, formats, work, settings, round_layers, drift, progress)
     with torch.inference_mode(), full_precision(), run.logging():
         return run.go(identity)
 
 
-class _Run:
+class Run:
+    """One calibration; arguments as of :func:`calibrate`."""
+
     def __init__(
         self,
         source: Checkpoint,
@@ -208,7 +153,9 @@ class _Run:
 
         self.source, self.work, self.settings = source, work, settings
         self.round_layers, self.drift, self.progress = round_layers, drift, progress
-        self.formats = {name: packer for name, packer in formats.items() if packer.grid is not None}
+        self.formats: Mapping[str, Packer] = {
+            name: packer for name, packer in formats.items() if packer.grid is not None
+        }
         self.device = chosen_device(settings.device or None)
         self.dtype = _dtype(settings.compute_dtype, source, self.device)
         self.memory = Memory(settings.activation_memory)
@@ -227,25 +174,37 @@ class _Run:
         states = Activations(self.work / "states", self.memory)
         plain = Activations(self.work / "plain", self.memory) if self.drift else None
         finished = blocks.count
+        outside = Outside(self, skeleton)
+        left = finished < len(skeleton.blocks) or (outside.head and not blocks.path(_HEAD).is_file())
         if finished:
             self.progress.notice(f"going on with an interrupted calibration: {finished} blocks are finished")
         arguments: list[list[dict[str, Any]]] = []
         try:
-            if finished < len(skeleton.blocks):
+            if left:
                 self.progress.start("embedding the calibration text", 0)
+                size = max(1, _BATCH_TOKENS // tokens.shape[1])
                 with skeleton.loading_on_use():
-                    size = max(1, _BATCH_TOKENS // tokens.shape[1])
                     for index, (hidden, given) in enumerate(skeleton.batches(tokens, size)):
                         states.put(index, hidden)
                         if plain is not None:
                             plain.put(index, hidden)
                         arguments.append(given)
+                if outside.embedding:
+                    if not blocks.path(_EMBEDDING).is_file():
+                        blocks.write(_EMBEDDING, {outside.embedding: outside.embedded()})
+                    # The blocks make up for its errors, too.
+                    skeleton.replace(blocks.read(_EMBEDDING, self.source))
+                    with skeleton.loading_on_use():
+                        for index, (hidden, _) in enumerate(skeleton.batches(tokens, size)):
+                            states.put(index, hidden)
                 for number in range(len(skeleton.blocks)):
                     done = blocks.read(number, self.source) if number < finished else None
                     block = _Block(self, skeleton, number, states, plain, [a[number] for a in arguments])
                     written = block.go(done)
                     if written is not None:
                         blocks.write(number, written)
+                if outside.head:
+                    blocks.write(_HEAD, {outside.head: outside.ended(states, plain)})
         finally:
             states.clear()
             if plain is not None:
@@ -253,12 +212,36 @@ class _Run:
         replaced: dict[str, StoredTensor] = {}
         for number in range(len(skeleton.blocks)):
             replaced |= blocks.read(number, self.source)
+        for part in (_EMBEDDING, _HEAD):
+            if blocks.path(part).is_file():
+                replaced |= blocks.read(part, self.source)
         return ReplacedTensors(self.source, replaced, self._calibrated_on(tokens))
 
     def _calibrated_on(self, tokens: Tensor) -> str:
         samples, length = tokens.shape
         text = self.settings.calibration or "the text that comes with qformats"
         return f"{samples} x {length:,} tokens of {text}"
+
+    def check_moments(self, name: str, moments: Moments) -> None:
+        """Refuse inputs of a layer that are not finite; tell about few of them."""
+        if not bool(moments.diagonal.isfinite().all()):
+            found = f"the inputs of {name} are not finite in {self.dtype}"
+            raise NonFiniteError(found, "run the model in f32 (compute-dtype=f32)")
+        if moments.tokens < len(moments.diagonal):
+            self.tell(
+                f"few samples: {moments.tokens} tokens for layers of {len(moments.diagonal)} inputs; "
+                "take at least as many tokens as inputs, and preferably ten times as many"
+            )
+
+    def pack(self, layer: Layer, quantized: QuantizedTensor) -> PackedTensor:
+        """Bytes of a layer, with the fields that follow from its shape."""
+        assert layer.packer.grid is not None
+        quantized = quantized.to("cpu")
+        layer.packer.grid.validate(quantized)
+        packed = layer.packer.pack(quantized)
+        stored = self.source.tensors[layer.name].stored_packer
+        fixed = layer.packer.fixed(quantized.shape, stored.dense_dtype or "f32")
+        return replace(packed, fields={**packed.fields, **fixed})
 
     def _check(self, skeleton: Skeleton) -> None:
         """Refuse tensors that would be skipped silently."""
@@ -271,7 +254,8 @@ class _Run:
         strange = [name for name in within if name not in linears]
         if strange:
             raise refused(strange, "weights of linear layers (fused experts are not supported)")
-        outside = [name for name in self.formats if name not in linears]
+        ends = (skeleton.embedding, skeleton.head)
+        outside = [name for name in self.formats if name not in linears and name not in ends]
         if outside:
             names = ", ".join(outside)
             self.progress.notice(f"rounded without calibration, being outside the blocks: {names}")
@@ -341,7 +325,7 @@ class _Block:
 
     def __init__(
         self,
-        run: _Run,
+        run: Run,
         skeleton: Skeleton,
         number: int,
         states: Activations,
@@ -371,7 +355,8 @@ class _Block:
                 # The unquantized block is not needed after the last group.
                 advanced = index == len(groups) - 1
                 packed |= self._quantize(group, self._gather(group, advance=advanced))
-        last = self.number == len(self.skeleton.blocks) - 1
+        # Nothing but the head comes after the last block.
+        last = self.number == len(self.skeleton.blocks) - 1 and self.skeleton.head not in self.run.formats
         for index in range(0 if last else len(self.stream.states)):
             self.stream.states.put(index, self.stream.run(index))
             if self.twin is not None and not advanced:
@@ -426,14 +411,7 @@ class _Block:
             inputs = self.stream.input(group[0], index)
             plain = None if self.twin is None else self.twin.input(group[0], index, advance=advance)
             moments.add(inputs, plain)
-        if not bool(moments.diagonal.isfinite().all()):
-            found = f"the inputs of {self._name(group[0])} are not finite in {self.run.dtype}"
-            raise NonFiniteError(found, "run the model in f32 (compute-dtype=f32)")
-        if moments.tokens < len(moments.diagonal):
-            self.run.tell(
-                f"few samples: {moments.tokens} tokens for layers of {len(moments.diagonal)} inputs; "
-                "take at least as many tokens as inputs, and preferably ten times as many"
-            )
+        self.run.check_moments(self._name(group[0]), moments)
         return_freed()
         return moments
 
@@ -455,7 +433,7 @@ class _Block:
                 file = str(self.run.source.tensors[layer.name].file)
                 raise WeightsError(file, layer.name, error.found, error.hint) from error
             self.run.count(layer, rounded, moments.tokens, time.perf_counter() - began)
-            packed = self._pack(layer, rounded.quantized)
+            packed = self.run.pack(layer, rounded.quantized)
             self._assign(layer.name, packed)
             found[layer.name] = packed
             self.run.progress.advance(sizes[layer.name])
@@ -464,15 +442,6 @@ class _Block:
 
     def _read(self, name: str) -> Tensor:
         return self.skeleton.read(name).to(self.run.device)
-
-    def _pack(self, layer: Layer, quantized: QuantizedTensor) -> PackedTensor:
-        assert layer.packer.grid is not None
-        quantized = quantized.to("cpu")
-        layer.packer.grid.validate(quantized)
-        packed = layer.packer.pack(quantized)
-        stored = self.run.source.tensors[layer.name].stored_packer
-        fixed = layer.packer.fixed(quantized.shape, stored.dense_dtype or "f32")
-        return replace(packed, fields={**packed.fields, **fixed})
 
     def _assign(self, name: str, packed: PackedTensor) -> None:
         """Make the block compute with the stored weights."""

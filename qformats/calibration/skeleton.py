@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qformats.errors import CheckpointError, Described, UnsupportedModelError, WeightsError, spelled
 from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.stored import StoredTensor
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +50,8 @@ class Skeleton:
 
         self._source, self.dtype, self.device = source, dtype, device
         self._places: dict[str, list[tuple[str, Place]]] | None = None
+        self._replaced: dict[str, StoredTensor] = {}
+        self._tuples = False
         self.model: Any = bare_model(source, dtype, "calibrate")
         self.model.config.use_cache = False
         if experts_apart and hasattr(self.model.config, "_experts_implementation"):
@@ -90,6 +93,77 @@ class Skeleton:
             for name, module in self.blocks[block].named_modules()
             if type(module).__name__ in _LINEAR
         }
+
+    @property
+    def embedding(self) -> str:
+        """Canonical name of the token embedding's weight; empty if that is not one matrix of the source."""
+        try:
+            module = self.model.get_input_embeddings()
+        except NotImplementedError:
+            # Transformers cannot tell which module it is: then it is a weight like others outside the blocks.
+            return ""
+        return self._weight_of(module, "Embedding")
+
+    @property
+    def head(self) -> str:
+        """Canonical name of the output head's weight; empty if that is not one matrix, or the embedding's."""
+        return self._weight_of(self.model.get_output_embeddings(), "Linear")
+
+    def _weight_of(self, module: Any, kind: str) -> str:
+        if kind not in [each.__name__ for each in type(module).__mro__]:
+            return ""
+        found = next((name for name, each in self.model.named_modules() if each is module), "")
+        name = f"{found}.weight"
+        if name not in self._source.tensors:
+            return ""
+        fits = tuple(self._source.tensors[name].shape) == tuple(module.weight.shape)
+        return name if fits else ""
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a tensor of the source, float32, on the CPU.
+
+        Raises
+        ------
+        WeightsError
+            If they hold NaN or infinity.
+        """
+        return self._part(self._source.tensors[name], name, start, stop)
+
+    def replace(self, tensors: Mapping[str, StoredTensor]) -> None:
+        """From now on, read these in place of the source's."""
+        self._replaced.update(tensors)
+
+    def head_inputs(self, states: Tensor) -> Tensor:
+        """What reaches the output head if the last block gives these hidden states."""
+        import torch
+
+        found: list[Tensor] = []
+
+        def reached(_: Any, args: tuple[Tensor, ...]) -> None:
+            found.append(args[0])
+            raise _SeenEnoughError
+
+        def given(*_: Any, **__: Any) -> Any:
+            return (states,) if self._tuples else states
+
+        # Before anything else that waits for it: its weight need not be loaded.
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(reached, prepend=True)
+        try:
+            for block in self.blocks:
+                block.forward = given
+            batch = torch.zeros(states.shape[:2], dtype=torch.long, device=states.device)
+            with contextlib.suppress(_SeenEnoughError):
+                self.model(input_ids=batch, use_cache=False)
+        finally:
+            hook.remove()
+            for block in self.blocks:
+                del block.forward
+        if not found:
+            name = type(self.model).__name__
+            raise UnsupportedModelError(
+                "model to calibrate", Described(f"{name}, whose head is not reached"), ["a model with a head"]
+            )
+        return found[0]
 
     def load_block(self, block: int) -> None:
         """Load the weights of a block."""
@@ -181,18 +255,21 @@ class Skeleton:
     def _values(self, name: str, dtype: torch.dtype | None) -> Tensor:
         import torch
 
-        stored = self._source.tensors[name]
+        stored = self._replaced.get(name) or self._source.tensors[name]
         values = torch.empty(stored.shape, dtype=dtype or torch.float32)
         # In slices: as float32, and while it is checked, a weight is several times as large as when stored.
         step = stored.rows
         if stored.step:
             step = max(1, _SLICE // max(1, stored.numel // stored.rows) // stored.step) * stored.step
         for start in range(0, stored.rows, step):
-            part = stored.read(start, min(stored.rows, start + step)).dequantize()
-            if not bool(part.isfinite().all()):
-                raise WeightsError(str(stored.file), name, "holds NaN or infinity", "repair the model")
-            values[start : start + step] = part
+            values[start : start + step] = self._part(stored, name, start, min(stored.rows, start + step))
         return values
+
+    def _part(self, stored: StoredTensor, name: str, start: int, stop: int) -> Tensor:
+        part = stored.read(start, stop).dequantize()
+        if not bool(part.isfinite().all()):
+            raise WeightsError(str(stored.file), name, "holds NaN or infinity", "repair the model")
+        return part
 
     def assign(self, module: Any, key: str, weight: Tensor, name: str) -> None:
         """Put a weight in its place, transposed where the module computes ``x @ weight``."""
@@ -246,6 +323,7 @@ class Skeleton:
                         raise _SeenEnoughError
                     given = original[0](states, **kwargs)
                     shape.append(isinstance(given, tuple))
+                    self._tuples = shape[0]
                 if index == len(self.blocks) - 1:
                     raise _SeenEnoughError
                 return (states,) if shape[0] else states

@@ -10,6 +10,7 @@ from qformats.numbers.bitpack import pack_bits, packed_bytes, unpack_bits
 from qformats.numbers.dtypes import COMPUTED, FLOATS, SIZES, dtype_name, torch_dtype
 from qformats.numbers.grid import Grid, GridParams
 from qformats.numbers.memory import empty
+from qformats.numbers.nested import NestedScales
 from qformats.numbers.quantized import QuantizedTensor, expand_blocks
 from qformats.numbers.table import TableGrid
 
@@ -20,6 +21,7 @@ __all__ = [
     "AffineGrid",
     "Grid",
     "GridParams",
+    "NestedScales",
     "QuantizedTensor",
     "TableGrid",
     "dtype_name",

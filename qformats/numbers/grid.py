@@ -8,12 +8,14 @@ format whose upstream writer has its own rule (a signed maximum, a double roundi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from qformats.errors import ConfigError, Described, ShapeError
 from qformats.numbers.dtypes import torch_dtype
 from qformats.numbers.finite import too_large
+from qformats.numbers.nested import NestedScales
 from qformats.numbers.quantized import QuantizedTensor
 from qformats.work.guard import Guarded
 from qformats.work.shown import Shown, dims
@@ -89,6 +91,8 @@ class Grid(Guarded, ABC):
         "quantized",
         "decode",
         "project",
+        "nested",
+        "joined",
         "reference",
         "weighted",
         "quantize",
@@ -174,6 +178,27 @@ class Grid(Guarded, ABC):
     def project(self, params: GridParams) -> GridParams:
         """Storable parameters nearest to ones that a quantizer found."""
         return replace(params, scale=self.storable(params.scale))
+
+    def nested(self, params: GridParams) -> tuple[NestedScales, ...] | None:
+        """The two numbers of which each scale (and, second, each minimum) is the product, where a format stores those.
+
+        A quantizer that fits parameters chooses among exactly these; :meth:`joined` makes parameters of them again.
+
+        Parameters
+        ----------
+        params : GridParams
+            Of this grid, storable.
+
+        Returns
+        -------
+        tuple of NestedScales, or None
+            ``None`` where scales are stored as they are, the default.
+        """
+        return None
+
+    def joined(self, nested: Sequence[NestedScales]) -> GridParams:
+        """Storable parameters of the numbers that :meth:`nested` gives; overridden along with it."""
+        raise NotImplementedError
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
         """Codes and parameters that the format's own upstream writer would choose.

@@ -142,7 +142,7 @@ def test_a_log_elsewhere_and_other_memory_leave_finished_blocks(tmp_path):
     with pytest.raises(KilledError):
         export(heard, **more)
     assert any("1 blocks are finished" in notice for notice in heard.notices)
-    assert len((tmp_path / "b.jsonl").read_text().splitlines()) == 7
+    assert len((tmp_path / "b.jsonl").read_text().splitlines()) == 8
     heard = Heard()
     export(heard)
     assert any("2 blocks are finished" in notice for notice in heard.notices)

@@ -5,11 +5,13 @@ Source: llama.cpp:ggml/src/ggml-quants.c.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qformats import AffineGrid, Grid, GridParams, QuantizedTensor, TableGrid
 from qformats.errors import ConfigError, Described
+from qformats.numbers import NestedScales
 from qformats_gguf.superblocks.layout import LAYOUTS, SuperLayout
 from qformats_gguf.superblocks.tensor import Parts, TwoLevelParams, TwoLevelTensor, carried_by
 
@@ -153,6 +155,43 @@ class _TwoLevelGrid(Grid):
             count = weight.numel() // self.layout.block
             raise too_large(f"{beyond} of {count} blocks need a scale beyond f16", weight)
         return self.quantized(codes.to(weight.device), self._params(parts, weight))
+
+    def nested(self, params: GridParams) -> tuple[NestedScales, ...]:
+        """Scales, and minima where there are some, as they are stored; see :meth:`qformats.Grid.nested`."""
+        import torch
+
+        kind, device = self.layout, params.scale.device
+        parts = params.parts if isinstance(params, TwoLevelParams) else None
+        if parts is None:
+            parts = _factored(kind, params.scale, params.minimum)
+        if parts is None:
+            found = self.project(params)
+            assert isinstance(found, TwoLevelParams)
+            parts = found.parts
+        assert parts is not None
+        ranges = [(parts.halves[..., 0], parts.scales, kind.lowest)]
+        if kind.minimum:
+            # What is stored is taken off.
+            ranges.append((-parts.halves[..., 1], parts.minima, 0))
+        return tuple(
+            NestedScales(
+                outer.to(device, torch.float32),
+                inner.to(device, torch.float32),
+                torch.arange(low, kind.highest + 1, dtype=torch.float32, device=device),
+            )
+            for outer, inner, low in ranges
+        )
+
+    def joined(self, nested: Sequence[NestedScales]) -> GridParams:
+        """Parameters of scales as they are stored; see :meth:`qformats.Grid.joined`."""
+        import torch
+
+        signs = (1, -1)
+        halves = [sign * each.outer for sign, each in zip(signs, nested, strict=False)]
+        wholes = [each.inner.to("cpu", torch.int8) for each in nested]
+        minima = wholes[1] if len(wholes) > 1 else torch.zeros_like(wholes[0])
+        parts = Parts(torch.stack(halves, -1).to("cpu", torch.float16), wholes[0], minima)
+        return self._params(parts, nested[0].inner)
 
     def project(self, params: GridParams) -> GridParams:
         """Nearest storable parameters: the largest scale of a block gets the last whole number."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qformats import Grid
+from qformats import Grid, GridParams
 from qformats_gptq.algorithm.hessian import Hessian
 from qformats_gptq.algorithm.solve import Method, Solution, solve
 
@@ -51,18 +51,42 @@ def solve_layer(
             # The least squares answer without rounding: W (Y X') (X X')^-1, with Y = X + drift.
             target = part + hessian.restored(hessian.solve(hessian.ordered(part @ drift)))
         found.append(solve(part, grid, hessian, method, target))
-    return found[0] if len(found) == 1 else _joined(found)
+    return found[0] if len(found) == 1 else _below(grid, found)
 
 
-def _joined(parts: list[Solution]) -> Solution:
+def _below(grid: Grid, parts: list[Solution]) -> Solution:
     """Solutions of rows below each other."""
     import torch
 
-    first = parts[0].quantized
-    fields: dict[str, Any] = {}
-    for name in ("codes", "scale", "zero_point", "minimum"):
-        if isinstance(getattr(first, name), torch.Tensor):
-            fields[name] = torch.cat([getattr(part.quantized, name) for part in parts])
-    return Solution(
-        replace(first, **fields), sum(part.loss for part in parts), sum(part.signal for part in parts)
-    )
+    params = _params([part.params for part in parts], grid)
+    codes = torch.cat([part.quantized.codes for part in parts])
+    quantized = grid.quantized(codes, params)
+    order = parts[0].quantized.g_idx
+    if order is not None:
+        quantized = replace(quantized, g_idx=order)
+    return Solution(quantized, params, sum(part.loss for part in parts), sum(part.signal for part in parts))
+
+
+def _params(parts: list[GridParams], grid: Grid) -> GridParams:
+    import torch
+
+    nested = [grid.nested(part) for part in parts]
+    if all(each is not None for each in nested):
+        return grid.joined(
+            [
+                replace(
+                    each[0],
+                    outer=torch.cat([one.outer for one in each]),
+                    inner=torch.cat([one.inner for one in each]),
+                )
+                for each in zip(*[each for each in nested if each is not None], strict=True)
+            ]
+        )
+
+    def whole(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    scale = whole("scale")
+    assert scale is not None
+    return GridParams(scale, whole("zero_point"), whole("minimum"))

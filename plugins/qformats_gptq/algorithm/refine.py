@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qformats import Grid, GridParams
 from qformats_gptq.algorithm.levels import Levels
+from qformats_gptq.algorithm.products import refit_products
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +21,8 @@ def refit(
     codes: Tensor,
     matrix: Tensor,
     places: Tensor | None,
+    *,
+    trials: bool = False,
 ) -> GridParams | None:
     """Storable parameters of less loss for the same codes.
 
@@ -53,6 +56,8 @@ def refit(
     columns = weight.shape[1]
     if places is None:
         places = torch.arange(columns, device=weight.device)
+    if grid.nested(params) is not None:
+        return refit_products(grid, params, weight, codes, matrix, places, trials=trials)
     levels = Levels.of(grid, params, weight)
     units = levels.units(codes)
     # In the order of the matrix, which is too large for a copy in another one.

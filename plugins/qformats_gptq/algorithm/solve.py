@@ -9,6 +9,7 @@ from qformats import Grid, GridParams, QuantizedTensor
 from qformats_gptq.algorithm.fit import fit
 from qformats_gptq.algorithm.hessian import Hessian
 from qformats_gptq.algorithm.levels import Levels
+from qformats_gptq.algorithm.products import merged_products
 from qformats_gptq.algorithm.refine import refit
 from qformats_gptq.algorithm.sweep import sweep
 
@@ -56,11 +57,14 @@ class Solution:
     ----------
     quantized : QuantizedTensor
         On the grid.
+    params : GridParams
+        Those that it was made of.
     loss, signal : float
         ``tr(E H Eᵀ)`` and ``tr(W H Wᵀ)``, with the damped ``H``.
     """
 
     quantized: QuantizedTensor
+    params: GridParams
     loss: float
     signal: float
 
@@ -119,7 +123,7 @@ def solve(
         groups = (hessian.inverse_order // grid.columns(weight)).int()
         quantized = replace(quantized, g_idx=groups)
     signal = float(hessian.loss(hessian.ordered(weight)).sum())
-    return Solution(quantized, float(state.loss.sum()), signal)
+    return Solution(quantized, state.params, float(state.loss.sum()), signal)
 
 
 class _Frame:
@@ -181,18 +185,21 @@ def _improved(grid: Grid, state: _State, goal: Tensor, frame: _Frame) -> _State 
     if grid.flat or params.scale.ndim != 2:
         # Parameters of several rows depend on each other: all or nothing.
         return found if float(loss.sum()) < float(state.loss.sum()) else None
-    return _merged(better, found, state) if bool(better.any()) else None
+    return _merged(grid, better, found, state) if bool(better.any()) else None
 
 
-def _merged(better: Tensor, new: _State, old: _State) -> _State:
+def _merged(grid: Grid, better: Tensor, new: _State, old: _State) -> _State:
     """Rows that are better from the new state, the others from the old one."""
 
     def rows(yes: Tensor, no: Tensor) -> Tensor:
         return yes.where(better[:, None], no)
 
+    codes, loss = rows(new.codes, old.codes), new.loss.where(better, old.loss)
+    if grid.nested(new.params) is not None:
+        return _State(merged_products(grid, better[:, None], new.params, old.params), codes, loss)
     minimum = None
     if new.params.minimum is not None and old.params.minimum is not None:
         minimum = rows(new.params.minimum, old.params.minimum)
     # Zero points are not fitted: both have the same.
     params = GridParams(rows(new.params.scale, old.params.scale), new.params.zero_point, minimum)
-    return _State(params, rows(new.codes, old.codes), new.loss.where(better, old.loss))
+    return _State(params, codes, loss)
