@@ -24,7 +24,7 @@ from torch import Tensor
 
 from qformats.kernels import launch, ops
 from qformats.kernels.device import DeviceWeight, arrange
-from qformats.numbers.quantized import QuantizedTensor
+from qformats.numbers import QuantizedTensor, ScaleLevels
 
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008), (28672, 8192)]
 # fmt: off
@@ -33,8 +33,9 @@ NF4 = [
     0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
 ]
 # fmt: on
-# name: bits, group (0: a row), scale, mode
-KINDS: dict[str, tuple[int, int, torch.dtype, str]] = {
+IQ4 = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+# name: bits, group (0: a row), scale, mode; then columns of an outer scale, where scales are in two levels
+KINDS: dict[str, tuple[int, int, torch.dtype, str] | tuple[int, int, torch.dtype, str, int]] = {
     "gptq:4bit-128g": (4, 128, torch.float16, "affine"),
     "gguf:q4_0": (4, 32, torch.float16, "affine"),
     "bitsandbytes:nf4": (4, 64, torch.float32, "table"),
@@ -49,26 +50,55 @@ KINDS: dict[str, tuple[int, int, torch.dtype, str]] = {
     "bitsandbytes:int8": (8, 0, torch.float32, "affine"),
     "glm:int4": (4, 0, torch.float16, "affine"),
     "glm:int8": (8, 0, torch.float16, "affine"),
+    "gguf:q2_k": (2, 16, torch.float16, "minimum", 256),
+    "gguf:q3_k": (3, 16, torch.float16, "affine", 256),
+    "gguf:q4_k": (4, 32, torch.float16, "minimum", 256),
+    "gguf:q5_k": (5, 32, torch.float16, "minimum", 256),
+    "gguf:q6_k": (6, 16, torch.float16, "affine", 256),
+    "gguf:iq4_xs": (4, 32, torch.float16, "table", 256),
 }
 ROTATED = 120e6
 """Bytes that a measurement rotates through, more than twice the L2 cache."""
 
 
+class Factored(QuantizedTensor):
+    """With scales that are products."""
+
+    given: ScaleLevels | None = None
+
+    @property
+    def levels(self) -> ScaleLevels | None:
+        """What the scales are products of."""
+        return self.given
+
+
 def weight_of(kind: str, rows: int, columns: int) -> DeviceWeight:
-    bits, group, scale_dtype, mode = KINDS[kind]
+    bits, group, scale_dtype, mode, *outer = KINDS[kind]
     group = group or columns
     shape = (rows, -(-columns // group))
     codes = torch.randint(0, 1 << bits, (rows, columns), device="cuda", dtype=torch.uint8)
     zero: Tensor | int = 1 << (bits - 1)
-    minimum = table = None
+    minimum = table = levels = None
+    scale = (torch.rand(shape, device="cuda") * 0.01 + 0.001).to(scale_dtype)
     if mode == "zeros":
         zero = torch.randint(0, 1 << bits, shape, device="cuda", dtype=torch.int32)
     elif mode == "minimum":
         zero, minimum = 0, (torch.randn(shape, device="cuda") * 0.05).to(scale_dtype)
     elif mode == "table":
-        zero, table = 0, torch.tensor(NF4, device="cuda")
-    scale = (torch.rand(shape, device="cuda") * 0.01 + 0.001).to(scale_dtype)
-    return arrange(QuantizedTensor(codes, scale, (1, group), zero, minimum, table), bits)
+        zero, table = 0, torch.tensor(IQ4 if outer else NF4, device="cuda", dtype=torch.float32)
+    if outer:
+        parts = []
+        for _ in range(1 + (minimum is not None)):
+            parts += [
+                (torch.rand(rows, columns // outer[0], device="cuda") * 1e-3).to(scale_dtype),
+                torch.randint(1, 64, shape, device="cuda", dtype=torch.int8),
+            ]
+        levels = ScaleLevels(outer[0], *parts)
+        scale, minimum = levels.expand(group)
+    made = Factored(codes, scale, (1, group), zero, minimum, table)
+    # The class of canonical tensors is frozen.
+    object.__setattr__(made, "given", levels)
+    return arrange(made, bits)
 
 
 def weights_of(kind: str, rows: int, columns: int) -> list[DeviceWeight]:

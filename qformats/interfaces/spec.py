@@ -167,19 +167,23 @@ class KernelSpec:
     block_size : int
         Columns that share a scale; 0 means the whole row.
     scale_dtype : str
-        ``"f16"`` or ``"f32"``.
+        ``"f16"`` or ``"f32"``; of products, where scales are products.
+    outer : int
+        Where each scale is a product that the kernel takes apart, see :class:`qformats.numbers.ScaleLevels`: columns
+        that share the outer scale; a multiple of 128, for blocks of 16 or 32. 0 where scales are single numbers.
 
     Examples
     --------
     >>> from qformats import KernelSpec
     >>> KernelSpec(bits=4, mode="affine", block_size=32, scale_dtype="f16")
-    KernelSpec(bits=4, mode='affine', block_size=32, scale_dtype='f16')
+    KernelSpec(bits=4, mode='affine', block_size=32, scale_dtype='f16', outer=0)
     """
 
     bits: int
     mode: str
     block_size: int
     scale_dtype: str
+    outer: int = 0
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,7 +7,9 @@ in word ``w`` of packed strip ``s // (16 / b)``, at bit ``b * (s % (16 / b))``. 
 a 16-bit pair instruction decodes at once), and every strip meets a contiguous strip of activations.
 
 Codes of a table lie in another order within two neighbouring words, the one in which byte permutes look them up; see
-:func:`pair_nibbles`. Scales, zero points and minima lie as ``(groups, N)``. Columns are padded until the last packed
+:func:`pair_nibbles`. Scales, zero points and minima lie as ``(groups, N)``. Where scales are products of an outer scale
+and a small whole number (:class:`~qformats.numbers.ScaleLevels`), these stay apart: outer ones as ``(outers, N)``, and
+whole numbers as bytes, four groups to an int32 of ``(groups / 4, N)``. Columns are padded until the last packed
 strip of every plane is full, and to a multiple of 128.
 """
 
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from qformats.errors import ConfigError, Described
 from qformats.kernels.codebook import ENTRIES, canonical_codes, canonical_levels, make_codebook
+from qformats.numbers.levels import ScaleLevels
 from qformats.numbers.quantized import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AFFINE",
+    "LIFTED",
     "MINIMUM",
     "PLANES",
     "QUAD",
@@ -47,6 +51,11 @@ PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
 """Widths of the planes by width of the code, the low bits first."""
 AFFINE, MINIMUM, TABLE = 0, 1, 2
 """Modes: ``scale * (code - zero)``; ``scale * (code - zero) + minimum``; ``scale * table[code]``."""
+
+LIFTED = 128
+"""What is added to the whole numbers of scales in two levels, so that they are bytes without a sign."""
+_FACTORED = (16, 32)
+"""Groups for which scales stay in two levels: a strip has one or two. Others are multiplied out."""
 
 
 class DeviceForm(NamedTuple):
@@ -72,6 +81,8 @@ class DeviceForm(NamedTuple):
         Entries of the table that are real; 0 without a table.
     paired : int
         1 if float16 levels can be looked up in pairs, and 2 if bfloat16 levels can.
+    outer : int
+        Columns that share an outer scale, where scales are in two levels; otherwise 0.
     """
 
     rows: int
@@ -84,6 +95,7 @@ class DeviceForm(NamedTuple):
     code_bytes: int
     levels: int = 0
     paired: int = 0
+    outer: int = 0
 
 
 class DeviceWeight(NamedTuple):
@@ -94,14 +106,17 @@ class DeviceWeight(NamedTuple):
     planes : tuple of Tensor
         int16, ``(packed strips, N, 32)`` each.
     scale : Tensor
-        float16 or float32, ``(groups, N)``.
+        float16 or float32, ``(groups, N)``; ``(outers, N)`` where scales are in two levels.
     shift : Tensor or None
-        ``(groups, N)``: zero point of each group (float16, whole numbers, of device codes); or its minimum, in
+        Shape of `scale`: zero point of each group (float16, whole numbers, of device codes); or its minimum, in
         weight units, float16 or float32.
     table : Tensor or None
         int32, ``(100,)``: the levels, see :class:`qformats.kernels.codebook.Codebook`.
     order : Tensor or None
         int32, ``(K,)``: device column ``k`` is canonical column ``order[k]``, where columns were reordered.
+    factor, shift_factor : Tensor or None
+        int32, ``(padded groups / 4, N)``: by what outer scales and minima are multiplied, plus `LIFTED`, the first
+        group in the lowest byte.
     form : DeviceForm
         Everything that is not a tensor.
     """
@@ -111,13 +126,20 @@ class DeviceWeight(NamedTuple):
     shift: Tensor | None
     table: Tensor | None
     order: Tensor | None
+    factor: Tensor | None
+    shift_factor: Tensor | None
     form: DeviceForm
 
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        parts = (*self.planes, self.scale, self.shift, self.table, self.order)
+        parts = (*self.planes, *self.beside.values())
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
+
+    @property
+    def beside(self) -> dict[str, Tensor | None]:
+        """Every tensor that is not a plane, by name."""
+        return {name: getattr(self, name) for name in self._fields[1:-1]}
 
 
 def _width(quantized: QuantizedTensor, bits: int | None) -> tuple[int, int]:
@@ -322,19 +344,70 @@ def arrange(quantized: QuantizedTensor, bits: int | None = None) -> DeviceWeight
         zero = lift + _whole(quantized.zero_point)
     dtype = quantized.codes.dtype
     size = dtype.itemsize if dtype == torch.uint8 else -dtype.itemsize
-    return DeviceWeight(
-        tuple(planes),
-        quantized.scale.reshape(lined).t().contiguous(),
-        shift,
-        table,
-        order,
-        DeviceForm(rows, columns, width, mode, group, zero, lift, size, levels, paired),
+    form = DeviceForm(rows, columns, width, mode, group, zero, lift, size, levels, paired)
+    scale = quantized.scale.reshape(lined).t().contiguous()
+    weight = DeviceWeight(tuple(planes), scale, shift, table, order, None, None, form)
+    apart = quantized.levels
+    if apart is None or order is not None or not _stay_apart(apart, quantized):
+        return weight
+    count = padded_columns(columns, width) // group
+    minima, by = apart.outer_minimum, apart.minimum_factor
+    return weight._replace(
+        scale=apart.outer.t().contiguous(),
+        shift=shift if minima is None else minima.t().contiguous(),
+        factor=_words(apart.factor, count),
+        shift_factor=None if by is None else _words(by, count),
+        form=form._replace(outer=apart.columns),
     )
+
+
+def _stay_apart(levels: ScaleLevels, quantized: QuantizedTensor) -> bool:
+    """Whether the kernels read scales in two levels as they are, and these are the tensor's scales."""
+    import torch
+
+    height, group = quantized.block_size
+    if height != 1 or group not in _FACTORED or levels.columns % QUAD:
+        return False
+    scale, minimum = levels.expand(group)
+    if not torch.equal(scale, quantized.scale):
+        return False
+    if quantized.minimum is None or minimum is None:
+        return quantized.minimum is None and minimum is None
+    return torch.equal(minimum, quantized.minimum)
+
+
+def _words(factor: Tensor, count: int) -> Tensor:
+    """Whole numbers int8 ``(N, groups)`` as bytes of int32 ``(count / 4, N)``."""
+    import torch
+
+    padded = torch.nn.functional.pad(factor, (0, count - factor.shape[1]))
+    lifted = (padded.to(torch.int16) + LIFTED).to(torch.uint8).contiguous()
+    return lifted.view(torch.int32).t().contiguous()
+
+
+def _factors(words: Tensor, groups: int) -> Tensor:
+    """The inverse of :func:`_words`."""
+    import torch
+
+    lifted = words.t().contiguous().view(torch.uint8)
+    return (lifted.to(torch.int16) - LIFTED).to(torch.int8)[:, :groups]
 
 
 def _whole(zero: Tensor | float) -> int:
     assert isinstance(zero, int | float)
     return int(zero)
+
+
+def _levels_of(weight: DeviceWeight) -> ScaleLevels:
+    """Scales in two levels as :func:`arrange` was given them."""
+    form, groups = weight.form, -(-weight.form.columns // weight.form.group)
+    assert weight.factor is not None
+    minimum = low = None
+    if weight.shift_factor is not None:
+        assert weight.shift is not None
+        minimum, low = weight.shift.t().contiguous(), _factors(weight.shift_factor, groups)
+    outer = weight.scale.t().contiguous()
+    return ScaleLevels(form.outer, outer, _factors(weight.factor, groups), minimum, low)
 
 
 def codes_of(weight: DeviceWeight) -> Tensor:
@@ -395,9 +468,12 @@ def restore(weight: DeviceWeight) -> QuantizedTensor:
         minimum = weight.shift.t().contiguous()
     elif weight.shift is not None:
         zero = (weight.shift.t() - form.lift).to(torch.int32).contiguous()
+    scale = weight.scale.t().contiguous()
+    if form.outer:
+        scale, minimum = _levels_of(weight).expand(form.group)
     return QuantizedTensor(
         codes.to(dtype).contiguous(),
-        weight.scale.t().contiguous(),
+        scale,
         (1, form.group),
         zero_point=zero,
         minimum=minimum,

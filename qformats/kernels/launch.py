@@ -13,6 +13,7 @@ from triton.runtime.errors import OutOfResources
 from qformats.kernels.codebook import lookup_of
 from qformats.kernels.device import (
     AFFINE,
+    MINIMUM,
     PLANES,
     QUAD,
     STRIP,
@@ -88,19 +89,28 @@ def choose_tiles(count: int, form: DeviceForm, device: torch.device) -> Tiles:
     together = quads_of_step(form.bits)
     fine = 0 < form.group < 64 and form.group < form.columns
     small = -(-form.rows // 128) * 8 <= _programs(device)
+    # Codes of two planes, and two groups in a strip, take several times the instructions of others.
+    long = len(PLANES[form.bits]) > 1 or (form.outer > 0 and form.group < STRIP)
+    plain = form.bits == 5 and not form.outer
+    rounds = 3.0
     if batch == 64:
         # The sums alone take the registers of four warps or more.
         rows, warps, stages = (64, 4, 3) if small else (128, 4, 3) if form.mode == TABLE else (128, 8, 3)
-    elif together == 4:
-        # Codes of two planes are loaded in steps of four quads.
+        rounds = 2.0
+    elif long and batch == 8 and not (plain and small):
+        # Many programs of one warp, which waits for no other one, hide a long decode best.
+        rows, warps, stages, rounds = (64, 1, 2, 10.0) if plain else (32, 1, 2, 17.0)
+    elif long or (form.outer and batch == 32):
         rows, warps, stages = 64, 4, 2
     elif form.mode == TABLE:
         # Looking up costs more than reading: more warps hide it better than more loads.
         rows, warps, stages = (64, 4, 3) if small else (128, 4, 3)
+        rounds = 9.0
     else:
         rows, warps, stages = (64, 4, 3) if small and not fine else (128, 2, 4)
+        rounds = 4.5 if fine and form.bits == 4 else 3.0
     tiles = -(-form.rows // rows) * -(-count // batch)
-    wanted = _programs(device) * (2 if batch == 64 else 9 if form.mode == TABLE else 3) / 3
+    wanted = _programs(device) * rounds / 3
     split = 4 if small and batch == 64 else 8 if small else round(wanted / tiles)
     split = max(1, min(split, 8 if batch < 64 else 4, _steps(form) * together // 4))
     if split == 1 and stages == 4:
@@ -114,13 +124,14 @@ def _steps(form: DeviceForm) -> int:
     return padded_columns(form.columns, form.bits) // QUAD // together
 
 
-def _arguments(weight: DeviceWeight) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _arguments(weight: DeviceWeight) -> tuple[Tensor, ...]:
     """Pointers that both kernels take; the scale stands in for what a mode lacks, and is never read."""
     scale = weight.scale
     shift = scale if weight.shift is None else weight.shift
     table = scale if weight.table is None else weight.table.view(torch.float32)
     lookup = scale if weight.table is None else lookup_of(weight.table)
-    return weight.planes[0], weight.planes[-1], scale, shift, table, lookup
+    factors = (scale if part is None else part for part in (weight.factor, weight.shift_factor))
+    return weight.planes[0], weight.planes[-1], scale, shift, table, lookup, *factors
 
 
 def _constants(weight: DeviceWeight) -> dict[str, Any]:
@@ -130,7 +141,8 @@ def _constants(weight: DeviceWeight) -> dict[str, Any]:
         "BITS": form.bits,
         "MODE": form.mode,
         "ZERO": None if own_zeros else form.zero,
-        "GROUP": 0 if form.group >= form.columns else form.group,
+        "GROUP": 0 if form.group >= form.columns and not form.outer else form.group,
+        "OUTER": form.outer,
         "EVEN_K": padded_columns(form.columns, form.bits) == form.columns,
     }
 
@@ -168,23 +180,17 @@ def dequantize(weight: DeviceWeight, dtype: torch.dtype) -> Tensor:
     """Value of every element in device order of columns: ``(N, K)`` of `dtype`, rounded once."""
     form = weight.form
     out = torch.empty((form.rows, form.columns), dtype=dtype, device=weight.scale.device)
-    low, high, scale, shift, table, lookup = _arguments(weight)
     rows, warps = _dequantizing_tiles(form)
     quads = padded_columns(form.columns, form.bits) // QUAD
     quads = min(quads, -(-form.columns // QUAD))
     kernel: Any = dequantize_kernel
     with _current(out.device):
         kernel[(quads, -(-form.rows // rows))](
-            low,
-            high,
-            scale,
-            shift,
-            table,
-            lookup,
+            *_arguments(weight),
             out,
             form.rows,
             form.columns,
-            scale.shape[0],
+            weight.scale.shape[0],
             **_constants(weight),
             FAST=weight.scale.is_cuda if form.mode == TABLE else _fast(weight, torch.float16),
             EVEN_N=form.rows % rows == 0,
@@ -205,7 +211,7 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | 
     steps = _steps(form)
     chosen = tiles or choose_tiles(count, form, x.device)
     out = torch.empty((count, form.rows), dtype=x.dtype, device=x.device)
-    low, high, scale, shift, table, lookup = _arguments(weight)
+    scale = weight.scale
     grid = (-(-form.rows // chosen.rows), chosen.split, -(-count // chosen.batch))
     partial = arrived = scale
     if chosen.split > 1:
@@ -214,12 +220,7 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | 
         arrived = _counters(grid[0] * grid[2], x.device)
     arguments = (
         x,
-        low,
-        high,
-        scale,
-        shift,
-        table,
-        lookup,
+        *_arguments(weight),
         x if bias is None else bias,
         out,
         partial,
@@ -234,12 +235,18 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | 
         **_constants(weight),
         "FAST": _fast(weight, x.dtype),
         "PAIRED": bool(form.paired & (2 if x.dtype == torch.bfloat16 else 1)),
-        "SCALED": chosen.batch >= 32 and x.dtype == scale.dtype == torch.float16,
+        "SCALED": x.dtype == scale.dtype == torch.float16 and _scales_first(form, chosen.batch),
         "BIAS": bias is not None,
         "EVEN_N": form.rows % chosen.rows == 0,
     }
     _start(grid, arguments, constants, chosen)
     return out
+
+
+def _scales_first(form: DeviceForm, batch: int) -> bool:
+    """Whether scaling levels before the product costs less than scaling the sums of each group after it."""
+    halved = form.outer > 0 and form.group < STRIP
+    return batch >= 32 or (halved and (batch == 16 or form.mode == MINIMUM))
 
 
 _stages: dict[tuple[Any, ...], int] = {}

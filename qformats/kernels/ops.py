@@ -21,25 +21,20 @@ __all__ = ["dequantize", "embedding", "linear"]
 
 # torch publishes its methods without types.
 _library: Any = cast(Any, torch.library.Library)("qformats", "DEF")
-_WEIGHT = "Tensor[] planes, Tensor scale, Tensor? shift, Tensor? table, Tensor? order, int[] form"
+_WEIGHT = (
+    "Tensor[] planes, Tensor scale, Tensor? shift, Tensor? table, Tensor? order, "
+    "Tensor? factor, Tensor? shift_factor, int[] form"
+)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def _flat(
-    weight: DeviceWeight,
-) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None, Tensor | None, list[int]]:
-    return list(weight.planes), weight.scale, weight.shift, weight.table, weight.order, list(weight.form)
+def _flat(weight: DeviceWeight) -> tuple[Any, ...]:
+    return list(weight.planes), *weight.beside.values(), list(weight.form)
 
 
-def _weight(
-    planes: Sequence[Tensor],
-    scale: Tensor,
-    shift: Tensor | None,
-    table: Tensor | None,
-    order: Tensor | None,
-    form: Sequence[int],
-) -> DeviceWeight:
-    return DeviceWeight(tuple(planes), scale, shift, table, order, DeviceForm(*form))
+def _weight(planes: Sequence[Tensor], *rest: Any) -> DeviceWeight:
+    *beside, form = rest
+    return DeviceWeight._make((tuple(planes), *beside, DeviceForm(*form)))
 
 
 def _dequantized(weight: DeviceWeight, dtype: torch.dtype) -> Tensor:
@@ -128,7 +123,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         of_x = grad @ torch.ops.qformats.dequantize(list(planes), *others, ctx.form, grad.dtype)
     if ctx.needs_input_grad[1]:
         of_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
-    return of_x, of_bias, [None] * ctx.planes, None, None, None, None, None
+    return of_x, of_bias, [None] * ctx.planes, *[None] * (len(ctx.needs_input_grad) - 3)
 
 
 for _name, _function, _shape in (

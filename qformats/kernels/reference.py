@@ -27,9 +27,11 @@ def linear(x: Tensor, weight: DeviceWeight) -> Tensor:
 
 def embedding(ids: Tensor, weight: DeviceWeight, dtype: torch.dtype) -> Tensor:
     """Rows of the weight: ids ``(M,)`` to ``(M, K)``, columns in device order."""
-    shift = None if weight.shift is None else weight.shift[:, ids]
     form = weight.form._replace(rows=len(ids))
     planes = tuple(plane[:, ids] for plane in weight.planes)
-    return dequantize(
-        weight._replace(planes=planes, scale=weight.scale[:, ids], shift=shift, form=form), dtype
-    )
+    lines = {
+        name: part[:, ids]
+        for name, part in weight.beside.items()
+        if part is not None and name not in ("table", "order")
+    }
+    return dequantize(weight._replace(planes=planes, form=form, **lines), dtype)

@@ -13,19 +13,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from qformats.kernels.device import MINIMUM, PLANES, TABLE
+from qformats.kernels.device import LIFTED, MINIMUM, PLANES, TABLE
 
 __all__ = [
+    "factor_of",
+    "factor_words",
     "first_words",
     "has_minimum",
     "has_table",
     "level_of",
     "load_lookup",
     "move_down",
+    "of_quad",
     "of_strip",
     "quads_of_first",
     "quads_of_second",
     "quads_of_step",
+    "scale_of",
     "second_words",
     "start_early",
     "table_levels",
@@ -42,6 +46,12 @@ def has_minimum(mode):
 def has_table(mode):
     """Whether levels are looked up."""
     return mode == TABLE
+
+
+@triton.constexpr_function
+def lifted(number):
+    """The float that becomes zero."""
+    return float(number + LIFTED)
 
 
 @triton.constexpr_function
@@ -65,22 +75,36 @@ def whole_half(number, bf16):
 
 
 @triton.constexpr_function
+def raised_by(bits, strip, within, bf16):
+    """Bits that a code is left above the lowest of the mantissa, which saves a shift: as far as float16 has room."""
+    low = low_width(bits)
+    return 0 if bf16 or bits == 8 else low * ((4 * within + strip) % (16 // low)) % 8
+
+
+@triton.constexpr_function
+def one_below(bits, strip, within, bf16):
+    """What a code is above, once it has been OR-ed into a mantissa and divided by what it was raised by."""
+    return 128 if bf16 else 1024 >> raised_by(bits, strip, within, bf16)
+
+
+@triton.constexpr_function
 def pair_assembly(bits, strip, within, zero, bf16):
     """Two neighbouring codes of one strip to two levels: PTX for ``$0 = level($1, $2) - $3 or zero``."""
     low, high = low_width(bits), high_width(bits)
-    one = 128 if bf16 else 1024
-    magic = whole_half(one, bf16)
+    raised = raised_by(bits, strip, within, bf16)
+    magic = whole_half(128 if bf16 else 1024, bf16)
+    one = one_below(bits, strip, within, bf16)
     both = 0x10001
-    place = (4 * within + strip) % (16 // low)
+    shift = low * ((4 * within + strip) % (16 // low)) - raised
     source = "$2" if bits == 8 and strip >= 2 else "$1"
-    lines = ["{", ".reg .b32 t, h, z;"]
-    if low * place:
-        lines.append(f"shr.u32 t, {source}, {low * place};")
+    lines = ["{", ".reg .b32 t, h, z, s;"]
+    if shift:
+        lines.append(f"shr.u32 t, {source}, {shift};")
         source = "t"
-    lines.append(f"lop3.b32 t, {source}, {((1 << low) - 1) * both:#x}, {magic * both:#x}, 0xea;")
+    lines.append(f"lop3.b32 t, {source}, {(((1 << low) - 1) << raised) * both:#x}, {magic * both:#x}, 0xea;")
     if high:
-        shift = high * ((4 * within + strip) % (16 // high)) - low
-        mask = (((1 << high) - 1) << low) * both
+        shift = high * ((4 * within + strip) % (16 // high)) - low - raised
+        mask = (((1 << high) - 1) << low + raised) * both
         moved = "$2"
         if shift > 0:
             lines.append(f"shr.u32 h, $2, {shift};")
@@ -90,14 +114,32 @@ def pair_assembly(bits, strip, within, zero, bf16):
             moved = "h"
         lines.append(f"lop3.b32 t, {moved}, {mask:#x}, t, 0xea;")
     kind = "bf16x2" if bf16 else "f16x2"
-    if zero is None:
-        lines.append(f"sub.{kind} $0, t, $3;")
-    else:
-        # A zero point is at most 64, or 256 in float16: neither sum needs more bits than there are.
+    # A zero point is at most 64, or 256 in float16: neither sum needs more bits than there are.
+    taken = "$3"
+    if zero is not None:
         lines.append(f"mov.b32 z, {whole_half(one + zero, bf16) * both:#x};")
-        lines.append(f"sub.{kind} $0, t, z;")
+        taken = "z"
+    if raised:
+        # The quotient, which the product is, is exact, and so is the difference.
+        lines.append(f"mov.b32 s, {(15 - raised << 10) * both:#x};")
+        lines.append(f"neg.{kind} z, {taken};")
+        lines.append("fma.rn.f16x2 $0, t, s, z;")
+    else:
+        lines.append(f"sub.{kind} $0, t, {taken};")
     lines.append("}")
     return "\n".join(lines)
+
+
+@triton.constexpr_function
+def factor_assembly(byte):
+    """Outer scale times a factor: PTX for ``$0 = $2 * (byte of $1 - LIFTED)``, ``$3 = - $2 * (32768 + LIFTED)``.
+
+    The byte becomes 32768 and itself in the mantissa of a float32; an outer scale of 11 bits times that is exact before
+    ``$3`` is added, and ``$3`` has 20 bits.
+    """
+    return (
+        f"{{ .reg .b32 t; prmt.b32 t, $1, 0x47000000, {0x7404 | byte << 4:#x}; fma.rn.f32 $0, t, $2, $3; }}"
+    )
 
 
 @triton.constexpr_function
@@ -273,6 +315,63 @@ def of_strip(
 
 
 @triton.jit
+def of_quad(ptr, row, N, quad, inside, OUTER: tl.constexpr, outers, EVEN: tl.constexpr, EVEN_K: tl.constexpr):
+    """Outer scales or minima ``(outers, N)`` of one quad, which has one: float32 ``[rows, 1]``."""
+    place = quad * 128 // OUTER
+    if not EVEN_K:
+        place = tl.minimum(place, outers - 1)
+    return read(ptr + place.to(tl.int64) * N + row[:, None], inside, EVEN).to(tl.float32)
+
+
+@triton.jit
+def factor_words(ptr, row, N, quad, inside, GROUP: tl.constexpr, EVEN: tl.constexpr):
+    """Words ``[rows, 1]`` with the factors of a quad, two; the same one twice where groups have 32 columns."""
+    if GROUP == 32:
+        word = read(ptr + quad.to(tl.int64) * N + row[:, None], inside, EVEN)
+        return word, word
+    else:
+        at = ptr + (2 * quad).to(tl.int64) * N + row[:, None]
+        return read(at, inside, EVEN), read(at + N, inside, EVEN)
+
+
+@triton.constexpr_function
+def word_of(strip, group, half):
+    """Which of two words holds the factor of one strip, or of half a strip."""
+    return 0 if group == 32 else strip // 2
+
+
+@triton.constexpr_function
+def byte_of(strip, group, half):
+    """Which byte of its word a factor is."""
+    return strip if group == 32 else 2 * (strip % 2) + half
+
+
+@triton.jit
+def factor_of(words, STRIP: tl.constexpr, HALF: tl.constexpr, GROUP: tl.constexpr, DTYPE: tl.constexpr):
+    """Factors of one strip, or of half a strip where groups have 16 columns: `DTYPE`, exact, ``[rows, 1]``."""
+    # Put into the mantissa of a large number, without a conversion.
+    byte = (words[word_of(STRIP, GROUP, HALF)] >> (8 * byte_of(STRIP, GROUP, HALF))) & 255
+    if DTYPE == tl.float16:
+        near: tl.constexpr = lifted(1 << 10)
+        return (byte | 0x6400).to(tl.int16).to(tl.float16, bitcast=True) - near
+    else:
+        far: tl.constexpr = lifted(1 << 23)
+        return ((byte | 0x4B000000).to(tl.float32, bitcast=True) - far).to(DTYPE)
+
+
+@triton.jit
+def scale_of(outer, words, STRIP: tl.constexpr, HALF: tl.constexpr, GROUP: tl.constexpr, FAST: tl.constexpr):
+    """Outer scales times factors, exact in float32: ``[rows, 1]``."""
+    if FAST:
+        far: tl.constexpr = -lifted(1 << 15)
+        assembly: tl.constexpr = factor_assembly(byte_of(STRIP, GROUP, HALF))
+        arguments = (words[word_of(STRIP, GROUP, HALF)], outer, outer * far)
+        return tl.inline_asm_elementwise(assembly, "=r,r,r,r", arguments, tl.float32, True, 1)
+    else:
+        return outer * factor_of(words, STRIP, HALF, GROUP, tl.float32)
+
+
+@triton.jit
 def _code(first, second, BITS: tl.constexpr, STRIP: tl.constexpr, WITHIN: tl.constexpr):
     """Codes of one strip as int32, by plain arithmetic."""
     low: tl.constexpr = low_width(BITS)
@@ -293,7 +392,8 @@ def _code(first, second, BITS: tl.constexpr, STRIP: tl.constexpr, WITHIN: tl.con
 def _table_code(words, STRIP: tl.constexpr):
     """Codes of one strip where nibbles of two neighbouring words are exchanged for byte permutes."""
     rows: tl.constexpr = words.shape[0]
-    pairs = tl.reshape(words.to(tl.int32), (rows, 16, 2))
+    width: tl.constexpr = words.shape[1]
+    pairs = tl.reshape(words.to(tl.int32), (rows, width // 2, 2))
     even, odd = tl.split(pairs)
     if STRIP < 2:
         chosen = even
@@ -301,7 +401,7 @@ def _table_code(words, STRIP: tl.constexpr):
         chosen = odd
     low = (chosen >> (8 * (STRIP % 2))) & 15
     high = (chosen >> (8 * (STRIP % 2) + 4)) & 15
-    return tl.reshape(tl.join(low, high), (rows, 32))
+    return tl.reshape(tl.join(low, high), (rows, width))
 
 
 @triton.jit
@@ -341,8 +441,9 @@ def level_of(
     if FAST:
         assembly: tl.constexpr = pair_assembly(BITS, STRIP, WITHIN, ZERO, DTYPE == tl.bfloat16)
         if ZERO is None:
-            raised = (zero.to(tl.float32) + (128 if DTYPE == tl.bfloat16 else 1024)).to(DTYPE)
-            raised = tl.broadcast_to(raised, (first.shape[0], 32))
+            below: tl.constexpr = one_below(BITS, STRIP, WITHIN, DTYPE == tl.bfloat16)
+            raised = (zero.to(tl.float32) + below).to(DTYPE)
+            raised = tl.broadcast_to(raised, first.shape)
             return _pairs(assembly, "=r,r,r,r", [first, second, raised], DTYPE == tl.bfloat16)
         else:
             return _pairs(assembly, "=r,r,r", [first, second], DTYPE == tl.bfloat16)

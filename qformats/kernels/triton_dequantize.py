@@ -8,13 +8,16 @@ import triton
 import triton.language as tl
 
 from qformats.kernels.triton_decode import (
+    factor_words,
     first_words,
     has_minimum,
     has_table,
     level_of,
     load_lookup,
     move_down,
+    of_quad,
     of_strip,
+    scale_of,
     second_words,
     start_early,
     table_levels,
@@ -32,6 +35,60 @@ def _value(level, scale, minimum, MODE: tl.constexpr):
 
 
 @triton.jit
+def _parameters(
+    ptr, row, N, quad, inside, GROUP: tl.constexpr, groups, EVEN_N: tl.constexpr, EVEN_K: tl.constexpr
+):
+    """Parameters of the four strips, each loaded once."""
+    first = of_strip(ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
+    if GROUP % 128 == 0:
+        return first, first, first, first
+    else:
+        return (
+            first,
+            of_strip(ptr, row, N, quad, 1, inside, GROUP, groups, EVEN_N, EVEN_K),
+            of_strip(ptr, row, N, quad, 2, inside, GROUP, groups, EVEN_N, EVEN_K),
+            of_strip(ptr, row, N, quad, 3, inside, GROUP, groups, EVEN_N, EVEN_K),
+        )
+
+
+@triton.jit
+def _product(outer, words, STRIP: tl.constexpr, GROUP: tl.constexpr, FAST: tl.constexpr):
+    """Scale of one strip: ``[rows, 1]``, or ``[rows, 32]`` where it has two."""
+    left = scale_of(outer, words, STRIP, 0, GROUP, FAST)
+    if GROUP == 32:
+        return left
+    else:
+        right = scale_of(outer, words, STRIP, 1, GROUP, FAST)
+        return tl.where((tl.arange(0, 32) < 16)[None, :], left, right)
+
+
+@triton.jit
+def _products(
+    outer_ptr,
+    factor_ptr,
+    row,
+    N,
+    quad,
+    inside,
+    GROUP: tl.constexpr,
+    OUTER: tl.constexpr,
+    outers,
+    FAST: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """Parameters of the four strips where each is a product, which float32 holds exactly."""
+    outer = of_quad(outer_ptr, row, N, quad, inside, OUTER, outers, EVEN_N, EVEN_K)
+    words = factor_words(factor_ptr, row, N, quad, inside, GROUP, EVEN_N)
+    return (
+        _product(outer, words, 0, GROUP, FAST),
+        _product(outer, words, 1, GROUP, FAST),
+        _product(outer, words, 2, GROUP, FAST),
+        _product(outer, words, 3, GROUP, FAST),
+    )
+
+
+@triton.jit
 def dequantize_kernel(
     low_ptr,
     high_ptr,
@@ -39,6 +96,8 @@ def dequantize_kernel(
     shift_ptr,
     table_ptr,
     lookup_ptr,
+    factor_ptr,
+    shift_factor_ptr,
     out_ptr,
     N,
     K,
@@ -47,6 +106,7 @@ def dequantize_kernel(
     MODE: tl.constexpr,
     ZERO: tl.constexpr,
     GROUP: tl.constexpr,
+    OUTER: tl.constexpr,
     FAST: tl.constexpr,
     EVEN_N: tl.constexpr,
     EVEN_K: tl.constexpr,
@@ -55,7 +115,9 @@ def dequantize_kernel(
 ):
     """``out = scale * level + minimum`` for `ROWS` rows and one quad: in float32, rounded once.
 
-    `GROUP` is 0 where a row has one scale. `ZERO` is None where groups have zero points of their own.
+    `GROUP` is 0 where a row has one scale. `OUTER` is not 0 where scales are products of a number of that many columns
+    and a factor of each group; `groups` then counts the former. `ZERO` is None where groups have zero points of their
+    own.
     """
     if EARLY:
         start_early()
@@ -69,30 +131,21 @@ def dequantize_kernel(
     first = first_words(low_ptr, quad, at, inside, N * 32, BITS, EVEN_N)
     second = second_words(first, low_ptr, high_ptr, quad, at, inside, N * 32, BITS, EVEN_N)
     # Everything is loaded before anything is stored: the compiler moves no load across a store.
-    s0 = of_strip(scale_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
-    s1 = s0
-    s2 = s0
-    s3 = s0
-    if GROUP % 128 != 0:
-        s1 = of_strip(scale_ptr, row, N, quad, 1, inside, GROUP, groups, EVEN_N, EVEN_K)
-        s2 = of_strip(scale_ptr, row, N, quad, 2, inside, GROUP, groups, EVEN_N, EVEN_K)
-        s3 = of_strip(scale_ptr, row, N, quad, 3, inside, GROUP, groups, EVEN_N, EVEN_K)
-    m0 = s0
-    m1 = s0
-    m2 = s0
-    m3 = s0
-    if has_minimum(MODE) or ZERO is None:
-        m0 = of_strip(shift_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
-        m1 = m0
-        m2 = m0
-        m3 = m0
-        if GROUP % 128 != 0:
-            m1 = of_strip(shift_ptr, row, N, quad, 1, inside, GROUP, groups, EVEN_N, EVEN_K)
-            m2 = of_strip(shift_ptr, row, N, quad, 2, inside, GROUP, groups, EVEN_N, EVEN_K)
-            m3 = of_strip(shift_ptr, row, N, quad, 3, inside, GROUP, groups, EVEN_N, EVEN_K)
+    if OUTER > 0:
+        scale = _products(
+            scale_ptr, factor_ptr, row, N, quad, inside, GROUP, OUTER, groups, FAST, EVEN_N, EVEN_K
+        )
+        shift = scale
+        if has_minimum(MODE):
+            shift = _products(
+                shift_ptr, shift_factor_ptr, row, N, quad, inside, GROUP, OUTER, groups, FAST, EVEN_N, EVEN_K
+            )
+    else:
+        scale = _parameters(scale_ptr, row, N, quad, inside, GROUP, groups, EVEN_N, EVEN_K)
+        shift = scale
+        if has_minimum(MODE) or ZERO is None:
+            shift = _parameters(shift_ptr, row, N, quad, inside, GROUP, groups, EVEN_N, EVEN_K)
     first, second = move_down(first, second, quad, BITS)
-    scale = (s0, s1, s2, s3)
-    shift = (m0, m1, m2, m3)
     target = out_ptr + row.to(tl.int64)[:, None] * K + quad * 128
     if has_table(MODE):
         lookup = table_ptr
@@ -103,10 +156,10 @@ def dequantize_kernel(
         levels = table_levels(first, table_ptr, lookup, upper, tl.float32, FAST, False)
     else:
         levels = (
-            level_of(first, second, m0, BITS, ZERO, 0, 0, kind, FAST),
-            level_of(first, second, m1, BITS, ZERO, 1, 0, kind, FAST),
-            level_of(first, second, m2, BITS, ZERO, 2, 0, kind, FAST),
-            level_of(first, second, m3, BITS, ZERO, 3, 0, kind, FAST),
+            level_of(first, second, shift[0], BITS, ZERO, 0, 0, kind, FAST),
+            level_of(first, second, shift[1], BITS, ZERO, 1, 0, kind, FAST),
+            level_of(first, second, shift[2], BITS, ZERO, 2, 0, kind, FAST),
+            level_of(first, second, shift[3], BITS, ZERO, 3, 0, kind, FAST),
         )
     for strip in tl.static_range(4):
         value = _value(levels[strip], scale[strip], shift[strip], MODE).to(out_ptr.dtype.element_ty)

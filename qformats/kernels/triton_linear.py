@@ -8,15 +8,19 @@ import triton
 import triton.language as tl
 
 from qformats.kernels.triton_decode import (
+    factor_of,
+    factor_words,
     first_words,
     has_minimum,
     has_table,
     level_of,
     load_lookup,
+    of_quad,
     of_strip,
     quads_of_first,
     quads_of_second,
     quads_of_step,
+    scale_of,
     second_words,
     table_levels,
 )
@@ -25,8 +29,8 @@ __all__ = ["linear_kernel"]
 
 
 @triton.jit
-def _activations(x_ptr, m, M, K, quad, STRIP: tl.constexpr, EVEN_K: tl.constexpr):
-    column = quad * 128 + STRIP * 32 + tl.arange(0, 32)
+def _activations(x_ptr, m, M, K, quad, lane, STRIP: tl.constexpr, EVEN_K: tl.constexpr):
+    column = quad * 128 + STRIP * 32 + lane
     inside = (m < M)[:, None]
     if not EVEN_K:
         inside = inside & (column < K)[None, :]
@@ -45,6 +49,48 @@ def _minima(minimum, x, total, ROWS: tl.constexpr):
 
 
 @triton.jit
+def _factored(
+    level,
+    words,
+    scale,
+    x,
+    total,
+    HALF: tl.constexpr,
+    GROUP: tl.constexpr,
+    SCALED: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """Add the product of the strips of one quad, or of a half of each, whose scales are ``scale * factor``."""
+    dtype: tl.constexpr = x[0].dtype
+    if SCALED:
+        # Levels times factors are whole numbers below 2 ** 13: rounded at most as a weight in that dtype would be.
+        value = level[0] * factor_of(words, 0, HALF, GROUP, dtype)
+        part = tl.dot(value, tl.trans(x[0]), input_precision="ieee")
+        for strip in tl.static_range(1, 4):
+            value = level[strip] * factor_of(words, strip, HALF, GROUP, dtype)
+            part = tl.dot(value, tl.trans(x[strip]), part, input_precision="ieee")
+        total += scale * part
+    else:
+        for strip in tl.static_range(4):
+            part = tl.dot(level[strip], tl.trans(x[strip]), input_precision="ieee")
+            total += scale_of(scale, words, strip, HALF, GROUP, FAST) * part
+    return total
+
+
+@triton.jit
+def _weighted(words, x, HALF: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr):
+    """Activations of these strips summed up, weighted by the factors of the minima: ``[ROWS, batch]``."""
+    dtype: tl.constexpr = x[0].dtype
+    width: tl.constexpr = x[0].shape[1]
+    tile = tl.broadcast_to(factor_of(words, 0, HALF, GROUP, dtype), (ROWS, width))
+    part = tl.dot(tile, tl.trans(x[0]), input_precision="ieee")
+    for strip in tl.static_range(1, 4):
+        tile = tl.broadcast_to(factor_of(words, strip, HALF, GROUP, dtype), (ROWS, width))
+        part = tl.dot(tile, tl.trans(x[strip]), part, input_precision="ieee")
+    return part
+
+
+@triton.jit
 def linear_kernel(
     x_ptr,
     low_ptr,
@@ -53,6 +99,8 @@ def linear_kernel(
     shift_ptr,
     table_ptr,
     lookup_ptr,
+    factor_ptr,
+    shift_factor_ptr,
     bias_ptr,
     out_ptr,
     partial_ptr,
@@ -66,6 +114,7 @@ def linear_kernel(
     MODE: tl.constexpr,
     ZERO: tl.constexpr,
     GROUP: tl.constexpr,
+    OUTER: tl.constexpr,
     FAST: tl.constexpr,
     PAIRED: tl.constexpr,
     SCALED: tl.constexpr,
@@ -81,16 +130,19 @@ def linear_kernel(
 
     A program makes `ROWS` columns of ``out`` from one of `SPLIT` ranges of the steps; of the programs that share them,
     the last one to arrive adds up what all have left in ``partial``, always in the same order.
-    `SCALED` multiplies levels by float16 scales before the product, where scaling many sums after it costs more.
+    `OUTER` is as in :func:`~qformats.kernels.triton_dequantize.dequantize_kernel`.
+    `SCALED` multiplies levels by float16 scales or factors before the product, where scaling many sums after it costs
+    more.
     """
     tile = tl.program_id(0)
     split = tl.program_id(1)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     row = tile * ROWS + tl.arange(0, ROWS)
     m = tl.program_id(2) * BATCH + tl.arange(0, BATCH)
-    lane = tl.arange(0, 32)
     inside = (row < N)[:, None]
-    at = row[:, None] * 32 + lane[None, :]
+    # Where a strip has two groups, its halves are multiplied one after the other.
+    halves: tl.constexpr = 2 if OUTER > 0 and GROUP == 16 else 1
+    width: tl.constexpr = 32 // halves
     # The levels, stretched as the look-up tables are.
     levels_ptr = table_ptr
     if dtype != tl.float32:
@@ -101,76 +153,93 @@ def linear_kernel(
     total = tl.zeros((ROWS, BATCH), dtype=tl.float32)
     sums = tl.zeros((BATCH,), dtype=tl.float32)
     for step in tl.range(steps * split // SPLIT, steps * (split + 1) // SPLIT, num_stages=STAGES):
-        for place in tl.static_range(quads_of_step(BITS)):
-            quad = step * quads_of_step(BITS) + place
-            if place % quads_of_first(BITS) == 0:
-                first = first_words(low_ptr, quad, at, inside, N * 32, BITS, EVEN_N)
-            if place % quads_of_second(BITS) == 0:
-                second = second_words(first, low_ptr, high_ptr, quad, at, inside, N * 32, BITS, EVEN_N)
-            x0 = _activations(x_ptr, m, M, K, quad, 0, EVEN_K)
-            x1 = _activations(x_ptr, m, M, K, quad, 1, EVEN_K)
-            x2 = _activations(x_ptr, m, M, K, quad, 2, EVEN_K)
-            x3 = _activations(x_ptr, m, M, K, quad, 3, EVEN_K)
-            x = (x0, x1, x2, x3)
-            if has_table(MODE):
-                level = table_levels(first, levels_ptr, lookup, lookup, dtype, FAST, PAIRED)
-            else:
-                z0 = scale_ptr
-                if ZERO is None:
-                    z0 = of_strip(shift_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
-                z1 = z0
-                z2 = z0
-                z3 = z0
-                if ZERO is None and GROUP % 128 != 0:
-                    z1 = of_strip(shift_ptr, row, N, quad, 1, inside, GROUP, groups, EVEN_N, EVEN_K)
-                    z2 = of_strip(shift_ptr, row, N, quad, 2, inside, GROUP, groups, EVEN_N, EVEN_K)
-                    z3 = of_strip(shift_ptr, row, N, quad, 3, inside, GROUP, groups, EVEN_N, EVEN_K)
-                level = (
-                    level_of(first, second, z0, BITS, ZERO, 0, place, dtype, FAST),
-                    level_of(first, second, z1, BITS, ZERO, 1, place, dtype, FAST),
-                    level_of(first, second, z2, BITS, ZERO, 2, place, dtype, FAST),
-                    level_of(first, second, z3, BITS, ZERO, 3, place, dtype, FAST),
-                )
-            if GROUP == 0:
-                for strip in tl.static_range(4):
-                    total = tl.dot(level[strip], tl.trans(x[strip]), total, input_precision="ieee")
-                    if has_minimum(MODE):
-                        sums += tl.sum(x[strip].to(tl.float32), axis=1)
-            elif GROUP % 128 == 0:
-                scale = of_strip(scale_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
-                part = tl.dot(level[0], tl.trans(x0), input_precision="ieee")
-                part = tl.dot(level[1], tl.trans(x1), part, input_precision="ieee")
-                part = tl.dot(level[2], tl.trans(x2), part, input_precision="ieee")
-                part = tl.dot(level[3], tl.trans(x3), part, input_precision="ieee")
-                total += scale.to(tl.float32) * part
-            elif GROUP % 64 == 0:
-                for pair in tl.static_range(2):
-                    scale = of_strip(scale_ptr, row, N, quad, 2 * pair, inside, GROUP, groups, EVEN_N, EVEN_K)
-                    part = tl.dot(level[2 * pair], tl.trans(x[2 * pair]), input_precision="ieee")
-                    part = tl.dot(
-                        level[2 * pair + 1], tl.trans(x[2 * pair + 1]), part, input_precision="ieee"
+        for half in tl.static_range(halves):
+            lane = half * width + tl.arange(0, width)
+            at = row[:, None] * 32 + lane[None, :]
+            for place in tl.static_range(quads_of_step(BITS)):
+                quad = step * quads_of_step(BITS) + place
+                if place % quads_of_first(BITS) == 0:
+                    first = first_words(low_ptr, quad, at, inside, N * 32, BITS, EVEN_N)
+                if place % quads_of_second(BITS) == 0:
+                    second = second_words(first, low_ptr, high_ptr, quad, at, inside, N * 32, BITS, EVEN_N)
+                x0 = _activations(x_ptr, m, M, K, quad, lane, 0, EVEN_K)
+                x1 = _activations(x_ptr, m, M, K, quad, lane, 1, EVEN_K)
+                x2 = _activations(x_ptr, m, M, K, quad, lane, 2, EVEN_K)
+                x3 = _activations(x_ptr, m, M, K, quad, lane, 3, EVEN_K)
+                x = (x0, x1, x2, x3)
+                if has_table(MODE):
+                    level = table_levels(first, levels_ptr, lookup, lookup, dtype, FAST, PAIRED)
+                else:
+                    z0 = scale_ptr
+                    if ZERO is None:
+                        z0 = of_strip(shift_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
+                    z1 = z0
+                    z2 = z0
+                    z3 = z0
+                    if ZERO is None and GROUP % 128 != 0:
+                        z1 = of_strip(shift_ptr, row, N, quad, 1, inside, GROUP, groups, EVEN_N, EVEN_K)
+                        z2 = of_strip(shift_ptr, row, N, quad, 2, inside, GROUP, groups, EVEN_N, EVEN_K)
+                        z3 = of_strip(shift_ptr, row, N, quad, 3, inside, GROUP, groups, EVEN_N, EVEN_K)
+                    level = (
+                        level_of(first, second, z0, BITS, ZERO, 0, place, dtype, FAST),
+                        level_of(first, second, z1, BITS, ZERO, 1, place, dtype, FAST),
+                        level_of(first, second, z2, BITS, ZERO, 2, place, dtype, FAST),
+                        level_of(first, second, z3, BITS, ZERO, 3, place, dtype, FAST),
                     )
-                    total += scale.to(tl.float32) * part
-            else:
-                for strip in tl.static_range(4):
-                    scale = of_strip(scale_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K)
-                    if GROUP % 32 == 0 and SCALED:
-                        value = level[strip] * scale
-                        total = tl.dot(value, tl.trans(x[strip]), total, input_precision="ieee")
-                    elif GROUP % 32 == 0:
-                        part = tl.dot(level[strip], tl.trans(x[strip]), input_precision="ieee")
-                        total += scale.to(tl.float32) * part
-                    else:
-                        value = level[strip].to(tl.float32) * scale.to(tl.float32)
+                if OUTER > 0:
+                    scale = of_quad(scale_ptr, row, N, quad, inside, OUTER, groups, EVEN_N, EVEN_K)
+                    words = factor_words(factor_ptr, row, N, quad, inside, GROUP, EVEN_N)
+                    total = _factored(level, words, scale, x, total, half, GROUP, SCALED, FAST)
+                    if has_minimum(MODE):
+                        low = of_quad(shift_ptr, row, N, quad, inside, OUTER, groups, EVEN_N, EVEN_K)
+                        words = factor_words(shift_factor_ptr, row, N, quad, inside, GROUP, EVEN_N)
+                        total += low * _weighted(words, x, half, GROUP, ROWS)
+                elif GROUP == 0:
+                    for strip in tl.static_range(4):
+                        total = tl.dot(level[strip], tl.trans(x[strip]), total, input_precision="ieee")
                         if has_minimum(MODE):
-                            value += of_strip(
-                                shift_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
-                            ).to(tl.float32)
-                        total = tl.dot(value.to(dtype), tl.trans(x[strip]), total, input_precision="ieee")
-            if has_minimum(MODE) and GROUP % 32 == 0 and GROUP > 0:
-                for strip in tl.static_range(4):
-                    minimum = of_strip(shift_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K)
-                    total = _minima(minimum, x[strip], total, ROWS)
+                            sums += tl.sum(x[strip].to(tl.float32), axis=1)
+                elif GROUP % 128 == 0:
+                    scale = of_strip(scale_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
+                    part = tl.dot(level[0], tl.trans(x0), input_precision="ieee")
+                    part = tl.dot(level[1], tl.trans(x1), part, input_precision="ieee")
+                    part = tl.dot(level[2], tl.trans(x2), part, input_precision="ieee")
+                    part = tl.dot(level[3], tl.trans(x3), part, input_precision="ieee")
+                    total += scale.to(tl.float32) * part
+                elif GROUP % 64 == 0:
+                    for pair in tl.static_range(2):
+                        scale = of_strip(
+                            scale_ptr, row, N, quad, 2 * pair, inside, GROUP, groups, EVEN_N, EVEN_K
+                        )
+                        part = tl.dot(level[2 * pair], tl.trans(x[2 * pair]), input_precision="ieee")
+                        part = tl.dot(
+                            level[2 * pair + 1], tl.trans(x[2 * pair + 1]), part, input_precision="ieee"
+                        )
+                        total += scale.to(tl.float32) * part
+                else:
+                    for strip in tl.static_range(4):
+                        scale = of_strip(
+                            scale_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
+                        )
+                        if GROUP % 32 == 0 and SCALED:
+                            value = level[strip] * scale
+                            total = tl.dot(value, tl.trans(x[strip]), total, input_precision="ieee")
+                        elif GROUP % 32 == 0:
+                            part = tl.dot(level[strip], tl.trans(x[strip]), input_precision="ieee")
+                            total += scale.to(tl.float32) * part
+                        else:
+                            value = level[strip].to(tl.float32) * scale.to(tl.float32)
+                            if has_minimum(MODE):
+                                value += of_strip(
+                                    shift_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
+                                ).to(tl.float32)
+                            total = tl.dot(value.to(dtype), tl.trans(x[strip]), total, input_precision="ieee")
+                if has_minimum(MODE) and GROUP % 32 == 0 and GROUP > 0 and OUTER == 0:
+                    for strip in tl.static_range(4):
+                        minimum = of_strip(
+                            shift_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
+                        )
+                        total = _minima(minimum, x[strip], total, ROWS)
     if GROUP == 0:
         scale = of_strip(scale_ptr, row, N, 0, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
         total = total * scale.to(tl.float32)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from qformats.numbers.levels import ScaleLevels
+
 __all__ = ["QuantizedTensor", "expand_blocks"]
 
 _CHUNK = 1 << 18
@@ -168,6 +170,11 @@ class QuantizedTensor(Shown):
             low, high, blocks = int(g_idx.min()), int(g_idx.max()), int(self.scale.shape[1])
             if low < 0 or high >= blocks:
                 raise ConfigError("g_idx", f"[{low}, {high}]", f"[0, {blocks - 1}], the columns of `scale`")
+
+    @property
+    def levels(self) -> ScaleLevels | None:
+        """The two numbers of which each scale is a product, where a subclass carries them."""
+        return None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -22,7 +22,7 @@ __all__ = ["PackedLayer"]
 
 _PIECE = 1 << 24
 """Weights decoded at a time, if rows can be decoded separately."""
-_BESIDE = ("scale", "shift", "table", "order")
+_BESIDE = ("scale", "shift", "table", "order", "factor", "shift_factor")
 """Tensors of a weight in the device layout beside its planes."""
 
 
@@ -190,8 +190,8 @@ class PackedLayer(nn.Module):
         assert home._form is not None
         tensors = [home._buffers[name] for name in home._held()]
         planes = cast("tuple[Tensor, ...]", tuple(tensors[: home._planes]))
-        scale, shift, table, order = tensors[home._planes :]
-        return DeviceWeight(planes, cast(Tensor, scale), shift, table, order, home._form)
+        beside = dict(zip(_BESIDE, tensors[home._planes :], strict=True))
+        return DeviceWeight(planes, form=home._form, **cast("dict[str, Any]", beside))
 
     def arrange(self, device: torch.device | str | None = None) -> bool:
         """Move the weight into the layout of the shared kernels, if they support it.

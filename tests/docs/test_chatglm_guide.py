@@ -54,10 +54,22 @@ def test_there_are_commands():
     assert {command.split()[0] for command in COMMANDS} == {"qformats", "python"}
 
 
-# In order: a command uses what those before it wrote.
+@pytest.fixture
+def quantized(there):
+    """The folder with what the guide's first export writes."""
+    if not (there / "chatglm2-6b-int4").exists():
+        qformats.export("chatglm2-6b", "chatglm2-6b-int4", format="glm:int4")
+    return there
+
+
+# A command uses what those before it wrote. Tests may run in several processes, each with a folder of its own.
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("qformats ")])
 @pytest.mark.filterwarnings("always::UserWarning")
 def test_commands_run(there, capsys, command):
+    for earlier in COMMANDS[: COMMANDS.index(command)]:
+        words = shlex.split(earlier)
+        if words[1] == "export" and not Path(words[words.index("-o") + 1]).exists():
+            assert call(capsys, *words[1:]).code == 0
     done = call(capsys, *shlex.split(command)[1:])
     assert done.code == 0, done.err
     if " generate " in command:
@@ -69,7 +81,7 @@ def test_commands_run(there, capsys, command):
         assert "rounded" not in done.out
 
 
-def test_the_python_of_the_guide_runs(there, capsys):
+def test_the_python_of_the_guide_runs(quantized, capsys):
     assert len(PYTHON) == 1
     exec(compile(PYTHON[0], "docs/chatglm.md", "exec"), {})
     assert capsys.readouterr().out.strip()
@@ -87,7 +99,7 @@ def test_a_pointer_is_named(there, tmp_path):
         qformats.open(model)
 
 
-def test_the_page_answers(there):
+def test_the_page_answers(quantized):
     import chat_page
 
     server = chat_page.serve(chat_page.Chat("chatglm2-6b-int4", "cpu", most=8), 0)

@@ -10,16 +10,20 @@ from triton.compiler import ASTSource
 from qformats.kernels.triton_dequantize import dequantize_kernel
 from qformats.kernels.triton_linear import linear_kernel
 
-# bits, mode, zero, group, dtype of the scales, dtype of the activations
+# bits, mode, zero, group, columns of an outer scale, dtype of the scales, dtype of the activations
 KINDS = {
-    "affine": (4, 0, 8, 128, "fp16", "fp16"),
-    "affine, bfloat16": (4, 0, 8, 32, "fp16", "bf16"),
-    "zeros": (4, 0, None, 64, "fp16", "fp16"),
-    "minimum, two planes": (5, 1, 0, 32, "fp16", "fp16"),
-    "eight bits, a row": (8, 0, 128, 0, "fp32", "fp16"),
-    "table": (4, 2, 0, 64, "fp32", "fp16"),
-    "table, bfloat16": (4, 2, 0, 64, "fp32", "bf16"),
-    "three bits, float32": (3, 0, 4, 128, "fp16", "fp32"),
+    "affine": (4, 0, 8, 128, 0, "fp16", "fp16"),
+    "affine, bfloat16": (4, 0, 8, 32, 0, "fp16", "bf16"),
+    "zeros": (4, 0, None, 64, 0, "fp16", "fp16"),
+    "minimum, two planes": (5, 1, 0, 32, 0, "fp16", "fp16"),
+    "eight bits, a row": (8, 0, 128, 0, 0, "fp32", "fp16"),
+    "table": (4, 2, 0, 64, 0, "fp32", "fp16"),
+    "table, bfloat16": (4, 2, 0, 64, 0, "fp32", "bf16"),
+    "groups of 32 in 256, minimum": (4, 1, 0, 32, 256, "fp16", "fp16"),
+    "groups of 16 in 256, six bits": (6, 0, 32, 16, 256, "fp16", "fp16"),
+    "groups of 16 in 256, minimum, bfloat16": (2, 1, 0, 16, 256, "fp16", "bf16"),
+    "groups of 32 in 256, table": (4, 2, 0, 32, 256, "fp16", "fp16"),
+    "three bits, float32": (3, 0, 4, 128, 0, "fp16", "fp32"),
 }
 NUMBERS = ("M", "N", "K", "groups", "steps")
 
@@ -27,7 +31,8 @@ NUMBERS = ("M", "N", "K", "groups", "steps")
 def types(scale, activations, zero):
     pointers = {
         "low_ptr": "i16", "high_ptr": "i16", "scale_ptr": scale, "shift_ptr": "fp16" if zero is None else scale,
-        "table_ptr": "fp32", "lookup_ptr": "i32", "x_ptr": activations, "bias_ptr": activations,
+        "table_ptr": "fp32", "lookup_ptr": "i32", "factor_ptr": "i32", "shift_factor_ptr": "i32",
+        "x_ptr": activations, "bias_ptr": activations,
         "out_ptr": activations, "partial_ptr": "fp32", "arrived_ptr": "i32",
     }  # fmt: skip
     return {**{name: f"*{kind}" for name, kind in pointers.items()}, **dict.fromkeys(NUMBERS, "i32")}
@@ -45,8 +50,16 @@ def compiled(kernel, constants, kinds, **options):
     return len(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"])
 
 
-for name, (bits, mode, zero, group, scale, activations) in KINDS.items():
-    common = {"BITS": bits, "MODE": mode, "ZERO": zero, "GROUP": group, "EVEN_N": True, "EVEN_K": True}
+for name, (bits, mode, zero, group, outer, scale, activations) in KINDS.items():
+    common = {
+        "BITS": bits,
+        "MODE": mode,
+        "ZERO": zero,
+        "GROUP": group,
+        "OUTER": outer,
+        "EVEN_N": True,
+        "EVEN_K": True,
+    }
     kinds = types(scale, activations, zero)
     tiles = {"ROWS": 64, "BATCH": 16, "SPLIT": 4, "STAGES": 2}
     chosen = {"FAST": activations != "fp32", "PAIRED": mode == 2, "SCALED": False, "BIAS": True}

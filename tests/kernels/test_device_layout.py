@@ -7,9 +7,10 @@ import torch
 from kernels.weights import BY_HAND, FORMATS, by_hand, of_format
 
 from qformats.errors import ConfigError
+from qformats.kernels import ops
 from qformats.kernels.codebook import make_codebook
 from qformats.kernels.device import arrange, padded_columns, restore, uncovered
-from qformats.numbers.quantized import QuantizedTensor
+from qformats.numbers import QuantizedTensor, ScaleLevels
 
 
 def assert_same(found: QuantizedTensor, expected: QuantizedTensor) -> None:
@@ -30,7 +31,7 @@ def assert_same(found: QuantizedTensor, expected: QuantizedTensor) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_formats_come_back_as_they_were(format):
-    quantized, bits = of_format(format, 64, 384)
+    quantized, bits = of_format(format, 64, 768)
     assert uncovered(quantized, bits) is None
     assert_same(restore(arrange(quantized, bits)), quantized)
 
@@ -121,3 +122,42 @@ def test_a_table_without_pairs_is_held_all_the_same():
     assert book.paired == (False, False)
     quantized = dataclasses.replace(by_hand(4, 8, 64, 32, mode="table"), codebook=levels)
     assert_same(restore(arrange(quantized)), quantized)
+
+
+@pytest.mark.parametrize(
+    ("format", "bits"),
+    [
+        ("q2_k", 3.125),
+        ("q3_k", 3.5625),
+        ("q4_k", 4.625),
+        ("q5_k", 5.625),
+        ("q6_k", 6.5625),
+        ("iq4_xs", 4.3125),
+    ],
+)
+def test_scales_in_two_levels_are_not_multiplied_out(format, bits):
+    quantized, width = of_format(f"gguf:{format}", 64, 1024)
+    weight = arrange(quantized, width)
+    table = 0 if weight.table is None else weight.table.nbytes
+    assert (weight.nbytes - table) * 8 / (64 * 1024) == bits
+    assert torch.equal(restore(weight).scale, quantized.scale)
+    # Scales of their own, which the stored numbers no longer give, are what counts.
+    other = dataclasses.replace(quantized, scale=quantized.scale * 2)
+    assert not arrange(other, width).form.outer
+    assert torch.equal(restore(arrange(other, width)).dequantize(), other.dequantize())
+
+
+def test_levels_of_any_factor_and_an_odd_number_of_columns():
+    class Factored(QuantizedTensor):
+        levels = ScaleLevels(
+            128,
+            torch.tensor([[0.5, -2.0], [1.0, 65504.0]], dtype=torch.float16),
+            torch.tensor([[-128, 127, 0, 1, 2, 3], [4, 5, 6, 7, 8, 9]], dtype=torch.int8),
+        )
+
+    plain = by_hand(4, 2, 170, 32)
+    quantized = Factored(plain.codes, Factored.levels.expand(32)[0], (1, 32), 8)
+    weight = arrange(quantized, 4)
+    assert (weight.form.outer, tuple(weight.factor.shape)) == (128, (2, 2))
+    assert_same(restore(weight), quantized)
+    assert torch.equal(ops.dequantize(weight), quantized.dequantize())

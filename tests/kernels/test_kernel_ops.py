@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from kernels.weights import BY_HAND, FORMATS, by_hand, of_format
+from kernels.weights import BY_HAND, FORMATS, by_hand, moved, of_format
 
 from qformats.errors import BackendUnavailableError, ConfigError, ShapeError
 from qformats.kernels import ops
@@ -22,12 +22,7 @@ def kernel(request, monkeypatch):
 
 
 def arranged(quantized, bits=None):
-    weight = arrange(quantized, bits)
-    parts = [part if not isinstance(part, torch.Tensor) else part.to(DEVICE) for part in weight]
-    return weight._replace(
-        planes=tuple(plane.to(DEVICE) for plane in weight.planes),
-        **dict(zip(("scale", "shift", "table", "order"), parts[1:5], strict=True)),
-    )
+    return moved(arrange(quantized, bits), DEVICE)
 
 
 def activations(count, columns, dtype, seed=1):
@@ -143,7 +138,7 @@ def test_gradients_through_checkpointing(kernel):
 def test_the_operators_are_declared_as_torch_wants_them(kernel):
     weight = arranged(by_hand(4, 8, 64, 32, mode="zeros"))
     x = activations(2, 64, torch.float32).requires_grad_()
-    parts = (list(weight.planes), *weight[1:5], list(weight.form))
+    parts = (list(weight.planes), *weight[1:-1], list(weight.form))
     torch.library.opcheck(torch.ops.qformats.linear.default, (x, None, *parts))
     torch.library.opcheck(torch.ops.qformats.dequantize.default, (*parts, torch.float16))
     ids = torch.tensor([1, 2], device=DEVICE)

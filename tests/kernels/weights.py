@@ -3,6 +3,7 @@
 import torch
 
 import qformats
+from qformats.kernels.device import DeviceWeight
 from qformats.numbers.quantized import QuantizedTensor
 
 FORMATS = (
@@ -21,6 +22,14 @@ FORMATS = (
     "bitsandbytes:int8",
     "glm:int4",
     "glm:int8",
+    "gguf:q2_k",
+    "gguf:q3_k",
+    "gguf:q4_k",
+    "gguf:q5_k",
+    "gguf:q6_k",
+    "gguf:iq4_nl",
+    "gguf:iq4_xs",
+    "gguf:mxfp4",
 )
 """Everything that runs on the shared kernels, as loaded from its packed bytes."""
 
@@ -32,6 +41,12 @@ def of_format(format: str, rows: int, columns: int, seed: int = 0) -> tuple[Quan
     packed = qformats.pack(qformats.quantize(weight, format), format)
     kernel = qformats.packer(format).spec.kernel
     return packed.unpack(), None if kernel is None else kernel.bits
+
+
+def moved(weight: DeviceWeight, device: str) -> DeviceWeight:
+    """The same weight on another device."""
+    beside = {name: None if part is None else part.to(device) for name, part in weight.beside.items()}
+    return weight._replace(planes=tuple(plane.to(device) for plane in weight.planes), **beside)
 
 
 def by_hand(

@@ -58,9 +58,12 @@ class SuperBlockPacker(GGUFPacker):
             self.layout.sub,
             bits=self.layout.bits,
             sqnr_floor_db=_SQNR_DB[kind.name],
-            # The kernel takes scales of two levels as float32 products, which it holds beside the codes.
             kernel=KernelSpec(
-                self.layout.bits, self.layout.mode, self.layout.sub, "f32" if self.layout.two_level else "f16"
+                self.layout.bits,
+                self.layout.mode,
+                self.layout.sub,
+                "f32" if self.layout.two_level else "f16",
+                self.layout.block if self.layout.two_level else 0,
             ),
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qformats.numbers import GridParams, QuantizedTensor
+from qformats.numbers import GridParams, QuantizedTensor, ScaleLevels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +70,22 @@ class TwoLevelTensor(QuantizedTensor):
     """A canonical tensor that carries its scales as they are stored."""
 
     parts: Parts | None = None
+
+    @property
+    def levels(self) -> ScaleLevels | None:
+        """Scales as they are stored, on the tensor's device."""
+        if self.parts is None:
+            return None
+        device, columns = self.codes.device, self.shape[1]
+        halves = self.parts.halves.to(device)
+        minima = self.minimum is not None
+        return ScaleLevels(
+            columns // halves.shape[1],
+            halves[..., 0],
+            self.parts.scales.to(device),
+            halves[..., 1].neg() if minima else None,
+            self.parts.minima.to(device) if minima else None,
+        )
 
     def take_rows(self, order: Tensor) -> QuantizedTensor:
         """The same tensor with its rows in another order; see :meth:`qformats.QuantizedTensor.take_rows`."""

@@ -70,7 +70,12 @@ def check_device_layout(packer: Packer) -> None:
         )
         group = min(kernel.block_size or columns, columns)
         expect(form.group == group, f"groups of {form.group} columns", f"{group}, as the KernelSpec says")
-        dtype = "f16" if weight.scale.dtype == torch.float16 else "f32"
+        expect(
+            form.outer == kernel.outer,
+            f"outer scales of {form.outer} columns",
+            f"{kernel.outer}, as the KernelSpec says",
+        )
+        dtype = "f16" if restore(weight).scale.dtype == torch.float16 else "f32"
         expect(
             dtype == kernel.scale_dtype, f"scales of {dtype}", f"{kernel.scale_dtype}, as the KernelSpec says"
         )
