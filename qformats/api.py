@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qformats.comparing import CompareReport
     from qformats.exporting import ExportReport
     from qformats.interfaces import Importance
+    from qformats.publishing import PublishReport
     from qformats.runtime.merge import MergeReport
     from qformats.work.progress import Progress
 
@@ -41,6 +42,7 @@ __all__ = [
     "pack",
     "packer",
     "prepare_for_training",
+    "publish",
     "quantize",
     "register_with_transformers",
     "unpack",
@@ -195,6 +197,121 @@ def export(
     )
     if "transformers" in sys.modules:
         # The output may be loaded with Transformers next, in this process.
+        register_with_transformers()
+    return report
+
+
+def publish(
+    model: str | PathLike[str] | Checkpoint,
+    folder: str | PathLike[str],
+    *,
+    formats: str | Sequence[str],
+    text: str | PathLike[str] | None = None,
+    window: int = 512,
+    windows: int | None = None,
+    device: str | None = None,
+    base_model: str | None = None,
+    quantizer: str | None = None,
+    quantizer_options: Mapping[str, str] | None = None,
+    imatrix: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+    tensor_types: Mapping[str, str] | None = None,
+    output_type: str | None = None,
+    token_embedding_type: str | None = None,
+    pure: bool = False,
+    container: str | None = None,
+    require_exact: bool = False,
+    force: bool = False,
+    workers: int | None = None,
+    options: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> PublishReport:
+    """Write a model in many formats in one read, with a model card and checksums, as they are put on the hub.
+
+    `folder` then holds a file or folder for each format, named as the hub names them, ``README.md`` and ``SHA256SUMS``.
+    Each has the bytes that :func:`export` writes. Other files there are left alone.
+
+    Parameters
+    ----------
+    model : str, path or Checkpoint
+        See :func:`open`.
+    folder : str or path
+        Where to write.
+    formats : str or sequence of str
+        Formats, or one.
+    text : str or path, optional
+        UTF-8 file that divergences from the model are measured on for the card, as :func:`compare` does; ``"demo"`` for
+        the one that comes with the package.
+    window, windows, device
+        As in :func:`compare`; for `text` only.
+    base_model : str, optional
+        Id of the model on the hub, for the card; known for a model that comes from there.
+    quantizer, quantizer_options, tensor_types, output_type, token_embedding_type, pure, container
+        As in :func:`export`, for all formats. Each quantizer gets those options that it has.
+    imatrix : path or sequence of path, optional
+        As in :func:`export`, for all quantized formats.
+    require_exact, force, workers, options, progress
+        As in :func:`export`.
+
+    Returns
+    -------
+    PublishReport
+        What was written, output by output.
+
+    Raises
+    ------
+    QFormatsError
+        Whatever is wrong with the input or the folder, and a format that the model cannot have; then nothing is left
+        behind.
+
+    Examples
+    --------
+    >>> import qformats, tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = qformats.publish("demo", Path(folder, "out"), formats=["gguf:q4_0", "glm:int4"])
+    ...     sorted(path.name for path in Path(folder, "out").iterdir())
+    ['README.md', 'SHA256SUMS', 'demo-llama-Q4_0.gguf', 'demo-llama-Q4_0.gguf.qformats.json', 'demo-llama-int4']
+    >>> [(output.name, round(output.report.bits_per_weight, 2)) for output in report.outputs]
+    [('demo-llama-Q4_0.gguf', 4.73), ('demo-llama-int4', 6.57)]
+    """
+    from qformats.exporting import Recipe
+    from qformats.exporting.recipe import with_options
+    from qformats.publishing import Settings, plan_all
+    from qformats.publishing import publish as run
+    from qformats.sources import check_options
+
+    options = mapping("options", options)
+    check_options(options)
+    written = path("folder", folder)
+    recipes = [
+        Recipe(
+            packer(format).name,
+            quantizer=quantizer or "",
+            imatrix=tuple(str(path("imatrix", file)) for file in several("imatrix", imatrix)),
+            tensor_types=tuple(mapping("tensor_types", tensor_types).items()),
+            output_type=output_type,
+            token_embedding_type=token_embedding_type,
+            pure=pure,
+            container=container,
+        )
+        for format in names("formats", formats)
+    ]
+    recipes = with_options(recipes, mapping("quantizer_options", quantizer_options))
+    source = model if isinstance(model, Checkpoint) else open(model, options=options)
+    settings = Settings(
+        base_model=base_model or "",
+        text=None if text is None else str(path("text", text)),
+        window=window,
+        windows=windows,
+        device=device,
+        options=options,
+        workers=workers,
+        force=force,
+        require_exact=require_exact,
+    )
+    report = run(source, plan_all(source, written, recipes, options), settings, progress)
+    if "transformers" in sys.modules:
+        # The outputs may be loaded with Transformers next, in this process.
         register_with_transformers()
     return report
 

@@ -32,7 +32,7 @@ _SHOWN = 8
 """Names that a message lists."""
 _PATIENCE = 10.0
 """Seconds to wait for the hub's first answer."""
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
 
 
 def open_model(model: str | PathLike[str], options: Mapping[str, str]) -> Checkpoint:

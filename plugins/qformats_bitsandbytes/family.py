@@ -50,6 +50,10 @@ class BitsAndBytes(Family):
     )
     similar = MappingProxyType({"fp8": ("int8",), "nf5": ("nf4",)})
 
+    def hub_name(self, packer: Packer) -> str:
+        """``bnb-nf4``."""
+        return f"bnb-{packer.spec.variant}"
+
     def parse(self, variant: str) -> Packer:
         """Packer of ``int8``, or of ``nf4`` or ``fp4`` with any of ``-dq``, ``-bs32`` to ``-bs4096``, ``-bf16``."""
         kind, *parts = variant.lower().split("-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -28,6 +29,14 @@ __all__ = ["GGUFCheckpoint"]
 _VOCABULARY = (
     "Its tokenizer can be used: qformats.load_tokenizer loads it, --format dense writes it into a folder"
 )
+_CARD = {
+    "license": "general.license",
+    "license_name": "general.license.name",
+    "license_link": "general.license.link",
+    "language": "general.languages",
+    "tags": "general.tags",
+}
+"""What a model card says, by the keys that convert_hf_to_gguf.py takes from one."""
 _STILL = (
     "What needs no architecture works: inspect, inspect --plan, compare without --text, export to a GGUF type"
 )
@@ -124,6 +133,25 @@ class GGUFCheckpoint(Checkpoint):
                     part = part.take_rows(mapping.permute.inverse(part.rows))
                 tensors[mapping.canonical] = part
         return tensors
+
+    def reading_through(self, wrap: Callable[[StoredTensor], StoredTensor]) -> Checkpoint:
+        """Tensors as stored are wrapped; the canonical ones are made from them."""
+        other = copy.copy(self)
+        other.stored = {name: wrap(tensor) for name, tensor in self.stored.items()}
+        other.left_out = dict(self.left_out)
+        other.tensors = other._canonical()
+        return other
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """License, languages and tags of ``general.*``."""
+        keys = Keys(self.native, str(self.path))
+        found: dict[str, Any] = {}
+        for name, key in _CARD.items():
+            value = keys.get(key)
+            if value:
+                found[name] = value
+        return found
 
     @property
     def stored_names(self) -> Collection[str]:

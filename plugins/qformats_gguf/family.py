@@ -66,6 +66,10 @@ class GGUF(Family):
         }
     )
 
+    def hub_name(self, packer: Packer) -> str:
+        """As llama.cpp names files: ``Q4_K_M``."""
+        return packer.spec.variant.upper()
+
     def about(self, word: str) -> str:
         """What mixes are that are not made here."""
         if word in _LATTICE:

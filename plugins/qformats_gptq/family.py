@@ -53,6 +53,10 @@ class GPTQFamily(Family):
     )
     config_files = ("quantize_config.json", "quant_config.json")
 
+    def hub_name(self, packer: Packer) -> str:
+        """``GPTQ-4bit-128g``."""
+        return f"GPTQ-{packer.spec.variant}"
+
     def parse(self, variant: str) -> GPTQPacker:
         """Packer of a name such as ``4bit-128g-actorder-asym``; ``-1g`` stands for the whole row."""
         found = _VARIANT.fullmatch(variant.lower())

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from qformats.interfaces.dense import DensePacker, dense
 from qformats.interfaces.family import Family
+from qformats.interfaces.packer import Packer
 from qformats.numbers.dtypes import SIZES
 
 __all__ = ["Dense"]
@@ -26,6 +27,10 @@ class Dense(Family):
     similar = MappingProxyType(
         dict.fromkeys(("safetensors", "hf", "huggingface", "transformers"), ("bf16", "f16", "f32"))
     )
+
+    def hub_name(self, packer: Packer) -> str:
+        """``BF16``."""
+        return packer.spec.variant.upper()
 
     def parse(self, variant: str) -> DensePacker:
         """Packer of one dtype."""

@@ -55,6 +55,10 @@ Workers = Annotated[
 ]
 
 
+KEPT = "what was written is kept; run the same command again to go on"
+"""Said of an interrupted export whose partial output stays."""
+
+
 def pairs(what: str, texts: Iterable[str] | None) -> dict[str, str]:
     """Names and values of a repeatable option ``--what NAME=VALUE``.
 
@@ -233,7 +237,7 @@ def export_as_told(
     except KeyboardInterrupt:
         if planned or not keep_partial:
             raise
-        raise KeyboardInterrupt("what was written is kept; run the same command again to go on") from None
+        raise KeyboardInterrupt(KEPT) from None
     if as_json(report.to_dict(), json):
         return
     if talk.quiet:

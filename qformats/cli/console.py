@@ -108,11 +108,10 @@ def table(
 
 def size(nbytes: float) -> str:
     """Bytes for people: ``98.4 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} TB"
+    # Help needs none of it, and nothing else of ours.
+    from qformats.work import shown
+
+    return shown.size(nbytes)
 
 
 class Bar:

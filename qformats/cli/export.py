@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,31 +25,44 @@ from qformats.cli.commands import (
     pair,
     pairs,
 )
+from qformats.cli.publish import publish_as_told
 from qformats.cli.suggestions import WrongCommandLine, example_formats
 
 __all__ = ["export"]
+
+_SEVERAL = "Several formats"
 
 
 def export(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="File or folder, a hub id (organisation/name), or demo.")],
     format: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--format",
             "-f",
+            metavar="FORMAT",
             autocompletion=completing.formats,
-            help="Format such as gguf:q4_0, nf4 or gptq (see qformats formats).  \\[required]",
+            help="Format such as gguf:q4_0, nf4 or gptq (see qformats formats); several are written in one read.  "
+            "\\[required]",
         ),
     ] = None,
     type: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            "--type", "--outtype", "-t", autocompletion=completing.variants, help="Variant, such as q4_0."
+            "--type",
+            "--outtype",
+            "-t",
+            metavar="TYPE",
+            autocompletion=completing.variants,
+            help="Variant, such as q4_0; repeatable.",
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "--outfile", "-o", help="File or folder to write.")
+        Path | None,
+        typer.Option(
+            "--output", "--outfile", "-o", help="File or folder to write; a folder for several formats."
+        ),
     ] = None,
     quantizer: Annotated[
         str | None,
@@ -91,6 +105,32 @@ def export(
             autocompletion=completing.containers, help="Container to write, if not the format's usual one."
         ),
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text to measure divergences on, or demo for the included text.",
+            rich_help_panel=_SEVERAL,
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=4, help="Tokens per window of the text (512), as in compare.", rich_help_panel=_SEVERAL
+        ),
+    ] = None,
+    windows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most windows to run; all by default.", rich_help_panel=_SEVERAL),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORGANISATION/NAME",
+            help="The model's id on the hub, for the card.",
+            rich_help_panel=_SEVERAL,
+        ),
+    ] = None,
     option: LoaderOptions = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -106,47 +146,80 @@ def export(
 
     The target appears only when all of it is written, checked and synced. A killed export goes on where it
     stopped when the same command is run again.
+
+    With several formats, -o is a folder that also gets a model card and checksums, to be published.
     """
     from qformats.cli.console import Bar
     from qformats.cli.declared import given
     from qformats.errors import ConfigError
 
-    if type == "" or format == "":
+    if "" in (*(type or ()), *(format or ())):
         # An unset variable in a script, most likely; the default would be a surprise.
         raise ConfigError(
             "--type" if format else "--format", "", "a name; leave the option out for the default"
         )
-    if format is None and type is None:
+    if not format and not type:
         raise _no_format(model, output)
-    if type and format and ":" in format:
-        raise ConfigError("--type", type, f"no --type, since --format {format} names one already")
     declared = given(context)
     options = pairs("option", option) | declared.loader
+    words = _words(format or [], type or [])
     # A misspelt format is reported before a model is fetched.
-    name = meant(":".join(word for word in (format, type) if word), output).name
+    names = [meant(word, output if len(words) == 1 else None).name for word in words]
+    card = {"text": text, "window": window, "windows": windows, "base-model": base_model}
+    for name, value in card.items() if len(names) == 1 else ():
+        if value is not None:
+            raise ConfigError(
+                f"--{name}",
+                value,
+                "several --format, whose model card it is for; qformats compare measures one",
+            )
     with Bar() as bar:
         source = opened(model, options, bar)
-    export_as_told(
-        source,
-        output,
-        format=name,
-        quantizer=quantizer,
-        quantizer_options=pairs("quantizer-option", quantizer_option) | declared.quantizer,
-        imatrix=imatrix or (),
-        tensor_types=[pair("tensor-type", text) for text in tensor_type or ()],
-        output_type=output_tensor_type,
-        token_embedding_type=token_embedding_type,
-        pure=pure,
-        container=container,
-        options=options,
-        force=force,
-        dry_run=dry_run,
-        check_exact=check_exact,
-        require_exact=require_exact,
-        keep_partial=keep_partial,
-        workers=workers,
-        json=json,
-    )
+    shared: dict[str, Any] = {
+        "quantizer": quantizer,
+        "quantizer_options": pairs("quantizer-option", quantizer_option) | declared.quantizer,
+        "imatrix": imatrix or (),
+        "tensor_types": [pair("tensor-type", text) for text in tensor_type or ()],
+        "output_type": output_tensor_type,
+        "token_embedding_type": token_embedding_type,
+        "pure": pure,
+        "container": container,
+        "options": options,
+        "force": force,
+        "dry_run": dry_run,
+        "check_exact": check_exact,
+        "require_exact": require_exact,
+        "keep_partial": keep_partial,
+        "workers": workers,
+        "json": json,
+    }
+    if len(names) > 1:
+        publish_as_told(
+            source,
+            output,
+            formats=names,
+            text=text,
+            window=window,
+            windows=windows,
+            base_model=base_model,
+            **shared,
+        )
+        return
+    export_as_told(source, output, format=names[0], **shared)
+
+
+def _words(formats: Sequence[str], types: Sequence[str]) -> list[str]:
+    """What each format is called: ``--format gguf --type q4_0 --type q5_0`` means two."""
+    from qformats.errors import ConfigError
+
+    if not types:
+        return list(formats)
+    if len(formats) > 1:
+        example = f"--format {formats[0].partition(':')[0]}:{types[0]}"
+        raise ConfigError("--type", types[0], f"no --type beside several --format; write {example}")
+    if formats and ":" in formats[0]:
+        raise ConfigError("--type", types[0], f"no --type, since --format {formats[0]} names one already")
+    return [":".join((*formats, type)) for type in types]
 
 
 def _no_format(model: str, output: Path | None) -> WrongCommandLine:

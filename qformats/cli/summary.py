@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qformats.exporting import ExportReport
     from qformats.exporting.account import LeftOut
 
-__all__ = ["print_left_out", "print_plan", "print_summary"]
+__all__ = ["print_details", "print_left_out", "print_plan", "print_summary"]
 
 _SHOWN_REASONS = 3
 """Reasons for rounding that a summary lists."""
@@ -77,16 +77,41 @@ def print_summary(report: ExportReport) -> None:
     out.print(f"[bold]{plain(report.target)}[/bold]  {report.format}, {plain(_chosen_by(report))}")
     out.print(rows)
     _print_notes(out, report, every=False)
+    _print_rounded(out, report)
+    _print_use(out, report)
+
+
+def print_details(report: ExportReport, name: str, *, planned: bool) -> None:
+    """Print what is special about one of several outputs, and how to run it."""
+    from qformats.cli.console import console, plain
+
+    out = console()
+    out.print(f"[bold]{plain(name)}[/bold]  {report.format}, {plain(_chosen_by(report))}")
+    _print_notes(out, report, every=False)
+    if not planned:
+        _print_rounded(out, report)
+        _print_use(out, report)
+
+
+def _print_rounded(out: Console, report: ExportReport) -> None:
+    """Which plain numbers took the place of more exact ones."""
     rounded = Counter(
         (t.action, _variant(t.source_format), _variant(t.format)) for t in report.tensors if t.rounded
     )
     for (action, source, after), count in rounded.items():
         how = f"decoded from {source} and rounded" if action == "dequantized" else f"cast from {source}"
         out.print(f"{_tensors(count)} {'was' if count == 1 else 'were'} {how} to {after}")
+
+
+def _print_use(out: Console, report: ExportReport) -> None:
+    """How to run an output."""
+    from qformats.cli.console import plain
+    from qformats.exporting.report import needs_us
+
     if report.run_with:
         # No wrapping: a command is copied as a whole.
         out.print(f"Run it:  [bold]{plain(report.run_with)}[/bold]", soft_wrap=True)
-    elif _needs_us(Path(report.target)):
+    elif needs_us(Path(report.target)):
         out.print(
             "Load it with qformats.from_pretrained, or with Transformers after: "
             "import qformats; qformats.register_with_transformers()",
@@ -100,17 +125,6 @@ def _chosen_by(report: ExportReport) -> str:
         return "no weight was quantized"
     on = f", calibrated on {report.calibration}" if report.calibration else ""
     return f"quantizer {report.quantizer}{on}"
-
-
-def _needs_us(target: Path) -> bool:
-    """Whether Transformers knows the quantization method of a folder only from here."""
-    import json
-
-    config = target / "config.json"
-    if not config.is_file():
-        return False
-    declared = json.loads(config.read_bytes()).get("quantization_config") or {}
-    return bool(declared.get("quant_method") == "qformats")
 
 
 def _print_notes(out: Console, report: ExportReport, every: bool) -> None:

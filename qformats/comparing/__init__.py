@@ -7,7 +7,7 @@ file. The report is plain data.
 
 from __future__ import annotations
 
-from qformats.comparing.comparison import Settings, compare
+from qformats.comparing.comparison import Settings, compare, require_text
 from qformats.comparing.report import CompareReport
 
-__all__ = ["CompareReport", "Settings", "compare"]
+__all__ = ["CompareReport", "Settings", "compare", "require_text"]

@@ -29,7 +29,7 @@ from qformats.work.pool import threads
 from qformats.work.progress import Progress, Silent
 from qformats.work.writing import check_place
 
-__all__ = ["Settings", "compare"]
+__all__ = ["Settings", "compare", "require_text"]
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,26 @@ def compare(
         version=__version__,
         tasks=() if exam is None else exam.used,
     )
+
+
+def require_text(base: Checkpoint, settings: Settings) -> None:
+    """Refuse a text that a model and others made from it could not be run on.
+
+    Parameters
+    ----------
+    base : Checkpoint
+        The model.
+    settings : Settings
+        With a text.
+
+    Raises
+    ------
+    QFormatsError
+        As a comparison would.
+    """
+    _require_comparable(base, [base], [], settings)
+    assert settings.text is not None
+    _windows(base, read_text(settings.text), settings)
 
 
 @contextlib.contextmanager

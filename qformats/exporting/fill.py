@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import math
 import mmap
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "Output",
     "OutputFiles",
     "Slice",
     "encode",
@@ -224,15 +226,33 @@ def _write_at(handle: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def fill(
-    plan: Plan,
-    slices: Sequence[Slice],
-    files: OutputFiles,
-    journal: Journal,
-    workers: int,
-    progress: Progress,
-) -> None:
-    """Write every slice that the journal does not hold yet.
+@dataclass(frozen=True, eq=False)
+class Output:
+    """An output that is being written.
+
+    Attributes
+    ----------
+    plan : Plan
+        What becomes of the source.
+    slices : sequence of Slice
+        Of the plan, in the order of the source.
+    files : OutputFiles
+        Where the bytes go.
+    journal : Journal
+        Which slices are written.
+    check : SelfCheck
+        Looks at the first rows of each tensor.
+    """
+
+    plan: Plan
+    slices: Sequence[Slice]
+    files: OutputFiles
+    journal: Journal
+    check: SelfCheck = dataclasses.field(default_factory=SelfCheck)
+
+
+def fill(outputs: Sequence[Output], workers: int, progress: Progress) -> None:
+    """Write every slice that the journals do not hold yet, of all outputs in one pass over the source.
 
     Raises
     ------
@@ -243,17 +263,39 @@ def fill(
     OutputError
         If the disk is full or fails.
     """
-    pending = [piece for piece in slices if piece.index not in journal.done]
+    pending = [
+        (output, piece)
+        for output in outputs
+        for piece in output.slices
+        if piece.index not in output.journal.done
+    ]
+    heaviest = 0
+    if len(outputs) > 1:
+        # What is read of a tensor serves all outputs, whole tensors first: slices are cut from them.
+        pending.sort(key=lambda each: _position(*each))
+        # Formats that take whole tensors would otherwise be worked on alone, on one core.
+        heaviest = max((weights_of(output.plan, piece) for output, piece in pending), default=0)
     # Seconds, the first time; the pool below would take them without a word.
     progress.start("loading torch", 0)
     import torch  # noqa: F401
 
-    progress.start("writing", sum(source_bytes(plan, piece) for piece in pending))
-    check = SelfCheck()
-    with in_slices(plan, lambda piece: _convert(plan, piece, files, check), pending, workers) as written:
-        for piece, each in written:
-            journal.add(piece.index, each)
-            progress.advance(source_bytes(plan, piece))
+    progress.start("writing", sum(source_bytes(output.plan, piece) for output, piece in pending))
+    with bounded(
+        lambda each: _convert(each[0].plan, each[1], each[0].files, each[0].check),
+        pending,
+        workers,
+        weight=lambda each: weights_of(each[0].plan, each[1]),
+        limit=2 * workers * SLICE_WEIGHTS + heaviest,
+    ) as written:
+        for (output, piece), each in written:
+            output.journal.add(piece.index, each)
+            progress.advance(source_bytes(output.plan, piece))
+
+
+def _position(output: Output, piece: Slice) -> tuple[str, int, int, int]:
+    """Where a slice stands in the pass over the source."""
+    source = output.plan.tensors[piece.tensor].source
+    return str(source.file), source.offset, piece.start, -piece.stop
 
 
 def in_slices(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections import Counter
@@ -17,7 +18,7 @@ from qformats.registry import registry
 from qformats.version import __version__
 from qformats.work.shown import Shown, nbytes
 
-__all__ = ["ExportReport", "TensorReport", "answered", "record", "report_of"]
+__all__ = ["ExportReport", "TensorReport", "answered", "needs_us", "record", "report_of", "run_command"]
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def report_of(
         file_nbytes=plan.layout.nbytes,
         files=tuple((file.name, file.size) for file in plan.layout.files),
         tensors=tensors,
-        run_with=plan.layout.run_with.replace("{target}", _shown(plan)),
+        run_with=run_command(plan, str(_opened_first(plan))),
         left_out=plan.left_out,
         calibration=plan.source.calibration,
         importance=None if importance is None else importance.provenance,
@@ -277,11 +278,35 @@ def _tensor(plan: TensorPlan, measure: Measure | None) -> TensorReport:
     )
 
 
-def _shown(plan: Plan) -> str:
-    """Path by which a program opens the output, quoted for a shell."""
-    first = plan.target if plan.layout.folder else plan.target.with_name(plan.layout.files[0].name)
+def _opened_first(plan: Plan) -> Path:
+    """Path by which a program opens the output."""
+    return plan.target if plan.layout.folder else plan.target.with_name(plan.layout.files[0].name)
+
+
+def run_command(plan: Plan, path: str, command: str = "") -> str:
+    """Command line that uses the output at a path, quoted for a shell; empty if the container has none.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of the output.
+    path : str
+        Where it lies.
+    command : str
+        With ``{target}`` for the path, if not the container's own.
+    """
     # A leading dash would be taken for an option.
-    return shlex.quote(f"./{first}" if str(first).startswith("-") else str(first))
+    shown = shlex.quote(f"./{path}" if path.startswith("-") else path)
+    return (command or plan.layout.run_with).replace("{target}", shown)
+
+
+def needs_us(target: Path) -> bool:
+    """Whether Transformers knows the quantization method of a folder only from here."""
+    config = target / "config.json"
+    if not config.is_file():
+        return False
+    declared = json.loads(config.read_bytes()).get("quantization_config") or {}
+    return bool(declared.get("quant_method") == "qformats")
 
 
 def record(report: ExportReport) -> dict[str, Any]:

@@ -1,16 +1,16 @@
-"""One export from beginning to end."""
+"""One export, or several of one model, from beginning to end."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
 from qformats.errors import CheckpointError
 from qformats.exporting.check import require_exact as refuse_inexact
-from qformats.exporting.fill import OutputFiles, Slice, fill, slices_of
+from qformats.exporting.fill import Output, OutputFiles, Slice, fill, slices_of
 from qformats.exporting.journal import Journal, finish_or_undo
 from qformats.exporting.plan import Plan, make_plan
 from qformats.exporting.prepare import Workspace, prepare
@@ -24,7 +24,7 @@ from qformats.work.pool import threads
 from qformats.work.progress import Progress, Silent
 from qformats.work.signals import uninterrupted
 
-__all__ = ["execute", "run"]
+__all__ = ["execute", "execute_all", "run"]
 
 
 def run(
@@ -74,89 +74,149 @@ def execute(
     QFormatsError
         Whatever is wrong with the input or the target.
     """
+    (report,) = execute_all(
+        [plan],
+        force=force,
+        workers=workers,
+        keep_partial=keep_partial,
+        require_exact=require_exact,
+        progress=progress,
+    )
+    return report
+
+
+def execute_all(
+    plans: Sequence[Plan],
+    *,
+    force: bool = False,
+    workers: int | None = None,
+    keep_partial: bool = False,
+    require_exact: bool = False,
+    progress: Progress | None = None,
+    placing: Callable[[Plan, Sequence[tuple[Path, Path]]], None] | None = None,
+) -> list[ExportReport]:
+    """Carry out several plans of one source in one pass over it; see :func:`execute`.
+
+    Quantizers that prepare the whole model do so first, one plan after the other. The outputs are put in place
+    together, when all of them are written and checked.
+
+    Parameters
+    ----------
+    plans : sequence of Plan
+        With targets in one folder.
+    force, workers, keep_partial, require_exact, progress
+        See :func:`execute`.
+    placing : callable, optional
+        Called for each output before any is put in place, with what will be moved where.
+    """
     progress = progress or Silent()
     workers = threads(workers)
     began = time.perf_counter()
     with uninterrupted(late=True):
-        # Before the target is inspected: half of it may be elsewhere.
-        finish_or_undo(plan.target, plan.partial_name)
-    check_target(plan, force)
-    _check_source(plan)
-    folder = plan.target.parent
-    new = not folder.exists()
-    if require_exact:
+        # Before the targets are inspected: half of one may be elsewhere.
+        for plan in plans:
+            finish_or_undo(plan.target, plan.partial_name)
+    for plan in plans:
+        check_target(plan, force)
+        _check_source(plan)
+    new = [folder for folder in dict.fromkeys(plan.target.parent for plan in plans) if not folder.exists()]
+    for plan in plans if require_exact else ():
         refuse_inexact(plan, workers, progress)
-    if not plan.quantizer.prepares:
-        report = _write(plan, began, force, workers, keep_partial, progress)
-        _tell_of(folder, new, progress)
-        return report
-    workspace = Workspace(plan)
+    workspaces: list[Workspace] = []
     try:
-        report = _write(
-            prepare(plan, workspace.files, progress), began, force, workers, keep_partial, progress
-        )
+        ready = []
+        for plan in plans:
+            if plan.quantizer.prepares:
+                if len(plans) > 1:
+                    progress.notice(f"{plan.target.name}: quantizer {plan.recipe.quantizer}")
+                workspaces.append(Workspace(plan))
+                plan = prepare(plan, workspaces[-1].files, progress)
+            ready.append(plan)
+        reports = _write(ready, began, force, workers, keep_partial, progress, placing)
     except BaseException:
         with uninterrupted():
-            workspace.close() if keep_partial else workspace.discard()
+            for workspace in workspaces:
+                workspace.close() if keep_partial else workspace.discard()
         raise
-    workspace.discard()
-    _tell_of(folder, new, progress)
-    return report
-
-
-def _tell_of(folder: Path, new: bool, progress: Progress) -> None:
-    """Say that there was no such folder: of a mistyped path nothing else would tell."""
-    if new:
+    for workspace in workspaces:
+        workspace.discard()
+    for folder in new:
+        # Of a mistyped path nothing else would tell.
         progress.notice(f"made the folder {folder}")
+    return reports
 
 
 def _write(
-    plan: Plan, began: float, force: bool, workers: int, keep_partial: bool, progress: Progress
-) -> ExportReport:
+    plans: Sequence[Plan],
+    began: float,
+    force: bool,
+    workers: int,
+    keep_partial: bool,
+    progress: Progress,
+    placing: Callable[[Plan, Sequence[tuple[Path, Path]]], None] | None,
+) -> list[ExportReport]:
     """Fill and seal."""
-    slices = slices_of(plan)
-    journal: Journal | None = None
-    files: OutputFiles | None = None
+    opened: list[Journal | OutputFiles] = []
     try:
-        with uninterrupted(late=True):
-            identity = plan.identity([(s.tensor, s.start, s.stop) for s in slices])
-            journal = Journal(plan.target, identity, plan.partial_name)
-        # Again, now that nobody else can put it there.
-        check_target(plan, force)
-        files = OutputFiles(plan, journal.files)
-        journal.done = {
-            index: written
-            for index, written in journal.done.items()
-            if 0 <= index < len(slices) and files.recovered(slices[index], written.spans)
-        }
-        resumed = len(journal.done)
-        if resumed:
+        outputs = [_opened(plan, force, opened) for plan in plans]
+        resumed = [len(output.journal.done) for output in outputs]
+        if any(resumed):
+            count = sum(len(output.slices) for output in outputs)
             progress.notice(
-                f"going on with an interrupted export: {resumed} of {len(slices)} slices are written"
+                f"going on with an interrupted export: {sum(resumed)} of {count} slices are written"
             )
-        fill(plan, slices, files, journal, workers, progress)
-        _check_source(plan)
-        measures, zeros = _measures(slices, journal), _vanished(slices, journal)
-        report = report_of(plan, resumed=resumed, measures=measures, vanished=zeros)
-        beside = leftovers(plan).notes()
+        fill(outputs, workers, progress)
+        for plan in plans:
+            _check_source(plan)
+        reports = [_report(output, count) for output, count in zip(outputs, resumed, strict=True)]
+        beside = [leftovers(plan).notes() for plan in plans]
         progress.start("checking what was written", 0)
-        seal(plan, files, journal, report, workers, force)
+        seal(outputs, reports, workers, force, placing)
     except BaseException:
         with uninterrupted():
-            if files is not None:
-                files.close()
-            if journal is not None:
-                journal.close() if keep_partial else journal.discard()
+            # The first journal goes last: it removes the folders that were made for all.
+            for each in reversed(opened):
+                each.discard() if isinstance(each, Journal) and not keep_partial else each.close()
         raise
     warn_of_zeros(
         [
             (t.name, t.vanished, t.shape[0] if len(t.shape) > 1 else 1, t.format)
+            for report in reports
             for t in report.tensors
             if t.vanished
         ]
     )
+    seconds = time.perf_counter() - began
     # Not in the record: what lay there before is no part of the output.
-    return replace(report, seconds=time.perf_counter() - began, notes=(*report.notes, *beside))
+    return [
+        replace(report, seconds=seconds, notes=(*report.notes, *notes))
+        for report, notes in zip(reports, beside, strict=True)
+    ]
+
+
+def _opened(plan: Plan, force: bool, opened: list[Journal | OutputFiles]) -> Output:
+    """The partial output of a plan; what is to be closed or discarded is added to `opened` at once."""
+    slices = slices_of(plan)
+    with uninterrupted(late=True):
+        identity = plan.identity([(s.tensor, s.start, s.stop) for s in slices])
+        journal = Journal(plan.target, identity, plan.partial_name)
+        opened.append(journal)
+    # Again, now that nobody else can put it there.
+    check_target(plan, force)
+    files = OutputFiles(plan, journal.files)
+    opened.append(files)
+    journal.done = {
+        index: written
+        for index, written in journal.done.items()
+        if 0 <= index < len(slices) and files.recovered(slices[index], written.spans)
+    }
+    return Output(plan, slices, files, journal)
+
+
+def _report(output: Output, resumed: int) -> ExportReport:
+    """What is recorded of an output that is written."""
+    measures, zeros = _measures(output.slices, output.journal), _vanished(output.slices, output.journal)
+    return report_of(output.plan, resumed=resumed, measures=measures, vanished=zeros)
 
 
 def _measures(slices: Sequence[Slice], journal: Journal) -> dict[int, Measure]:

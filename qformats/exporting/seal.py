@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import xxhash
 
 from qformats.errors import ConfigError, OutputError, spelled
-from qformats.exporting.fill import OutputFiles
+from qformats.exporting.fill import Output, OutputFiles
 from qformats.exporting.journal import Journal, Span, sync_folder
 from qformats.exporting.plan import Plan
 from qformats.exporting.report import ExportReport, record
@@ -22,7 +23,7 @@ from qformats.work.pool import bounded
 from qformats.work.signals import uninterrupted
 from qformats.work.targets import refuse_stream
 
-__all__ = ["check_target", "leftovers", "seal"]
+__all__ = ["check_target", "final_paths", "leftovers", "record_path", "seal"]
 
 RECORD = "qformats.json"
 _OF_MODELS = (
@@ -51,6 +52,11 @@ _FOLDERS = (".cache", "additional_chat_templates")
 def record_name(plan: Plan) -> str:
     """File name of the record of an export."""
     return RECORD if plan.layout.folder else f"{plan.target.name}.{RECORD}"
+
+
+def record_path(plan: Plan) -> Path:
+    """The record of an export that is in place."""
+    return plan.target / RECORD if plan.layout.folder else plan.target.with_name(record_name(plan))
 
 
 def final_paths(plan: Plan) -> list[Path]:
@@ -190,15 +196,64 @@ def finish(plan: Plan, files: OutputFiles) -> list[Span]:
 
 
 def seal(
-    plan: Plan, files: OutputFiles, journal: Journal, report: ExportReport, workers: int, force: bool
+    outputs: Sequence[Output],
+    reports: Sequence[ExportReport],
+    workers: int,
+    force: bool,
+    placing: Callable[[Plan, Sequence[tuple[Path, Path]]], None] | None = None,
 ) -> None:
-    """Check, sync and put in place; afterwards the journal is gone.
+    """Check and sync all outputs, then put them in place together; afterwards the journals are gone.
+
+    Parameters
+    ----------
+    outputs : sequence of Output
+        Filled.
+    reports : sequence of ExportReport
+        What is recorded of each.
+    workers : int
+        Threads.
+    force : bool
+        Replace what exists.
+    placing : callable, optional
+        Called for each before any is put in place, with what will be moved where.
 
     Raises
     ------
     OutputError
-        If the output is damaged or cannot be put in place.
+        If an output is damaged or cannot be put in place.
     """
+    for output, report in zip(outputs, reports, strict=True):
+        with _said_of(output.plan):
+            _check(output, report, workers)
+    with uninterrupted():
+        for output in outputs:
+            # Again: filling takes long, and something may have been put there meanwhile.
+            check_target(output.plan, force)
+        if placing is not None:
+            for output in outputs:
+                placing(output.plan, _moves(output.plan, output.journal))
+        for output in outputs:
+            with _said_of(output.plan):
+                stale = leftovers(output.plan).replaced
+                output.journal.place(_moves(output.plan, output.journal), stale)
+                sync_folder(output.plan.target.parent)
+                output.journal.discard()
+
+
+@contextlib.contextmanager
+def _said_of(plan: Plan) -> Iterator[None]:
+    """Turn errors of the operating system into one about the target."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(plan.target, f"cannot be put in place ({error.strerror or error})") from error
+
+
+def _check(output: Output, report: ExportReport, workers: int) -> None:
+    """Compare what is written with its checksums, write the record, and wait for the disk."""
+    plan, files, journal = output.plan, output.files, output.journal
     spans = [span for written in journal.done.values() for span in written.spans]
     spans += finish(plan, files)
     with ThreadPoolExecutor(1, "qformats-sync") as background:
@@ -208,23 +263,11 @@ def seal(
         synced.result()
     files.close()
     text = json.dumps(record(report), indent=1, ensure_ascii=False) + "\n"
-    kept = journal.files / record_name(plan)
-    try:
-        with kept.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(journal.files)
-        with uninterrupted():
-            # Again: filling takes long, and something may have been put there meanwhile.
-            check_target(plan, force)
-            journal.place(_moves(plan, journal), leftovers(plan).replaced)
-            sync_folder(plan.target.parent)
-            journal.discard()
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(plan.target, f"cannot be put in place ({error.strerror or error})") from error
+    with (journal.files / record_name(plan)).open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(journal.files)
 
 
 def _moves(plan: Plan, journal: Journal) -> list[tuple[Path, Path]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from qformats.errors import QFormatsError
 from qformats.interfaces.importance import Importance
 from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import FLOATS
+from qformats.work.cards import front_matter
 from qformats.work.files import Fingerprint
 from qformats.work.guard import Guarded
 from qformats.work.shown import Shown, bits, nbytes
@@ -60,7 +62,7 @@ class Checkpoint(Shown, Guarded, ABC):
     torch.Size([256])
     """
 
-    guarded = ("architecture", "config", "tokenizer_files", "files", "metadata", "read")
+    guarded = ("architecture", "config", "tokenizer_files", "files", "metadata", "card", "read")
     role = "model"
 
     path: Path
@@ -91,6 +93,28 @@ class Checkpoint(Shown, Guarded, ABC):
     @abstractmethod
     def files(self) -> list[Path]:
         """Every file that the model was read from; their sizes and times identify the source of an export."""
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """What a model card says about the model in its front matter: license, language, pipeline_tag and the like.
+
+        By default that of the README.md in the model's folder.
+
+        Raises
+        ------
+        CheckpointError
+            If its front matter cannot be read.
+        """
+        return front_matter(self.path / "README.md") if self.path.is_dir() else {}
+
+    def reading_through(self, wrap: Callable[[StoredTensor], StoredTensor]) -> Checkpoint:
+        """The same model, with every tensor of its files read by what `wrap` makes of it.
+
+        A loader that keeps tensors elsewhere than in `tensors` overrides this.
+        """
+        other = copy.copy(self)
+        other.tensors = {name: wrap(tensor) for name, tensor in self.tensors.items()}
+        return other
 
     @property
     def stored_names(self) -> Collection[str]:
@@ -229,6 +253,11 @@ class ReplacedTensors(Checkpoint):
     def files(self) -> list[Path]:
         """The source's: everything else follows from them."""
         return self.source.files
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """The source's."""
+        return self.source.card
 
     @property
     def stored_names(self) -> Collection[str]:

@@ -65,6 +65,7 @@ class Family(Guarded):
 
     guarded = (
         "variants",
+        "hub_name",
         "parse",
         "detect",
         "undeclared",
@@ -117,6 +118,10 @@ class Family(Guarded):
             if packer.spec.variant == variant:
                 return packer
         raise self.unknown(variant)
+
+    def hub_name(self, packer: Packer) -> str:
+        """What is added to a model's name when it is published in one of these formats: ``MODEL-NAME``."""
+        return packer.spec.variant
 
     def about(self, word: str) -> str:
         """What a name is, in lower case and of no format of the family; empty if that is not known either."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Shown", "as_html", "as_line", "bits", "dims", "nbytes"]
+__all__ = ["Shown", "as_html", "as_line", "bits", "dims", "nbytes", "size"]
 
 _LONGEST = 80
 """Characters of a fact in a table: whatever a file holds stays small."""
@@ -46,6 +46,15 @@ def dims(shape: Sequence[int]) -> str:
 def nbytes(count: int) -> str:
     """A number of bytes in full."""
     return f"{count:,} byte{'' if count == 1 else 's'}"
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people: ``98.4 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} TB"
 
 
 def bits(count: int, weights: int) -> str:

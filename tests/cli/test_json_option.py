@@ -88,6 +88,7 @@ COMMANDS = {
     "check": ("check", "gguf:q4_0", "-k", "sqnr"),
     "compare": ("compare", "demo", "--try", "gguf:q4_0"),
     "export": ("export", "demo", "-f", "gguf:q4_0", "--dry-run"),
+    "export several": ("export", "demo", "-f", "gguf:q4_0", "-f", "nf4", "--dry-run"),
     "generate": ("generate", "demo", "Once upon", "-n", "2", "--device", "cpu"),
     "imatrix": ("imatrix", "demo", "--chunks", "1", "--chunk-size", "32", "-o", "m.gguf", "--force"),
 }
