@@ -18,6 +18,9 @@ __all__ = ["NestedScales"]
 class NestedScales(Shown):
     """One number per block as ``outer * inner``, where neighbouring blocks of a row share `outer`.
 
+    For whoever chooses them: it says, beside what they are, what they could be. How a tensor's scales are stored is
+    told by :class:`~qformats.numbers.ScaleLevels`.
+
     Attributes
     ----------
     outer : Tensor

@@ -109,8 +109,8 @@ def solve(
     goal = frame.enter(goal)
     params = fit(grid, goal, frame.importance, search=method.search)
     state = _rounded(grid, params, goal, frame)
-    for _ in range(method.rounds):
-        better = _improved(grid, state, goal, frame)
+    for turn in range(method.rounds):
+        better = _improved(grid, state, goal, frame, trials=turn == 0)
         if better is None:
             break
         gain = float(state.loss.sum() - better.loss.sum())
@@ -170,9 +170,10 @@ def _rounded(grid: Grid, params: GridParams, goal: Tensor, frame: _Frame) -> _St
     return _State(params, frame.from_rounding(codes.byte()), frame.hessian.loss(errors))
 
 
-def _improved(grid: Grid, state: _State, goal: Tensor, frame: _Frame) -> _State | None:
+def _improved(grid: Grid, state: _State, goal: Tensor, frame: _Frame, *, trials: bool) -> _State | None:
     """Fit parameters to codes, then choose codes again; rows that got worse are left as they were."""
-    params = refit(grid, state.params, goal, state.codes.float(), frame.hessian.matrix, frame.places)
+    matrix = frame.hessian.matrix
+    params = refit(grid, state.params, goal, state.codes.float(), matrix, frame.places, trials=trials)
     params = params or state.params
     weight = frame.to_rounding(goal).contiguous()
     levels = frame.levels(Levels.of(grid, params, goal))
