@@ -24,7 +24,7 @@ from torch import Tensor
 
 from qformats.kernels import launch, ops
 from qformats.kernels.device import DeviceWeight, arrange
-from qformats.numbers import QuantizedTensor, ScaleLevels
+from qformats.numbers import NestedScales, QuantizedTensor
 
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008), (28672, 8192)]
 # fmt: off
@@ -61,13 +61,13 @@ ROTATED = 120e6
 """Bytes that a measurement rotates through, more than twice the L2 cache."""
 
 
-class Factored(QuantizedTensor):
+class Nested(QuantizedTensor):
     """With scales that are products."""
 
-    given: ScaleLevels | None = None
+    given: tuple[NestedScales, ...] = ()
 
     @property
-    def levels(self) -> ScaleLevels | None:
+    def nested_scales(self) -> tuple[NestedScales, ...]:
         """What the scales are products of."""
         return self.given
 
@@ -78,7 +78,7 @@ def weight_of(kind: str, rows: int, columns: int) -> DeviceWeight:
     shape = (rows, -(-columns // group))
     codes = torch.randint(0, 1 << bits, (rows, columns), device="cuda", dtype=torch.uint8)
     zero: Tensor | int = 1 << (bits - 1)
-    minimum = table = levels = None
+    minimum = table = None
     scale = (torch.rand(shape, device="cuda") * 0.01 + 0.001).to(scale_dtype)
     if mode == "zeros":
         zero = torch.randint(0, 1 << bits, shape, device="cuda", dtype=torch.int32)
@@ -86,18 +86,16 @@ def weight_of(kind: str, rows: int, columns: int) -> DeviceWeight:
         zero, minimum = 0, (torch.randn(shape, device="cuda") * 0.05).to(scale_dtype)
     elif mode == "table":
         zero, table = 0, torch.tensor(IQ4 if outer else NF4, device="cuda", dtype=torch.float32)
+    nested = []
     if outer:
-        parts = []
         for _ in range(1 + (minimum is not None)):
-            parts += [
-                (torch.rand(rows, columns // outer[0], device="cuda") * 1e-3).to(scale_dtype),
-                torch.randint(1, 64, shape, device="cuda", dtype=torch.int8),
-            ]
-        levels = ScaleLevels(outer[0], *parts)
-        scale, minimum = levels.expand(group)
-    made = Factored(codes, scale, (1, group), zero, minimum, table)
+            large = (torch.rand(rows, columns // outer[0], device="cuda") * 1e-3).half().float()
+            whole = torch.randint(1, 64, shape, device="cuda").float()
+            nested.append(NestedScales(large, whole, torch.arange(64.0, device="cuda")))
+        scale, minimum = nested[0].values(), None if minimum is None else nested[1].values()
+    made = Nested(codes, scale, (1, group), zero, minimum, table)
     # The class of canonical tensors is frozen.
-    object.__setattr__(made, "given", levels)
+    object.__setattr__(made, "given", tuple(nested))
     return arrange(made, bits)
 
 

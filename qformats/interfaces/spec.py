@@ -169,7 +169,7 @@ class KernelSpec:
     scale_dtype : str
         ``"f16"`` or ``"f32"``; of products, where scales are products.
     outer : int
-        Where each scale is a product that the kernel takes apart, see :class:`qformats.numbers.ScaleLevels`: columns
+        Where each scale is a product that the kernel takes apart, see :class:`qformats.numbers.NestedScales`: columns
         that share the outer scale; a multiple of 128, for blocks of 16 or 32. 0 where scales are single numbers.
 
     Examples

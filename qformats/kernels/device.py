@@ -8,7 +8,7 @@ a 16-bit pair instruction decodes at once), and every strip meets a contiguous s
 
 Codes of a table lie in another order within two neighbouring words, the one in which byte permutes look them up; see
 :func:`pair_nibbles`. Scales, zero points and minima lie as ``(groups, N)``. Where scales are products of an outer scale
-and a small whole number (:class:`~qformats.numbers.ScaleLevels`), these stay apart: outer ones as ``(outers, N)``, and
+and a small whole number (:class:`~qformats.numbers.NestedScales`), these stay apart: outer ones as ``(outers, N)``, and
 whole numbers as bytes, four groups to an int32 of ``(groups / 4, N)``. Columns are padded until the last packed
 strip of every plane is full, and to a multiple of 128.
 """
@@ -19,11 +19,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from qformats.errors import ConfigError, Described
 from qformats.kernels.codebook import ENTRIES, canonical_codes, canonical_levels, make_codebook
-from qformats.numbers.levels import ScaleLevels
+from qformats.numbers.dtypes import torch_dtype
 from qformats.numbers.quantized import QuantizedTensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
+
+    from qformats.numbers.nested import NestedScales
 
 __all__ = [
     "AFFINE",
@@ -347,67 +351,60 @@ def arrange(quantized: QuantizedTensor, bits: int | None = None) -> DeviceWeight
     form = DeviceForm(rows, columns, width, mode, group, zero, lift, size, levels, paired)
     scale = quantized.scale.reshape(lined).t().contiguous()
     weight = DeviceWeight(tuple(planes), scale, shift, table, order, None, None, form)
-    apart = quantized.levels
-    if apart is None or order is not None or not _stay_apart(apart, quantized):
+    nested = quantized.nested_scales
+    if order is not None or not _stay_apart(nested, quantized):
         return weight
     count = padded_columns(columns, width) // group
-    minima, by = apart.outer_minimum, apart.minimum_factor
+    outers = [each.outer.to(torch_dtype(each.dtype)).t().contiguous() for each in nested]
+    words = [_words(each.inner, count) for each in nested]
     return weight._replace(
-        scale=apart.outer.t().contiguous(),
-        shift=shift if minima is None else minima.t().contiguous(),
-        factor=_words(apart.factor, count),
-        shift_factor=None if by is None else _words(by, count),
-        form=form._replace(outer=apart.columns),
+        scale=outers[0],
+        shift=outers[1] if len(nested) > 1 else shift,
+        factor=words[0],
+        shift_factor=words[1] if len(nested) > 1 else None,
+        form=form._replace(outer=nested[0].group * group),
     )
 
 
-def _stay_apart(levels: ScaleLevels, quantized: QuantizedTensor) -> bool:
-    """Whether the kernels read scales in two levels as they are, and these are the tensor's scales."""
+def _stay_apart(nested: Sequence[NestedScales], quantized: QuantizedTensor) -> bool:
+    """Whether the kernels read nested scales as they are, and these are the tensor's scales."""
     import torch
 
+    own = [quantized.scale] + ([] if quantized.minimum is None else [quantized.minimum])
     height, group = quantized.block_size
-    if height != 1 or group not in _FACTORED or levels.columns % QUAD:
+    if height != 1 or group not in _FACTORED or len(nested) != len(own):
         return False
-    scale, minimum = levels.expand(group)
-    if not torch.equal(scale, quantized.scale):
-        return False
-    if quantized.minimum is None or minimum is None:
-        return quantized.minimum is None and minimum is None
-    return torch.equal(minimum, quantized.minimum)
+    for each, scale in zip(nested, own, strict=True):
+        whole = each.inner.to(torch.int8)
+        fits = (
+            each.dtype in ("f16", "f32") and not each.group * group % QUAD and each.group == nested[0].group
+        )
+        if not fits or not torch.equal(whole.float(), each.inner) or not torch.equal(each.values(), scale):
+            return False
+    return True
 
 
 def _words(factor: Tensor, count: int) -> Tensor:
-    """Whole numbers int8 ``(N, groups)`` as bytes of int32 ``(count / 4, N)``."""
+    """Whole numbers from -128 to 127, ``(N, groups)``, as bytes of int32 ``(count / 4, N)``."""
     import torch
 
     padded = torch.nn.functional.pad(factor, (0, count - factor.shape[1]))
-    lifted = (padded.to(torch.int16) + LIFTED).to(torch.uint8).contiguous()
+    lifted = (padded + LIFTED).to(torch.uint8).contiguous()
     return lifted.view(torch.int32).t().contiguous()
 
 
-def _factors(words: Tensor, groups: int) -> Tensor:
-    """The inverse of :func:`_words`."""
+def _multiplied(outer: Tensor, words: Tensor, form: DeviceForm) -> Tensor:
+    """Scales or minima ``(N, groups)`` of the two numbers that :func:`arrange` kept apart."""
     import torch
 
-    lifted = words.t().contiguous().view(torch.uint8)
-    return (lifted.to(torch.int16) - LIFTED).to(torch.int8)[:, :groups]
+    groups = -(-form.columns // form.group)
+    factor = words.t().contiguous().view(torch.uint8)[:, :groups].float() - LIFTED
+    return factor * outer.float().t().repeat_interleave(form.outer // form.group, 1)[:, :groups]
 
 
 def _whole(zero: Tensor | float) -> int:
     assert isinstance(zero, int | float)
     return int(zero)
-
-
-def _levels_of(weight: DeviceWeight) -> ScaleLevels:
-    """Scales in two levels as :func:`arrange` was given them."""
-    form, groups = weight.form, -(-weight.form.columns // weight.form.group)
-    assert weight.factor is not None
-    minimum = low = None
-    if weight.shift_factor is not None:
-        assert weight.shift is not None
-        minimum, low = weight.shift.t().contiguous(), _factors(weight.shift_factor, groups)
-    outer = weight.scale.t().contiguous()
-    return ScaleLevels(form.outer, outer, _factors(weight.factor, groups), minimum, low)
 
 
 def codes_of(weight: DeviceWeight) -> Tensor:
@@ -466,11 +463,13 @@ def restore(weight: DeviceWeight) -> QuantizedTensor:
     elif form.mode == MINIMUM:
         assert weight.shift is not None
         minimum = weight.shift.t().contiguous()
+        if weight.shift_factor is not None:
+            minimum = _multiplied(weight.shift, weight.shift_factor, form)
     elif weight.shift is not None:
         zero = (weight.shift.t() - form.lift).to(torch.int32).contiguous()
     scale = weight.scale.t().contiguous()
-    if form.outer:
-        scale, minimum = _levels_of(weight).expand(form.group)
+    if weight.factor is not None:
+        scale = _multiplied(weight.scale, weight.factor, form)
     return QuantizedTensor(
         codes.to(dtype).contiguous(),
         scale,

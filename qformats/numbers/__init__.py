@@ -9,7 +9,6 @@ from qformats.numbers.affine import AffineGrid
 from qformats.numbers.bitpack import pack_bits, packed_bytes, unpack_bits
 from qformats.numbers.dtypes import COMPUTED, FLOATS, SIZES, dtype_name, torch_dtype
 from qformats.numbers.grid import Grid, GridParams
-from qformats.numbers.levels import ScaleLevels
 from qformats.numbers.memory import empty
 from qformats.numbers.nested import NestedScales
 from qformats.numbers.quantized import QuantizedTensor, expand_blocks
@@ -24,7 +23,6 @@ __all__ = [
     "GridParams",
     "NestedScales",
     "QuantizedTensor",
-    "ScaleLevels",
     "TableGrid",
     "dtype_name",
     "empty",

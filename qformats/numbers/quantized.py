@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from qformats.numbers.levels import ScaleLevels
+    from qformats.numbers.nested import NestedScales
 
 __all__ = ["QuantizedTensor", "expand_blocks"]
 
@@ -172,9 +172,9 @@ class QuantizedTensor(Shown):
                 raise ConfigError("g_idx", f"[{low}, {high}]", f"[0, {blocks - 1}], the columns of `scale`")
 
     @property
-    def levels(self) -> ScaleLevels | None:
-        """The two numbers of which each scale is a product, where a subclass carries them."""
-        return None
+    def nested_scales(self) -> tuple[NestedScales, ...]:
+        """The two numbers of which each scale (and then each minimum) is a product, where a subclass carries them."""
+        return ()
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from qformats.errors import ConfigError
 from qformats.kernels import ops
 from qformats.kernels.codebook import make_codebook
 from qformats.kernels.device import arrange, padded_columns, restore, uncovered
-from qformats.numbers import QuantizedTensor, ScaleLevels
+from qformats.numbers import NestedScales, QuantizedTensor
 
 
 def assert_same(found: QuantizedTensor, expected: QuantizedTensor) -> None:
@@ -147,17 +147,19 @@ def test_scales_in_two_levels_are_not_multiplied_out(format, bits):
     assert torch.equal(restore(arrange(other, width)).dequantize(), other.dequantize())
 
 
-def test_levels_of_any_factor_and_an_odd_number_of_columns():
-    class Factored(QuantizedTensor):
-        levels = ScaleLevels(
-            128,
-            torch.tensor([[0.5, -2.0], [1.0, 65504.0]], dtype=torch.float16),
-            torch.tensor([[-128, 127, 0, 1, 2, 3], [4, 5, 6, 7, 8, 9]], dtype=torch.int8),
+def test_nested_scales_of_any_factor_and_an_odd_number_of_columns():
+    class Nested(QuantizedTensor):
+        nested_scales = (
+            NestedScales(
+                torch.tensor([[0.5, -2.0], [1.0, 65504.0]]),
+                torch.tensor([[-128.0, 127, 0, 1, 2, 3, 4, 5], [4, 5, 6, 7, 8, 9, 10, 11]]),
+                torch.arange(-128.0, 128),
+            ),
         )
 
-    plain = by_hand(4, 2, 170, 32)
-    quantized = Factored(plain.codes, Factored.levels.expand(32)[0], (1, 32), 8)
+    plain = by_hand(4, 2, 250, 32)
+    quantized = Nested(plain.codes, Nested.nested_scales[0].values(), (1, 32), 8)
     weight = arrange(quantized, 4)
-    assert (weight.form.outer, tuple(weight.factor.shape)) == (128, (2, 2))
+    assert (weight.form.outer, weight.scale.dtype, tuple(weight.factor.shape)) == (128, torch.float16, (2, 2))
     assert_same(restore(weight), quantized)
     assert torch.equal(ops.dequantize(weight), quantized.dequantize())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qformats.numbers import GridParams, QuantizedTensor, ScaleLevels
+from qformats.numbers import GridParams, NestedScales, QuantizedTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,19 +72,20 @@ class TwoLevelTensor(QuantizedTensor):
     parts: Parts | None = None
 
     @property
-    def levels(self) -> ScaleLevels | None:
+    def nested_scales(self) -> tuple[NestedScales, ...]:
         """Scales as they are stored, on the tensor's device."""
+        import torch
+
         if self.parts is None:
-            return None
-        device, columns = self.codes.device, self.shape[1]
-        halves = self.parts.halves.to(device)
-        minima = self.minimum is not None
-        return ScaleLevels(
-            columns // halves.shape[1],
-            halves[..., 0],
-            self.parts.scales.to(device),
-            halves[..., 1].neg() if minima else None,
-            self.parts.minima.to(device) if minima else None,
+            return ()
+        device, halves = self.codes.device, self.parts.halves.float()
+        pairs = [(halves[..., 0], self.parts.scales)]
+        if self.minimum is not None:
+            # What is stored is taken off.
+            pairs.append((-halves[..., 1], self.parts.minima))
+        steps = torch.arange(-128.0, 128.0, device=device)
+        return tuple(
+            NestedScales(outer.to(device), inner.to(device).float(), steps) for outer, inner in pairs
         )
 
     def take_rows(self, order: Tensor) -> QuantizedTensor:
