@@ -16,6 +16,9 @@ from qformats.registry import registry
 
 __all__ = ["plan_all"]
 
+_LOG = "log"
+"""Option of quantizers that calibrate: the file of what is written about each layer."""
+
 
 def plan_all(
     source: Checkpoint, folder: Path, recipes: Sequence[Recipe], options: Mapping[str, str]
@@ -71,6 +74,7 @@ def plan_all(
                 )
             raise
     _refuse_collisions(folder, plans)
+    _refuse_shared_logs(plans)
     return plans
 
 
@@ -78,6 +82,19 @@ def _named(source: Checkpoint, recipe: Recipe) -> str:
     """``MODEL-FORMAT``, as its family is spelt on the hub."""
     packer = registry().packer(recipe.format)
     return f"{source.name}-{registry().family(packer).hub_name(packer)}{recipe.loader(source).suffix}"
+
+
+def _refuse_shared_logs(plans: Sequence[Plan]) -> None:
+    """Refuse a log that each calibration would replace."""
+    logs = [
+        plan.quantizer.given[_LOG]
+        for plan in plans
+        if plan.quantizer.prepares and _LOG in plan.quantizer.given
+    ]
+    if len(logs) > 1:
+        raise ConfigError(
+            _LOG, logs[0], f"one format that is calibrated, whose log it is, and not {len(logs)}"
+        )
 
 
 def _refuse_collisions(folder: Path, plans: Sequence[Plan]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from qformats.comparing import CompareReport, compare, require_text
 from qformats.comparing import Settings as CompareSettings
-from qformats.errors import CheckpointError, ConfigError, OutputError, spelled
+from qformats.errors import CheckpointError, ConfigError, OutputError, QFormatsError, spelled
 from qformats.exporting import ExportReport, Plan
 from qformats.exporting.journal import SUFFIX as PARTIAL
 from qformats.exporting.journal import finish_or_undo
@@ -160,17 +160,26 @@ def publish(
             compared = _compared(source, plans, settings, progress)
             report = replace(report, outputs=tuple(outputs), text=None if compared is None else compared.text)
             if compared is not None:
-                report = replace(report, outputs=_measured(outputs, compared))
+                told = tuple(note.rstrip(".") for note in compared.notes)
+                report = replace(report, outputs=_measured(outputs, compared), notes=(*report.notes, *told))
             _put(finished, folder / CARD, card_text(report, _card(source, settings), plans))
         except KeyboardInterrupt:
-            told = f"the {len(plans)} formats are in {folder}; run the same command again for {CHECKSUMS} and {CARD}"
-            raise KeyboardInterrupt(told) from None
+            raise KeyboardInterrupt(_remaining(plans)) from None
+        except QFormatsError as error:
+            error.advise(_remaining(plans))
+            raise
     except BaseException:
         with uninterrupted():
             finished.close(done=False)
         raise
     finished.close(done=True)
     return replace(report, seconds=time.perf_counter() - began)
+
+
+def _remaining(plans: Sequence[Plan]) -> str:
+    """What a run that ended after the outputs were in place has done, and what is missing."""
+    folder = plans[0].target.parent
+    return f"the {len(plans)} formats are in {folder}; run the same command again for {CHECKSUMS} and {CARD}"
 
 
 def _left(plans: Sequence[Plan], settings: Settings, finished: Finished) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cli.command import call
+from models import glm_goldens, tiny
 
 import qformats
 from qformats.errors import ConfigError, OutputError, QFormatsError
@@ -116,6 +117,55 @@ def test_quantized_source_is_decoded_once(demo_q8, tmp_path, monkeypatch):
     assert content(tmp_path / "one") == expected
 
 
+def chatglm2(folder: Path) -> None:
+    from models import chatglm, glm
+
+    made = chatglm.model(rope_ratio=50, vocab_size=glm.SIZE, intermediate_size=96)
+    chatglm.save(made, folder, bits=8, container="bin", shards=2)
+    glm.tokenizer("chatglm2", folder)
+
+
+def chatglm_6b(folder: Path) -> None:
+    glm_goldens.chatglm_6b(folder, 4)
+
+
+def glm_130b(folder: Path) -> None:
+    glm_goldens.glm_130b(folder, 8)
+
+
+def gpt2(folder: Path) -> None:
+    tiny.build("gpt2", folder, bin_shards=3)
+
+
+def qwen2_tied(folder: Path) -> None:
+    tiny.build("qwen2", folder, "bfloat16", max_shard_size="60KB")
+
+
+@pytest.mark.parametrize(
+    ("make", "formats"),
+    [
+        (chatglm2, ["glm:int4", "gguf:q8_0", "gguf:f16", "dense:f16"]),
+        (chatglm_6b, ["glm:int8", "dense:f16"]),
+        (glm_130b, ["glm:int4", "dense:f16"]),
+        (gpt2, ["gguf:q8_0", "nf4-dq", "glm:int8", "dense:bf16"]),
+        (qwen2_tied, ["gguf:q4_0", "gguf:bf16", "nf4", "dense:f32"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_other_models(tmp_path, make, formats):
+    """Packed, split, transposed, tied, with joined matrices, in containers of their own, in pickles."""
+    model = tmp_path / "model"
+    make(model)
+    counted = Counted(model)
+    report = qformats.publish(counted.model, tmp_path / "one", formats=formats)
+    # What no output holds is not read at all.
+    assert counted.rows == {name: counted.tensors[name].rows for name in counted.rows}
+    assert len(counted.rows) > 10
+    for format, output in zip(formats, report.outputs, strict=True):
+        qformats.export(model, tmp_path / "many" / output.name, format=format)
+    assert content(tmp_path / "one") == content(tmp_path / "many")
+
+
 def test_importances_and_options_reach_every_format_that_has_them(tmp_path):
     imatrix = tmp_path / "imatrix.gguf"
     qformats.imatrix("demo", imatrix, chunks=2, chunk_size=32, device="cpu")
@@ -139,6 +189,15 @@ def test_each_format_is_calibrated_by_itself(tmp_path):
     assert all(output.report.calibration.startswith("4 x 64 tokens") for output in report.outputs)
     assert content(tmp_path / "one") == separately("demo", tmp_path / "many", formats=formats, **more)
     assert not [path for path in (tmp_path / "one").iterdir() if path.name.startswith(".")]
+
+
+def test_a_log_is_of_one_calibration(tmp_path):
+    options = {"log": str(tmp_path / "log.jsonl"), "samples": "1", "sequence-length": "32"}
+    with pytest.raises(ConfigError, match=r"^log: .*one format that is calibrated"):
+        qformats.publish(
+            "demo", tmp_path / "out", formats=["gptq", "gptq:8bit-128g"], quantizer_options=options
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_kept_for_others_is_bounded(monkeypatch):

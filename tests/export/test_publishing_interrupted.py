@@ -16,6 +16,7 @@ from cli.command import PROGRAM, call, environment, start
 import qformats
 from qformats.errors import OutputError
 from qformats.publishing.finished import FOLDER, Finished
+from qformats.work.progress import Silent
 
 FORMATS = ("gguf:q8_0", "gguf:q4_0", "glm:int4")
 NAMES = [
@@ -150,6 +151,51 @@ def test_stopped_after_the_outputs_are_in_place(tmp_path, capsys, number):
     again = call(capsys, *measured)
     assert again.code == 4
     assert "exists already" in again.err
+
+
+def test_killed_while_it_calibrates_the_second_format(tmp_path):
+    """The first calibration is not done again, and all bytes are those of an undisturbed run."""
+    formats = ["gguf:q4_k_m", "gptq:4bit-128g"]
+    options = {"samples": "4", "sequence-length": "64", "device": "cpu", "rounds": "1"}
+    words = [word for name, value in options.items() for word in ("-Q", f"{name}={value}")]
+    folder = tmp_path / "out"
+    process = start(
+        "export", "demo", "-f", formats[0], "-f", formats[1], "--quantizer", "gptq", *words, "-o", folder
+    )
+    prepared = folder / ".demo-llama-GPTQ-4bit-128g.qformats-prepared"
+    wait_for(process, (prepared / "files" / "blocks" / "block-00000.safetensors").exists)
+    assert ended(process, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert shown(folder) == []
+
+    said: list[str] = []
+
+    class Told(Silent):
+        def notice(self, text: str) -> None:
+            said.append(text)
+
+    more = {"formats": formats, "quantizer": "gptq", "quantizer_options": options}
+    qformats.publish("demo", folder, progress=Told(), **more)
+    resumed = [text for text in said if text.startswith("going on with an interrupted calibration: ")]
+    assert len(resumed) == 2
+    assert "4 blocks are finished" in resumed[0]
+    qformats.publish("demo", tmp_path / "clean", **more)
+    assert content(folder) == content(tmp_path / "clean")
+
+
+def test_failure_after_the_outputs_are_in_place_says_so(llama, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OutputError(tmp_path, "no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qformats.publishing.run.compare", fails)
+        with pytest.raises(
+            OutputError, match=r"The 2 formats are in .*; run the same command again for SHA256SUMS"
+        ):
+            qformats.publish(
+                llama, tmp_path / "out", formats=["gguf:q8_0", "dense:f16"], text="demo", window=64
+            )
+    report = qformats.publish(llama, tmp_path / "out", formats=["gguf:q8_0", "dense:f16"])
+    assert all(output.earlier for output in report.outputs)
 
 
 def test_killed_between_two_renames(llama, tmp_path, monkeypatch):
