@@ -116,7 +116,9 @@ def affine(
     high, total, pull, best = scratch[0], scratch[1], scratch[2], scratch[3]
     inverse, flat, square, mixed = scratch[4], scratch[5], scratch[6], scratch[7]
     trial, minimum, error, live = scratch[8], scratch[9], scratch[10], scratch[11]
-    low[:], high[:] = x[0], x[0]
+    # Lane by lane: numba compiles a copy of arrays for a second, for the text of an error that cannot happen.
+    for lane in range(low.size):
+        low[lane] = high[lane] = x[0, lane]
     for lane in range(low.size):
         total[lane] = w[0, lane]
         pull[lane] = float32(w[0, lane] * x[0, lane])

@@ -136,25 +136,81 @@ def _affine(
     return overflow
 
 
+@cpu.jit(_LANES, inline="code")
+def _recode(values: Any, step: Any, inverse: Any, live: Any, half: Any, target: Any) -> None:
+    """Codes of a sub-block around zero with its scale as it will be read; with the searched one where that is 0."""
+    if step != 0:
+        for i in range(values.size):
+            target[i] = uint8(clamped(float32(values[i] / step), -half, half - 1) + half)
+    elif live == 0:
+        target[:] = uint8(0)
+    else:
+        for i in range(values.size):
+            target[i] = uint8(clamped(float32(inverse * values[i]), -half, half - 1) + half)
+
+
+# q6_k and q3_k are kernels of their own: whoever exports to one should not wait for the other to be compiled.
+
+
 @cpu.jit(_LANES, _SYMMETRIC)
-def _symmetric(
-    source: Any,
-    importance: Any,
-    weighted: Any,
-    sub: Any,
-    half: Any,
-    rule: Any,
-    codes: Any,
-    halves: Any,
-    scales: Any,
-) -> Any:
-    """q3_k (`half` 4) and q6_k (`half` 32)."""
+def _six(source: Any, importance: Any, weighted: Any, rule: Any, codes: Any, halves: Any, scales: Any) -> Any:
+    """q6_k."""
     total, size = source.shape
+    sub, half = 16, 32
     per_block = size // sub
     blocks = TILE // size
     width = per_block * blocks
     x, w = np.empty((sub, width), np.float32), np.empty((sub, width), np.float32)
-    levels = np.empty((sub, width if half == 4 else 0), np.float32)
+    found, scratch = np.empty((3, width), np.float32), np.empty((5, width), np.float32)
+    sums = np.empty(blocks, np.float32)
+    overflow = 0
+    for first in range(0, total, blocks):
+        count = min(blocks, total - first)
+        load(source, first, count, sub, x)
+        if weighted:
+            load_importance(importance, first, count, sub, w)
+        weigh(x, w, blocks, rule, float32(2), float32(256), sums)
+        symmetric(x, w, half, found, scratch)
+        scale = found[0].reshape(per_block, blocks)
+        for b in range(count):
+            number = first + b
+            extreme = float32(0)
+            for j in range(per_block):
+                extreme = scale[j, b] if abs(scale[j, b]) > abs(extreme) else extreme
+            if abs(extreme) < EPSILON:
+                halves[number, 0] = 0
+                scales[number, :], codes[number, :] = int8(0), uint8(0)
+                continue
+            inverse = float32(float32(-128) / extreme)
+            halves[number, 0] = cpu.f32_to_f16(float32(float32(1) / inverse))
+            overflow += _infinite(halves[number, 0])
+            d = cpu.f16_to_f32(halves[number, 0])
+            for j in range(per_block):
+                scales[number, j] = int8(min(int32(127), nearest(float32(inverse * scale[j, b]))))
+                lane = j * blocks + b
+                _recode(
+                    source[number, j * sub : (j + 1) * sub],
+                    float32(d * float32(scales[number, j])),
+                    found[1, lane],
+                    found[2, lane],
+                    half,
+                    codes[number, j * sub : (j + 1) * sub],
+                )
+    return overflow
+
+
+@cpu.jit(_LANES, _SYMMETRIC)
+def _three(
+    source: Any, importance: Any, weighted: Any, rule: Any, codes: Any, halves: Any, scales: Any
+) -> Any:
+    """q3_k."""
+    total, size = source.shape
+    sub, half = 16, 4
+    per_block = size // sub
+    blocks = TILE // size
+    width = per_block * blocks
+    x, w = np.empty((sub, width), np.float32), np.empty((sub, width), np.float32)
+    levels = np.empty((sub, width), np.float32)
     few, chosen = np.empty((2 * sub + 3) * width, np.float32), np.empty(width + 1, np.int64)
     found, scratch = np.empty((3, width), np.float32), np.empty((5, width), np.float32)
     sums = np.empty(blocks, np.float32)
@@ -166,13 +222,12 @@ def _symmetric(
         load(source, first, count, sub, x)
         if weighted:
             load_importance(importance, first, count, sub, w)
-        if half == 4 and not weighted:
-            refined(x, half, found, levels, scratch, few, chosen)
-        else:
             weigh(x, w, blocks, rule, float32(2), float32(256), sums)
             symmetric(x, w, half, found, scratch)
+        else:
+            refined(x, half, found, levels, scratch, few, chosen)
         scale = found[0].reshape(per_block, blocks)
-        if half == 4 and weighted:
+        if weighted:
             for j in range(per_block):
                 for b in range(blocks):
                     weights[j, b] = float32(0)
@@ -185,16 +240,7 @@ def _symmetric(
             extreme = float32(0)
             for j in range(per_block):
                 extreme = scale[j, b] if abs(scale[j, b]) > abs(extreme) else extreme
-            if half == 32:
-                if abs(extreme) < EPSILON:
-                    halves[number, 0] = 0
-                    scales[number, :], codes[number, :] = int8(0), uint8(0)
-                    continue
-                inverse = float32(float32(-128) / extreme)
-                halves[number, 0] = cpu.f32_to_f16(float32(float32(1) / inverse))
-                for j in range(per_block):
-                    scales[number, j] = int8(min(int32(127), nearest(float32(inverse * scale[j, b]))))
-            elif weighted:
+            if weighted:
                 halves[number, 0] = cpu.f32_to_f16(outer[0, b])
                 for j in range(per_block):
                     code = clamped(float32(outer[1, b] * scale[j, b]), -32, 31)
@@ -212,21 +258,14 @@ def _symmetric(
             d = cpu.f16_to_f32(halves[number, 0])
             for j in range(per_block):
                 step = float32(d * float32(scales[number, j]))
-                values = source[number, j * sub : (j + 1) * sub]
-                target = codes[number, j * sub : (j + 1) * sub]
                 lane = j * blocks + b
-                if step != 0:
-                    for i in range(values.size):
-                        target[i] = uint8(clamped(float32(values[i] / step), -half, half - 1) + half)
-                elif found[2, lane] == 0:
-                    target[:] = uint8(0)
-                elif half == 4 and not weighted:
-                    for i in range(values.size):
+                target = codes[number, j * sub : (j + 1) * sub]
+                if step == 0 and found[2, lane] != 0 and not weighted:
+                    for i in range(target.size):
                         target[i] = uint8(int32(levels[i, lane]) + half)
                 else:
-                    inverse = found[1, lane]
-                    for i in range(values.size):
-                        target[i] = uint8(clamped(float32(inverse * values[i]), -half, half - 1) + half)
+                    values = source[number, j * sub : (j + 1) * sub]
+                    _recode(values, step, found[1, lane], found[2, lane], half, target)
     return overflow
 
 
@@ -427,6 +466,5 @@ def search(
             *(np.array(trials, np.float32), steps, absolute, before, codes, halves, scales, minima),
         )
         return int(found)
-    half = 1 << (kind.bits - 1)
-    rule = 0 if not weighted else 4 if half == 32 else 3
-    return int(_symmetric(values, given, weighted, kind.sub, half, rule, codes, halves, scales))
+    kernel, rule = (_six, 4) if kind.name == "q6_k" else (_three, 3)
+    return int(kernel(values, given, weighted, rule if weighted else 0, codes, halves, scales))
