@@ -103,6 +103,7 @@ def export(
     output_type: str | None = None,
     token_embedding_type: str | None = None,
     pure: bool = False,
+    mix: str = "named",
     container: str | None = None,
     require_exact: bool = False,
     force: bool = False,
@@ -135,6 +136,10 @@ def export(
         Variants of the output layer and of the token embedding.
     pure : bool
         Use one variant for every tensor that is quantized, without the container's own mix.
+    mix : str
+        ``"named"``: the choice of formats that the container makes for this format. ``"measured"``: no more bytes than
+        that, spent where a calibration on text finds that they lower the model's divergence most; its text, samples
+        and so on are `quantizer_options`.
     container : str, optional
         Loader that writes the output, if not the format's usual one.
     require_exact : bool
@@ -185,6 +190,10 @@ def export(
         container=container,
         quantizer_options=tuple(mapping("quantizer_options", quantizer_options).items()),
     )
+    if mix != "named":
+        from qformats.calibration.measured import with_mix
+
+        recipe = with_mix(mix, source, Path(written), recipe, options, progress)
     report = run(
         source,
         written,

@@ -32,9 +32,9 @@ from .cursor import (
 from .metadata import Metadata, Value, ValueType, i32, u16, u32
 from .types import GGMLType, row_bytes
 
-__all__ = ["Header", "TensorInfo", "serialize", "shard_metadata", "shard_name", "split"]
+__all__ = ["ALIGNMENT", "Header", "TensorInfo", "serialize", "shard_metadata", "shard_name", "split"]
 
-_DEFAULT_ALIGNMENT = 32
+ALIGNMENT = 32
 _INT64_MAX = 2**63 - 1
 
 
@@ -151,7 +151,7 @@ def split(
     groups: list[list[TensorInfo]] = [[]]
     size = 0
     for tensor in tensors:
-        nbytes = _pad(tensor.nbytes, _DEFAULT_ALIGNMENT)
+        nbytes = _pad(tensor.nbytes, ALIGNMENT)
         too_many = max_tensors is not None and len(groups[-1]) >= max_tensors
         too_large = max_bytes is not None and size + nbytes > max_bytes
         if groups[-1] and (too_many or too_large):
@@ -223,10 +223,10 @@ def _with_alignment(metadata: Metadata, alignment: int | None) -> tuple[Metadata
         raise ConfigError("general.alignment", stored, "a value of type u32, as llama.cpp requires")
     if stored is not None and alignment not in (None, stored.data):
         raise ConfigError("alignment", alignment, f"{stored.data}, as in general.alignment")
-    chosen: int = stored.data if stored else alignment if alignment is not None else _DEFAULT_ALIGNMENT
+    chosen: int = stored.data if stored else alignment if alignment is not None else ALIGNMENT
     if not 0 < chosen < 2**32 or chosen.bit_count() != 1:
         raise ConfigError("alignment", chosen, "a power of two")
-    if stored is None and chosen != _DEFAULT_ALIGNMENT:
+    if stored is None and chosen != ALIGNMENT:
         metadata = metadata | {"general.alignment": u32(chosen)}
     return metadata, chosen
 

@@ -114,6 +114,18 @@ class GGUFLoader(Loader):
         why = "as llama.cpp chooses (--pure switches this off)"
         return {name: (f"gguf:{kind}", f"{place}, {why}") for name, (kind, place) in chosen.items()}
 
+    def alternatives(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
+        """K-quants and iq4_xs; types with blocks of 32 for rows that do not divide into blocks of 256."""
+        from qformats_gguf.mixes import alternatives
+
+        return tuple(f"gguf:{kind}" for kind in alternatives(draft.source.shape))
+
+    def room(self, nbytes: int) -> int:
+        """Tensors begin at multiples of 32."""
+        from qformats_gguf.header import ALIGNMENT
+
+        return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
     def fallback(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
         """Smaller blocks, or f16, if rows do not divide into blocks."""
         return policy.fallback(packer)

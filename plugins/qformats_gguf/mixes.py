@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from qformats_gguf.types import by_name
 
-__all__ = ["MIXES", "Facts", "Mix", "choose", "facts"]
+__all__ = ["MIXES", "Facts", "Mix", "alternatives", "choose", "facts"]
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,22 @@ def choose(
         high = not fits or facts.architecture == "falcon" or mix in ("q8_0", "mxfp4_moe")
         found[output] = "q8_0" if high else "q6_k", "tied output layer" if tied else "output layer"
     return {name: chosen for name, chosen in found.items() if name in tensors and chosen[0] != base}
+
+
+_LADDER = ("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0")
+_SMALL_LADDER = ("iq4_nl", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
+"""Types for rows that do not divide into blocks of 256."""
+
+
+def alternatives(shape: Sequence[int]) -> tuple[str, ...]:
+    """Types that a measured mix chooses from: llama.cpp multiplies by all of them, and looks rows up in all of them.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of the tensor, rows first.
+    """
+    return _SMALL_LADDER if shape[-1] % by_name("q4_k").block_size else _LADDER
 
 
 def _place(name: str) -> tuple[int, str]:

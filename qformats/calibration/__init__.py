@@ -12,6 +12,16 @@ from qformats.calibration.importance import measure_importance
 from qformats.calibration.layer import Layer, Rounded
 from qformats.calibration.moments import Moments
 from qformats.calibration.run import calibrate
+from qformats.calibration.sensitivity import measure_sensitivity
 from qformats.calibration.settings import OPTIONS, Settings
 
-__all__ = ["OPTIONS", "Layer", "Moments", "Rounded", "Settings", "calibrate", "measure_importance"]
+__all__ = [
+    "OPTIONS",
+    "Layer",
+    "Moments",
+    "Rounded",
+    "Settings",
+    "calibrate",
+    "measure_importance",
+    "measure_sensitivity",
+]

@@ -213,10 +213,13 @@ class Skeleton:
         CheckpointError
             If the source has none: the model class and the file do not fit together.
         """
-        from qformats.runtime.names import Place, places
+        from qformats.runtime.names import Place, places, tied_names
 
         if name in self._source.tensors:
             return [(name, Place(name))]
+        home = tied_names(self.model).get(name, "")
+        if home in self._source.tensors:
+            return [(home, Place(home))]
         if self._places is None:
             self._places = {}
             for canonical, place in places(self._source, self.model).items():
@@ -346,6 +349,36 @@ class Skeleton:
             found = Described(f"{type(self.model).__name__}, whose blocks do not run one after the other")
             raise UnsupportedModelError("model to calibrate", found, ["a model that runs block by block"])
         return hidden[0], arguments if every else None
+
+    def around(self, tokens: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Run what lies outside the blocks only; :meth:`batches` has run before.
+
+        Parameters
+        ----------
+        tokens : Tensor
+            int64, ``(pieces, tokens of a piece)``.
+        states : Tensor
+            Hidden states after the last block.
+
+        Returns
+        -------
+        tuple of Tensor
+            Hidden states before the first block, and logits.
+        """
+        before: list[Tensor] = []
+
+        def stand_in(hidden: Tensor, *_: Any, **__: Any) -> Any:
+            before.append(hidden)
+            return (states,) if self._tuples else states
+
+        try:
+            for block in self.blocks:
+                block.forward = stand_in
+            logits: Tensor = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+        finally:
+            for block in self.blocks:
+                del block.forward
+        return before[0], logits
 
 
 class _SeenEnoughError(Exception):

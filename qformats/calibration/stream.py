@@ -106,9 +106,10 @@ class Stream:
         """From now on, keep what makes running parts of the block again unnecessary."""
         self._ends = course.ends
 
-    def run(self, index: int) -> Tensor:
-        """Output of the block for one batch."""
-        states = self.states.get(index).to(self._device)
+    def run(self, index: int, states: Tensor | None = None) -> Tensor:
+        """Output of the block for one batch; for other hidden states than those before it, if they are given."""
+        if states is None:
+            states = self.states.get(index).to(self._device)
         with self._shortened(index):
             given = self.module(states, **self.arguments[index])
         result: Tensor = given[0] if isinstance(given, tuple) else given

@@ -156,6 +156,7 @@ def export_as_told(
     output_type: str | None = None,
     token_embedding_type: str | None = None,
     pure: bool = False,
+    mix: str = "named",
     container: str | None = None,
     options: Mapping[str, str] | None = None,
     force: bool = False,
@@ -174,7 +175,7 @@ def export_as_told(
         The model.
     output : Path or None
         File or folder to write; by default it is named after the model and the format.
-    format, quantizer, quantizer_options, imatrix, tensor_types, output_type, token_embedding_type, pure, container
+    format, quantizer, quantizer_options, imatrix, tensor_types, output_type, token_embedding_type, pure, mix, container
         See :func:`qformats.export`.
     options
         See :func:`qformats.export`.
@@ -216,6 +217,10 @@ def export_as_told(
     planned = dry_run or check_exact
     try:
         with Bar() as bar:
+            if mix != "named":
+                from qformats.calibration.measured import with_mix
+
+                recipe = with_mix(mix, source, target, recipe, options or {}, bar)
             bar.start("planning")
             plan = make_plan(source, target, recipe, options or {})
             if planned:

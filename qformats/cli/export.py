@@ -99,6 +99,13 @@ def export(
     pure: Annotated[
         bool, typer.Option("--pure", help="One type for all tensors, without the container's own mix.")
     ] = False,
+    mix: Annotated[
+        str,
+        typer.Option(
+            metavar="MIX",
+            help="named: the types that the format's name stands for; measured: no more bytes, spent by calibration.",
+        ),
+    ] = "named",
     container: Annotated[
         str | None,
         typer.Option(
@@ -173,6 +180,10 @@ def export(
                 value,
                 "several --format, whose model card it is for; qformats compare measures one",
             )
+    if len(names) > 1 and mix != "named":
+        raise ConfigError(
+            "--mix", mix, "named where there are several formats: export a measured one by itself"
+        )
     with Bar() as bar:
         source = opened(model, options, bar)
     shared: dict[str, Any] = {
@@ -205,7 +216,7 @@ def export(
             **shared,
         )
         return
-    export_as_told(source, output, format=names[0], **shared)
+    export_as_told(source, output, format=names[0], mix=mix, **shared)
 
 
 def _words(formats: Sequence[str], types: Sequence[str]) -> list[str]:

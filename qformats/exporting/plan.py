@@ -342,6 +342,8 @@ def make_plan(
     if source.importance is not None:
         extra["importance"] = source.importance.fingerprint
     notes = _notes(quantizer, default.typical, tensors, weighed=source.importance is not None)
+    if recipe.measured is not None:
+        notes = (*notes, recipe.measured.note)
     return Plan(
         source, target, recipe, tensors, layout, opened, loader, options, quantizer, left_out, extra, notes
     )

@@ -15,7 +15,23 @@ from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import FLOATS, FLOATS8
 from qformats.registry import registry
 
-__all__ = ["Recipe", "with_options"]
+__all__ = ["Measured", "Recipe", "with_options"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A choice of formats, tensor by tensor, in place of the container's own mix.
+
+    Attributes
+    ----------
+    formats : tuple of (str, str, str)
+        Name in the output, format, and reason.
+    note : str
+        What came of it, for the user.
+    """
+
+    formats: tuple[tuple[str, str, str], ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,8 @@ class Recipe:
         Options of the quantizer.
     imatrix : tuple of str
         Files with importance matrices, by which errors are weighed; they are added up.
+    measured : Measured or None
+        What replaces the container's own mix.
     """
 
     format: str
@@ -53,6 +71,7 @@ class Recipe:
     container: str | None = None
     quantizer_options: tuple[tuple[str, str], ...] = ()
     imatrix: tuple[str, ...] = ()
+    measured: Measured | None = None
 
     def __post_init__(self) -> None:
         """Settle the format's full name, and the quantizer."""
@@ -109,7 +128,11 @@ class Recipe:
         drafts = [draft for draft in drafts if not draft.left_out]
         if default.quantizes and any(_is_packed(t) for t in source.tensors.values()):
             drafts = [_staying_plain(draft, loader) for draft in drafts]
-        mixed = {} if self.pure else loader.mixes(drafts, default, source)
+        mixed: Mapping[str, tuple[str, str]] = {}
+        if self.measured is not None:
+            mixed = {name: (format, why) for name, format, why in self.measured.formats}
+        elif not self.pure:
+            mixed = loader.mixes(drafts, default, source)
         usual = default.typical
         chosen = [self._choose(draft, usual, rules, roles, loader, used, mixed) for draft in drafts]
         for _, pattern, _ in rules:
@@ -162,8 +185,8 @@ class Recipe:
             return Assignment(draft, kept, draft.why, kept=True)
         if draft.name in mixed:
             name, why = mixed[draft.name]
-            return self._fitting(draft, registry().packer(name), why, loader)
-        return self._fitting(draft, default, "", loader)
+            return replace(self._fitting(draft, registry().packer(name), why, loader), mixed=True)
+        return replace(self._fitting(draft, default, "", loader), mixed=True)
 
     def _fitting(self, draft: Draft, packer: Packer, note: str, loader: Loader) -> Assignment:
         """The packer, or the first of the container's fallbacks that can hold the tensor."""

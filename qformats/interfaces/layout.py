@@ -70,7 +70,8 @@ class Draft:
 class Assignment:
     """A draft with the format it gets, and the reason if it is not the requested one.
 
-    `kept` marks tensors that the container never quantizes, which is usual and not worth mentioning.
+    `kept` marks tensors that the container never quantizes, which is usual and not worth mentioning; `mixed` those
+    whose format is the requested one or the container's choice, and follows from no rule of the user.
 
     Examples
     --------
@@ -85,6 +86,7 @@ class Assignment:
     packer: Packer
     note: str = ""
     kept: bool = False
+    mixed: bool = False
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ class Loader(Shown, Guarded, ABC):
     """
 
     guarded = (
-        *("accepts", "detect", "open", "outline", "draft", "mixes", "fallback", "lay_out", "finish"),
+        *("accepts", "detect", "open", "outline", "draft", "mixes", "alternatives", "room"),
+        *("fallback", "lay_out", "finish"),
         *("read_importance", "name_importance", "importance_file"),
     )
     role = "container"
@@ -145,6 +146,22 @@ class Loader(Shown, Guarded, ABC):
             Format and reason, by the name of the draft.
         """
         return {}
+
+    def alternatives(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
+        """Formats that a measured mix may give a tensor, whichever its own mix gives it; empty if it has no mixes.
+
+        Parameters
+        ----------
+        draft : Draft
+            The tensor.
+        packer : Packer
+            The requested format, or mixture of formats.
+        """
+        return ()
+
+    def room(self, nbytes: int) -> int:
+        """Bytes that a tensor of this size takes in a file, with what is left empty behind it."""
+        return nbytes
 
     def fallback(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
         """Formats to try, in order, if `packer` cannot hold this tensor; empty to refuse."""
