@@ -11,6 +11,7 @@ import qformats
 from qformats import AffineGrid, GridParams
 from qformats.errors import ConfigError, ShapeError
 from qformats.numbers import NestedScales
+from qformats.testing.weights import hard_weights
 from qformats_gptq.algorithm import Method, solve
 from qformats_gptq.algorithm import layer as layers
 from qformats_gptq.algorithm.fit import fit
@@ -265,3 +266,20 @@ def test_wrong_products_are_refused():
         NestedScales(torch.ones(2, 2), torch.ones(2, 8), torch.arange(4.0), "f64")
     with pytest.raises(ConfigError):
         NestedScales(torch.ones(2, 2), torch.ones(2, 8), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_weights_that_writers_stumble_over(name):
+    """Zeros, outliers, one sign, next to nothing: never further off than plain rounding, and stored as they are."""
+    packer, grid = qformats.packer(f"gguf:{name}"), _grid(name)
+    _, second = _layer(columns=256)
+    hessian = factor(second, 0.01, reorder=True)
+    for told, weight in hard_weights((4, 256)):
+        found = solve(weight, grid, hessian, Method())
+        grid.validate(found.quantized)
+        values = found.quantized.dequantize()
+        assert torch.equal(packer.pack(found.quantized).dequantize(), values), told
+        plain = grid.quantize(weight).dequantize() - weight
+        errors = (hessian.ordered(error) for error in (values - weight, plain))
+        ours, theirs = (_loss(error, hessian.matrix) for error in errors)
+        assert ours <= theirs * (1 + 1e-4) + 1e-30, told
