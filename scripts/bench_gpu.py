@@ -158,10 +158,10 @@ def nf4_peer(rows: int, columns: int) -> Iterator[tuple[Tensor, Any]]:
         )
 
 
-def dequantizing(bandwidth: float) -> None:
+def dequantizing(bandwidth: float, kinds: list[str]) -> None:
     header("dequantize to float16", "N x K", "us", "of copy bandwidth", "bitsandbytes us", "times faster")
     for rows, columns in (SHAPES[0], SHAPES[1], SHAPES[3]):
-        for kind in KINDS:
+        for kind in kinds:
             weights = weights_of(kind, rows, columns)
             spent = seconds([partial(launch.dequantize, w, torch.float16) for w in weights])
             moved = weights[0].nbytes + 2 * rows * columns
@@ -175,7 +175,7 @@ def dequantizing(bandwidth: float) -> None:
             )
 
 
-def products(bandwidth: float, counts: list[int]) -> None:
+def products(bandwidth: float, counts: list[int], kinds: list[str]) -> None:
     header(
         "linear",
         "m",
@@ -194,7 +194,7 @@ def products(bandwidth: float, counts: list[int]) -> None:
             dense = [torch.randn(rows, columns, device="cuda", dtype=torch.float16) for _ in range(copies)]
             plain = seconds([partial(torch.nn.functional.linear, x, d) for d in dense])
             del dense
-            chosen = list(KINDS) if count in (1, 16) else list(KINDS)[:3]
+            chosen = kinds if count in (1, 16) or len(kinds) < len(KINDS) else kinds[:3]
             for kind in chosen:
                 weights = weights_of(kind, rows, columns)
                 spent = seconds([partial(ops.linear, x, w) for w in weights])
@@ -229,6 +229,7 @@ def main() -> int:
     parser.add_argument(
         "--rows", type=int, nargs="*", default=[1, 16, 64, 512, 4096], help="rows of activations, m"
     )
+    parser.add_argument("--formats", nargs="*", default=list(KINDS), choices=list(KINDS), metavar="FORMAT")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         print("bench_gpu: there is no CUDA device", file=sys.stderr)
@@ -241,9 +242,9 @@ def main() -> int:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}, "
           f"Python {platform.python_version()}; copy {bandwidth / 1e12:.2f} TB/s")  # fmt: skip
     if arguments.only != "linear":
-        dequantizing(bandwidth)
+        dequantizing(bandwidth, arguments.formats)
     if arguments.only != "dequantize":
-        products(bandwidth, arguments.rows)
+        products(bandwidth, arguments.rows, arguments.formats)
     return 0
 
 
