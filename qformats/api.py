@@ -426,6 +426,7 @@ def load_model(
     quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
     tensor_types: Mapping[str, str] | None = None,
+    imatrix: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     tensor_parallel: bool = False,
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
@@ -446,7 +447,7 @@ def load_model(
         on a CPU, elsewhere bfloat16 if the model has it and float16 if not.
     format : str, optional
         Quantize while loading, one tensor at a time, to what an export to this format would hold.
-    quantizer, quantizer_options, tensor_types
+    quantizer, quantizer_options, tensor_types, imatrix
         As in :func:`export`; for `format` only.
     tensor_parallel : bool
         Load this process's share of a model that several run together, as ``torchrun`` has started them; GLM-130B and
@@ -492,6 +493,7 @@ def load_model(
         quantizer=quantizer,
         quantizer_options=quantizer_options,
         tensor_types=tensor_types,
+        imatrix=imatrix,
         tensor_parallel=tensor_parallel,
         options=options,
         progress=progress,
@@ -694,6 +696,7 @@ def compare(
     quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
     pure: bool = False,
+    imatrix: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     window: int = 512,
     windows: int | None = None,
     logits: str | PathLike[str] | None = None,
@@ -722,8 +725,8 @@ def compare(
     text : str or path, optional
         UTF-8 file that the models read, or ``"demo"`` for the one that comes with the package. Without it only weights
         are compared.
-    quantizer, quantizer_options, pure
-        As in :func:`export`; for `try_` only.
+    quantizer, quantizer_options, pure, imatrix
+        As in :func:`export`; for `try_` only, and importance matrices for quantized formats only.
     window : int
         Tokens per window of the text; the second half of each is scored.
     windows : int, optional
@@ -779,8 +782,10 @@ def compare(
 
     options = mapping("options", options)
     check_options(options)
+    weighed = tuple(str(path("imatrix", file)) for file in several("imatrix", imatrix))
     tried = [
-        Recipe(packer(format).name, quantizer=quantizer or "", pure=pure) for format in names("try_", try_)
+        Recipe(each.name, quantizer=quantizer or "", pure=pure, imatrix=weighed if each.quantizes else ())
+        for each in map(packer, names("try_", try_))
     ]
     tried = with_options(tried, mapping("quantizer_options", quantizer_options))
     opened = [m if isinstance(m, Checkpoint) else open(m, options=options) for m in (base, *models)]

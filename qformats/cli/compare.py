@@ -63,6 +63,12 @@ def compare(
         list[str] | None,
         typer.Option("--quantizer-option", "-Q", metavar="NAME=VALUE", help="An option of the quantizer."),
     ] = None,
+    imatrix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="With --try: importance matrix to weigh errors by; several are added up."
+        ),
+    ] = None,
     pure: Annotated[
         bool,
         typer.Option("--pure", help="With --try: one type for all tensors, without the container's own mix."),
@@ -156,6 +162,7 @@ def compare(
             quantizer=quantizer,
             quantizer_options=chosen,
             pure=pure,
+            imatrix=imatrix or (),
             window=window,
             windows=windows,
             logits=logits,

@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -43,7 +43,7 @@ from qformats.runtime.parallel import join, own_share
 from qformats.runtime.report import LoadedWeight, report_of
 from qformats.runtime.resizing import refuse_resizing
 from qformats.sources import open_model
-from qformats.work.arguments import mapping
+from qformats.work.arguments import mapping, path, several
 from qformats.work.device import chosen_device
 from qformats.work.files import json_kind, parse_json
 from qformats.work.processes import Processes
@@ -63,6 +63,7 @@ def load_model(
     quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
     tensor_types: Mapping[str, str] | None = None,
+    imatrix: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     tensor_parallel: bool = False,
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
@@ -84,6 +85,7 @@ def load_model(
                 format,
                 quantizer=quantizer or "",
                 tensor_types=tuple(mapping("tensor_types", tensor_types).items()),
+                imatrix=tuple(str(path("imatrix", file)) for file in several("imatrix", imatrix)),
                 quantizer_options=tuple(mapping("quantizer_options", quantizer_options).items()),
             )
             if here.ranks > 1:
