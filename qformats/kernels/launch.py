@@ -98,8 +98,13 @@ def choose_tiles(count: int, form: DeviceForm, device: torch.device) -> Tiles:
         rows, warps, stages = (64, 4, 3) if small else (128, 4, 3) if form.mode == TABLE else (128, 8, 3)
         rounds = 2.0
     elif long and batch == 8 and not (plain and small):
-        # Many programs of one warp, which waits for no other one, hide a long decode best.
+        # Many programs of one warp, which waits for no other one, hide a long decode best; with minima, which are
+        # multiplied too, they run out of registers.
         rows, warps, stages, rounds = (64, 1, 2, 10.0) if plain else (32, 1, 2, 17.0)
+        if form.mode == MINIMUM and form.bits == 2:
+            rows, warps, stages, rounds = (32, 2, 3, 17.0) if small else (128, 2, 2, 5.0)
+        elif form.mode == MINIMUM and form.rows > _TALL:
+            rows, warps, stages, rounds = 64, 4, 3, 10.0
     elif long or (form.outer and batch == 32):
         rows, warps, stages = 64, 4, 2
     elif form.mode == TABLE:
@@ -249,6 +254,8 @@ def _scales_first(form: DeviceForm, batch: int) -> bool:
     return batch >= 32 or (halved and (batch == 16 or form.mode == MINIMUM))
 
 
+_TALL = 1 << 14
+"""Rows beyond which five bits with minima want larger programs."""
 _stages: dict[tuple[Any, ...], int] = {}
 """Loads in flight that fit into the shared memory of the device, if the chosen number does not."""
 
