@@ -258,3 +258,12 @@ def test_legacy_types_with_importances_equal_c(name, case, importance):
             packer.grid.quantize(torch.from_numpy(weight), given)
     quantized = packer.grid.quantize(torch.from_numpy(weight[fits]), given)
     assert np.array_equal(packer.pack(quantized).fields["blocks"], expected[fits])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("importance", [None, torch.ones(512)], ids=["plain", "weighted"])
+def test_a_matrix_without_rows(name, importance):
+    quantized = qformats.quantize(torch.zeros(0, 512), f"gguf:{name}", importance=importance)
+    packed = qformats.pack(quantized, f"gguf:{name}")
+    assert packed.fields["blocks"].shape[0] == 0
+    assert packed.unpack().shape == qformats.dequantize(packed).shape == (0, 512)

@@ -41,11 +41,9 @@ class Parts:
         """Scale and minimum of each sub-block, float32 ``(N, scales per row)``."""
         import torch
 
-        rows = self.scales.shape[0]
-
         def product(half: Tensor, whole: Tensor) -> Tensor:
-            split = whole.view(rows, -1, kind.scales).to(torch.float32)
-            return split.mul_(half.to(torch.float32).unsqueeze(-1)).view(rows, -1)
+            split = whole.view(*half.shape, kind.scales).to(torch.float32)
+            return split.mul_(half.to(torch.float32).unsqueeze(-1)).view(whole.shape)
 
         scale = product(self.halves[..., 0], self.scales)
         if not kind.minimum:
