@@ -12,6 +12,7 @@ from torch.nn import functional
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.rows import pick
 from qformats.runtime.layer import PackedLayer
+from qformats.runtime.pieces import multiplied
 
 __all__ = ["PackedLayer", "QuantEmbedding", "QuantLinear"]
 
@@ -73,7 +74,10 @@ class QuantLinear(PackedLayer, nn.Linear):  # type: ignore[override] # `weight` 
         if tracked and torch.is_grad_enabled():
             result: Tensor = _DecodedLinear.apply(input, self.bias, home)  # type: ignore[no-untyped-call]
             return result
-        return functional.linear(input, home.dequantize(input.dtype), self.bias)
+        if not input.is_cpu:
+            return functional.linear(input, home.dequantize(input.dtype), self.bias)
+        product: Tensor = multiplied(input, home.packed())
+        return product if self.bias is None else product + self.bias
 
 
 class _DecodedLinear(torch.autograd.Function):
