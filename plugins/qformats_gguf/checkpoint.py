@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,11 @@ from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.work.files import map_file
 from qformats_gguf import tokenizer
 from qformats_gguf.architectures import Architecture
+from qformats_gguf.architectures.rows import ROWS
 from qformats_gguf.metadata import Keys, Metadata, ValueType
 from qformats_gguf.options import ignore_unsupported
 from qformats_gguf.reader import StoredTensor as Entry
+from qformats_gguf.rearrange import from_gguf
 from qformats_gguf.shards import open_model
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ _CARD = {
     "tags": "general.tags",
 }
 """What a model card says, by the keys that convert_hf_to_gguf.py takes from one."""
+_LOOK = 1 << 16
+"""Bytes that are compared at a time: two tensors that differ nearly always do so at once."""
 _STILL = (
     "What needs no architecture works: inspect, inspect --plan, compare without --text, export to a GGUF type"
 )
@@ -71,6 +74,7 @@ class GGUFCheckpoint(Checkpoint):
             self._files = [file.path for file in model.files]
             entries = {name: (tensor, model.file_of(name).path) for name, tensor in model.tensors.items()}
         self.stored = {name: _stored(name, entry, file, self._map) for name, (entry, file) in entries.items()}
+        self._copies = _copies(entries) if _copied(self.native) else {}
         self._unsupported: UnsupportedModelError | CheckpointError | None = None
         self._architecture: Architecture | None = None
         try:
@@ -102,7 +106,7 @@ class GGUFCheckpoint(Checkpoint):
             extra["rope_freqs.weight"] = self.stored["rope_freqs.weight"].dequantize().numpy()
         return Architecture.from_metadata(
             self.native,
-            self.stored,
+            [name for name in self.stored if name not in self._copies],
             extra_tensors=extra,
             source=str(self.path),
             force=ignore_unsupported(self._options),
@@ -112,26 +116,25 @@ class GGUFCheckpoint(Checkpoint):
         architecture = self._architecture
         if architecture is None:
             return dict(self.stored)
-        architecture.require(list(self.stored))
+        self.left_out |= self._copies
+        stored = {name: tensor for name, tensor in self.stored.items() if name not in self._copies}
+        architecture.require(list(stored))
         tensors = {}
         self.parts = {}
-        for name, tensor in self.stored.items():
+        for name, tensor in stored.items():
             if architecture.is_extra(name):
                 self.left_out[name] = "part of the configuration: factors of the rotary scaling"
                 continue
             mappings = architecture.unmap_tensors(name)
             self.parts[name] = [mapping.canonical for mapping in mappings]
-            ends = list(itertools.accumulate(mapping.shape[0] for mapping in mappings))
-            whole = replace(mappings[0], shape=(ends[-1], *mappings[0].shape[1:]))
-            architecture.check_shape(whole, tensor.shape, name)
-            for mapping, end in zip(mappings, ends, strict=True):
-                if mapping.canonical in tensors:
+            first = mappings[0]
+            rows = sum(mapping.shape[0] for mapping in mappings)
+            shape = (first.stack, *first.shape) if first.stack else (rows, *first.shape[1:])
+            architecture.check_shape(replace(first, shape=shape), tensor.shape, name)
+            for part in from_gguf(tensor, mappings):
+                if part.name in tensors:
                     raise CheckpointError(self.path, "is stored twice", "each weight once", tensor=name)
-                part = tensor if len(mappings) == 1 else tensor.slice_rows(end - mapping.shape[0], end)
-                part = part.renamed(mapping.canonical)
-                if mapping.permute is not None:
-                    part = part.take_rows(mapping.permute.inverse(part.rows))
-                tensors[mapping.canonical] = part
+                tensors[part.name] = part
         return tensors
 
     def reading_through(self, wrap: Callable[[StoredTensor], StoredTensor]) -> Checkpoint:
@@ -216,6 +219,30 @@ class GGUFCheckpoint(Checkpoint):
             else:
                 shown[key] = value.data
         return shown
+
+
+def _copied(metadata: Metadata) -> bool:
+    """Whether files of this architecture have an output layer even if the model ties it to the embedding."""
+    arch = metadata.get("general.architecture")
+    return arch is not None and any(row.output_required for row in ROWS.values() if row.arch == arch.data)
+
+
+def _copies(entries: Mapping[str, tuple[Entry, Path]]) -> dict[str, str]:
+    """The output layer, if its bytes are those of the token embedding, and why it is left out."""
+    found = [entries.get(name) for name in ("token_embd.weight", "output.weight")]
+    if None in found:
+        return {}
+    (one, first), (other, second) = (each for each in found if each is not None)
+    if (one.type_id, one.shape) != (other.type_id, other.shape):
+        return {}
+    with first.open("rb") as a, second.open("rb") as b:
+        a.seek(one.offset)
+        b.seek(other.offset)
+        for start in range(0, one.nbytes, _LOOK):
+            size = min(_LOOK, one.nbytes - start)
+            if a.read(size) != b.read(size):
+                return {}
+    return {"output.weight": "a copy of token_embd.weight: the model ties them"}
 
 
 def _hint(error: UnsupportedModelError) -> str:

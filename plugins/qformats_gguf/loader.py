@@ -27,7 +27,7 @@ from qformats_gguf.options import OPTIONS, ignore_unsupported
 if TYPE_CHECKING:
     import numpy as np
 
-    from qformats_gguf.architectures import Architecture
+    from qformats_gguf.architectures import Architecture, TensorMapping
     from qformats_gguf.header import TensorInfo
     from qformats_gguf.metadata import Metadata
 
@@ -58,13 +58,15 @@ class GGUFLoader(Loader):
     def draft(self, source: Checkpoint, options: Mapping[str, str]) -> list[Draft]:
         """Tensors under their GGUF names; between GGUF files, tensors and names stay as they are."""
         from qformats_gguf.checkpoint import GGUFCheckpoint
+        from qformats_gguf.rearrange import to_gguf
 
         if isinstance(source, GGUFCheckpoint):
             tied = "output.weight" not in source.stored
             return [_native_draft(name, tensor, tied) for name, tensor in source.stored.items()]
         architecture = _architecture(source, options)
         architecture.require(list(source.tensors))
-        named, drafts = {}, []
+        named: dict[str, tuple[StoredTensor, TensorMapping]] = {}
+        drafts = []
         for name, tensor in source.tensors.items():
             mapping = architecture.map_tensor(name)
             if mapping is None:
@@ -72,18 +74,22 @@ class GGUFLoader(Loader):
                 drafts.append(Draft(name, tensor, left_out=architecture.why_left_out(name)))
                 continue
             architecture.check_shape(mapping, tensor.shape, name)
-            if mapping.permute is not None:
-                tensor = tensor.take_rows(mapping.permute.rows(tensor.rows))
-            named[mapping.gguf] = (tensor, mapping.force_f32)
-        tied = "output.weight" not in named
+            named[mapping.canonical] = (tensor, mapping)
+        stored: dict[str, list[tuple[StoredTensor, TensorMapping]]] = {}
         for mapping in architecture.expected_tensors():
-            tensor, plain = named[mapping.gguf]
-            role = policy.role(mapping.gguf)
-            why = policy.keep(mapping.gguf, len(tensor.shape))
+            stored.setdefault(mapping.gguf, []).append(named[mapping.canonical])
+        if architecture.row.output_required:
+            # A tied model: llama.cpp loads none without this tensor in this architecture.
+            stored.setdefault("output.weight", stored["token_embd.weight"])
+        tied = "output.weight" not in stored
+        for name, parts in stored.items():
+            tensor, plain = to_gguf(parts), parts[0][1].force_f32
+            role = policy.role(name)
+            why = policy.keep(name, len(tensor.shape))
             if plain and why is None:
                 why = "kept in full precision by llama.cpp"
             keep = "gguf:f32" if why else None
-            drafts.append(Draft(mapping.gguf, tensor, role, keep, why or "", tied=tied and role is not None))
+            drafts.append(Draft(name, tensor, role, keep, why or "", tied=tied and role is not None))
         for name, values in architecture.extra_tensors().items():
             drafts.append(
                 Draft(name, _constant(name, values, source), None, "gguf:f32", "computed from the config")
@@ -257,7 +263,10 @@ def _named_architecture(source: Checkpoint) -> str:
 
     if isinstance(source, GGUFCheckpoint):
         return Keys(source.native, str(source.path)).text("general.architecture", "")
-    return "llama" if source.architecture == "mistral" else source.architecture
+    from qformats_gguf.architectures import supported_models
+
+    kinds = (arch for arch, types in supported_models().items() if source.architecture in types)
+    return next(kinds, source.architecture)
 
 
 def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -> Metadata:

@@ -462,7 +462,7 @@ def test_unknown_models_are_named():
         Architecture.from_config(LLAMA | {"architectures": ["LlamaForSequenceClassification"]})
     with pytest.raises(UnsupportedModelError, match="--arch: found 'lama'"):
         Architecture.from_config(LLAMA, override="lama")
-    assert supported_models()["llama"] == ("llama", "mistral")
+    assert supported_models()["llama"] == ("llama", "mistral", "mixtral")
 
 
 @pytest.mark.parametrize(
@@ -645,7 +645,7 @@ def test_one_bias_asks_for_all():
             "a positive whole number.*One value must hold for all layers",
         ),
         ({"llama.rope.dimension_count": u32(8)}, CheckpointError, r"rope\.dimension_count = 8; expected 16"),
-        ({"llama.expert_count": u32(8)}, UnsupportedModelError, r"llama\.expert_count: found 8"),
+        ({"llama.expert_count": u32(8)}, CheckpointError, r"no metadata key .llama\.expert_used_count"),
         ({"llama.attention.causal": boolean(False)}, UnsupportedModelError, r"attention\.causal"),
         ({"llama.logit_scale": f32(2.0)}, UnsupportedModelError, "no such key"),
         ({"llama.rope.scaling.type": string("longrope")}, UnsupportedModelError, "'longrope'"),

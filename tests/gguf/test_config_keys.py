@@ -7,6 +7,7 @@ import re
 
 import pytest
 from models import tokenizers
+from models.architectures import CASES
 
 import qformats
 from qformats.errors import UnsupportedModelError
@@ -38,6 +39,7 @@ OWN = {
         **{"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2},
     },
 }
+OWN |= {case.model_type: case.config for case in reversed(CASES.values())}
 # Keys that every configuration takes though none declares them.
 EXTRA = ("rope_theta", "rope_scaling", "partial_rotary_factor", "per_layer_config")
 # Where the type of the default does not tell another value.
@@ -71,6 +73,8 @@ OTHER = {
     "layer_norm_epsilon": 0.5,
     "use_sliding_window": True,
     "max_window_layers": 1,
+    "mlp_only_layers": [1],
+    "decoder_sparse_step": 2,
 }
 # Together with these other keys they take effect.
 TOGETHER = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from qformats.interfaces import evaluate
 from qformats_gguf.architectures import llama3, rope
 from qformats_gguf.architectures.config import limits, normalize, restore
 from qformats_gguf.architectures.keys import strangers
+from qformats_gguf.architectures.numbers import metadata_number
 from qformats_gguf.architectures.rows import ROWS
 from qformats_gguf.architectures.schema import (
     Config,
@@ -36,7 +38,10 @@ _ELSEWHERE = "formats that stay in a Hugging Face folder, such as gptq or bitsan
 
 def supported_models() -> dict[str, tuple[str, ...]]:
     """Hugging Face model types of each GGUF architecture."""
-    return {arch: tuple(model.model_type for model in row.models) for arch, row in ROWS.items()}
+    found: dict[str, tuple[str, ...]] = {}
+    for row in ROWS.values():
+        found[row.arch] = found.get(row.arch, ()) + tuple(model.model_type for model in row.models)
+    return found
 
 
 def size_label(parameters: int) -> str:
@@ -140,9 +145,7 @@ class Architecture:
         """
         arch = metadata.get("general.architecture")
         named = arch.data if arch is not None and arch.type is ValueType.STRING else None
-        if named not in ROWS:
-            raise UnsupportedModelError(f"{source}: general.architecture", named, ROWS)
-        row = ROWS[named]
+        row = _row_of(named, metadata, source)
         separate = frozenset(part for name in names for part in row.separate(name))
         config, problems = restore(metadata, row, separate, extra_tensors or {}, source)
         return cls(row, config, source, _settle(problems, source, force))
@@ -180,12 +183,12 @@ class Architecture:
         found = self._match(name, "canonical") or self._match(self.row.prefix + name, "canonical")
         if found is None:
             raise self._unexpected(name)
-        rule, block, suffix = found
+        rule, block, expert, suffix = found
         if not self._has(rule, suffix):
             if rule.alias_of is not None:
                 return None
             raise self._unexpected(name, rule.presence(suffix))
-        return self._mapping(rule, block, suffix)
+        return self._mapping(rule, block, suffix, expert)
 
     def why_left_out(self, name: str) -> str:
         """Why a GGUF file holds no such tensor, where `map_tensor` gives None."""
@@ -196,10 +199,10 @@ class Architecture:
     def home_of(self, name: str) -> str | None:
         """Canonical name of the tensor that `name` is a copy of where the configuration ties them."""
         found = self._match(name, "canonical") or self._match(self.row.prefix + name, "canonical")
-        return None if found is None or found[0].alias_of is None else found[0].alias_of + found[2]
+        return None if found is None or found[0].alias_of is None else found[0].alias_of + found[3]
 
     def unmap_tensor(self, name: str) -> TensorMapping:
-        """Map a tensor of the GGUF file; the inverse of `map_tensor`.
+        """Map a tensor of the GGUF file; the inverse of `map_tensor`. Of a stack, it gives the first matrix.
 
         Raises
         ------
@@ -208,13 +211,22 @@ class Architecture:
             tensors: leave them out.
         """
         found = self._match(name, "gguf")
-        if found is None or not self._has(found[0], found[2]):
-            raise self._unexpected(name, found[0].presence(found[2]) if found else True)
-        return self._mapping(*found)
+        if found is None or not self._has(found[0], found[3]):
+            raise self._unexpected(name, found[0].presence(found[3]) if found else True)
+        rule, block, expert, suffix = found
+        return self._mapping(rule, block, suffix, expert)
 
     def unmap_tensors(self, name: str) -> list[TensorMapping]:
         """Map a tensor of the GGUF file that may hold several, in the order of their rows; see `unmap_tensor`."""
-        return [self.unmap_tensor(part) for part in self.row.separate(name)]
+        found = []
+        for part in self.row.separate(name):
+            first = self.unmap_tensor(part)
+            match = self._match(part, "gguf")
+            assert match is not None
+            rule, block, _, suffix = match
+            others = range(1, first.stack)
+            found += [first, *(self._mapping(rule, block, suffix, expert) for expert in others)]
+        return found
 
     def expected_tensors(self) -> list[TensorMapping]:
         """Every tensor that a model of this configuration has, block by block."""
@@ -223,10 +235,11 @@ class Architecture:
         places = [(rule, 0) for rule in outside]
         places += [(rule, block) for block in range(self.block_count) for rule in inside]
         return [
-            self._mapping(rule, block, suffix)
+            self._mapping(rule, block, suffix, expert)
             for rule, block in places
             for suffix in _SUFFIXES
             if self._has(rule, suffix)
+            for expert in range(int(self.config[rule.experts]) if rule.experts else 1)
         ]
 
     def missing(self, names: Collection[str]) -> list[TensorMapping]:
@@ -294,7 +307,7 @@ class Architecture:
         if license is not None:
             metadata["general.license"] = string(license)
         for rule in self.row.metadata:
-            if rule.write:
+            if rule.write and not (rule.optional and self.config.get(rule.config) is None):
                 metadata[prefix + rule.key] = rule.make(self.config[rule.config])
         if self.row.rope:
             partly = _partly_rotated(self.config, self.row)
@@ -313,28 +326,34 @@ class Architecture:
         """Whether a GGUF tensor is one of those that `extra_tensors` makes: configuration, not weights."""
         return name == "rope_freqs.weight" and "llama3" in self.row.rope
 
-    def _match(self, name: str, side: str) -> tuple[TensorRule, int, str] | None:
+    def _match(self, name: str, side: str) -> tuple[TensorRule, int, int, str] | None:
+        """Rule, block, expert and suffix of a name."""
         suffix = next((s for s in _SUFFIXES if name.endswith(s)), None)
         if suffix is None:
             return None
         stem = name.removesuffix(suffix)
-        for rule in self.row.tensors:
-            template = re.escape(getattr(rule, side)).replace(r"\{i\}", r"(0|[1-9]\d*)")
-            match = re.fullmatch(template, stem)
+        for rule, pattern in _patterns(self.row, side):
+            match = pattern.fullmatch(stem)
             if match:
-                return rule, int(match[1]) if rule.per_block else 0, suffix
+                expert = int(match["expert"]) if rule.experts and side == "canonical" else 0
+                return rule, int(match["block"]) if rule.per_block else 0, expert, suffix
         return None
 
     def _has(self, rule: TensorRule, suffix: str) -> bool:
         presence = rule.presence(suffix)
         return presence.holds(self.config) if isinstance(presence, If) else presence
 
-    def _mapping(self, rule: TensorRule, block: int, suffix: str) -> TensorMapping:
-        canonical = rule.canonical.replace("{i}", str(block)) + suffix
+    def _mapping(self, rule: TensorRule, block: int, suffix: str, expert: int = 0) -> TensorMapping:
+        canonical = rule.canonical.replace("{i}", str(block)).replace("{e}", str(expert)) + suffix
         gguf = rule.gguf.replace("{i}", str(block)) + suffix
         if rule.per_block and block >= self.block_count:
             raise CheckpointError(
                 self.source, f"block {block}", f"blocks 0 to {self.block_count - 1}", tensor=canonical
+            )
+        stack = int(self.config[rule.experts]) if rule.experts else 0
+        if expert >= max(stack, 1):
+            raise CheckpointError(
+                self.source, f"expert {expert}", f"experts 0 to {stack - 1}", tensor=canonical
             )
         permute = Permute(int(self.config[rule.permute])) if rule.permute else None
         # Flags are whole numbers too, but never dimensions.
@@ -346,7 +365,9 @@ class Architecture:
             found = f"no number that the shape of {canonical} depends on"
             expected = f"whole numbers for {' and '.join(dims)}"
             raise CheckpointError(self.source, found, expected) from error
-        return TensorMapping(canonical, gguf, shape, permute, rule.force_f32 or suffix == ".bias")
+        plain = rule.force_f32 or suffix == ".bias"
+        offset = rule.offset if suffix == ".weight" else 0.0
+        return TensorMapping(canonical, gguf, shape, permute, plain, offset, stack)
 
     def _unexpected(self, name: str, presence: bool | If = True) -> CheckpointError:
         expected = f"only tensors of a {self.arch} model"
@@ -355,14 +376,26 @@ class Architecture:
         return CheckpointError(self.source, "unknown", expected, tensor=name)
 
 
+@cache
+def _patterns(row: Row, side: str) -> list[tuple[TensorRule, re.Pattern[str]]]:
+    """Rules with the pattern of their names on one side."""
+    number = r"(?P<%s>0|[1-9]\d*)"
+    found = []
+    for rule in row.tensors:
+        template = re.escape(getattr(rule, side)).replace(r"\{i\}", number % "block")
+        found.append((rule, re.compile(template.replace(r"\{e\}", number % "expert"))))
+    return found
+
+
 def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFModel, bool]:
     """Row and model of a configuration, and whether the configuration itself says so.
 
     The model's own type decides. Another type's tensors may well have the same names and shapes, but its code
     computes something else with them.
     """
-    if override is not None and override not in ROWS:
-        raise UnsupportedModelError("--arch", override, ROWS)
+    archs = list(dict.fromkeys(row.arch for row in ROWS.values()))
+    if override is not None and override not in archs:
+        raise UnsupportedModelError("--arch", override, archs)
     model_type, given = config.get("model_type"), config.get("architectures")
     classes = [str(name) for name in given] if isinstance(given, list) else []
     known = [(row, model) for row in ROWS.values() for model in row.models]
@@ -374,13 +407,14 @@ def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFMod
     else:
         found = [(row, model) for row, model in known if set(classes) & set(model.architectures)]
     if not found and model_type is None and not classes and override is not None:
-        return ROWS[override], ROWS[override].models[0], False
+        row = next(row for row in ROWS.values() if row.arch == override and not row.tells)
+        return row, row.models[0], False
     if not found:
         types = (model.model_type for _, model in known)
         hint = _ELSEWHERE
-        if isinstance(model_type, str) and model_type in ROWS:
+        if isinstance(model_type, str) and model_type in archs:
             # Its name is like the model's type, but --arch with it would write a file that computes something else.
-            own = " and ".join(model.model_type for model in ROWS[model_type].models)
+            own = " and ".join(supported_models()[model_type])
             hint = (
                 f"GGUF's architecture {model_type} is that of models of type {own}, not of this one; {hint}"
             )
@@ -393,6 +427,15 @@ def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFMod
         hint = f"{source} describes a model of type {type_}, and another architecture computes something else"
         raise UnsupportedModelError("--arch", override, (row.arch for row, _ in found), hint)
     return *chosen[0], True
+
+
+def _row_of(arch: object, metadata: Metadata, source: str) -> Row:
+    """Row of a file: the one whose keys it has, where an architecture has several."""
+    rows = [row for row in ROWS.values() if row.arch == arch]
+    if not rows:
+        raise UnsupportedModelError(f"{source}: general.architecture", arch, supported_models())
+    told = (r for r in rows if r.tells and metadata_number(metadata, f"{arch}.{r.tells}", source, zero=True))
+    return next(told, None) or next(r for r in rows if not r.tells)
 
 
 def _partly_rotated(config: Config, row: Row) -> int | None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from qformats.errors import CheckpointError, ConfigError
+from qformats.folder import config_class
 from qformats_gguf.architectures import llama3, rope
-from qformats_gguf.architectures.keys import OLD_NAMES
+from qformats_gguf.architectures.keys import OLD_NAMES, ROTARY, SIZES, understood
 from qformats_gguf.architectures.numbers import config_number, metadata_number
 from qformats_gguf.architectures.schema import REQUIRED, Config, HFModel, If, MetaRule, Problem, Row
 from qformats_gguf.metadata import Metadata, ValueType
@@ -35,33 +36,64 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
         If a size is missing.
     """
     full = deepcopy(dict(config))
-    full |= {key: full.pop(alias) for alias, key in model.aliases.items() if alias in full}
+    _, theirs = _class(model)
+    for alias, key in {**theirs, **model.aliases}.items():
+        if alias not in full or key in model.aliases:
+            continue
+        value = full.pop(alias)
+        # The table may know a key by what is another name for it in Transformers, whose other names win.
+        full[key] = full.get(key, value) if theirs.get(key) == alias else value
     full |= model.fixed
     for key, old in OLD_NAMES.items():
         if full.get(key) is None and full.get(old) is not None:
             full[key] = full[old]
-    for key, default in model.defaults.items():
+    assumed = defaults(row, model)
+    for key, default in assumed.items():
         full.setdefault(key, default)
     written = [rule for rule in row.metadata if rule.write]
     for rule in written:
-        if rule.config not in full:
+        if rule.config not in full and not rule.optional:
             raise CheckpointError(source, f"no {rule.config!r}", f"a {model.model_type} configuration")
-    if "num_key_value_heads" in model.defaults and full["num_key_value_heads"] is None:
+    known = understood(row, model)
+    if "num_key_value_heads" in known and full.get("num_key_value_heads") is None:
         full["num_key_value_heads"] = full["num_attention_heads"]
-    if "head_dim" in model.defaults and full["head_dim"] is None:
+    if "head_dim" in known and full.get("head_dim") is None:
         full["head_dim"] = _size(full, "hidden_size", source) // _size(full, "num_attention_heads", source)
-    if "n_inner" in model.defaults and full["n_inner"] is None:
+    if "n_inner" in known and full.get("n_inner") is None:
         full["n_inner"] = 4 * _size(full, "n_embd", source)
     for rule in written:
-        config_number(full[rule.config], rule.config, source, whole=rule.make(0).type is ValueType.U32)
-    for key, default in model.defaults.items():
+        if rule.optional and full.get(rule.config) is None:
+            continue
+        whole = rule.make(0).type is not ValueType.F32
+        config_number(full[rule.config], rule.config, source, whole=whole)
+    for key, default in assumed.items():
         if isinstance(default, int) and not isinstance(default, bool) and full[key] is not None:
             config_number(full[key], key, source, whole=True, zero=True)
     if row.rope:
-        full["rope_parameters"] = rope.standard(full, source)
+        full["rope_parameters"] = rope.standard(full, source, model.theta)
         full.pop("rope_scaling", None)
         full.pop("rope_theta", None)
     return full
+
+
+def defaults(row: Row, model: HFModel) -> dict[str, Any]:
+    """What a configuration need not say: defaults of Transformers' class for the keys that the row uses.
+
+    Sizes that no model shares with another are not among them: a configuration without them is broken.
+    """
+    theirs, _ = _class(model)
+    used = understood(row, model) - set(ROTARY) - SIZES
+    return {key: value for key, value in theirs.items() if key in used} | dict(model.defaults)
+
+
+def _class(model: HFModel) -> tuple[dict[str, Any], dict[str, str]]:
+    """Defaults of Transformers' class, and other names of its keys."""
+    try:
+        found = config_class(model.model_type)
+    except KeyError:
+        # A model whose code is in its folder.
+        return {}, {}
+    return found.defaults, found.aliases
 
 
 def _size(config: Config, key: str, source: str) -> int:

@@ -13,15 +13,22 @@ from typing import Any
 from qformats.folder import config_class
 from qformats_gguf.architectures.schema import Config, HFModel, If, Problem, Row
 
-__all__ = ["HARMLESS", "OLD_NAMES", "strangers", "understood"]
+__all__ = ["HARMLESS", "OLD_NAMES", "ROTARY", "SIZES", "strangers", "understood"]
 
 OLD_NAMES = {"n_positions": "n_ctx", "max_position_embeddings": "max_sequence_length"}
 """Names that older configurations of the same model types use."""
 
-_ROTARY = (
+ROTARY = (
     *("rope_parameters", "rope_scaling", "rope_theta"),
     *("partial_rotary_factor", "original_max_position_embeddings"),
 )
+"""Keys of a rotary embedding."""
+
+SIZES = {
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("n_embd", "n_layer", "n_head"),
+}
+"""Keys that every configuration of these models must have."""
 
 HARMLESS: Config = dict.fromkeys(
     (
@@ -58,11 +65,12 @@ def understood(row: Row, model: HFModel) -> set[str]:
     keys = {rule.config for rule in row.metadata} | {limit.key for limit in row.limits}
     for rule in row.tensors:
         keys |= {part.key for part in (rule.weight, rule.bias) if isinstance(part, If)}
+        keys |= {rule.experts} if rule.experts else set()
         for dimension in rule.shape:
             keys |= set(re.findall(r"[A-Za-z_]\w*", dimension))
     keys |= {*model.defaults, *model.fixed, *model.aliases, *model.judged, row.blocks}
     keys |= {old for new, old in OLD_NAMES.items() if new in keys}
-    return keys | set(_ROTARY) if row.rope else keys
+    return keys | set(ROTARY) if row.rope else keys
 
 
 def strangers(config: Config, row: Row, model: HFModel, *, identified: bool) -> list[Problem]:

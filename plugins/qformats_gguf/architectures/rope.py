@@ -37,7 +37,7 @@ _MAYBE_ZERO = ("mscale", "mscale_all_dim")
 """Zero stands for no such factor."""
 
 
-def standard(config: Config, source: str = "config.json") -> dict[str, Any]:
+def standard(config: Config, source: str = "config.json", theta: float = DEFAULT_THETA) -> dict[str, Any]:
     """Rotary parameters in the form of Transformers 5, from a ``config.json`` of any version.
 
     Parameters
@@ -46,6 +46,8 @@ def standard(config: Config, source: str = "config.json") -> dict[str, Any]:
         With ``rope_parameters``, or ``rope_theta`` and ``rope_scaling`` (`type` or `rope_type`).
     source : str
         File, for messages.
+    theta : float
+        Base where the configuration says nothing.
 
     Returns
     -------
@@ -68,7 +70,7 @@ def standard(config: Config, source: str = "config.json") -> dict[str, Any]:
     kind = str(rope.pop("type", None) or "default")
     rope = {key: value for key, value in rope.items() if value is not None}
     rope.setdefault("rope_type", kind)
-    rope.setdefault("rope_theta", config.get("rope_theta") or DEFAULT_THETA)
+    rope.setdefault("rope_theta", config.get("rope_theta") or theta)
     if config.get("partial_rotary_factor") is not None:
         rope.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
     if rope["rope_type"] in _WITH_CONTEXT:

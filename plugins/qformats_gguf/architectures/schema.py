@@ -93,6 +93,10 @@ class TensorMapping:
         llama.cpp and its converter keep this tensor in float32 in every file type.
     shape : tuple of int
         What the configuration says.
+    offset : float
+        Added to the values on the way to GGUF.
+    stack : int
+        Matrices of the GGUF tensor, of which this is one; 0 if it is the whole tensor.
     """
 
     canonical: str
@@ -100,6 +104,8 @@ class TensorMapping:
     shape: tuple[int, ...]
     permute: Permute | None = None
     force_f32: bool = False
+    offset: float = 0.0
+    stack: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,11 @@ class TensorRule:
         Keep the weight in float32. Biases always are.
     alias_of : str, optional
         Module whose weight this one shares if its condition does not hold; such a copy is dropped.
+    offset : float
+        Added to the values on the way to GGUF: norms that multiply by ``1 + weight`` are stored so.
+    experts : str, optional
+        Configuration key with the number of experts, whose matrices GGUF stacks in one tensor. ``{e}`` stands for the
+        expert in `canonical`.
     shape : tuple of str
         Symbolic dimensions of the weight in configuration keys, see :func:`qformats.interfaces.evaluate`; a bias
         has the first one.
@@ -143,6 +154,8 @@ class TensorRule:
     permute: str | None = None
     force_f32: bool = False
     alias_of: str | None = None
+    offset: float = 0.0
+    experts: str | None = None
 
     @property
     def per_block(self) -> bool:
@@ -187,6 +200,8 @@ class MetaRule:
         collected so far, or `REQUIRED`.
     write : bool
         Whether upstream's converter writes the key for this architecture; it is read in any case.
+    optional : bool
+        Whether the configuration's value may be null, which is written as no key.
     """
 
     key: str
@@ -194,6 +209,7 @@ class MetaRule:
     config: str
     default: Any = REQUIRED
     write: bool = True
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,8 +241,7 @@ class HFModel:
     architectures : tuple of str
         Model classes whose tensors the row describes.
     defaults : mapping
-        What the configuration class assumes for keys missing from ``config.json``. ``None`` stands for
-        a value that follows from others, see ``config.py``.
+        What the model code assumes for keys that its configuration class has no default for.
     checks : tuple of callable
         Limits that take more than one key: return a `Problem` or None for a normalized configuration.
     judged : tuple of str
@@ -237,6 +252,8 @@ class HFModel:
         Keys that the row leaves out, and the value with which they mean nothing; ``None`` for any value.
     aliases : mapping of str to str
         Other names for keys; where both are given, Transformers takes the value of the other name.
+    theta : float
+        Base of the rotary embedding where the configuration says nothing.
     """
 
     model_type: str
@@ -247,14 +264,17 @@ class HFModel:
     fixed: Config = field(default_factory=dict)
     neutral: Config = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    theta: float = 10000.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """One GGUF architecture.
 
     Attributes
     ----------
+    name : str
+        Of its file in the table.
     arch : str
         ``general.architecture``, and prefix of its keys.
     models : tuple of HFModel
@@ -279,8 +299,13 @@ class Row:
         Metadata keys that mean nothing while they have this value; ``None`` for any value.
     junk : tuple of str
         Endings of tensor names that old checkpoints contain and no model needs.
+    tells : str
+        Metadata key that only models of this row have, where the architecture has several rows.
+    output_required : bool
+        Whether llama.cpp loads no model without an output layer of its own: a tied one is written twice.
     """
 
+    name: str
     arch: str
     models: tuple[HFModel, ...]
     prefix: str
@@ -294,6 +319,8 @@ class Row:
     constants: Config = field(default_factory=dict)
     neutral: Config = field(default_factory=dict)
     junk: tuple[str, ...] = ()
+    tells: str = ""
+    output_required: bool = False
 
     def separate(self, name: str) -> list[str]:
         """GGUF names of the tensors in the GGUF tensor `name`, in the order of their rows: usually just itself."""

@@ -83,7 +83,8 @@ def _entry(name: str, architecture: Architecture | None) -> Entry:
         except CheckpointError:
             mapping = None
         if mapping is not None:
-            return Entry(mapping.gguf)
+            expert = _EXPERT.fullmatch(name) if mapping.stack else None
+            return Entry(mapping.gguf, None if expert is None else int(expert[2]))
     stem = name.removesuffix(".weight")
     expert = _EXPERT.fullmatch(stem)
     if expert is not None:

@@ -1,0 +1,241 @@
+"""A file of the table, read into a :class:`~qformats_gguf.architectures.schema.Row`.
+
+A file holds, besides what :class:`Row` and :class:`HFModel` say under the same names:
+
+``include``
+    Sets of tensors from ``common.toml``, in this order; then those of ``[outside]`` and ``[tensors]``, whose names are
+    relative to the block. A value is the shape of the weight, or a table with ``shape`` and any of ``bias``, ``weight``
+    (both true, false, a key or ``!key``), ``when`` (`weight` by another name), ``heads``, ``copy_of``, ``offset``,
+    ``experts``, and ``to``: the name in GGUF, which only those need that ``gguf``'s own table of names lacks.
+``bias``
+    Which of the biases ``@qkv``, ``@o`` and ``@mlp`` of these sets there are.
+``writes``
+    Keys of metadata that upstream's converter writes for this architecture and leaves out for others: ``head_dim`` (as
+    ``key_length`` and ``value_length``; without it the size of a head must be what llama.cpp derives), ``vocab_size``,
+    ``rope.dimension_count``.
+``[metadata]``
+    Keys beside those that all have. A value is the key of the configuration, or a table with ``config`` and any of
+    ``type``, ``default``, ``write`` and ``optional``.
+``[limits]``, ``[constants]``
+    Values of keys that llama.cpp computes, and what a configuration made from a file says beside the first of these.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from qformats_gguf.architectures.checks import CHECKS, whole_heads
+from qformats_gguf.architectures.schema import (
+    REQUIRED,
+    Config,
+    Fused,
+    HFModel,
+    If,
+    Limit,
+    MetaRule,
+    Row,
+    TensorRule,
+)
+from qformats_gguf.metadata import Value, boolean, f32, u32
+
+__all__ = ["read_row"]
+
+_MAKE: Mapping[str, Callable[[Any], Value]] = {"u32": u32, "f32": f32, "bool": boolean}
+_QKV = ("attn_q", "attn_k", "attn_v")
+_CAUSAL = Limit("is_causal", (True,), "llama.cpp runs this architecture as a causal model")
+_PLAIN = {
+    "silu": ("silu", "swish"),
+    "gelu_pytorch_tanh": ("gelu_pytorch_tanh",),
+    "relu2": ("relu2",),
+}
+"""Activations by their name in the table, and what else they are called."""
+_NEUTRAL = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "tensor_data_layout": None}
+
+
+def read_row(path: Path) -> Row:
+    """Read one file.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If the file does not follow the syntax.
+    """
+    content = tomllib.loads(path.read_text(encoding="utf-8"))
+    given = content.pop
+    arch = given("arch")
+    sets = [_common()[name] for name in given("include", [])]
+    biases = given("bias", {})
+    block = given("block", "model.layers.{i}.")
+    permute, offset = given("permute", False), float(given("norm_offset", 0))
+    rules = []
+    for found in (*sets, {"outside": given("outside", {}), "tensors": given("tensors", {})}):
+        for where, prefix in (("outside", ""), ("tensors", block)):
+            for name, value in found.get(where, {}).items():
+                rules.append(_tensor(arch, prefix + name, value, biases, permute, offset))
+    writes = given("writes", [])
+    limits = [_CAUSAL]
+    constants = given("constants", {})
+    activation = given("activation", "silu")
+    if activation:
+        key = given("activation_key", "hidden_act")
+        called = activation.replace("_pytorch_tanh", " (its tanh approximation)").upper()
+        told = "SiLU" if activation == "silu" else called
+        limits.insert(0, Limit(key, _PLAIN[activation], f"llama.cpp computes {told}"))
+        constants = {key: activation} | constants
+    for key, each in given("limits", {}).items():
+        limits.append(Limit(key, tuple(each["allowed"]), each["reason"]))
+        constants.setdefault(key, each["allowed"][0])
+    metadata = list(_usual(writes)) if given("usual_metadata", True) else []
+    metadata += [_metadata(key, value) for key, value in given("metadata", {}).items()]
+    there = {rule.gguf.removeprefix("blk.{i}.") for rule in rules}
+    sized = any(rule.config == "head_dim" for rule in metadata) and "head_dim" not in writes
+    models = tuple(_model(name, each, sized) for name, each in given("models").items())
+    row = Row(
+        name=path.stem,
+        arch=arch,
+        models=models,
+        prefix=given("prefix", "model."),
+        blocks=given("blocks", "num_hidden_layers"),
+        tensors=tuple(rules),
+        metadata=tuple(metadata),
+        fused=(Fused("blk.{i}.attn_qkv", tuple("blk.{i}." + part for part in _QKV)),)
+        if there.issuperset(_QKV)
+        else (),
+        rope=tuple(given("rope", ())),
+        partial_rotary=given("partial_rotary", False),
+        limits=tuple(limits),
+        constants=constants,
+        neutral=_NEUTRAL | given("neutral", {}),
+        junk=tuple(given("junk", (".rotary_emb.inv_freq",))),
+        tells=given("tells", ""),
+        output_required=given("output", "") == "required",
+    )
+    if content:
+        raise ValueError(f"{path}: unknown keys {', '.join(content)}")
+    return row
+
+
+@lru_cache(maxsize=1)
+def _common() -> dict[str, Any]:
+    return tomllib.loads((Path(__file__).parent / "table" / "common.toml").read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=64)
+def _names(arch: str) -> Any:
+    """Names of tensors in GGUF, by those in Transformers: what the gguf package knows of the architecture."""
+    from gguf import get_tensor_name_map
+    from gguf.constants import MODEL_ARCH_NAMES
+
+    found = next(number for number, name in MODEL_ARCH_NAMES.items() if name == arch)
+    return get_tensor_name_map(found, 1)
+
+
+def _gguf_name(arch: str, name: str) -> str:
+    stem = name.replace("{i}", "0").replace(".{e}", "")
+    found: str | None = _names(arch).get_name(stem)
+    if found is None:
+        raise ValueError(f"{arch}: gguf has no name for {name}; it needs `to`")
+    return found.replace("blk.0.", "blk.{i}.") if "{i}" in name else found
+
+
+def _presence(value: Any) -> bool | If:
+    if not isinstance(value, str):
+        return bool(value)
+    return If(value.removeprefix("!"), not value.startswith("!"))
+
+
+def _tensor(
+    arch: str, name: str, value: Any, biases: Mapping[str, Any], permute: bool, norm_offset: float
+) -> TensorRule:
+    given = dict(value) if isinstance(value, dict) else {"shape": value}
+    shape = tuple(given.pop("shape"))
+    bias = given.pop("bias", False)
+    if isinstance(bias, str) and bias.startswith("@"):
+        bias = biases.get(bias[1:], False)
+    gguf = given.pop("to", None) or _gguf_name(arch, name)
+    heads = given.pop("heads", None)
+    weight = given.pop("weight", given.pop("when", True))
+    rule = TensorRule(
+        name,
+        gguf,
+        shape,
+        weight=_presence(weight),
+        bias=_presence(bias),
+        permute=heads if permute else None,
+        force_f32=len(shape) == 1 or _always_f32(gguf),
+        alias_of=given.pop("copy_of", None),
+        offset=given.pop("offset", norm_offset if len(shape) == 1 and name.endswith("norm") else 0.0),
+        experts=given.pop("experts", None),
+    )
+    if given:
+        raise ValueError(f"{name}: unknown keys {', '.join(given)}")
+    return rule
+
+
+def _always_f32(gguf: str) -> bool:
+    """Whether llama.cpp's converter keeps a matrix of this name in float32 in every file type."""
+    plain = ("ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd", "token_types")
+    return gguf.endswith("_norm") or gguf.removeprefix("blk.{i}.") in plain
+
+
+def _metadata(key: str, value: Any) -> MetaRule:
+    given = dict(value) if isinstance(value, dict) else {"config": value}
+    config = given.pop("config")
+    make = _MAKE[given.pop("type", "u32")]
+    optional = given.pop("optional", False)
+    default = given.pop("default", None if optional else REQUIRED)
+    if isinstance(default, str):
+        default = _other(default)
+    rule = MetaRule(key, make, config, default, given.pop("write", True), optional)
+    if given:
+        raise ValueError(f"{key}: unknown keys {', '.join(given)}")
+    return rule
+
+
+def _other(key: str) -> Callable[[Config], Any]:
+    return lambda config: config[key]
+
+
+def _head_dim(config: Config) -> int:
+    return int(config["hidden_size"]) // int(config["num_attention_heads"])
+
+
+def _usual(writes: list[str]) -> Iterator[MetaRule]:
+    yield MetaRule("block_count", u32, "num_hidden_layers")
+    yield MetaRule("context_length", u32, "max_position_embeddings")
+    yield MetaRule("embedding_length", u32, "hidden_size")
+    yield MetaRule("feed_forward_length", u32, "intermediate_size")
+    yield MetaRule("attention.head_count", u32, "num_attention_heads")
+    yield MetaRule(
+        "attention.head_count_kv", u32, "num_key_value_heads", default=_other("num_attention_heads")
+    )
+    yield MetaRule("attention.layer_norm_rms_epsilon", f32, "rms_norm_eps")
+    for key in ("key_length", "value_length"):
+        yield MetaRule(f"attention.{key}", u32, "head_dim", default=_head_dim, write="head_dim" in writes)
+    yield MetaRule("vocab_size", u32, "vocab_size", write="vocab_size" in writes)
+    if "rope.dimension_count" in writes:
+        yield MetaRule("rope.dimension_count", u32, "head_dim", default=_other("head_dim"))
+
+
+def _model(name: str, given: dict[str, Any], sized: bool) -> HFModel:
+    given = dict(given)
+    checks = tuple(CHECKS[check] for check in given.pop("checks", ()))
+    neutral = given.pop("neutral", {}) | dict.fromkeys(given.pop("ignored", ()))
+    found = HFModel(
+        name,
+        tuple(given.pop("classes")),
+        defaults=given.pop("defaults", {}),
+        checks=(*checks, whole_heads) if sized else checks,
+        judged=tuple(given.pop("judged", ())),
+        fixed=given.pop("fixed", {}),
+        neutral=neutral,
+        aliases=given.pop("aliases", {}),
+        theta=float(given.pop("rope_theta", 10000.0)),
+    )
+    if given:
+        raise ValueError(f"{name}: unknown keys {', '.join(given)}")
+    return found

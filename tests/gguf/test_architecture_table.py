@@ -1,0 +1,91 @@
+"""Models of every architecture of the table: to GGUF and back, and the numbers of Transformers in llama.cpp."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models.architectures import CASES, TRAPS, build
+from oracles import hf
+from oracles.llama_cpp import LlamaCpp
+from safetensors.torch import load_file
+
+import qformats
+from qformats.errors import UnsupportedModelError
+
+POSITIONS = 64
+LOG_PROB = 1e-4
+# llama.cpp computes GELU from a table of 16-bit floats: measured up to 6e-3.
+LOG_PROB_GELU_TABLE = 2e-2
+GELU = ("gemma", "starcoder2")
+
+
+@pytest.fixture(scope="module", params=CASES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+    """Name, folder and float32 file of a model."""
+    path = tmp_path_factory.mktemp("model")
+    folder = build(request.param, path / request.param)
+    qformats.export(folder, path / "m.gguf", format="gguf:f32")
+    return request.param, folder, path / "m.gguf"
+
+
+def test_llama_cpp_computes_the_numbers_of_transformers(model: tuple[str, Path, Path]) -> None:
+    name, folder, file = model
+    reference = hf.load(folder)
+    ids = np.random.default_rng(0).integers(0, reference.config.get_text_config().vocab_size, POSITIONS)
+    with LlamaCpp(file) as gguf:
+        ours, theirs = gguf.log_probs(ids.tolist()), hf.log_probs(reference, ids.tolist())
+        tolerance = LOG_PROB_GELU_TABLE if name.startswith(GELU) else LOG_PROB
+        assert np.abs(ours - theirs).max() < tolerance
+
+
+def test_the_folder_comes_back(model: tuple[str, Path, Path], tmp_path: Path) -> None:
+    """The same tensors, a configuration that means the same, and from it the same file again."""
+    _, folder, file = model
+    qformats.export(file, tmp_path / "back", format="dense:f32")
+    before = load_file(folder / "model.safetensors")
+    after = load_file(tmp_path / "back" / "model.safetensors")
+    assert before.keys() == after.keys()
+    different = {name for name in before if not before[name].equal(after[name])}
+    # A norm that is stored with 1 added has lost the last bit of some numbers.
+    assert all((before[name] - after[name]).abs().max() < 1e-7 for name in different)
+    assert all(name.endswith("norm.weight") for name in different)
+    one, other = (hf.load(path) for path in (folder, tmp_path / "back"))
+    ids = list(range(3, 60))
+    assert np.abs(hf.logits(one, ids) - hf.logits(other, ids)).max() < (1e-5 if different else 1e-9)
+    qformats.export(tmp_path / "back", tmp_path / "again.gguf", format="gguf:f32")
+    first, again = qformats.open(file), qformats.open(tmp_path / "again.gguf")
+    assert first.stored.keys() == again.stored.keys()
+    for key, tensor in first.stored.items():
+        assert tensor.read().dequantize().equal(again.stored[key].read().dequantize()), key
+    assert {key: value for key, value in first.metadata.items() if key != "general.name"} == {
+        key: value for key, value in again.metadata.items() if key != "general.name"
+    }
+
+
+def test_quantized_weights_run_as_their_values(model: tuple[str, Path, Path], tmp_path: Path) -> None:
+    """llama.cpp on the packed file, against Transformers on the same weights dequantized by us."""
+    _, folder, _ = model
+    file = tmp_path / "m.gguf"
+    qformats.export(folder, file, format="gguf:q8_0")
+    qformats.export(file, tmp_path / "dense", format="dense:f32")
+    reference = hf.load(tmp_path / "dense")
+    ids = list(range(3, 3 + POSITIONS))
+    with LlamaCpp(file) as gguf:
+        ours, theirs = gguf.log_probs(ids), hf.log_probs(reference, ids)
+    # llama.cpp's CPU kernels round activations to 8 bits wherever weights are quantized, which now and then
+    # chooses another expert: measured up to 5.2e-3.
+    assert (np.exp(theirs.astype(np.float64)) * (theirs - ours)).sum(-1).mean() < 2e-2
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_what_llama_cpp_does_not_compute_is_refused(trap: str, tmp_path: Path) -> None:
+    name, changes, key = TRAPS[trap]
+    folder = build(name, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=key):
+        qformats.export(folder, tmp_path / "m.gguf", format="gguf:f32")
+    assert not (tmp_path / "m.gguf").exists()
