@@ -213,7 +213,7 @@ def test_no_config(capsys, copy, tmp_path):
     [
         (
             {"model_type": "foo"},
-            "model_type: found 'foo'; expected one of glm, ",
+            "model_type: found 'foo'; expected one of ",
         ),
         ({"hidden_size": "x"}, "hidden_size: found 'x'; expected a positive whole number"),
         ({"num_hidden_layers": 10**30}, "num_hidden_layers: found 10"),

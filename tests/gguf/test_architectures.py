@@ -453,9 +453,7 @@ def test_mistral_has_a_window_unless_it_says_no():
 
 
 def test_unknown_models_are_named():
-    with pytest.raises(
-        UnsupportedModelError, match=r"'bloom'; expected one of glm, gpt2, llama, "
-    ) as refused:
+    with pytest.raises(UnsupportedModelError, match=r"'bloom'; expected one of .*glm, ") as refused:
         Architecture.from_config(LLAMA | {"model_type": "bloom"})
     assert "--arch" not in str(refused.value)
     with pytest.raises(UnsupportedModelError, match="'LlamaForSequenceClassification'"):
@@ -468,11 +466,11 @@ def test_unknown_models_are_named():
 @pytest.mark.parametrize(
     ("model_type", "cls"),
     [
-        ("granite", "GraniteForCausalLM"),
-        ("smollm3", "SmolLM3ForCausalLM"),
+        ("helium", "HeliumForCausalLM"),
+        ("arcee", "ArceeForCausalLM"),
         ("ernie4_5", "Ernie4_5ForCausalLM"),
         ("my-llama", "LlamaForCausalLM"),
-        ("granite", None),
+        ("helium", None),
     ],
 )
 def test_no_override_makes_another_model_type_a_llama(model_type, cls):

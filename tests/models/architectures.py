@@ -56,7 +56,46 @@ def _rope(kind: str = "default", theta: float = 10000.0, **more: Any) -> dict[st
 
 _YARN = _rope("yarn", 50000.0, factor=4.0, original_max_position_embeddings=64)
 
+_GEMMA = {**_WIDE, "query_pre_attn_scalar": 32, "sliding_window": 16, "tie_word_embeddings": True}
+_GRANITE = {
+    "embedding_multiplier": 6.0,
+    "logits_scaling": 4.0,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.4,
+}
+_LINEAR = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+}
+
 CASES: dict[str, Case] = {
+    "gemma3": Case("gemma3_text", "Gemma3ForCausalLM", {**_GEMMA, "num_hidden_layers": 7}, "llama-spm"),
+    "gemma3-linear": Case(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        {
+            **_GEMMA,
+            "tie_word_embeddings": False,
+            "final_logit_softcapping": 20.0,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": _LINEAR,
+        },
+    ),
+    "gemma2": Case("gemma2", "Gemma2ForCausalLM", {**_GEMMA, "num_hidden_layers": 4}, "llama-spm"),
+    "gemma": Case(
+        "gemma", "GemmaForCausalLM", {**_WIDE, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    ),
+    # llama.cpp treats tokens otherwise where general.name, made from the folder's, has the family's name in it.
+    "phi-partial": Case(
+        "phi3", "Phi3ForCausalLM", {"sliding_window": None, **_rope(partial_rotary_factor=0.5)}, "llama-spm"
+    ),
+    "granite": Case("granite", "GraniteForCausalLM", _GRANITE),
+    "smollm3": Case("smollm3", "SmolLM3ForCausalLM", {"num_hidden_layers": 8}),
+    "exaone4": Case(
+        "exaone4", "Exaone4ForCausalLM", {"sliding_window": None, "layer_types": ["full_attention"] * 3}
+    ),
+    "exaone4-64": Case("exaone4", "Exaone4ForCausalLM", {"num_hidden_layers": 64, "sliding_window": 16}),
+    "glm4": Case("glm4", "Glm4ForCausalLM", {**_WIDE, "attention_bias": True}),
     "olmo2": Case("olmo2", "Olmo2ForCausalLM"),
     "olmo2-yarn": Case("olmo2", "Olmo2ForCausalLM", _YARN),
     "qwen3_moe": Case("qwen3_moe", "Qwen3MoeForCausalLM", {**_EXPERTS, **_WIDE, "norm_topk_prob": True}),
@@ -79,6 +118,18 @@ TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
     "qwen3_moe-dense-layer": ("qwen3_moe", {"mlp_only_layers": [1]}, "mlp_only_layers"),
     "qwen2_moe": ("qwen2_moe", {"norm_topk_prob": True}, "norm_topk_prob"),
     "mixtral": ("mixtral", {"sliding_window": 16}, "sliding_window"),
+    "gemma3": ("gemma3", {"query_pre_attn_scalar": 24}, "query_pre_attn_scalar"),
+    "gemma3-caps": ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    "gemma2": ("gemma2", {"layer_types": ["full_attention"] * 4}, "layer_types"),
+    "gemma2-untied": ("gemma2", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+    "phi3": ("phi-partial", {"sliding_window": 16}, "sliding_window"),
+    "phi3-long": (
+        "phi-partial",
+        _rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 4, factor=2.0),
+        "rope_parameters.rope_type",
+    ),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 1, 0] * 2 + [1, 1]}, "no_rope_layers"),
+    "exaone4": ("exaone4", {"sliding_window": 16, "layer_types": None}, "sliding_window"),
 }
 """Model, keys of its configuration, and the one of them that llama.cpp does not compute: it has to be refused."""
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.interfaces import evaluate
-from qformats_gguf.architectures import llama3, rope
+from qformats_gguf.architectures import llama3, rope, windows
 from qformats_gguf.architectures.config import limits, normalize, restore
 from qformats_gguf.architectures.keys import strangers
 from qformats_gguf.architectures.numbers import metadata_number
@@ -27,7 +27,7 @@ from qformats_gguf.architectures.schema import (
     TensorMapping,
     TensorRule,
 )
-from qformats_gguf.metadata import Metadata, ValueType, string, u32
+from qformats_gguf.metadata import Metadata, ValueType, f32, string, u32
 
 __all__ = ["Architecture", "size_label", "supported_models"]
 
@@ -309,6 +309,11 @@ class Architecture:
         for rule in self.row.metadata:
             if rule.write and not (rule.optional and self.config.get(rule.config) is None):
                 metadata[prefix + rule.key] = rule.make(self.config[rule.config])
+        if self.row.window:
+            metadata |= windows.to_metadata(prefix, self.config, self.row.window)
+        if self.row.local_theta:
+            theta = self.config["local_rope_parameters"]["rope_theta"]
+            metadata[prefix + "rope.freq_base_swa"] = f32(theta)
         if self.row.rope:
             partly = _partly_rotated(self.config, self.row)
             metadata |= rope.to_metadata(prefix, self.config["rope_parameters"], self.row.rope, partly)[0]

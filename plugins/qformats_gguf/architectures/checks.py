@@ -55,6 +55,51 @@ def _every_layer_sparse(config: Config) -> Problem | None:
     )
 
 
+def _window_with_64_layers(config: Config) -> Problem | None:
+    """Name a window in a model other than the one that llama.cpp has it for, or the lack of it there."""
+    kinds = config["layer_types"]
+    released = len(kinds) == 64
+    expected = [
+        ("full_attention", "sliding_attention")[released and (i + 1) % 4 != 0] for i in range(len(kinds))
+    ]
+    if kinds == expected and released == (config.get("sliding_window") is not None):
+        return None
+    if released and kinds != expected:
+        return Problem(
+            "layer_types", kinds, ("three sliding layers, then a full one",), "llama.cpp assumes them"
+        )
+    # Transformers rotates in full layers only if there is no window.
+    reason = "llama.cpp has a window, and layers without rotation, in a model of 64 layers and in no other"
+    return Problem(
+        "sliding_window", config.get("sliding_window"), ("a number" if released else "null",), reason
+    )
+
+
+def _always_a_window(config: Config) -> Problem | None:
+    """Name the lack of sliding layers where llama.cpp always has some."""
+    if "sliding_attention" in config["layer_types"]:
+        return None
+    return Problem(
+        "layer_types",
+        "full_attention",
+        ("sliding_attention",),
+        "llama.cpp runs no such model without a window",
+    )
+
+
+def _rotation_but_every_fourth(config: Config) -> Problem | None:
+    """Name layers that rotate, or do not, unlike llama.cpp's."""
+    layers = config["num_hidden_layers"]
+    given, every = config.get("no_rope_layers"), config.get("no_rope_layer_interval")
+    expected = [int((i + 1) % 4 != 0) for i in range(layers)]
+    if (given is None and every == 4) or given == expected:
+        return None
+    key, found, allowed = ("no_rope_layers", given, str(expected))
+    if given is None:
+        key, found, allowed = ("no_rope_layer_interval", every, "4")
+    return Problem(key, found, (allowed,), "llama.cpp leaves every fourth layer without a rotary embedding")
+
+
 def whole_heads(config: Config) -> Problem | None:
     """Name a head size other than the one that the architecture's loader derives."""
     derived = int(config["hidden_size"]) // int(config["num_attention_heads"])
@@ -73,5 +118,8 @@ CHECKS: Mapping[str, Callable[[Config], Problem | None]] = {
     "optional_window": _optional_window,
     "layer_types": _layer_types,
     "every_layer_sparse": _every_layer_sparse,
+    "window_with_64_layers": _window_with_64_layers,
+    "always_a_window": _always_a_window,
+    "rotation_but_every_fourth": _rotation_but_every_fourth,
 }
 """Each returns a `Problem` or None for a normalized configuration."""

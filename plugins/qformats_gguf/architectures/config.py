@@ -10,7 +10,7 @@ import numpy as np
 
 from qformats.errors import CheckpointError, ConfigError
 from qformats.folder import config_class
-from qformats_gguf.architectures import llama3, rope
+from qformats_gguf.architectures import llama3, rope, windows
 from qformats_gguf.architectures.keys import OLD_NAMES, ROTARY, SIZES, understood
 from qformats_gguf.architectures.numbers import config_number, metadata_number
 from qformats_gguf.architectures.schema import REQUIRED, Config, HFModel, If, MetaRule, Problem, Row
@@ -18,6 +18,8 @@ from qformats_gguf.metadata import Metadata, ValueType
 
 __all__ = ["limits", "normalize", "restore"]
 
+_DERIVED = {"num_key_value_heads", "head_dim", "n_inner"}
+"""Keys whose value follows from others where it is null."""
 _INTEGERS = (ValueType.U32, ValueType.I32, ValueType.U64, ValueType.I64, ValueType.U16, ValueType.I16)
 
 
@@ -50,16 +52,18 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
     assumed = defaults(row, model)
     for key, default in assumed.items():
         full.setdefault(key, default)
+    known = understood(row, model)
+    for key in known & _DERIVED:
+        full.setdefault(key, None)
     written = [rule for rule in row.metadata if rule.write]
     for rule in written:
         if rule.config not in full and not rule.optional:
             raise CheckpointError(source, f"no {rule.config!r}", f"a {model.model_type} configuration")
-    known = understood(row, model)
-    if "num_key_value_heads" in known and full.get("num_key_value_heads") is None:
+    if "num_key_value_heads" in known and full["num_key_value_heads"] is None:
         full["num_key_value_heads"] = full["num_attention_heads"]
-    if "head_dim" in known and full.get("head_dim") is None:
+    if "head_dim" in known and full["head_dim"] is None:
         full["head_dim"] = _size(full, "hidden_size", source) // _size(full, "num_attention_heads", source)
-    if "n_inner" in known and full.get("n_inner") is None:
+    if "n_inner" in known and full["n_inner"] is None:
         full["n_inner"] = 4 * _size(full, "n_embd", source)
     for rule in written:
         if rule.optional and full.get(rule.config) is None:
@@ -69,8 +73,14 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
     for key, default in assumed.items():
         if isinstance(default, int) and not isinstance(default, bool) and full[key] is not None:
             config_number(full[key], key, source, whole=True, zero=True)
+    if row.window:
+        windows.complete(full, row.window, source)
+    if row.local_theta:
+        full["local_rope_parameters"] = rope.local(full, source, row.local_theta)
     if row.rope:
-        full["rope_parameters"] = rope.standard(full, source, model.theta)
+        full["rope_parameters"] = rope.standard(
+            rope.of_global_layers(full) if row.local_theta else full, source, model.theta
+        )
         full.pop("rope_scaling", None)
         full.pop("rope_theta", None)
     return full
@@ -104,11 +114,29 @@ def _size(config: Config, key: str, source: str) -> int:
 def limits(config: Config, row: Row, model: HFModel) -> list[Problem]:
     """List what llama.cpp would compute differently from Transformers."""
     found = [
-        Problem(limit.key, config[limit.key], tuple(map(str, limit.allowed)), limit.reason)
+        Problem(limit.key, config[limit.key], tuple(map(str, limit.allowed)) or ("null",), limit.reason)
         for limit in row.limits
         if config.get(limit.key) is not None and config[limit.key] not in limit.allowed
     ]
+    if row.window:
+        found += windows.problems(config)
+    if row.local_theta and (kind := config["local_rope_parameters"]["rope_type"]) != "default":
+        reason = "llama.cpp scales no rotary embedding of sliding layers"
+        found.append(Problem("rope_parameters.sliding_attention.rope_type", kind, ("default",), reason))
+    if row.attention_scale:
+        key, scale = row.attention_scale[0], _attention_scale(row, config)
+        if config[key] != scale:
+            found.append(
+                Problem(key, config[key], (str(scale),), "llama.cpp scales attention by this number")
+            )
     return found + [problem for check in model.checks if (problem := check(config)) is not None]
+
+
+def _attention_scale(row: Row, config: Config) -> int:
+    """What llama.cpp divides attention scores by, squared."""
+    if row.attention_scale is not None and config["num_hidden_layers"] == row.attention_scale[1]:
+        return int(config["hidden_size"]) // int(config["num_attention_heads"])
+    return int(config["head_dim"])
 
 
 def restore(
@@ -152,6 +180,15 @@ def restore(
     config |= _flags(row, names)
     config |= _tokens(metadata, config["vocab_size"])
     problems: list[Problem] = []
+    if row.window:
+        layers = config["num_hidden_layers"]
+        found, understood_here = windows.from_metadata(
+            prefix, metadata, layers, row.window, row.window_width, source
+        )
+        config |= found
+        known |= understood_here
+    if row.attention_scale:
+        config[row.attention_scale[0]] = _attention_scale(row, config)
     if row.rope:
         context = config["max_position_embeddings"]
         partly = int(config["head_dim"]) if row.partial_rotary else None
@@ -162,6 +199,12 @@ def restore(
         if "llama3" in row.rope and "rope_freqs.weight" in names:
             parameters = _with_factors(parameters, extra, context, config["head_dim"], source)
         config["rope_parameters"] = parameters
+        if row.local_theta:
+            key = prefix + "rope.freq_base_swa"
+            known.add(key)
+            theta = metadata_number(metadata, key, source)
+            theta = row.local_theta if theta is None else rope.shortest(theta)
+            config["rope_parameters"] = rope.by_layer(parameters, theta)
     problems += _unknown(metadata, row, known)
     return config, problems
 

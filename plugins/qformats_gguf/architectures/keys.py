@@ -12,6 +12,7 @@ from typing import Any
 
 from qformats.folder import config_class
 from qformats_gguf.architectures.schema import Config, HFModel, If, Problem, Row
+from qformats_gguf.architectures.windows import WINDOW_KEYS
 
 __all__ = ["HARMLESS", "OLD_NAMES", "ROTARY", "SIZES", "strangers", "understood"]
 
@@ -69,7 +70,13 @@ def understood(row: Row, model: HFModel) -> set[str]:
         for dimension in rule.shape:
             keys |= set(re.findall(r"[A-Za-z_]\w*", dimension))
     keys |= {*model.defaults, *model.fixed, *model.aliases, *model.judged, row.blocks}
+    if row.window:
+        keys |= WINDOW_KEYS
+    if row.attention_scale:
+        keys.add(row.attention_scale[0])
     keys |= {old for new, old in OLD_NAMES.items() if new in keys}
+    if row.local_theta:
+        keys.add("rope_local_base_freq")
     return keys | set(ROTARY) if row.rope else keys
 
 

@@ -88,12 +88,13 @@ def read_row(path: Path) -> Row:
         constants = {key: activation} | constants
     for key, each in given("limits", {}).items():
         limits.append(Limit(key, tuple(each["allowed"]), each["reason"]))
-        constants.setdefault(key, each["allowed"][0])
+        constants.setdefault(key, each["allowed"][0] if each["allowed"] else None)
     metadata = list(_usual(writes)) if given("usual_metadata", True) else []
     metadata += [_metadata(key, value) for key, value in given("metadata", {}).items()]
     there = {rule.gguf.removeprefix("blk.{i}.") for rule in rules}
     sized = any(rule.config == "head_dim" for rule in metadata) and "head_dim" not in writes
     models = tuple(_model(name, each, sized) for name, each in given("models").items())
+    scale = given("attention_scale", None)
     row = Row(
         name=path.stem,
         arch=arch,
@@ -113,6 +114,10 @@ def read_row(path: Path) -> Row:
         junk=tuple(given("junk", (".rotary_emb.inv_freq",))),
         tells=given("tells", ""),
         output_required=given("output", "") == "required",
+        window=given("window", 0),
+        window_width=given("window_width", 0),
+        local_theta=float(given("local_theta", 0)),
+        attention_scale=(scale["key"], scale["blocks"]) if scale else None,
     )
     if content:
         raise ValueError(f"{path}: unknown keys {', '.join(content)}")

@@ -23,7 +23,16 @@ from qformats_gguf.architectures.numbers import config_number, metadata_number
 from qformats_gguf.architectures.schema import Config, Problem
 from qformats_gguf.metadata import Keys, Metadata, f32, string, u32
 
-__all__ = ["DEFAULT_THETA", "from_metadata", "shortest", "standard", "to_metadata"]
+__all__ = [
+    "DEFAULT_THETA",
+    "by_layer",
+    "from_metadata",
+    "local",
+    "of_global_layers",
+    "shortest",
+    "standard",
+    "to_metadata",
+]
 
 DEFAULT_THETA = 10000.0
 """Assumed by both sides by default."""
@@ -88,6 +97,30 @@ def standard(config: Config, source: str = "config.json", theta: float = DEFAULT
     if rope["rope_type"] == "yarn" and "factor" not in rope and "original_max_position_embeddings" in rope:
         rope["factor"] = config["max_position_embeddings"] / rope["original_max_position_embeddings"]
     return rope
+
+
+_GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+
+
+def of_global_layers(config: Config) -> Config:
+    """A configuration whose rotary parameters are those of the layers without a window."""
+    nested = config.get("rope_parameters")
+    if not isinstance(nested, Mapping) or _GLOBAL not in nested:
+        return config
+    return {**config, "rope_parameters": nested[_GLOBAL]}
+
+
+def local(config: Config, source: str, theta: float) -> dict[str, Any]:
+    """Rotary parameters of the layers with a window, where they have their own."""
+    nested = config.get("rope_parameters")
+    given = nested.get(_LOCAL) if isinstance(nested, Mapping) else None
+    base = config.get("rope_local_base_freq") or theta
+    return standard({"rope_parameters": given}, source, base)
+
+
+def by_layer(parameters: dict[str, Any], local_theta: float) -> dict[str, Any]:
+    """Rotary parameters by kind of layer."""
+    return {_LOCAL: {"rope_type": "default", "rope_theta": local_theta}, _GLOBAL: parameters}
 
 
 def to_metadata(

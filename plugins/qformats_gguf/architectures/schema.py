@@ -219,7 +219,7 @@ class Limit:
     Attributes
     ----------
     allowed : tuple
-        Values that are computed as Transformers does; an absent key counts as the first.
+        Values that are computed as Transformers does; an absent key counts as the first. Empty if only null is.
     reason : str
         What llama.cpp does instead.
     """
@@ -303,6 +303,15 @@ class Row:
         Metadata key that only models of this row have, where the architecture has several rows.
     output_required : bool
         Whether llama.cpp loads no model without an output layer of its own: a tied one is written twice.
+    window : int
+        Every how many layers llama.cpp computes one without a window, where a file does not say; 0 if none has any.
+    window_width : int
+        Width that it assumes where a file does not say; 0 if it then has no window.
+    local_theta : float
+        Base of the rotary embedding of sliding layers where the configuration says nothing, if they have their own.
+    attention_scale : (str, int), optional
+        Configuration key whose inverse root scales attention, where llama.cpp takes the size of a head; and the number
+        of blocks with which it takes hidden_size / num_attention_heads instead.
     """
 
     name: str
@@ -321,6 +330,10 @@ class Row:
     junk: tuple[str, ...] = ()
     tells: str = ""
     output_required: bool = False
+    window: int = 0
+    window_width: int = 0
+    local_theta: float = 0.0
+    attention_scale: tuple[str, int] | None = None
 
     def separate(self, name: str) -> list[str]:
         """GGUF names of the tensors in the GGUF tensor `name`, in the order of their rows: usually just itself."""
