@@ -89,3 +89,28 @@ def test_what_llama_cpp_does_not_compute_is_refused(trap: str, tmp_path: Path) -
     with pytest.raises(UnsupportedModelError, match=key):
         qformats.export(folder, tmp_path / "m.gguf", format="gguf:f32")
     assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.parametrize("format", ["bitsandbytes:nf4", "gptq:4bit-32g", "glm:int8", "gguf:q4_0"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma3", "phi-partial"])
+def test_quantized_sources_keep_their_values(name: str, format: str, tmp_path: Path) -> None:
+    """The file of a quantized model holds what the quantized model holds, experts and norms too."""
+    folder = build(name, tmp_path / "model")
+    packed = tmp_path / ("packed.gguf" if format.startswith("gguf") else "packed")
+    qformats.export(folder, packed, format=format)
+    qformats.export(packed, tmp_path / "dense", format="dense:f32")
+    qformats.export(packed, tmp_path / "m.gguf", format="gguf:f32")
+    qformats.export(tmp_path / "dense", tmp_path / "other.gguf", format="gguf:f32")
+    one, other = (qformats.open(tmp_path / file) for file in ("m.gguf", "other.gguf"))
+    assert one.stored.keys() == other.stored.keys()
+    for key, tensor in one.stored.items():
+        assert tensor.dequantize().sub(other.stored[key].dequantize()).abs().max() < 2e-7, key
+    original = qformats.open(folder).tensors
+    assert any(
+        not tensor.dequantize().equal(original[key].dequantize())
+        for key, tensor in one.tensors.items()
+        if "proj" in key
+    )
+    qformats.export(packed, tmp_path / "small.gguf", format="gguf:q8_0")
+    with LlamaCpp(tmp_path / "small.gguf") as gguf:
+        assert np.isfinite(gguf.log_probs(list(range(3, 20)))).all()
