@@ -166,7 +166,7 @@ def test_what_keeps_its_values_is_not_touched(demo, file, tmp_path):
 
 def _stacked(path, values):
     """A GGUF file with an architecture that is not known here, and experts in one tensor."""
-    writer = gguf.GGUFWriter(path, arch="qwen3moe")
+    writer = gguf.GGUFWriter(path, arch="olmoe")
     writer.add_tensor("blk.0.ffn_up_exps.weight", values)
     writer.add_tensor("blk.0.attn_q.weight", values[0])
     writer.write_header_to_file()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models.architectures import CASES, TRAPS, build
+from models.architectures import CASES, TRAPS, build, build_multimodal
 from oracles import hf
 from oracles.llama_cpp import LlamaCpp
 from safetensors.torch import load_file
@@ -78,6 +78,24 @@ def test_quantized_weights_run_as_their_values(model: tuple[str, Path, Path], tm
     # llama.cpp's CPU kernels round activations to 8 bits wherever weights are quantized, which now and then
     # chooses another expert: measured up to 5.2e-3.
     assert (np.exp(theirs.astype(np.float64)) * (theirs - ours)).sum(-1).mean() < 2e-2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_language_model_of_a_multimodal_folder(tied: bool, tmp_path: Path) -> None:
+    """It runs in llama.cpp, the vision model is named as left out, and a folder of the language model comes back."""
+    folder, file = build_multimodal(tmp_path / "model", tied=tied), tmp_path / "m.gguf"
+    report = qformats.export(folder, file, format="gguf:f32")
+    left_out = {entry.name: entry.reason for entry in report.left_out}
+    assert any("vision_tower" in name and "vision model" in why for name, why in left_out.items())
+    reference = hf.load(folder)
+    ids = [each for each in range(3, 3 + POSITIONS) if each != 100]
+    theirs = hf.log_probs(reference, ids)
+    with LlamaCpp(file) as gguf:
+        assert np.abs(gguf.log_probs(ids) - theirs).max() < LOG_PROB_GELU_TABLE
+    qformats.export(file, tmp_path / "back", format="dense:f32")
+    back = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (back["model_type"], back["tie_word_embeddings"]) == ("gemma3_text", tied)
+    assert np.abs(hf.log_probs(tmp_path / "back", ids) - theirs).max() < 1e-4
 
 
 @pytest.mark.parametrize("trap", TRAPS)

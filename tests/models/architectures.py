@@ -13,7 +13,7 @@ from typing import Any
 
 from models import tokenizers
 
-__all__ = ["CASES", "TRAPS", "Case", "build"]
+__all__ = ["CASES", "TRAPS", "Case", "build", "build_multimodal"]
 
 _DENSE = {
     "hidden_size": 64,
@@ -148,6 +148,24 @@ def build(name: str, folder: Path, dtype: str = "float32", **changes: Any) -> Pa
     _randomize(model, torch.Generator().manual_seed(0))
     model.to(getattr(torch, dtype))
     model.config.dtype = dtype
+    model.save_pretrained(folder)
+    return folder
+
+
+def build_multimodal(folder: Path, *, tied: bool) -> Path:
+    """Write a Gemma 3 that also sees."""
+    import torch
+    from transformers import AutoConfig, Gemma3ForConditionalGeneration
+
+    special = tokenizers.build("llama-spm", folder)
+    tokens = {"vocab_size": special["size"], "bos_token_id": special["bos"], "eos_token_id": special["eos"]}
+    text = {**_DENSE, **_GEMMA, **tokens, "num_hidden_layers": 7, "tie_word_embeddings": tied}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**sizes, "image_size": 56, "patch_size": 14}
+    more = {"mm_tokens_per_image": 4, "image_token_index": 100, "tie_word_embeddings": tied}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, **more)
+    model = Gemma3ForConditionalGeneration(config).float()
+    _randomize(model, torch.Generator().manual_seed(0))
     model.save_pretrained(folder)
     return folder
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.interfaces import evaluate
-from qformats_gguf.architectures import llama3, rope, windows
+from qformats_gguf.architectures import llama3, multimodal, rope, windows
 from qformats_gguf.architectures.config import limits, normalize, restore
 from qformats_gguf.architectures.keys import strangers
 from qformats_gguf.architectures.numbers import metadata_number
@@ -71,12 +71,15 @@ class Architecture:
         File the model comes from, for messages.
     ignored : tuple of Problem
         What was lost because of ``force=True``; ``str(problem)`` is a warning to show.
+    within : bool
+        Whether it is the language model in a folder that holds a vision model too.
     """
 
     row: Row
     config: dict[str, Any]
     source: str = ""
     ignored: tuple[Problem, ...] = ()
+    within: bool = False
 
     @classmethod
     def from_config(
@@ -104,12 +107,22 @@ class Architecture:
         CheckpointError, ConfigError
             If a size is missing or impossible.
         """
+        outer = config.get("model_type")
+        around = [
+            m for row in ROWS.values() for m in row.models if isinstance(outer, str) and outer in m.within
+        ]
+        if around:
+            given = config.get("architectures")
+            if isinstance(given, list) and given and around[0].within[str(outer)] not in given:
+                supported = (around[0].within[str(outer)],)
+                raise UnsupportedModelError(f"{source}: architectures", given[0], supported, _ELSEWHERE)
+            config = multimodal.text_part(config, around[0])
         row, model, identified = _find(config, override, source)
         full = normalize(config, model, row, source)
         problems = limits(full, row, model) + strangers(config, row, model, identified=identified)
         if row.rope:
             problems += rope.to_metadata("", full["rope_parameters"], row.rope, _partly_rotated(full, row))[1]
-        return cls(row, full, source, _settle(problems, source, force))
+        return cls(row, full, source, _settle(problems, source, force), bool(around))
 
     @classmethod
     def from_metadata(
@@ -178,8 +191,10 @@ class Architecture:
         CheckpointError
             If a model of this configuration has no such tensor.
         """
-        if name.endswith(self.row.junk):
+        if name.endswith(self.row.junk) or (self.within and not multimodal.inside(name)):
             return None
+        if self.within:
+            name = multimodal.bare(name)
         found = self._match(name, "canonical") or self._match(self.row.prefix + name, "canonical")
         if found is None:
             raise self._unexpected(name)
@@ -192,14 +207,20 @@ class Architecture:
 
     def why_left_out(self, name: str) -> str:
         """Why a GGUF file holds no such tensor, where `map_tensor` gives None."""
+        if self.within and not multimodal.inside(name):
+            return "part of the vision model: the file holds the language model"
         if name.endswith(self.row.junk):
             return "computed by every reader"
         return "the same weight as the token embedding, from which llama.cpp takes it"
 
     def home_of(self, name: str) -> str | None:
         """Canonical name of the tensor that `name` is a copy of where the configuration ties them."""
-        found = self._match(name, "canonical") or self._match(self.row.prefix + name, "canonical")
-        return None if found is None or found[0].alias_of is None else found[0].alias_of + found[3]
+        own = multimodal.bare(name) if self.within else name
+        found = self._match(own, "canonical") or self._match(self.row.prefix + own, "canonical")
+        if found is None or found[0].alias_of is None:
+            return None
+        home = found[0].alias_of + found[3]
+        return multimodal.wrapped_like(home, name) if self.within else home
 
     def unmap_tensor(self, name: str) -> TensorMapping:
         """Map a tensor of the GGUF file; the inverse of `map_tensor`. Of a stack, it gives the first matrix.
@@ -251,6 +272,8 @@ class Architecture:
             If there are more blocks than names: listing them would be useless.
         """
         there = {part for name in names for part in self.row.separate(name)}
+        if self.within:
+            there = {multimodal.bare(name) for name in there}
         if self.block_count > len(there):
             raise CheckpointError(
                 self.source, f"only {len(there)} tensors", f"enough for {self.block_count} blocks"

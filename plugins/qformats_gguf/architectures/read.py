@@ -240,6 +240,7 @@ def _model(name: str, given: dict[str, Any], sized: bool) -> HFModel:
         neutral=neutral,
         aliases=given.pop("aliases", {}),
         theta=float(given.pop("rope_theta", 10000.0)),
+        within=given.pop("within", {}),
     )
     if given:
         raise ValueError(f"{name}: unknown keys {', '.join(given)}")

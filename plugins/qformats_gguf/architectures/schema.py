@@ -254,6 +254,8 @@ class HFModel:
         Other names for keys; where both are given, Transformers takes the value of the other name.
     theta : float
         Base of the rotary embedding where the configuration says nothing.
+    within : mapping of str to str
+        Types of models that contain one of this type beside a vision model, and their classes.
     """
 
     model_type: str
@@ -265,6 +267,7 @@ class HFModel:
     neutral: Config = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     theta: float = 10000.0
+    within: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
