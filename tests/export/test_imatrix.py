@@ -300,4 +300,5 @@ def test_layers_that_are_calibrated_are_weighed_by_their_own_inputs(demo, file, 
     assert written[0] == written[1]
     told = " ".join(found.out.split())
     assert "but not those of layers that were calibrated" in told
-    assert "no importance for 1 tensor: output.weight" in told
+    # The output layer is calibrated too, and the embedding needs no importance.
+    assert "no importance for" not in told

@@ -53,7 +53,8 @@ def sliced(folder: Path) -> int:
 
 
 def wait_for(process: subprocess.Popen[str], ready) -> None:
-    deadline = time.monotonic() + 60
+    # A machine where nothing has been compiled yet, and which is busy, takes a minute.
+    deadline = time.monotonic() + 300
     while not ready():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
