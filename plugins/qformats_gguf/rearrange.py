@@ -109,6 +109,7 @@ def _stacked(parts: Sequence[StoredTensor]) -> StoredTensor:
         step=1,
         origin=None if alike else first.stored_packer,
         names=frozenset[str]().union(*(part.names for part in parts)),
+        matrices=tuple(part.name for part in parts),
     )
 
 

@@ -21,7 +21,7 @@ from qformats.exporting.recipe import Recipe
 from qformats.folder import FolderCheckpoint
 from qformats.folder.fit import refuse_fragments
 from qformats.interfaces.checkpoint import Checkpoint
-from qformats.interfaces.importance import Importance
+from qformats.interfaces.importance import ColumnSums, Importance
 from qformats.interfaces.layout import Assignment, Layout
 from qformats.interfaces.loader import Loader
 from qformats.interfaces.packer import Packer
@@ -381,12 +381,20 @@ def _is_chosen(assignment: Assignment, action: Action) -> bool:
     return action in (Action.QUANTIZE, Action.REQUANTIZE, Action.TRANSCODE) and not packed
 
 
+def _sums_of(source: StoredTensor, importance: Importance) -> ColumnSums | None:
+    """What is known of a tensor, or of the matrices that it stacks."""
+    known = importance.sums.get(source.name)
+    if known is None and source.matrices:
+        return ColumnSums.stacked([importance.sums.get(name) for name in source.matrices])
+    return known
+
+
 def _importance(
     assignment: Assignment, action: Action, importance: Importance | None
 ) -> NDArray[np.float32] | None:
     """What errors in the columns of a tensor cost, where codes are chosen for it."""
     draft = assignment.draft
-    sums = None if importance is None else importance.sums.get(draft.source.name)
+    sums = None if importance is None else _sums_of(draft.source, importance)
     if sums is None or not _is_chosen(assignment, action) or len(draft.source.shape) not in _MATRICES:
         return None
     try:

@@ -85,6 +85,35 @@ class ColumnSums(Shown):
             means = np.where(counts > 0, self.squares / counts, 1.0)
         return means.astype(np.float32).reshape(matrices, columns)
 
+    @staticmethod
+    def stacked(parts: Sequence[ColumnSums | None]) -> ColumnSums | None:
+        """Sums of matrices that one tensor stacks; ``None`` where nothing is known of any of them.
+
+        Parameters
+        ----------
+        parts : sequence of ColumnSums or None
+            Of one matrix each; ``None`` for a matrix that no token has reached.
+
+        Raises
+        ------
+        ConfigError
+            If they are not about matrices of equal width.
+        """
+        import numpy as np
+
+        known = [part for part in parts if part is not None]
+        if not known:
+            return None
+        shapes = sorted({part.squares.shape for part in known})
+        if len(shapes) > 1 or shapes[0][0] != 1:
+            found = Described(" and ".join(str(shape) for shape in shapes))
+            raise ConfigError("importance of stacked matrices", found, "one row each, of equal length")
+        unknown = ColumnSums(np.zeros(shapes[0]), np.zeros(1))
+        every = [unknown if part is None else part for part in parts]
+        return ColumnSums(
+            np.concatenate([part.squares for part in every]), np.concatenate([part.counts for part in every])
+        )
+
     def matrix(self, number: int) -> ColumnSums:
         """One of the matrices."""
         return ColumnSums(self.squares[number : number + 1], self.counts[number : number + 1])

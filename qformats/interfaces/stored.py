@@ -51,6 +51,8 @@ class StoredTensor(Shown):
     names : frozenset of str
         Every name that it, or a tensor that it was made from, has had: here, in its file, and of the fields that store
         it there. So a plan can tell which tensors of a file are in its output.
+    matrices : tuple of str
+        Where a loader has stacked several tensors into this one: their canonical names, in order.
 
     Examples
     --------
@@ -74,6 +76,7 @@ class StoredTensor(Shown):
     step: int = 1
     origin: Packer | None = None
     names: frozenset[str] = frozenset()
+    matrices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Add the present name to all names."""

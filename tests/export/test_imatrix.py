@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cli.command import call
-from models import moe
+from models import architectures, moe
 from oracles import ggml
 
 import qformats
@@ -215,6 +215,24 @@ def test_experts_of_a_folder_have_importances_of_their_own(tmp_path):
     weights = torch.from_numpy(importance.sums[name].means((96, 64))[0])
     expected = qformats.quantize(source.read(name), "gptq:4bit-32g", importance=weights)
     assert torch.equal(written.read(name), expected.dequantize())
+
+
+def test_experts_of_a_folder_have_importances_of_their_own_in_a_file(tmp_path):
+    source = qformats.open(architectures.build("mixtral", tmp_path / "in"))
+    name = "model.layers.1.block_sparse_moe.experts.{}.w1.weight"
+    known = [each for each in source.tensors if ".experts." in each and each != name.format(3)]
+    importance = _importance(source, known)
+    write_importance(importance, tmp_path / "i.gguf", source)
+    report = qformats.export(source, tmp_path / "m.gguf", format="gguf:q4_0", imatrix=tmp_path / "i.gguf")
+    assert not [each for each in report.unweighed if "_exps" in each]
+    stored = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    written = stored["blk.1.ffn_gate_exps.weight"]
+    for expert in range(6):
+        values = source.read(name.format(expert)).numpy()
+        # No token has reached the fourth one.
+        sums = importance.sums.get(name.format(expert))
+        weights = np.ones(64, np.float32) if sums is None else sums.means((96, 64))[0]
+        assert np.array_equal(written[expert], ggml.quantize("q4_0", values, weights)), expert
 
 
 def test_importances_of_another_model_are_refused(demo, tmp_path):
