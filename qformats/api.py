@@ -292,11 +292,13 @@ def publish(
     options = mapping("options", options)
     check_options(options)
     written = path("folder", folder)
+    # Once: it may be an iterator, which gives its files a single time.
+    matrices = tuple(str(path("imatrix", file)) for file in several("imatrix", imatrix))
     recipes = [
         Recipe(
             packer(format).name,
             quantizer=quantizer or "",
-            imatrix=tuple(str(path("imatrix", file)) for file in several("imatrix", imatrix)),
+            imatrix=matrices,
             tensor_types=tuple(mapping("tensor_types", tensor_types).items()),
             output_type=output_type,
             token_embedding_type=token_embedding_type,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,8 @@ def publish_as_told(
     base_model: str | None,
     quantizer: str | None,
     quantizer_options: Mapping[str, str],
-    imatrix: Iterable[str],
-    tensor_types: Iterable[tuple[str, str]],
+    imatrix: Sequence[str],
+    tensor_types: Sequence[tuple[str, str]],
     output_type: str | None,
     token_embedding_type: str | None,
     pure: bool,

@@ -171,7 +171,9 @@ def test_importances_and_options_reach_every_format_that_has_them(tmp_path):
     qformats.imatrix("demo", imatrix, chunks=2, chunk_size=32, device="cpu")
     more = {"imatrix": imatrix, "tensor_types": {"layers.0.mlp.up_proj": "bf16"}, "pure": True}
     formats = ["gguf:q4_k_m", "nf4"]
-    report = qformats.publish("demo", tmp_path / "one", formats=[*formats, "dense:f16"], **more)
+    # An iterator gives its files a single time.
+    once = {**more, "imatrix": iter([imatrix])}
+    report = qformats.publish("demo", tmp_path / "one", formats=[*formats, "dense:f16"], **once)
     assert [output.report.importance is None for output in report.outputs] == [False, False, True]
     expected = separately("demo", tmp_path / "many", formats=formats, **more)
     assert expected.items() <= content(tmp_path / "one").items()
