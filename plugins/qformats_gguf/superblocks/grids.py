@@ -158,8 +158,6 @@ class _TwoLevelGrid(Grid):
 
     def nested(self, params: GridParams) -> tuple[NestedScales, ...]:
         """Scales, and minima where there are some, as they are stored; see :meth:`qformats.Grid.nested`."""
-        import torch
-
         kind, device = self.layout, params.scale.device
         parts = params.parts if isinstance(params, TwoLevelParams) else None
         if parts is None:
@@ -169,18 +167,8 @@ class _TwoLevelGrid(Grid):
             assert isinstance(found, TwoLevelParams)
             parts = found.parts
         assert parts is not None
-        ranges = [(parts.halves[..., 0], parts.scales, kind.lowest)]
-        if kind.minimum:
-            # What is stored is taken off.
-            ranges.append((-parts.halves[..., 1], parts.minima, 0))
-        return tuple(
-            NestedScales(
-                outer.to(device, torch.float32),
-                inner.to(device, torch.float32),
-                torch.arange(low, kind.highest + 1, dtype=torch.float32, device=device),
-            )
-            for outer, inner, low in ranges
-        )
+        ranges = [(kind.lowest, kind.highest), (0, kind.highest)]
+        return parts.nested(device, *ranges[: 1 + kind.minimum])
 
     def joined(self, nested: Sequence[NestedScales]) -> GridParams:
         """Parameters of scales as they are stored; see :meth:`qformats.Grid.joined`."""

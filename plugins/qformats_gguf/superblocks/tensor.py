@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 from qformats.numbers import GridParams, NestedScales, QuantizedTensor
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from qformats_gguf.superblocks.layout import SuperLayout
 
 __all__ = ["Parts", "TwoLevelParams", "TwoLevelTensor", "carried_by"]
+
+_BYTE = (-128, 127)
+"""What a stored whole number of any type is within."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,29 @@ class Parts:
             return scale, None
         return scale, product(self.halves[..., 1], self.minima).neg_()
 
+    def nested(self, device: torch.device, *ranges: tuple[int, int]) -> tuple[NestedScales, ...]:
+        """Scales, and with a second range minima, as the two numbers of which each is a product.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where to.
+        *ranges : tuple of int
+            Least and largest whole number of scales; of minima.
+        """
+        import torch
+
+        # A minimum is stored with the other sign.
+        pairs = ((self.halves[..., 0], self.scales), (-self.halves[..., -1], self.minima))
+        return tuple(
+            NestedScales(
+                outer.to(device, torch.float32),
+                inner.to(device, torch.float32),
+                torch.arange(low, high + 1, dtype=torch.float32, device=device),
+            )
+            for (outer, inner), (low, high) in zip(pairs, ranges, strict=False)
+        )
+
     def take_rows(self, order: Tensor) -> Parts:
         """Those of some rows."""
         order = order.to(self.scales.device)
@@ -72,19 +99,9 @@ class TwoLevelTensor(QuantizedTensor):
     @property
     def nested_scales(self) -> tuple[NestedScales, ...]:
         """Scales as they are stored, on the tensor's device."""
-        import torch
-
         if self.parts is None:
             return ()
-        device, halves = self.codes.device, self.parts.halves.float()
-        pairs = [(halves[..., 0], self.parts.scales)]
-        if self.minimum is not None:
-            # What is stored is taken off.
-            pairs.append((-halves[..., 1], self.parts.minima))
-        steps = torch.arange(-128.0, 128.0, device=device)
-        return tuple(
-            NestedScales(outer.to(device), inner.to(device).float(), steps) for outer, inner in pairs
-        )
+        return self.parts.nested(self.codes.device, *[_BYTE] * (1 if self.minimum is None else 2))
 
     def take_rows(self, order: Tensor) -> QuantizedTensor:
         """The same tensor with its rows in another order; see :meth:`qformats.QuantizedTensor.take_rows`."""
