@@ -40,6 +40,27 @@ def _infinite(half: Any) -> Any:
     return (half & 0x7FFF) >= 0x7C00
 
 
+@cpu.jit()
+def _totals(w: Any, totals: Any) -> None:
+    """Weights of all elements of each sub-block, in the order in which C adds them up."""
+    blocks = totals.shape[1]
+    for j in range(totals.shape[0]):
+        for b in range(blocks):
+            totals[j, b] = float32(0)
+        for i in range(w.shape[0]):
+            for b in range(blocks):
+                totals[j, b] = float32(totals[j, b] + w[i, j * blocks + b])
+
+
+@cpu.jit(inline="code")
+def _extreme(scale: Any, block: Any) -> Any:
+    """The first of the largest scales of a block, with its sign."""
+    found = float32(0)
+    for j in range(scale.shape[0]):
+        found = scale[j, block] if abs(scale[j, block]) > abs(found) else found
+    return found
+
+
 @cpu.jit(_LANES)
 def _own_scales(values: Any, top: Any, codes: Any) -> Any:
     """Scale of the scales without importances: the largest gets the last code."""
@@ -97,12 +118,7 @@ def _affine(
             scratch[0, lane] = float32(-found[1, lane])
         scale, low = found[0].reshape(per_block, blocks), scratch[0].reshape(per_block, blocks)
         if weighted:
-            for j in range(per_block):
-                for b in range(blocks):
-                    weights[j, b] = float32(0)
-                for i in range(sub):
-                    for b in range(blocks):
-                        weights[j, b] = float32(weights[j, b] + w[i, j * blocks + b])
+            _totals(w, weights)
             positive(scale, weights, sub_top, outer[0], chosen[0])
             positive(low, weights, sub_top, outer[1], chosen[1])
         for b in range(count):
@@ -174,9 +190,7 @@ def _six(source: Any, importance: Any, weighted: Any, rule: Any, codes: Any, hal
         scale = found[0].reshape(per_block, blocks)
         for b in range(count):
             number = first + b
-            extreme = float32(0)
-            for j in range(per_block):
-                extreme = scale[j, b] if abs(scale[j, b]) > abs(extreme) else extreme
+            extreme = _extreme(scale, b)
             if abs(extreme) < EPSILON:
                 halves[number, 0] = 0
                 scales[number, :], codes[number, :] = int8(0), uint8(0)
@@ -228,18 +242,11 @@ def _three(
             refined(x, half, found, levels, scratch, few, chosen)
         scale = found[0].reshape(per_block, blocks)
         if weighted:
-            for j in range(per_block):
-                for b in range(blocks):
-                    weights[j, b] = float32(0)
-                for i in range(sub):
-                    for b in range(blocks):
-                        weights[j, b] = float32(weights[j, b] + w[i, j * blocks + b])
+            _totals(w, weights)
             symmetric(scale, weights, 32, outer, outer_scratch)
         for b in range(count):
             number = first + b
-            extreme = float32(0)
-            for j in range(per_block):
-                extreme = scale[j, b] if abs(scale[j, b]) > abs(extreme) else extreme
+            extreme = _extreme(scale, b)
             if weighted:
                 halves[number, 0] = cpu.f32_to_f16(outer[0, b])
                 for j in range(per_block):
@@ -295,10 +302,7 @@ def _table(
             number = first + b
             d = scale[0, b]
             if per_block > 1:
-                extreme = float32(0)
-                for j in range(per_block):
-                    extreme = scale[j, b] if abs(scale[j, b]) > abs(extreme) else extreme
-                d = float32(float32(-extreme) / float32(32))
+                d = float32(float32(-_extreme(scale, b)) / float32(32))
             halves[number, 0] = cpu.f32_to_f16(d)
             overflow += _infinite(halves[number, 0])
             outer = float32(float32(1) / d) if d != 0 else float32(0)
