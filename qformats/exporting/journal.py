@@ -18,6 +18,7 @@ from typing import Any
 
 from qformats.errors import OutputError, spelled
 from qformats.exporting.transcode import Measure
+from qformats.work.made import MadeFolders
 from qformats.work.ownership import is_ours, open_private, own_folder, token
 
 __all__ = ["Journal", "Span", "Written", "finish_or_undo", "sync_folder", "unwritable"]
@@ -85,9 +86,9 @@ class Journal:
         self.done: dict[int, Written] = {}
         self._log = -1
         self._strange = False
-        self._made: list[Path] = []
+        self._made = MadeFolders()
         try:
-            self._make_parents()
+            self._made.make(self.target.parent)
             self._lock()
             self._refuse_strangers()
             self._finish_or_undo()
@@ -104,18 +105,10 @@ class Journal:
             elif self._log >= 0:
                 self.discard()
             else:
-                self._remove_made()
+                self._made.remove()
             if isinstance(error, OSError) and not isinstance(error, OutputError):
                 raise unwritable(target, error) from error
             raise
-
-    def _make_parents(self) -> None:
-        missing = [
-            folder for folder in (self.target.parent, *self.target.parent.parents) if not folder.exists()
-        ]
-        for folder in reversed(missing):
-            folder.mkdir(exist_ok=True)
-            self._made.append(folder)
 
     def _lock(self) -> None:
         """Open the log and lock it; another process may be about to remove it."""
@@ -348,17 +341,9 @@ class Journal:
             with contextlib.suppress(OSError):
                 (self.folder / LOG).unlink()
                 self.folder.rmdir()
-        self._remove_made()
+        self._made.remove()
         # And its lock after it: another process waiting for it must not find a folder that is being removed.
         self.close()
-
-    def _remove_made(self) -> None:
-        for folder in reversed(self._made):
-            try:
-                folder.rmdir()
-            except OSError:
-                # It holds the target, or something that was put there meanwhile.
-                return
 
 
 def finish_or_undo(target: Path, name: str = "") -> None:

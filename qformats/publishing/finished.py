@@ -19,6 +19,7 @@ from typing import Any
 from qformats.errors import OutputError
 from qformats.exporting.journal import unwritable
 from qformats.publishing.files import inside
+from qformats.work.made import MadeFolders
 from qformats.work.ownership import is_ours, open_private, own_folder, token
 
 __all__ = ["Finished"]
@@ -43,14 +44,11 @@ class Finished:
 
     def __init__(self, folder: Path) -> None:
         self.target, self.folder = folder, folder / FOLDER
-        self._made: list[Path] = []
+        self._made = MadeFolders()
         self._log = -1
         self._known: dict[str, tuple[str, dict[str, Any]]] = {}
         try:
-            missing = [each for each in (folder, *folder.parents) if not each.exists()]
-            for each in reversed(missing):
-                each.mkdir(exist_ok=True)
-                self._made.append(each)
+            self._made.make(folder)
             own_folder(self.folder, folder)
             self._log = open_private(self.folder / _LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
@@ -62,7 +60,7 @@ class Finished:
                 self._read(line)
         except BaseException as error:
             self._unlock()
-            self._remove_made()
+            self._made.remove()
             if isinstance(error, OSError) and not isinstance(error, OutputError):
                 raise unwritable(folder, error) from error
             raise
@@ -124,21 +122,13 @@ class Finished:
         """Let go of the folder: when the run is over, or nothing of it is in place, nothing is left to know."""
         if done or not any(self.holds(self.target / name, known) for name, (known, _) in self._known.items()):
             shutil.rmtree(self.folder, ignore_errors=True)
-            self._remove_made()
+            self._made.remove()
         self._unlock()
 
     def _unlock(self) -> None:
         if self._log >= 0:
             os.close(self._log)
             self._log = -1
-
-    def _remove_made(self) -> None:
-        for folder in reversed(self._made):
-            try:
-                folder.rmdir()
-            except OSError:
-                # It holds outputs, or something that was put there meanwhile.
-                return
 
 
 def _content(name: object, identity: object, states: object) -> str:
