@@ -15,7 +15,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["PROGRAM", "Result", "call", "environment", "run", "run_in_terminal", "start"]
+__all__ = ["PROGRAM", "Result", "call", "ended", "environment", "run", "run_in_terminal", "start"]
 
 PROGRAM = [
     sys.executable,
@@ -49,6 +49,15 @@ def start(*args: str | Path, cwd: Path | None = None, **changes: str) -> subproc
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def ended(process: subprocess.Popen[str], *signals: int, timeout: float = 60) -> tuple[int, str]:
+    """Send signals to a program, and wait for its end; gives the exit code and standard error."""
+    with process:
+        for number in signals:
+            process.send_signal(number)
+        _, err = process.communicate(timeout=timeout)
+    return process.returncode, err
 
 
 def run(*args: str | Path, timeout: float = 60, cwd: Path | None = None, **changes: str) -> Result:

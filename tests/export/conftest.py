@@ -1,9 +1,10 @@
-"""Models that many tests of this folder read and none changes."""
+"""Models that many tests of this folder read and none changes, and small file systems."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,27 @@ def large(llama, tmp_path_factory) -> Path:
             file.write(block[2 * i : 2 * i + end - begin])
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Mounts small file systems in memory, and removes them."""
+    mounted: list[Path] = []
+
+    def make(name: str, options: str) -> Path:
+        place = tmp_path / name
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            pytest.skip("no mount command")
+        if done.returncode:
+            pytest.skip(f"mounting a file system is not permitted: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield make
+    for place in mounted:
+        # Lazily: a failed test may still hold a file open, and must not leave the mount behind.
+        subprocess.run(["umount", "--lazy", str(place)], check=True)

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from cli.command import run, start
+from cli.command import ended, run, start
 
 import qformats
 
@@ -40,16 +40,8 @@ def started(model: Path, place: Path, *args: str, slices: int = 6) -> subprocess
     return process
 
 
-def finish(process: subprocess.Popen[str], *signals: int) -> tuple[int, str]:
-    with process:
-        for number in signals:
-            process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-    return process.returncode, err
-
-
 def killed(model: Path, place: Path, *args: str, slices: int = 6) -> None:
-    code, _ = finish(started(model, place, *args, slices=slices), signal.SIGKILL)
+    code, _ = ended(started(model, place, *args, slices=slices), signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert os.listdir(place) == [PARTIAL]
 
@@ -83,7 +75,7 @@ def place(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(large, place, number):
-    code, err = finish(started(large, place), number, signal.SIGCONT)
+    code, err = ended(started(large, place), number, signal.SIGCONT)
     assert code == 130
     assert err == "qformats: interrupted; the target is unchanged\n"
     assert os.listdir(place) == []
@@ -95,19 +87,19 @@ def test_interrupted_removes_the_folders_that_it_made(large, place):
     while sliced(deep) < 3:
         assert process.poll() is None
         time.sleep(0.001)
-    assert finish(process, signal.SIGINT)[0] == 130
+    assert ended(process, signal.SIGINT)[0] == 130
     assert os.listdir(place) == []
 
 
 def test_impatient_user(large, place):
-    code, err = finish(started(large, place), signal.SIGCONT, *[signal.SIGINT] * 20)
+    code, err = ended(started(large, place), signal.SIGCONT, *[signal.SIGINT] * 20)
     assert code == 130
     assert "Traceback" not in err
     assert os.listdir(place) == []
 
 
 def test_interrupted_and_kept(large, place, clean):
-    code, err = finish(started(large, place, "--keep-partial"), signal.SIGINT, signal.SIGCONT)
+    code, err = ended(started(large, place, "--keep-partial"), signal.SIGINT, signal.SIGCONT)
     assert (code, err) == (
         130,
         "qformats: interrupted; what was written is kept; run the same command again to go on\n",
@@ -181,7 +173,7 @@ def test_source_that_changes_while_it_is_read(large, place):
     process = started(large, place)
     try:
         os.utime(weights)
-        code, err = finish(process, signal.SIGCONT)
+        code, err = ended(process, signal.SIGCONT)
     finally:
         os.utime(weights, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert code == 3
@@ -195,7 +187,7 @@ def test_two_exports_to_one_target(large, place, clean):
     assert second.code == 4
     assert "is being written by another process. Wait for it, or stop it." in second.err
     assert os.listdir(place) == [PARTIAL]
-    assert finish(first, signal.SIGCONT) == (0, "")
+    assert ended(first, signal.SIGCONT) == (0, "")
     assert content(place) == clean
 
 

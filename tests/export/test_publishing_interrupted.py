@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from cli.command import PROGRAM, call, environment, start
+from cli.command import PROGRAM, call, ended, environment, start
 
 import qformats
 from qformats.errors import OutputError
@@ -59,14 +59,6 @@ def wait_for(process: subprocess.Popen[str], ready) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.001)
-
-
-def ended(process: subprocess.Popen[str], *signals: int) -> tuple[int, str]:
-    with process:
-        for number in signals:
-            process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-    return process.returncode, err
 
 
 @pytest.fixture(scope="module")
@@ -307,27 +299,14 @@ def test_calibration_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_disk_without_room_for_all(llama, tmp_path):
+def test_disk_without_room_for_all(llama, tmp_path, mount):
     """One of them would fit; it is refused before the first is begun."""
-    place = tmp_path / "small"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(place)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("no mount command")
-    if mounted.returncode:
-        pytest.skip(f"mounting a file system is not permitted: {mounted.stderr.strip()}")
-    try:
-        sizes = [
-            qformats.export(llama, tmp_path / f, format=f"gguf:{f}").file_nbytes for f in ("bf16", "f16")
-        ]
-        assert max(sizes) < 400_000 < 512_000 < sum(sizes), sizes
-        with pytest.raises(OutputError, match=f"bytes free, and the 2 outputs take {sum(sizes):,}"):
-            qformats.publish(llama, place / "out", formats=["gguf:bf16", "gguf:f16"])
-        assert list(place.iterdir()) == []
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+    place = mount("small", "size=500k")
+    sizes = [qformats.export(llama, tmp_path / f, format=f"gguf:{f}").file_nbytes for f in ("bf16", "f16")]
+    assert max(sizes) < 400_000 < 512_000 < sum(sizes), sizes
+    with pytest.raises(OutputError, match=f"bytes free, and the 2 outputs take {sum(sizes):,}"):
+        qformats.publish(llama, place / "out", formats=["gguf:bf16", "gguf:f16"])
+    assert list(place.iterdir()) == []
 
 
 def test_program_is_the_one_of_the_tests():

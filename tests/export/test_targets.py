@@ -23,30 +23,6 @@ def tree(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-@pytest.fixture
-def mount(tmp_path):
-    """Mounts small file systems in memory, and removes them."""
-    mounted: list[Path] = []
-
-    def make(name: str, options: str) -> Path:
-        place = tmp_path / name
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            pytest.skip("no mount command")
-        if done.returncode:
-            pytest.skip(f"mounting a file system is not permitted: {done.stderr.strip()}")
-        mounted.append(place)
-        return place
-
-    yield make
-    for place in mounted:
-        # Lazily: a failed test may still hold a file open, and must not leave the mount behind.
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
 def test_disk_full(capsys, llama, mount):
     place = mount("small", "size=64k")
     result = write(capsys, llama, place / "a" / "out.gguf")
