@@ -19,7 +19,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from bench_export import make_model, timed
+from bench_export import WATCH, make_model, timed
 
 READ = """
 import os, sys, time
@@ -34,29 +34,20 @@ for source in sys.argv[1:]:
 print(time.perf_counter() - began)
 """
 
-COMPARE = """
-import json, sys, threading, time
+COMPARE = (
+    WATCH
+    + """
+import json, sys
 import qformats
 base, other = qformats.open(sys.argv[1]), qformats.open(sys.argv[2])
 qformats.compare("demo", try_=[sys.argv[3]])
-peak = 0
-done = threading.Event()
-def watch():
-    global peak
-    while not done.wait(0.01):
-        for line in open("/proc/self/status"):
-            if line.startswith("RssAnon"):
-                peak = max(peak, int(line.split()[1]) * 1024)
-thread = threading.Thread(target=watch, daemon=True)
-thread.start()
-began = time.perf_counter()
+watch = Watch()
 report = qformats.compare(base, other)
-seconds = time.perf_counter() - began
-done.set()
-thread.join()
+seconds, peak = watch.stop()
 total = report.models[0].weights.total
 print(json.dumps({"seconds": seconds, "peak": peak, "weights": total.count, "error": total.relative_rmse}))
 """
+)
 
 
 def main() -> None:

@@ -49,31 +49,43 @@ from qformats import export
 print(export("demo", sys.argv[1] + ".warm", format=sys.argv[2], force=True).seconds)
 """
 
-EXPORT = """
-import json, sys, threading, time
+# For programs that `timed` runs: seconds, and the largest anonymous memory in bytes, until it is stopped.
+WATCH = """
+import threading, time
+class Watch:
+    def __init__(self):
+        self.peak, self.done = 0, threading.Event()
+        self.thread = threading.Thread(target=self.look, daemon=True)
+        self.thread.start()
+        self.began = time.perf_counter()
+    def look(self):
+        while not self.done.wait(0.01):
+            for line in open("/proc/self/status"):
+                if line.startswith("RssAnon"):
+                    self.peak = max(self.peak, int(line.split()[1]) * 1024)
+    def stop(self):
+        seconds = time.perf_counter() - self.began
+        self.done.set()
+        self.thread.join()
+        return seconds, self.peak
+"""
+
+EXPORT = (
+    WATCH
+    + """
+import json, sys
 from qformats import export
 warm = "demo"
 if sys.argv[4]:
     warm = sys.argv[2] + ".warm-source" + (".gguf" if sys.argv[4].startswith("gguf") else "")
     export("demo", warm, format=sys.argv[4], force=True)
 export(warm, sys.argv[2] + ".warm", format=sys.argv[3], force=True)
-peak = 0
-done = threading.Event()
-def watch():
-    global peak
-    while not done.wait(0.02):
-        for line in open("/proc/self/status"):
-            if line.startswith("RssAnon"):
-                peak = max(peak, int(line.split()[1]) * 1024)
-thread = threading.Thread(target=watch, daemon=True)
-thread.start()
-began = time.perf_counter()
+watch = Watch()
 report = export(sys.argv[1], sys.argv[2], format=sys.argv[3], force=True)
-seconds = time.perf_counter() - began
-done.set()
-thread.join()
+seconds, peak = watch.stop()
 print(json.dumps({"seconds": seconds, "bytes": report.file_nbytes, "peak": peak}))
 """
+)
 
 
 def make_model(folder: Path) -> None:

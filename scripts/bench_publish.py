@@ -21,8 +21,10 @@ import bench_export
 
 FORMATS = ["gguf:q4_k_m", "gguf:q5_k_m", "gguf:q8_0", "gptq:4bit-128g", "bitsandbytes:nf4", "glm:int4"]
 
-PROGRAM = """
-import json, os, shutil, sys, threading, time
+PROGRAM = (
+    bench_export.WATCH
+    + """
+import json, os, shutil, sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -36,17 +38,7 @@ def counting(tensor):
         return tensor.load(start, stop)
     return replace(tensor, load=load)
 source = qformats.open(model).reading_through(counting)
-peak = 0
-done = threading.Event()
-def watch():
-    global peak
-    while not done.wait(0.02):
-        for line in open("/proc/self/status"):
-            if line.startswith("RssAnon"):
-                peak = max(peak, int(line.split()[1]) * 1024)
-thread = threading.Thread(target=watch, daemon=True)
-thread.start()
-began = time.perf_counter()
+watch = Watch()
 if how == "one":
     qformats.publish(source, folder / "one", formats=formats, quantizer="rtn")
 else:
@@ -54,15 +46,14 @@ else:
         suffix = ".gguf" if format.startswith("gguf") else ""
         (folder / "many").mkdir(exist_ok=True)
         qformats.export(source, folder / "many" / f"{i}{suffix}", format=format, quantizer="rtn")
-seconds = time.perf_counter() - began
-done.set()
-thread.join()
+seconds, peak = watch.stop()
 tensors = source.in_own_names.values()
 reads = sum(rows[t.name] * t.nbytes // max(1, t.rows) for t in tensors) / sum(t.nbytes for t in tensors)
 print(json.dumps({"seconds": seconds, "peak": peak, "reads": reads}))
 for name in ("warm", "one", "many"):
     shutil.rmtree(folder / name, ignore_errors=True)
 """
+)
 
 
 def main() -> None:
