@@ -7,6 +7,10 @@ import os
 import signal
 import tempfile
 
+# Everything is small and a process runs on each core: more threads would wait for each other, here and in the programs
+# that tests start. It must be chosen before torch is loaded.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 # A shell ignores Ctrl-C in what it starts in the background, and processes inherit that: tests of interruptions would

@@ -35,6 +35,14 @@ class FinishedBlocks:
         Where to store them. Blocks of another calibration are removed.
     identity : str
         What decides the result.
+    threads : int
+        Threads that compute it.
+
+    Attributes
+    ----------
+    threads : int
+        Those that the finished blocks were computed with: the last bits of a product depend on their number, and what
+        an interrupted run goes on to must not.
 
     Raises
     ------
@@ -42,16 +50,19 @@ class FinishedBlocks:
         If the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, identity: str) -> None:
+    def __init__(self, folder: Path, identity: str, threads: int) -> None:
         self.folder = folder
         note = folder / "identity"
         try:
-            if not note.is_file() or note.read_text() != identity:
+            known, _, number = (note.read_text() if note.is_file() else "").rpartition("\n")
+            if known != identity or not number.isdecimal():
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True, exist_ok=True)
-                note.write_text(identity)
+                number = str(threads)
+                note.write_text(f"{identity}\n{number}")
         except OSError as error:
             raise OutputError(folder, f"cannot be written ({error.strerror or error})") from error
+        self.threads = int(number)
 
     def path(self, block: int | str) -> Path:
         """File of a block, or of a weight outside the blocks."""

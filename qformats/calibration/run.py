@@ -34,6 +34,7 @@ from qformats.version import __version__
 from qformats.work.files import fingerprint
 from qformats.work.gpus import require_device
 from qformats.work.memory import return_freed
+from qformats.work.pool import torch_threads
 from qformats.work.progress import Progress
 
 if TYPE_CHECKING:
@@ -165,12 +166,27 @@ class Run:
 
     def go(self, identity: Mapping[str, str]) -> Checkpoint:
         """Quantize all blocks that are not finished yet."""
+        import torch
+
         self.progress.start("loading Transformers for the calibration", 0)
         skeleton = Skeleton(self.source, self.dtype, self.device)
         self._check(skeleton)
         self.progress.start("reading the calibration text", 0)
         tokens = sample_tokens(self.source, self.settings, self.progress)
-        blocks = FinishedBlocks(self.work / "blocks", self._identity(identity, tokens))
+        identified = self._identity(identity, tokens)
+        blocks = FinishedBlocks(self.work / "blocks", identified, torch.get_num_threads())
+        with torch_threads(blocks.threads):
+            self._quantize(skeleton, tokens, blocks)
+        replaced: dict[str, StoredTensor] = {}
+        for number in range(len(skeleton.blocks)):
+            replaced |= blocks.read(number, self.source)
+        for part in (_EMBEDDING, _HEAD):
+            if blocks.path(part).is_file():
+                replaced |= blocks.read(part, self.source)
+        return ReplacedTensors(self.source, replaced, self._calibrated_on(tokens))
+
+    def _quantize(self, skeleton: Skeleton, tokens: Tensor, blocks: FinishedBlocks) -> None:
+        """Add to `blocks` what is missing."""
         states = Activations(self.work / "states", self.memory)
         plain = Activations(self.work / "plain", self.memory) if self.drift else None
         finished = blocks.count
@@ -209,13 +225,6 @@ class Run:
             states.clear()
             if plain is not None:
                 plain.clear()
-        replaced: dict[str, StoredTensor] = {}
-        for number in range(len(skeleton.blocks)):
-            replaced |= blocks.read(number, self.source)
-        for part in (_EMBEDDING, _HEAD):
-            if blocks.path(part).is_file():
-                replaced |= blocks.read(part, self.source)
-        return ReplacedTensors(self.source, replaced, self._calibrated_on(tokens))
 
     def _calibrated_on(self, tokens: Tensor) -> str:
         samples, length = tokens.shape

@@ -12,7 +12,7 @@ from typing import TypeVar
 from qformats.errors import ConfigError
 from qformats.work.signals import interruptible
 
-__all__ = ["bounded", "single_threaded_torch", "threads"]
+__all__ = ["bounded", "threads", "torch_threads"]
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -36,12 +36,12 @@ def threads(workers: int | None) -> int:
 
 
 @contextlib.contextmanager
-def single_threaded_torch() -> Iterator[None]:
-    """One thread per piece is the parallelism; torch's own threads would only get in its way."""
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch computes with so many threads in the block; the sums of its products depend on their number."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
@@ -88,7 +88,8 @@ def bounded(
         Raises what `work` raised.
     """
     with (
-        single_threaded_torch(),
+        # One thread per piece is the parallelism; torch's own threads would only get in its way.
+        torch_threads(1),
         interruptible() as deliver,
         ThreadPoolExecutor(workers, "qformats") as pool,
     ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 import qformats
 
@@ -15,15 +14,6 @@ _FORMATS = {
     "nf4-dq": ("bitsandbytes:nf4-dq", "nf4-dq"),
     "glm": ("glm:int8", "glm"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Models this small are not worth torch's threads, which wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from cli.command import PROGRAM, call, ended, environment, start
 import qformats
 from qformats.errors import OutputError
 from qformats.publishing.finished import FOLDER, Finished
+from qformats.work.pool import torch_threads
 from qformats.work.progress import Silent
 
 FORMATS = ("gguf:q8_0", "gguf:q4_0", "glm:int4")
@@ -147,13 +148,14 @@ def test_stopped_after_the_outputs_are_in_place(tmp_path, capsys, number):
 
 
 def test_killed_while_it_calibrates_the_second_format(tmp_path):
-    """The first calibration is not done again, and all bytes are those of an undisturbed run."""
+    """The first calibration is not done again, and all bytes are those of an undisturbed run of as many threads."""
     formats = ["gguf:q4_k_m", "gptq:4bit-128g"]
     options = {"samples": "4", "sequence-length": "64", "device": "cpu", "rounds": "1"}
     words = [word for name, value in options.items() for word in ("-Q", f"{name}={value}")]
     folder = tmp_path / "out"
     process = start(
-        "export", "demo", "-f", formats[0], "-f", formats[1], "--quantizer", "gptq", *words, "-o", folder
+        *("export", "demo", "-f", formats[0], "-f", formats[1], "--quantizer", "gptq", *words, "-o", folder),
+        OMP_NUM_THREADS="2",
     )
     prepared = folder / ".demo-llama-GPTQ-4bit-128g.qformats-prepared"
     wait_for(process, (prepared / "files" / "blocks" / "block-00000.safetensors").exists)
@@ -171,7 +173,8 @@ def test_killed_while_it_calibrates_the_second_format(tmp_path):
     resumed = [text for text in said if text.startswith("going on with an interrupted calibration: ")]
     assert len(resumed) == 2
     assert "4 blocks are finished" in resumed[0]
-    qformats.publish("demo", tmp_path / "clean", **more)
+    with torch_threads(2):
+        qformats.publish("demo", tmp_path / "clean", **more)
     assert content(folder) == content(tmp_path / "clean")
 
 

@@ -30,7 +30,7 @@ def torchrun(ranks, *arguments):
         text=True,
         check=False,
         timeout=300,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "USE_LIBUV": "0"},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "USE_LIBUV": "0"},
     )
 
 

@@ -4,19 +4,9 @@ from importlib.metadata import entry_points
 from types import ModuleType
 
 import pytest
-import torch
 
 from qformats import Family, Loader, Quantizer, hookimpl
 from qformats.registry import registry
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads cost more than they bring where tensors are this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Point:
