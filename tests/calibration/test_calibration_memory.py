@@ -1,6 +1,5 @@
 """How much memory a calibration takes."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
