@@ -14,7 +14,7 @@ from qformats_gguf.architectures import TensorMapping
 __all__ = ["from_gguf", "stack_name", "to_gguf"]
 
 _F32_BYTES = 4
-_EXPERT = re.compile(r"\.(\d+)(?=\.[^.]+\.[^.]+$)")
+_EXPERT = re.compile(r"\.(\d+)(?=(\.[^.]+)?\.[^.]+$)")
 
 
 def stack_name(name: str) -> str:

@@ -20,6 +20,8 @@ LOG_PROB = 1e-4
 # llama.cpp computes GELU from a table of 16-bit floats: measured up to 6e-3.
 LOG_PROB_GELU_TABLE = 2e-2
 GELU = ("gemma", "starcoder2")
+# The rotary base is a product, of which a file holds seven digits.
+ROUNDED_BASE = ("hunyuan",)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -43,7 +45,7 @@ def test_llama_cpp_computes_the_numbers_of_transformers(model: tuple[str, Path, 
 
 def test_the_folder_comes_back(model: tuple[str, Path, Path], tmp_path: Path) -> None:
     """The same tensors, a configuration that means the same, and from it the same file again."""
-    _, folder, file = model
+    name, folder, file = model
     qformats.export(file, tmp_path / "back", format="dense:f32")
     before = load_file(folder / "model.safetensors")
     after = load_file(tmp_path / "back" / "model.safetensors")
@@ -54,7 +56,8 @@ def test_the_folder_comes_back(model: tuple[str, Path, Path], tmp_path: Path) ->
     assert all(name.endswith("norm.weight") for name in different)
     one, other = (hf.load(path) for path in (folder, tmp_path / "back"))
     ids = list(range(3, 60))
-    assert np.abs(hf.logits(one, ids) - hf.logits(other, ids)).max() < (1e-5 if different else 1e-9)
+    rounded = different or name in ROUNDED_BASE
+    assert np.abs(hf.logits(one, ids) - hf.logits(other, ids)).max() < (1e-5 if rounded else 1e-9)
     qformats.export(tmp_path / "back", tmp_path / "again.gguf", format="gguf:f32")
     first, again = qformats.open(file), qformats.open(tmp_path / "again.gguf")
     assert first.stored.keys() == again.stored.keys()

@@ -468,7 +468,6 @@ def test_unknown_models_are_named():
     [
         ("helium", "HeliumForCausalLM"),
         ("arcee", "ArceeForCausalLM"),
-        ("ernie4_5", "Ernie4_5ForCausalLM"),
         ("my-llama", "LlamaForCausalLM"),
         ("helium", None),
     ],

@@ -63,6 +63,7 @@ _GRANITE = {
     "attention_multiplier": 0.1,
     "residual_multiplier": 0.4,
 }
+_COHERE2 = {"logit_scale": 0.25, "sliding_window": 16, "tie_word_embeddings": True}
 _LINEAR = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
@@ -98,6 +99,31 @@ CASES: dict[str, Case] = {
     "glm4": Case("glm4", "Glm4ForCausalLM", {**_WIDE, "attention_bias": True}),
     "olmo2": Case("olmo2", "Olmo2ForCausalLM"),
     "olmo2-yarn": Case("olmo2", "Olmo2ForCausalLM", _YARN),
+    "cohere": Case("cohere", "CohereForCausalLM", {"logit_scale": 0.25, "tie_word_embeddings": True}),
+    "cohere-64": Case(
+        "cohere",
+        "CohereForCausalLM",
+        {"num_hidden_layers": 64, "use_qk_norm": True, "logit_scale": 0.25, "tie_word_embeddings": True},
+    ),
+    "cohere2": Case("cohere2", "Cohere2ForCausalLM", _COHERE2),
+    "cohere2-pattern": Case(
+        "cohere2",
+        "Cohere2ForCausalLM",
+        {**_COHERE2, "layer_types": ["full_attention", "sliding_attention", "full_attention"], **_YARN},
+    ),
+    "starcoder2": Case(
+        "starcoder2", "Starcoder2ForCausalLM", {"sliding_window": None, "tie_word_embeddings": True}
+    ),
+    "stablelm": Case("stablelm", "StableLmForCausalLM", {"use_qkv_bias": True}),
+    "stablelm-12b": Case(
+        "stablelm", "StableLmForCausalLM", {"qk_layernorm": True, "use_parallel_residual": True}
+    ),
+    "ernie4_5": Case("ernie4_5", "Ernie4_5ForCausalLM", {**_WIDE, "tie_word_embeddings": True}),
+    "hunyuan": Case(
+        "hunyuan_v1_dense",
+        "HunYuanDenseV1ForCausalLM",
+        {**_WIDE, **_rope("dynamic", alpha=50.0, factor=1.0)},
+    ),
     "qwen3_moe": Case("qwen3_moe", "Qwen3MoeForCausalLM", {**_EXPERTS, **_WIDE, "norm_topk_prob": True}),
     "qwen2_moe": Case(
         "qwen2_moe", "Qwen2MoeForCausalLM", {**_EXPERTS, "shared_expert_intermediate_size": 56}, "qwen2"
@@ -128,6 +154,17 @@ TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
         _rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 4, factor=2.0),
         "rope_parameters.rope_type",
     ),
+    "cohere": ("cohere", {"use_qk_norm": True}, "use_qk_norm"),
+    "cohere-64": ("cohere-64", {"use_qk_norm": False}, "use_qk_norm"),
+    "cohere-untied": ("cohere", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+    "cohere-bias": ("cohere", {"attention_bias": True}, "attention_bias"),
+    "cohere2": ("cohere2", {"layer_types": ["full_attention"] * 3}, "layer_types"),
+    "cohere2-bias": ("cohere2", {"attention_bias": True}, "attention_bias"),
+    "starcoder2": ("starcoder2", {"sliding_window": 16}, "sliding_window"),
+    "starcoder2-bias": ("starcoder2", {"use_bias": False}, "use_bias"),
+    "ernie4_5": ("ernie4_5", {"use_bias": True}, "use_bias"),
+    "hunyuan": ("hunyuan", {"attention_bias": True}, "attention_bias"),
+    "hunyuan-dynamic": ("hunyuan", _rope("dynamic", factor=2.0), "rope_parameters.rope_type"),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 1, 0] * 2 + [1, 1]}, "no_rope_layers"),
     "exaone4": ("exaone4", {"sliding_window": 16, "layer_types": None}, "sliding_window"),
 }

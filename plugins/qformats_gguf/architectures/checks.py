@@ -87,6 +87,15 @@ def _always_a_window(config: Config) -> Problem | None:
     )
 
 
+def _head_norms_from_64_layers(config: Config) -> Problem | None:
+    """Name norms of q and k in a model that is too small for llama.cpp to load them, or the lack of them."""
+    there, loaded = bool(config.get("use_qk_norm")), config["num_hidden_layers"] >= 64
+    if there == loaded:
+        return None
+    reason = "llama.cpp loads norms of q and k in models of 64 layers and more, and in no others"
+    return Problem("use_qk_norm", there, (str(loaded).lower(),), reason)
+
+
 def _rotation_but_every_fourth(config: Config) -> Problem | None:
     """Name layers that rotate, or do not, unlike llama.cpp's."""
     layers = config["num_hidden_layers"]
@@ -120,6 +129,7 @@ CHECKS: Mapping[str, Callable[[Config], Problem | None]] = {
     "every_layer_sparse": _every_layer_sparse,
     "window_with_64_layers": _window_with_64_layers,
     "always_a_window": _always_a_window,
+    "head_norms_from_64_layers": _head_norms_from_64_layers,
     "rotation_but_every_fourth": _rotation_but_every_fourth,
 }
 """Each returns a `Problem` or None for a normalized configuration."""

@@ -14,7 +14,7 @@ from qformats_gguf.architectures import llama3, rope, windows
 from qformats_gguf.architectures.keys import OLD_NAMES, ROTARY, SIZES, understood
 from qformats_gguf.architectures.numbers import config_number, metadata_number
 from qformats_gguf.architectures.schema import REQUIRED, Config, HFModel, If, MetaRule, Problem, Row
-from qformats_gguf.metadata import Metadata, ValueType
+from qformats_gguf.metadata import Keys, Metadata, ValueType, boolean
 
 __all__ = ["limits", "normalize", "restore"]
 
@@ -68,6 +68,8 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
     for rule in written:
         if rule.optional and full.get(rule.config) is None:
             continue
+        if rule.make is boolean:
+            continue
         whole = rule.make(0).type is not ValueType.F32
         config_number(full[rule.config], rule.config, source, whole=whole)
     for key, default in assumed.items():
@@ -81,6 +83,8 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
         full["rope_parameters"] = rope.standard(
             rope.of_global_layers(full) if row.local_theta else full, source, model.theta
         )
+        if "alpha" in row.rope:
+            full["rope_parameters"] = rope.stretched(full["rope_parameters"], full["head_dim"])
         full.pop("rope_scaling", None)
         full.pop("rope_theta", None)
     return full
@@ -210,6 +214,8 @@ def restore(
 
 
 def _read(metadata: Metadata, key: str, rule: MetaRule, config: Config, source: str) -> Any:
+    if rule.make is boolean:
+        return Keys(metadata, source).flag(key, rule.default)
     whole = rule.make(0).type is ValueType.U32
     value = metadata_number(metadata, key, source, whole=whole)
     if value is not None:

@@ -8,7 +8,9 @@ A file holds, besides what :class:`Row` and :class:`HFModel` say under the same 
     (both true, false, a key or ``!key``), ``when`` (`weight` by another name), ``heads``, ``copy_of``, ``offset``,
     ``experts``, and ``to``: the name in GGUF, which only those need that ``gguf``'s own table of names lacks.
 ``bias``
-    Which of the biases ``@qkv``, ``@o`` and ``@mlp`` of these sets there are.
+    Which of the biases ``@qkv``, ``@o``, ``@mlp`` and ``@norm`` of these sets there are.
+``layer_norm``
+    Key of the epsilon, where norms subtract the mean; without it, they are root mean square norms.
 ``writes``
     Keys of metadata that upstream's converter writes for this architecture and leaves out for others: ``head_dim`` (as
     ``key_length`` and ``value_length``; without it the size of a head must be what llama.cpp derives), ``vocab_size``,
@@ -89,7 +91,8 @@ def read_row(path: Path) -> Row:
     for key, each in given("limits", {}).items():
         limits.append(Limit(key, tuple(each["allowed"]), each["reason"]))
         constants.setdefault(key, each["allowed"][0] if each["allowed"] else None)
-    metadata = list(_usual(writes)) if given("usual_metadata", True) else []
+    epsilon = given("layer_norm", None)
+    metadata = list(_usual(writes, epsilon)) if given("usual_metadata", True) else []
     metadata += [_metadata(key, value) for key, value in given("metadata", {}).items()]
     there = {rule.gguf.removeprefix("blk.{i}.") for rule in rules}
     sized = any(rule.config == "head_dim" for rule in metadata) and "head_dim" not in writes
@@ -209,7 +212,7 @@ def _head_dim(config: Config) -> int:
     return int(config["hidden_size"]) // int(config["num_attention_heads"])
 
 
-def _usual(writes: list[str]) -> Iterator[MetaRule]:
+def _usual(writes: list[str], layer_norm: str | None) -> Iterator[MetaRule]:
     yield MetaRule("block_count", u32, "num_hidden_layers")
     yield MetaRule("context_length", u32, "max_position_embeddings")
     yield MetaRule("embedding_length", u32, "hidden_size")
@@ -218,7 +221,10 @@ def _usual(writes: list[str]) -> Iterator[MetaRule]:
     yield MetaRule(
         "attention.head_count_kv", u32, "num_key_value_heads", default=_other("num_attention_heads")
     )
-    yield MetaRule("attention.layer_norm_rms_epsilon", f32, "rms_norm_eps")
+    if layer_norm is None:
+        yield MetaRule("attention.layer_norm_rms_epsilon", f32, "rms_norm_eps")
+    else:
+        yield MetaRule("attention.layer_norm_epsilon", f32, layer_norm)
     for key in ("key_length", "value_length"):
         yield MetaRule(f"attention.{key}", u32, "head_dim", default=_head_dim, write="head_dim" in writes)
     yield MetaRule("vocab_size", u32, "vocab_size", write="vocab_size" in writes)
@@ -236,7 +242,7 @@ def _model(name: str, given: dict[str, Any], sized: bool) -> HFModel:
         defaults=given.pop("defaults", {}),
         checks=(*checks, whole_heads) if sized else checks,
         judged=tuple(given.pop("judged", ())),
-        fixed=given.pop("fixed", {}),
+        fixed=given.pop("fixed", {}) | dict.fromkeys(given.pop("derived", ())),
         neutral=neutral,
         aliases=given.pop("aliases", {}),
         theta=float(given.pop("rope_theta", 10000.0)),

@@ -31,6 +31,7 @@ __all__ = [
     "of_global_layers",
     "shortest",
     "standard",
+    "stretched",
     "to_metadata",
 ]
 
@@ -40,7 +41,7 @@ DEFAULT_THETA = 10000.0
 _WITH_CONTEXT = ("llama3", "yarn", "longrope")
 _NUMBERS = (
     *("rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings"),
-    *("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),
+    *("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow", "alpha"),
 )
 _MAYBE_ZERO = ("mscale", "mscale_all_dim")
 """Zero stands for no such factor."""
@@ -97,6 +98,21 @@ def standard(config: Config, source: str = "config.json", theta: float = DEFAULT
     if rope["rope_type"] == "yarn" and "factor" not in rope and "original_max_position_embeddings" in rope:
         rope["factor"] = config["max_position_embeddings"] / rope["original_max_position_embeddings"]
     return rope
+
+
+def stretched(rope: dict[str, Any], head_dim: int) -> dict[str, Any]:
+    """A scaling by a fixed `alpha`, which Hunyuan's configurations call dynamic, as the larger base that it means.
+
+    Examples
+    --------
+    >>> from qformats_gguf.architectures.rope import stretched
+    >>> stretched({"rope_type": "dynamic", "alpha": 1000.0, "rope_theta": 10000.0}, 128)["rope_theta"]
+    11158839.925...
+    """
+    if rope["rope_type"] != "dynamic" or not rope.get("alpha"):
+        return rope
+    theta = rope["rope_theta"] * rope["alpha"] ** (head_dim / (head_dim - 2))
+    return {"rope_type": "default", "rope_theta": theta}
 
 
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
@@ -167,9 +183,13 @@ def to_metadata(
                 "llama.cpp rotates whole heads in this architecture",
             )
         )
-    if kind not in supported:
+    if kind == "default" and "none" in supported:
+        metadata[prefix + "rope.scaling.type"] = string("none")
+    elif kind not in supported:
         problems.append(
-            Problem(f"{where}.rope_type", kind, supported, "llama.cpp would run it without the scaling")
+            Problem(
+                f"{where}.rope_type", kind, _named(supported), "llama.cpp would run it without the scaling"
+            )
         )
     elif kind in ("linear", "yarn", "llama3"):
         problems += [
@@ -199,6 +219,12 @@ def to_metadata(
         )
     metadata[prefix + "rope.freq_base"] = f32(rope["rope_theta"])
     return metadata, problems
+
+
+def _named(supported: tuple[str, ...]) -> tuple[str, ...]:
+    """Scalings as configurations call them."""
+    names = {"none": "default", "alpha": "dynamic with alpha"}
+    return tuple(names.get(kind, kind) for kind in supported)
 
 
 def _needed(kind: str) -> tuple[str, ...]:

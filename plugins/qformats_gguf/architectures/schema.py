@@ -247,7 +247,8 @@ class HFModel:
     judged : tuple of str
         Keys that only `checks` read.
     fixed : mapping
-        Keys of the row that this type's model code ignores, and what it does instead.
+        Keys of the row that this type's model code ignores, and what it does instead; ``None`` if that follows from
+        other keys.
     neutral : mapping
         Keys that the row leaves out, and the value with which they mean nothing; ``None`` for any value.
     aliases : mapping of str to str
@@ -291,7 +292,8 @@ class Row:
     fused : tuple of Fused
         Modules that llama.cpp also loads as one; such files are read but never written.
     rope : tuple of str
-        Rotary scalings that llama.cpp computes for it; empty where there is no rotary embedding.
+        Rotary scalings that llama.cpp computes for it; empty where there is no rotary embedding. With "none" instead
+        of "default", upstream's converter says so where there is none; "alpha" is another base.
     partial_rotary : bool
         Whether a part of each head may be rotated; else all of it is.
     limits : tuple of Limit
