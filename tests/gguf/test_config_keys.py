@@ -242,6 +242,14 @@ REFUSED_ANYWAY = {
 }
 
 
+@pytest.mark.parametrize("model_type", ["gemma3_text", "olmo3"])
+def test_rotary_parameters_for_no_kind_of_layer_count_for_none(model_type):
+    """Where layers have their own kinds, Transformers looks for theirs alone."""
+    config = configuration(model_type) | {"rope_parameters": {"rope_type": "default", "rope_theta": 77.0}}
+    assert changes_the_numbers(model_type, config) is False
+    assert described(config) == described(configuration(model_type))
+
+
 @pytest.mark.parametrize("model_type", MODELS)
 def test_keys_of_other_classes_change_nothing_and_are_accepted(model_type):
     own = declared(model_type)

@@ -99,6 +99,19 @@ CASES: dict[str, Case] = {
     "glm4": Case("glm4", "Glm4ForCausalLM", {**_WIDE, "attention_bias": True}),
     "olmo2": Case("olmo2", "Olmo2ForCausalLM"),
     "olmo2-yarn": Case("olmo2", "Olmo2ForCausalLM", _YARN),
+    "olmo3": Case("olmo3", "Olmo3ForCausalLM", {"num_hidden_layers": 5, "sliding_window": 16}),
+    "olmo3-yarn": Case(
+        "olmo3",
+        "Olmo3ForCausalLM",
+        {
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50000.0},
+                "full_attention": {**_YARN["rope_parameters"], "attention_factor": 1.3},
+            },
+        },
+    ),
     "cohere": Case("cohere", "CohereForCausalLM", {"logit_scale": 0.25, "tie_word_embeddings": True}),
     "cohere-64": Case(
         "cohere",
@@ -153,6 +166,26 @@ TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
         "phi-partial",
         _rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 4, factor=2.0),
         "rope_parameters.rope_type",
+    ),
+    "olmo3": (
+        "olmo3-yarn",
+        {
+            "rope_parameters": {
+                "sliding_attention": _YARN["rope_parameters"],
+                "full_attention": _YARN["rope_parameters"],
+            }
+        },
+        "rope_parameters.sliding_attention.rope_type",
+    ),
+    "olmo3-base": (
+        "olmo3",
+        {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+                "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            }
+        },
+        "rope_parameters.sliding_attention.rope_theta",
     ),
     "cohere": ("cohere", {"use_qk_norm": True}, "use_qk_norm"),
     "cohere-64": ("cohere-64", {"use_qk_norm": False}, "use_qk_norm"),

@@ -77,11 +77,11 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
             config_number(full[key], key, source, whole=True, zero=True)
     if row.window:
         windows.complete(full, row.window, source)
-    if row.local_theta:
-        full["local_rope_parameters"] = rope.local(full, source, row.local_theta)
+    if row.local_rope:
+        full["local_rope_parameters"] = rope.local(full, source, row.local_theta or model.theta)
     if row.rope:
         full["rope_parameters"] = rope.standard(
-            rope.of_global_layers(full) if row.local_theta else full, source, model.theta
+            rope.of_global_layers(full) if row.local_rope else full, source, model.theta
         )
         if "alpha" in row.rope:
             full["rope_parameters"] = rope.stretched(full["rope_parameters"], full["head_dim"])
@@ -124,9 +124,17 @@ def limits(config: Config, row: Row, model: HFModel) -> list[Problem]:
     ]
     if row.window:
         found += windows.problems(config)
-    if row.local_theta and (kind := config["local_rope_parameters"]["rope_type"]) != "default":
+    if row.local_rope and (kind := config["local_rope_parameters"]["rope_type"]) != "default":
         reason = "llama.cpp scales no rotary embedding of sliding layers"
         found.append(Problem("rope_parameters.sliding_attention.rope_type", kind, ("default",), reason))
+    if row.unscaled_windows and "sliding_attention" in config["layer_types"]:
+        own, theirs = (config[key]["rope_theta"] for key in ("local_rope_parameters", "rope_parameters"))
+        if own != theirs:
+            where, reason = (
+                "rope_parameters.sliding_attention.rope_theta",
+                "llama.cpp has one base for all layers",
+            )
+            found.append(Problem(where, own, (str(theirs),), reason))
     if row.attention_scale:
         key, scale = row.attention_scale[0], _attention_scale(row, config)
         if config[key] != scale:
@@ -209,6 +217,8 @@ def restore(
             theta = metadata_number(metadata, key, source)
             theta = row.local_theta if theta is None else rope.shortest(theta)
             config["rope_parameters"] = rope.by_layer(parameters, theta)
+        if row.unscaled_windows:
+            config["rope_parameters"] = rope.by_layer(parameters, parameters["rope_theta"])
     problems += _unknown(metadata, row, known)
     return config, problems
 

@@ -120,6 +120,7 @@ def read_row(path: Path) -> Row:
         window=given("window", 0),
         window_width=given("window_width", 0),
         local_theta=float(given("local_theta", 0)),
+        unscaled_windows=given("unscaled_windows", False),
         attention_scale=(scale["key"], scale["blocks"]) if scale else None,
     )
     if content:

@@ -119,11 +119,14 @@ _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 
 
 def of_global_layers(config: Config) -> Config:
-    """A configuration whose rotary parameters are those of the layers without a window."""
-    nested = config.get("rope_parameters")
-    if not isinstance(nested, Mapping) or _GLOBAL not in nested:
-        return config
-    return {**config, "rope_parameters": nested[_GLOBAL]}
+    """A configuration whose rotary parameters are those of the layers without a window, as Transformers finds them.
+
+    The older key counts for these layers alone, and parameters that are not given by kind of layer for none.
+    """
+    nested, scaling = config.get("rope_parameters"), config.get("rope_scaling")
+    own = nested.get(_GLOBAL) if isinstance(nested, Mapping) else None
+    merged = {**(own or {"rope_type": "default"}), **(scaling if isinstance(scaling, Mapping) else {})}
+    return {**config, "rope_parameters": merged, "rope_scaling": None}
 
 
 def local(config: Config, source: str, theta: float) -> dict[str, Any]:

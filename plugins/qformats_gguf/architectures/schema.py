@@ -314,6 +314,8 @@ class Row:
         Width that it assumes where a file does not say; 0 if it then has no window.
     local_theta : float
         Base of the rotary embedding of sliding layers where the configuration says nothing, if they have their own.
+    unscaled_windows : bool
+        Whether sliding layers rotate with the base of the others, but without their scaling.
     attention_scale : (str, int), optional
         Configuration key whose inverse root scales attention, where llama.cpp takes the size of a head; and the number
         of blocks with which it takes hidden_size / num_attention_heads instead.
@@ -338,7 +340,13 @@ class Row:
     window: int = 0
     window_width: int = 0
     local_theta: float = 0.0
+    unscaled_windows: bool = False
     attention_scale: tuple[str, int] | None = None
+
+    @property
+    def local_rope(self) -> bool:
+        """Whether sliding layers have rotary parameters of their own."""
+        return bool(self.local_theta) or self.unscaled_windows
 
     def separate(self, name: str) -> list[str]:
         """GGUF names of the tensors in the GGUF tensor `name`, in the order of their rows: usually just itself."""
