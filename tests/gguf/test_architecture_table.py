@@ -19,7 +19,7 @@ POSITIONS = 64
 LOG_PROB = 1e-4
 # llama.cpp computes GELU from a table of 16-bit floats: measured up to 6e-3.
 LOG_PROB_GELU_TABLE = 2e-2
-GELU = ("gemma", "starcoder2")
+GELU = ("gemma", "starcoder2", "phi", "falcon", "gpt_neox", "bloom")
 # The rotary base is a product, of which a file holds seven digits.
 ROUNDED_BASE = ("hunyuan",)
 
@@ -51,8 +51,8 @@ def test_the_folder_comes_back(model: tuple[str, Path, Path], tmp_path: Path) ->
     after = load_file(tmp_path / "back" / "model.safetensors")
     assert before.keys() == after.keys()
     different = {name for name in before if not before[name].equal(after[name])}
-    # A norm that is stored with 1 added has lost the last bit of some numbers.
-    assert all((before[name] - after[name]).abs().max() < 1e-7 for name in different)
+    # A norm that is stored with 1 added has lost the last bit of some numbers, of those around 1 (Nemotron's) too.
+    assert all((before[name] - after[name]).abs().max() < 2e-7 for name in different)
     assert all(name.endswith("norm.weight") for name in different)
     one, other = (hf.load(path) for path in (folder, tmp_path / "back"))
     ids = list(range(3, 60))

@@ -81,6 +81,11 @@ OTHER = {
     "no_rope_layers": [1, 0] * 4,
     "mlp_only_layers": [1],
     "decoder_sparse_step": 2,
+    "num_kv_heads": 4,
+    "num_ln_in_parallel_attn": 1,
+    "ffn_hidden_size": 40,
+    "activation": "relu",
+    "seq_length": 99,
 }
 # Together with these other keys they take effect.
 TOGETHER = {

@@ -149,6 +149,32 @@ CASES: dict[str, Case] = {
     "mixtral": Case(
         "mixtral", "MixtralForCausalLM", {"num_local_experts": 6, "sliding_window": None}, "llama-spm"
     ),
+    "phi": Case("phi", "PhiForCausalLM", {"num_key_value_heads": 4, "intermediate_size": 240}),
+    "phi-grouped": Case(
+        "phi", "PhiForCausalLM", {**_rope(partial_rotary_factor=0.25), "tie_word_embeddings": True}
+    ),
+    "nemotron": Case("nemotron", "NemotronForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+    "falcon": Case(
+        "falcon", "FalconForCausalLM", {"multi_query": True, "num_kv_heads": 1, "tie_word_embeddings": True}
+    ),
+    "falcon-heads": Case("falcon", "FalconForCausalLM", {"multi_query": False}),
+    "falcon-40b": Case(
+        "falcon",
+        "FalconForCausalLM",
+        {"num_kv_heads": 2, "new_decoder_architecture": True, "ffn_hidden_size": 200},
+    ),
+    "falcon-11b": Case(
+        "falcon",
+        "FalconForCausalLM",
+        {"num_kv_heads": 2, "new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+    ),
+    "gpt_neox": Case("gpt_neox", "GPTNeoXForCausalLM", _rope(partial_rotary_factor=0.25)),
+    "gpt_neox-serial": Case(
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        {"use_parallel_residual": False, "tie_word_embeddings": True, **_rope(partial_rotary_factor=0.5)},
+    ),
+    "bloom": Case("bloom", "BloomForCausalLM", {"n_head": 8, "n_layer": 3, "tie_word_embeddings": True}),
     "seed_oss": Case("seed_oss", "SeedOssForCausalLM", {**_WIDE, "attention_bias": True, **_rope(theta=1e6)}),
 }
 
@@ -200,6 +226,22 @@ TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
     "hunyuan-dynamic": ("hunyuan", _rope("dynamic", factor=2.0), "rope_parameters.rope_type"),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 1, 0] * 2 + [1, 1]}, "no_rope_layers"),
     "exaone4": ("exaone4", {"sliding_window": 16, "layer_types": None}, "sliding_window"),
+    "phi": ("phi", {"qk_layernorm": True}, "qk_layernorm"),
+    "phi-activation": ("phi", {"hidden_act": "silu"}, "hidden_act"),
+    "phi-heads": ("phi", {"head_dim": 24}, "head_dim"),
+    "nemotron": ("nemotron", {"hidden_act": "silu"}, "hidden_act"),
+    "nemotron-heads": ("nemotron", {"head_dim": 32}, "head_dim"),
+    "falcon": ("falcon", {"alibi": True}, "alibi"),
+    "falcon-serial": ("falcon", {"parallel_attn": False}, "parallel_attn"),
+    "falcon-biases": ("falcon", {"bias": True}, "bias"),
+    "falcon-activation": ("falcon", {"activation": "relu"}, "activation"),
+    "gpt_neox": ("gpt_neox", {"attention_bias": False}, "attention_bias"),
+    "gpt_neox-activation": ("gpt_neox", {"hidden_act": "relu"}, "hidden_act"),
+    "bloom": (
+        "bloom",
+        {"apply_residual_connection_post_layernorm": True},
+        "apply_residual_connection_post_layernorm",
+    ),
 }
 """Model, keys of its configuration, and the one of them that llama.cpp does not compute: it has to be refused."""
 

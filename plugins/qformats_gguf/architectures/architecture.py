@@ -13,9 +13,9 @@ import numpy as np
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.interfaces import evaluate
 from qformats_gguf.architectures import llama3, multimodal, rope, windows
-from qformats_gguf.architectures.config import limits, normalize, restore
+from qformats_gguf.architectures.config import computed, limits, normalize, restore
 from qformats_gguf.architectures.keys import strangers
-from qformats_gguf.architectures.numbers import metadata_number
+from qformats_gguf.architectures.numbers import metadata_number, sizes
 from qformats_gguf.architectures.rows import ROWS
 from qformats_gguf.architectures.schema import (
     Config,
@@ -23,6 +23,7 @@ from qformats_gguf.architectures.schema import (
     If,
     Permute,
     Problem,
+    Regroup,
     Row,
     TensorMapping,
     TensorRule,
@@ -39,7 +40,7 @@ _ELSEWHERE = "formats that stay in a Hugging Face folder, such as gptq or bitsan
 def supported_models() -> dict[str, tuple[str, ...]]:
     """Hugging Face model types of each GGUF architecture."""
     found: dict[str, tuple[str, ...]] = {}
-    for row in ROWS.values():
+    for row in (row for row in ROWS.values() if row.only != "read"):
         found[row.arch] = found.get(row.arch, ()) + tuple(model.model_type for model in row.models)
     return found
 
@@ -331,7 +332,8 @@ class Architecture:
             metadata["general.license"] = string(license)
         for rule in self.row.metadata:
             if rule.write and not (rule.optional and self.config.get(rule.config) is None):
-                metadata[prefix + rule.key] = rule.make(self.config[rule.config])
+                value = computed(rule, self.config) if rule.computed else self.config[rule.config]
+                metadata[prefix + rule.key] = rule.make(value)
         if self.row.window:
             metadata |= windows.to_metadata(prefix, self.config, self.row.window)
         if self.row.local_theta:
@@ -360,12 +362,16 @@ class Architecture:
         if suffix is None:
             return None
         stem = name.removesuffix(suffix)
+        found = None
         for rule, pattern in _patterns(self.row, side):
             match = pattern.fullmatch(stem)
-            if match:
+            # Of rules with the same name in GGUF, one is that of this configuration.
+            if match and (found is None or self._has(rule, suffix)):
                 expert = int(match["expert"]) if rule.experts and side == "canonical" else 0
-                return rule, int(match["block"]) if rule.per_block else 0, expert, suffix
-        return None
+                found = rule, int(match["block"]) if rule.per_block else 0, expert, suffix
+                if self._has(rule, suffix):
+                    break
+        return found
 
     def _has(self, rule: TensorRule, suffix: str) -> bool:
         presence = rule.presence(suffix)
@@ -383,12 +389,17 @@ class Architecture:
             raise CheckpointError(
                 self.source, f"expert {expert}", f"experts 0 to {stack - 1}", tensor=canonical
             )
-        permute = Permute(int(self.config[rule.permute])) if rule.permute else None
-        # Flags are whole numbers too, but never dimensions.
-        sizes = {k: v for k, v in self.config.items() if isinstance(v, int) and not isinstance(v, bool)}
+        permute: Permute | Regroup | None = None
+        if rule.permute:
+            permute = Permute(int(self.config[rule.permute]))
         dims = rule.shape[:1] if suffix == ".bias" else rule.shape
+        numbers = sizes(self.config)
         try:
-            shape = tuple(evaluate(dim, **sizes) for dim in dims)
+            shape = tuple(evaluate(dim, **numbers) for dim in dims)
+            if rule.groups:
+                count, parts = rule.groups
+                rows = tuple(evaluate(part, **numbers) for part in parts)
+                permute = Regroup(evaluate(count, **numbers), rows)
         except ConfigError as error:
             found = f"no number that the shape of {canonical} depends on"
             expected = f"whole numbers for {' and '.join(dims)}"
@@ -426,7 +437,7 @@ def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFMod
         raise UnsupportedModelError("--arch", override, archs)
     model_type, given = config.get("model_type"), config.get("architectures")
     classes = [str(name) for name in given] if isinstance(given, list) else []
-    known = [(row, model) for row in ROWS.values() for model in row.models]
+    known = [(row, model) for row in ROWS.values() if row.only != "read" for model in row.models]
     if model_type is not None:
         found = [(row, model) for row, model in known if model.model_type == model_type]
         if found and classes and not any(set(classes) & set(model.architectures) for _, model in found):
@@ -435,7 +446,7 @@ def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFMod
     else:
         found = [(row, model) for row, model in known if set(classes) & set(model.architectures)]
     if not found and model_type is None and not classes and override is not None:
-        row = next(row for row in ROWS.values() if row.arch == override and not row.tells)
+        row = next(row for row, _ in known if row.arch == override and not row.tells)
         return row, row.models[0], False
     if not found:
         types = (model.model_type for _, model in known)
@@ -459,7 +470,7 @@ def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFMod
 
 def _row_of(arch: object, metadata: Metadata, source: str) -> Row:
     """Row of a file: the one whose keys it has, where an architecture has several."""
-    rows = [row for row in ROWS.values() if row.arch == arch]
+    rows = [row for row in ROWS.values() if row.arch == arch and row.only != "write"]
     if not rows:
         raise UnsupportedModelError(f"{source}: general.architecture", arch, supported_models())
     told = (r for r in rows if r.tells and metadata_number(metadata, f"{arch}.{r.tells}", source, zero=True))

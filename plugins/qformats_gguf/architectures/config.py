@@ -10,13 +10,14 @@ import numpy as np
 
 from qformats.errors import CheckpointError, ConfigError
 from qformats.folder import config_class
+from qformats.interfaces import Values, evaluate
 from qformats_gguf.architectures import llama3, rope, windows
 from qformats_gguf.architectures.keys import OLD_NAMES, ROTARY, SIZES, understood
-from qformats_gguf.architectures.numbers import config_number, metadata_number
+from qformats_gguf.architectures.numbers import config_number, metadata_number, sizes
 from qformats_gguf.architectures.schema import REQUIRED, Config, HFModel, If, MetaRule, Problem, Row
-from qformats_gguf.metadata import Keys, Metadata, ValueType, boolean
+from qformats_gguf.metadata import Keys, Metadata, ValueType
 
-__all__ = ["limits", "normalize", "restore"]
+__all__ = ["computed", "limits", "normalize", "restore"]
 
 _DERIVED = {"num_key_value_heads", "head_dim", "n_inner"}
 """Keys whose value follows from others where it is null."""
@@ -55,7 +56,13 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
     known = understood(row, model)
     for key in known & _DERIVED:
         full.setdefault(key, None)
-    written = [rule for rule in row.metadata if rule.write]
+    if model.complete is not None:
+        for key in sorted((SIZES & known) - set(model.aliases)):
+            if full.get(key) is None:
+                raise CheckpointError(source, f"no {key!r}", f"a {model.model_type} configuration")
+            config_number(full[key], key, source, whole=True)
+        model.complete(full)
+    written = [rule for rule in row.metadata if rule.write and not rule.computed]
     for rule in written:
         if rule.config not in full and not rule.optional:
             raise CheckpointError(source, f"no {rule.config!r}", f"a {model.model_type} configuration")
@@ -68,7 +75,8 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
     for rule in written:
         if rule.optional and full.get(rule.config) is None:
             continue
-        if rule.make is boolean:
+        if rule.make(0).type is ValueType.BOOL:
+            Values(full, source).flag(rule.config)
             continue
         whole = rule.make(0).type is not ValueType.F32
         config_number(full[rule.config], rule.config, source, whole=whole)
@@ -183,6 +191,10 @@ def restore(
         if rule.config == "vocab_size":
             continue
         value = _read(metadata, key, rule, config, source)
+        if rule.computed:
+            if value is not None and value != (expected := computed(rule, config)):
+                raise CheckpointError(source, f"{key} = {value}", f"{expected}, which is {rule.config}")
+            continue
         if config.setdefault(rule.config, value) != value:
             raise CheckpointError(
                 source, f"{key} = {value}", f"{config[rule.config]}, the model's {rule.config}"
@@ -191,6 +203,8 @@ def restore(
     config |= dict(row.constants)
     config |= _flags(row, names)
     config |= _tokens(metadata, config["vocab_size"])
+    if row.restore is not None:
+        row.restore(config)
     problems: list[Problem] = []
     if row.window:
         layers = config["num_hidden_layers"]
@@ -223,13 +237,24 @@ def restore(
     return config, problems
 
 
+def computed(rule: MetaRule, config: Config) -> int:
+    """Value of a metadata key that follows from the configuration's other keys."""
+    return evaluate(rule.config, **sizes(config))
+
+
 def _read(metadata: Metadata, key: str, rule: MetaRule, config: Config, source: str) -> Any:
-    if rule.make is boolean:
-        return Keys(metadata, source).flag(key, rule.default)
-    whole = rule.make(0).type is ValueType.U32
-    value = metadata_number(metadata, key, source, whole=whole)
-    if value is not None:
-        return value if whole else rope.shortest(value)
+    kind = rule.make(0).type
+    if kind is ValueType.BOOL:
+        value = Keys(metadata, source).flag(key, None)
+        if value is not None:
+            return value
+    else:
+        whole = kind is ValueType.U32
+        value = metadata_number(metadata, key, source, whole=whole, zero=rule.computed)
+        if value is not None:
+            return value if whole else rope.shortest(value)
+    if rule.computed:
+        return None
     if rule.default is REQUIRED:
         raise CheckpointError(source, f"no metadata key {key!r}", "it; llama.cpp needs it too")
     return rule.default(config) if callable(rule.default) else rule.default
@@ -245,16 +270,23 @@ def _vocabulary(metadata: Metadata, prefix: str, source: str) -> int:
     return int(size)
 
 
-def _flags(row: Row, names: Collection[str]) -> dict[str, bool]:
+def _flags(row: Row, names: Collection[str]) -> dict[str, bool | int]:
     """Infer configuration switches from tensors that exist only for one of their values."""
-    flags: dict[str, bool] = {}
+    flags: dict[str, bool | int] = {}
+    shared = {
+        one.gguf for one in row.tensors for other in row.tensors if one != other and one.gguf == other.gguf
+    }
     for rule in row.tensors:
+        if rule.gguf in shared:
+            continue
         for suffix in (".weight", ".bias"):
             presence = rule.presence(suffix)
             if isinstance(presence, If):
                 there = rule.gguf.replace("{i}", "0") + suffix in names
-                if there or presence.key not in flags:
-                    flags[presence.key] = presence.value if there else not presence.value
+                if there:
+                    flags[presence.key] = presence.value
+                elif isinstance(presence.value, bool):
+                    flags.setdefault(presence.key, not presence.value)
     return flags
 
 

@@ -63,12 +63,15 @@ else as long as they have this one."""
 
 def understood(row: Row, model: HFModel) -> set[str]:
     """Keys whose value is written, checked, or compared with the tensors."""
-    keys = {rule.config for rule in row.metadata} | {limit.key for limit in row.limits}
-    for rule in row.tensors:
-        keys |= {part.key for part in (rule.weight, rule.bias) if isinstance(part, If)}
-        keys |= {rule.experts} if rule.experts else set()
-        for dimension in rule.shape:
-            keys |= set(re.findall(r"[A-Za-z_]\w*", dimension))
+    keys = {limit.key for limit in row.limits}
+    for rule in row.metadata:
+        keys |= _names(rule.config)
+    for tensor in row.tensors:
+        keys |= {part.key for part in (tensor.weight, tensor.bias) if isinstance(part, If)}
+        keys |= {tensor.experts} if tensor.experts else set()
+        count, parts = tensor.groups or ("0", ())
+        for dimension in (*tensor.shape, count, *parts):
+            keys |= _names(dimension)
     keys |= {*model.defaults, *model.fixed, *model.aliases, *model.judged, row.blocks}
     if row.window:
         keys |= WINDOW_KEYS
@@ -78,6 +81,11 @@ def understood(row: Row, model: HFModel) -> set[str]:
     if row.local_theta:
         keys.add("rope_local_base_freq")
     return keys | set(ROTARY) if row.rope else keys
+
+
+def _names(expression: str) -> set[str]:
+    """Keys in a symbolic dimension."""
+    return set(re.findall(r"[A-Za-z_]\w*", expression))
 
 
 def strangers(config: Config, row: Row, model: HFModel, *, identified: bool) -> list[Problem]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from qformats.interfaces import Values
 from qformats_gguf.metadata import Keys, Metadata
 
-__all__ = ["config_number", "metadata_number"]
+__all__ = ["config_number", "metadata_number", "sizes"]
 
 _HINT = "one value must hold for all layers"
 _U32_MAX = 2**32 - 1
@@ -43,6 +44,11 @@ def metadata_number(
     """
     keys = Keys(metadata, source)
     return _number(keys, key, whole, zero, _F32_MAX) if key in keys else None
+
+
+def sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    """Whole numbers of a configuration. Flags are whole numbers too, but never dimensions."""
+    return {k: v for k, v in config.items() if isinstance(v, int) and not isinstance(v, bool)}
 
 
 def _number(values: Values, key: str, whole: bool, zero: bool, largest: float) -> Any:

@@ -5,19 +5,20 @@ A file holds, besides what :class:`Row` and :class:`HFModel` say under the same 
 ``include``
     Sets of tensors from ``common.toml``, in this order; then those of ``[outside]`` and ``[tensors]``, whose names are
     relative to the block. A value is the shape of the weight, or a table with ``shape`` and any of ``bias``, ``weight``
-    (both true, false, a key or ``!key``), ``when`` (`weight` by another name), ``heads``, ``copy_of``, ``offset``,
-    ``experts``, and ``to``: the name in GGUF, which only those need that ``gguf``'s own table of names lacks.
+    (both true, false, a key, ``!key`` or ``key=2``), ``when`` (`weight` by another name), ``heads``, ``groups`` (their
+    number ``count``, and the rows of each part ``of`` one), ``copy_of``, ``offset``, ``experts``, and ``to``: the name
+    in GGUF, which only those need that ``gguf``'s own table of names lacks.
 ``bias``
     Which of the biases ``@qkv``, ``@o``, ``@mlp`` and ``@norm`` of these sets there are.
-``layer_norm``
-    Key of the epsilon, where norms subtract the mean; without it, they are root mean square norms.
+``layer_norm``, ``epsilon``
+    Key of the epsilon, where norms subtract the mean; and where they do not, if it is not ``rms_norm_eps``.
 ``writes``
     Keys of metadata that upstream's converter writes for this architecture and leaves out for others: ``head_dim`` (as
     ``key_length`` and ``value_length``; without it the size of a head must be what llama.cpp derives), ``vocab_size``,
     ``rope.dimension_count``.
 ``[metadata]``
     Keys beside those that all have. A value is the key of the configuration, or a table with ``config`` and any of
-    ``type``, ``default``, ``write`` and ``optional``.
+    ``type``, ``default``, ``write`` and ``optional``; see :class:`MetaRule`.
 ``[limits]``, ``[constants]``
     Values of keys that llama.cpp computes, and what a configuration made from a file says beside the first of these.
 """
@@ -30,7 +31,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from qformats.interfaces import evaluate
 from qformats_gguf.architectures.checks import CHECKS, whole_heads
+from qformats_gguf.architectures.derived import COMPLETE, RESTORE
+from qformats_gguf.architectures.numbers import sizes
 from qformats_gguf.architectures.schema import (
     REQUIRED,
     Config,
@@ -91,13 +95,13 @@ def read_row(path: Path) -> Row:
     for key, each in given("limits", {}).items():
         limits.append(Limit(key, tuple(each["allowed"]), each["reason"]))
         constants.setdefault(key, each["allowed"][0] if each["allowed"] else None)
-    epsilon = given("layer_norm", None)
-    metadata = list(_usual(writes, epsilon)) if given("usual_metadata", True) else []
+    epsilon = given("epsilon", "rms_norm_eps"), given("layer_norm", None)
+    metadata = list(_usual(writes, *epsilon)) if given("usual_metadata", True) else []
     metadata += [_metadata(key, value) for key, value in given("metadata", {}).items()]
     there = {rule.gguf.removeprefix("blk.{i}.") for rule in rules}
     sized = any(rule.config == "head_dim" for rule in metadata) and "head_dim" not in writes
     models = tuple(_model(name, each, sized) for name, each in given("models").items())
-    scale = given("attention_scale", None)
+    scale, restore = given("attention_scale", None), given("restore", None)
     row = Row(
         name=path.stem,
         arch=arch,
@@ -113,6 +117,8 @@ def read_row(path: Path) -> Row:
         partial_rotary=given("partial_rotary", False),
         limits=tuple(limits),
         constants=constants,
+        restore=RESTORE[restore] if restore else None,
+        only=given("only", ""),
         neutral=_NEUTRAL | given("neutral", {}),
         junk=tuple(given("junk", (".rotary_emb.inv_freq",))),
         tells=given("tells", ""),
@@ -154,6 +160,9 @@ def _gguf_name(arch: str, name: str) -> str:
 def _presence(value: Any) -> bool | If:
     if not isinstance(value, str):
         return bool(value)
+    if "=" in value:
+        key, _, number = value.partition("=")
+        return If(key, int(number))
     return If(value.removeprefix("!"), not value.startswith("!"))
 
 
@@ -167,6 +176,7 @@ def _tensor(
         bias = biases.get(bias[1:], False)
     gguf = given.pop("to", None) or _gguf_name(arch, name)
     heads = given.pop("heads", None)
+    groups = given.pop("groups", None)
     weight = given.pop("weight", given.pop("when", True))
     rule = TensorRule(
         name,
@@ -175,6 +185,7 @@ def _tensor(
         weight=_presence(weight),
         bias=_presence(bias),
         permute=heads if permute else None,
+        groups=(groups["count"], tuple(groups["of"])) if groups else None,
         force_f32=len(shape) == 1 or _always_f32(gguf),
         alias_of=given.pop("copy_of", None),
         offset=given.pop("offset", norm_offset if len(shape) == 1 and name.endswith("norm") else 0.0),
@@ -206,14 +217,16 @@ def _metadata(key: str, value: Any) -> MetaRule:
 
 
 def _other(key: str) -> Callable[[Config], Any]:
-    return lambda config: config[key]
+    if key.isidentifier():
+        return lambda config: config[key]
+    return lambda config: evaluate(key, **sizes(config))
 
 
 def _head_dim(config: Config) -> int:
     return int(config["hidden_size"]) // int(config["num_attention_heads"])
 
 
-def _usual(writes: list[str], layer_norm: str | None) -> Iterator[MetaRule]:
+def _usual(writes: list[str], epsilon: str, layer_norm: str | None) -> Iterator[MetaRule]:
     yield MetaRule("block_count", u32, "num_hidden_layers")
     yield MetaRule("context_length", u32, "max_position_embeddings")
     yield MetaRule("embedding_length", u32, "hidden_size")
@@ -223,7 +236,7 @@ def _usual(writes: list[str], layer_norm: str | None) -> Iterator[MetaRule]:
         "attention.head_count_kv", u32, "num_key_value_heads", default=_other("num_attention_heads")
     )
     if layer_norm is None:
-        yield MetaRule("attention.layer_norm_rms_epsilon", f32, "rms_norm_eps")
+        yield MetaRule("attention.layer_norm_rms_epsilon", f32, epsilon)
     else:
         yield MetaRule("attention.layer_norm_epsilon", f32, layer_norm)
     for key in ("key_length", "value_length"):
@@ -236,11 +249,13 @@ def _usual(writes: list[str], layer_norm: str | None) -> Iterator[MetaRule]:
 def _model(name: str, given: dict[str, Any], sized: bool) -> HFModel:
     given = dict(given)
     checks = tuple(CHECKS[check] for check in given.pop("checks", ()))
+    complete = given.pop("complete", None)
     neutral = given.pop("neutral", {}) | dict.fromkeys(given.pop("ignored", ()))
     found = HFModel(
         name,
         tuple(given.pop("classes")),
         defaults=given.pop("defaults", {}),
+        complete=COMPLETE[complete] if complete else None,
         checks=(*checks, whole_heads) if sized else checks,
         judged=tuple(given.pop("judged", ())),
         fixed=given.pop("fixed", {}) | dict.fromkeys(given.pop("derived", ())),

@@ -26,6 +26,7 @@ __all__ = [
     "Limit",
     "MetaRule",
     "Permute",
+    "Regroup",
     "Row",
     "TensorMapping",
     "TensorRule",
@@ -80,6 +81,44 @@ class Permute:
 
 
 @dataclass(frozen=True)
+class Regroup:
+    """Reorder the rows of a fused projection from groups of parts to parts of groups.
+
+    Falcon, GPT-NeoX and BLOOM keep the rows of each head (or group of heads) together, first those of q, then k and v;
+    llama.cpp wants all q, then all k, then all v. As for `Permute`, whole rows move.
+
+    Attributes
+    ----------
+    groups : int
+        How many there are.
+    parts : tuple of int
+        Rows of each part in a group.
+    """
+
+    groups: int
+    parts: tuple[int, ...]
+
+    def rows(self, n_rows: int) -> npt.NDArray[np.intp]:
+        """Index array for ``new = old[rows]``, shape ``(n_rows,)``.
+
+        Raises
+        ------
+        ShapeError
+            If there are not that many rows in the groups.
+        """
+        if n_rows != self.groups * sum(self.parts):
+            expected = f"{self.groups} groups of {' + '.join(map(str, self.parts))} rows"
+            raise ShapeError("fused projection", f"({n_rows}, ...)", expected)
+        index = np.arange(n_rows, dtype=np.intp).reshape(self.groups, -1)
+        found = np.split(index, np.cumsum(self.parts)[:-1], axis=1)
+        return np.concatenate([part.reshape(-1) for part in found])
+
+    def inverse(self, n_rows: int) -> npt.NDArray[np.intp]:
+        """Index array for ``old = new[inverse]``, shape ``(n_rows,)``."""
+        return np.argsort(self.rows(n_rows))
+
+
+@dataclass(frozen=True)
 class TensorMapping:
     """One tensor under both of its names.
 
@@ -87,7 +126,7 @@ class TensorMapping:
     ----------
     canonical, gguf : str
         Name that Transformers' model class uses on disk, and name in a GGUF file.
-    permute : Permute, optional
+    permute : Permute or Regroup, optional
         Rows to reorder on the way to GGUF (`rows`) or back (`inverse`).
     force_f32 : bool
         llama.cpp and its converter keep this tensor in float32 in every file type.
@@ -102,7 +141,7 @@ class TensorMapping:
     canonical: str
     gguf: str
     shape: tuple[int, ...]
-    permute: Permute | None = None
+    permute: Permute | Regroup | None = None
     force_f32: bool = False
     offset: float = 0.0
     stack: int = 0
@@ -113,11 +152,12 @@ class If:
     """A tensor that exists only if ``config[key] == value``; its presence in turn tells that value."""
 
     key: str
-    value: bool = True
+    value: bool | int = True
 
     def holds(self, config: Config) -> bool:
         """Whether a model of this configuration has the tensor."""
-        return bool(config.get(self.key)) is self.value
+        found = config.get(self.key)
+        return bool(found) is self.value if isinstance(self.value, bool) else found == self.value
 
 
 @dataclass(frozen=True)
@@ -132,6 +172,8 @@ class TensorRule:
         Always present, never present, or present under a condition.
     permute : str, optional
         Configuration key with the number of heads whose rows are reordered.
+    groups : (str, tuple of str), optional
+        Number of groups of rows, and rows of each part of one, as symbolic dimensions; see `Regroup`.
     force_f32 : bool
         Keep the weight in float32. Biases always are.
     alias_of : str, optional
@@ -152,6 +194,7 @@ class TensorRule:
     weight: bool | If = True
     bias: bool | If = False
     permute: str | None = None
+    groups: tuple[str, tuple[str, ...]] | None = None
     force_f32: bool = False
     alias_of: str | None = None
     offset: float = 0.0
@@ -194,7 +237,8 @@ class MetaRule:
     make : callable
         Constructor of the typed value: `u32`, `f32`...
     config : str
-        Key in the (normalized) configuration.
+        Key in the (normalized) configuration; or whole numbers and keys with operators between them, such as
+        ``4 * hidden_size``, where nothing says the value and a file may hold no other.
     default : object
         What llama.cpp assumes if the key is absent: a constant, a function of the configuration
         collected so far, or `REQUIRED`.
@@ -210,6 +254,11 @@ class MetaRule:
     default: Any = REQUIRED
     write: bool = True
     optional: bool = False
+
+    @property
+    def computed(self) -> bool:
+        """Whether the value follows from the configuration's other keys."""
+        return not self.config.isidentifier()
 
 
 @dataclass(frozen=True)
@@ -242,6 +291,8 @@ class HFModel:
         Model classes whose tensors the row describes.
     defaults : mapping
         What the model code assumes for keys that its configuration class has no default for.
+    complete : callable, optional
+        Adds to a normalized configuration, in place, what its model code makes of several keys.
     checks : tuple of callable
         Limits that take more than one key: return a `Problem` or None for a normalized configuration.
     judged : tuple of str
@@ -262,6 +313,7 @@ class HFModel:
     model_type: str
     architectures: tuple[str, ...]
     defaults: Config = field(default_factory=dict)
+    complete: Callable[[dict[str, Any]], None] | None = None
     checks: tuple[Callable[[Config], Problem | None], ...] = ()
     judged: tuple[str, ...] = ()
     fixed: Config = field(default_factory=dict)
@@ -299,7 +351,12 @@ class Row:
     limits : tuple of Limit
         What llama.cpp does not compute.
     constants : mapping
-        Configuration keys with one possible value, for the way back.
+        Configuration keys with one possible value, or one where no tensor tells another, for the way back.
+    restore : callable, optional
+        Adds to a configuration made from a file, in place, what only several of its keys tell.
+    only : str
+        ``"write"`` where the models' code is in their folders: a file of this architecture is read as another row says;
+        ``"read"`` for that other row.
     neutral : mapping
         Metadata keys that mean nothing while they have this value; ``None`` for any value.
     junk : tuple of str
@@ -333,6 +390,8 @@ class Row:
     partial_rotary: bool = False
     limits: tuple[Limit, ...] = ()
     constants: Config = field(default_factory=dict)
+    restore: Callable[[dict[str, Any]], None] | None = None
+    only: str = ""
     neutral: Config = field(default_factory=dict)
     junk: tuple[str, ...] = ()
     tells: str = ""

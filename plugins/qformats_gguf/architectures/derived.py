@@ -1,0 +1,41 @@
+"""What model code makes of several keys of a configuration, by the names that files of the table use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["COMPLETE", "RESTORE"]
+
+
+def _falcon(config: dict[str, Any]) -> None:
+    """Heads of keys and values, norms, and the size of the network."""
+    heads, new = config["num_attention_heads"], bool(config["new_decoder_architecture"])
+    if not new:
+        # Configurations that Transformers has saved say num_kv_heads = num_attention_heads here.
+        config["num_kv_heads"] = 1 if config["multi_query"] else heads
+    elif config.get("num_kv_heads") is None:
+        config["num_kv_heads"] = heads
+    if config.get("num_ln_in_parallel_attn") is None:
+        config["num_ln_in_parallel_attn"] = 2 if new else 1
+    if config.get("ffn_hidden_size") is None:
+        config["ffn_hidden_size"] = 4 * config["hidden_size"]
+
+
+def _falcon_back(config: dict[str, Any]) -> None:
+    kv, norms = config["num_kv_heads"], config["num_ln_in_parallel_attn"]
+    config["new_decoder_architecture"] = norms == 2 or kv not in (1, config["num_attention_heads"])
+    config["multi_query"] = kv == 1
+
+
+def _bloom(config: dict[str, Any]) -> None:
+    """Context: there is no limit, and the converter takes this one."""
+    if config.get("seq_length") is None:
+        config["seq_length"] = config["hidden_size"]
+
+
+COMPLETE: Mapping[str, Callable[[dict[str, Any]], None]] = {"falcon": _falcon, "bloom": _bloom}
+"""Each adds to a configuration in which the defaults are filled in."""
+
+RESTORE: Mapping[str, Callable[[dict[str, Any]], None]] = {"falcon": _falcon_back}
+"""Each adds to a configuration that was made from metadata and names of tensors."""
