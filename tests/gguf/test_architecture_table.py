@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models.architectures import CASES, TRAPS, build, build_multimodal
+from models.architectures import CASES, MULTIMODAL, TRAPS, build, build_multimodal
 from oracles import hf
 from oracles.llama_cpp import LlamaCpp
 from safetensors.torch import load_file
@@ -20,8 +20,8 @@ LOG_PROB = 1e-4
 # llama.cpp computes GELU from a table of 16-bit floats: measured up to 6e-3.
 LOG_PROB_GELU_TABLE = 2e-2
 GELU = ("gemma", "starcoder2", "phi", "falcon", "gpt_neox", "bloom")
-# The rotary base is a product, of which a file holds seven digits.
-ROUNDED_BASE = ("hunyuan",)
+# A rotary base, or a factor of attention, is a product, of which a file holds seven digits.
+ROUNDED = ("hunyuan", "ministral3")
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -56,7 +56,7 @@ def test_the_folder_comes_back(model: tuple[str, Path, Path], tmp_path: Path) ->
     assert all(name.endswith("norm.weight") for name in different)
     one, other = (hf.load(path) for path in (folder, tmp_path / "back"))
     ids = list(range(3, 60))
-    rounded = different or name in ROUNDED_BASE
+    rounded = different or name in ROUNDED
     assert np.abs(hf.logits(one, ids) - hf.logits(other, ids)).max() < (1e-5 if rounded else 1e-9)
     qformats.export(tmp_path / "back", tmp_path / "again.gguf", format="gguf:f32")
     first, again = qformats.open(file), qformats.open(tmp_path / "again.gguf")
@@ -83,22 +83,35 @@ def test_quantized_weights_run_as_their_values(model: tuple[str, Path, Path], tm
     assert (np.exp(theirs.astype(np.float64)) * (theirs - ours)).sum(-1).mean() < 2e-2
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_language_model_of_a_multimodal_folder(tied: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "tied"), [("gemma3", True), ("gemma3", False), ("mistral3", False), ("ministral3", True)]
+)
+def test_the_language_model_of_a_multimodal_folder(name: str, tied: bool, tmp_path: Path) -> None:
     """It runs in llama.cpp, the vision model is named as left out, and a folder of the language model comes back."""
-    folder, file = build_multimodal(tmp_path / "model", tied=tied), tmp_path / "m.gguf"
+    folder, file = build_multimodal(name, tmp_path / "model", tied=tied), tmp_path / "m.gguf"
     report = qformats.export(folder, file, format="gguf:f32")
     left_out = {entry.name: entry.reason for entry in report.left_out}
     assert any("vision_tower" in name and "vision model" in why for name, why in left_out.items())
-    reference = hf.load(folder)
+    reference = hf.load(folder, "AutoModelForImageTextToText")
     ids = [each for each in range(3, 3 + POSITIONS) if each != 100]
     theirs = hf.log_probs(reference, ids)
     with LlamaCpp(file) as gguf:
-        assert np.abs(gguf.log_probs(ids) - theirs).max() < LOG_PROB_GELU_TABLE
+        tolerance = LOG_PROB_GELU_TABLE if name.startswith(GELU) else LOG_PROB
+        assert np.abs(gguf.log_probs(ids) - theirs).max() < tolerance
     qformats.export(file, tmp_path / "back", format="dense:f32")
     back = json.loads((tmp_path / "back" / "config.json").read_text())
-    assert (back["model_type"], back["tie_word_embeddings"]) == ("gemma3_text", tied)
+    assert (back["model_type"], back["tie_word_embeddings"]) == (MULTIMODAL[name][3], tied)
     assert np.abs(hf.log_probs(tmp_path / "back", ids) - theirs).max() < 1e-4
+
+
+def test_the_language_model_of_a_kind_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    folder = build_multimodal("mistral3", tmp_path / "model", tied=False)
+    config = json.loads((folder / "config.json").read_text())
+    for inner in ("llama", None):
+        config["text_config"]["model_type"] = inner
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UnsupportedModelError, match=r"text_config\.model_type.*ministral3, mistral"):
+            qformats.export(folder, tmp_path / "m.gguf", format="gguf:f32")
 
 
 @pytest.mark.parametrize("trap", TRAPS)
@@ -113,7 +126,7 @@ def test_what_llama_cpp_does_not_compute_is_refused(trap: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("format", ["bitsandbytes:nf4", "gptq:4bit-32g", "glm:int8", "gguf:q4_0"])
-@pytest.mark.parametrize("name", ["qwen3_moe", "gemma3", "phi-partial"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma3", "ph3-partial"])
 def test_quantized_sources_keep_their_values(name: str, format: str, tmp_path: Path) -> None:
     """The file of a quantized model holds what the quantized model holds, experts and norms too."""
     folder = build(name, tmp_path / "model")

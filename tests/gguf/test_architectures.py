@@ -542,7 +542,9 @@ def test_missing_sizes_are_named():
 
 
 @pytest.mark.parametrize(
-    "model", [model for row in ROWS.values() for model in row.models], ids=lambda m: m.model_type
+    "model",
+    {model.model_type: model for row in ROWS.values() for model in row.models}.values(),
+    ids=lambda m: m.model_type,
 )
 def test_defaults_are_those_of_transformers(model):
     from transformers import CONFIG_MAPPING

@@ -15,7 +15,8 @@ from qformats_gguf.architectures import Architecture
 from qformats_gguf.architectures.keys import HARMLESS, understood
 from qformats_gguf.architectures.rows import ROWS
 
-MODELS = {model.model_type: (row, model) for row in ROWS.values() for model in row.models}
+# Of a type with several rows the first, as a folder of it is written.
+MODELS = {model.model_type: (row, model) for row in reversed([*ROWS.values()]) for model in row.models}
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -63,6 +64,7 @@ OTHER = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 77.0},
     "rope_scaling": {"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0},
     "rope_theta": 77.0,
+    "original_max_position_embeddings": 24,
     "partial_rotary_factor": 0.25,
     "per_layer_config": {"1": {"intermediate_size": 16, "n_inner": 16}},
     "num_hidden_layers": 3,

@@ -13,7 +13,7 @@ from typing import Any
 
 from models import tokenizers
 
-__all__ = ["CASES", "TRAPS", "Case", "build", "build_multimodal"]
+__all__ = ["CASES", "MULTIMODAL", "TRAPS", "Case", "build", "build_multimodal"]
 
 _DENSE = {
     "hidden_size": 64,
@@ -63,6 +63,17 @@ _GRANITE = {
     "attention_multiplier": 0.1,
     "residual_multiplier": 0.4,
 }
+_MINISTRAL = _rope(
+    "yarn",
+    50000.0,
+    factor=16.0,
+    original_max_position_embeddings=16,
+    beta_fast=24.0,
+    beta_slow=2.0,
+    mscale=0.8,
+    mscale_all_dim=1.2,
+    llama_4_scaling_beta=0.3,
+)
 _COHERE2 = {"logit_scale": 0.25, "sliding_window": 16, "tie_word_embeddings": True}
 _LINEAR = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500000.0},
@@ -87,7 +98,7 @@ CASES: dict[str, Case] = {
         "gemma", "GemmaForCausalLM", {**_WIDE, "num_key_value_heads": 1, "tie_word_embeddings": True}
     ),
     # llama.cpp treats tokens otherwise where general.name, made from the folder's, has the family's name in it.
-    "phi-partial": Case(
+    "ph3-partial": Case(
         "phi3", "Phi3ForCausalLM", {"sliding_window": None, **_rope(partial_rotary_factor=0.5)}, "llama-spm"
     ),
     "granite": Case("granite", "GraniteForCausalLM", _GRANITE),
@@ -112,6 +123,7 @@ CASES: dict[str, Case] = {
             },
         },
     ),
+    "ministral3": Case("ministral3", "Ministral3ForCausalLM", {**_WIDE, **_MINISTRAL}),
     "cohere": Case("cohere", "CohereForCausalLM", {"logit_scale": 0.25, "tie_word_embeddings": True}),
     "cohere-64": Case(
         "cohere",
@@ -187,9 +199,9 @@ TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma3-caps": ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     "gemma2": ("gemma2", {"layer_types": ["full_attention"] * 4}, "layer_types"),
     "gemma2-untied": ("gemma2", {"tie_word_embeddings": False}, "tie_word_embeddings"),
-    "phi3": ("phi-partial", {"sliding_window": 16}, "sliding_window"),
+    "phi3": ("ph3-partial", {"sliding_window": 16}, "sliding_window"),
     "phi3-long": (
-        "phi-partial",
+        "ph3-partial",
         _rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 4, factor=2.0),
         "rope_parameters.rope_type",
     ),
@@ -212,6 +224,13 @@ TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
             }
         },
         "rope_parameters.sliding_attention.rope_theta",
+    ),
+    "ministral3": ("ministral3", {"sliding_window": 16}, "sliding_window"),
+    "ministral3-plain": ("ministral3", _rope(llama_4_scaling_beta=0.3), "rope_parameters.rope_type"),
+    "ministral3-truncate": (
+        "ministral3",
+        {"rope_parameters": {**_MINISTRAL["rope_parameters"], "truncate": False}},
+        "rope_parameters.truncate",
     ),
     "cohere": ("cohere", {"use_qk_norm": True}, "use_qk_norm"),
     "cohere-64": ("cohere-64", {"use_qk_norm": False}, "use_qk_norm"),
@@ -264,19 +283,34 @@ def build(name: str, folder: Path, dtype: str = "float32", **changes: Any) -> Pa
     return folder
 
 
-def build_multimodal(folder: Path, *, tied: bool) -> Path:
-    """Write a Gemma 3 that also sees."""
-    import torch
-    from transformers import AutoConfig, Gemma3ForConditionalGeneration
+MULTIMODAL: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "gemma3": ("Gemma3ForConditionalGeneration", "gemma3", {**_GEMMA, "num_hidden_layers": 7}, "gemma3_text"),
+    "mistral3": (
+        "Mistral3ForConditionalGeneration",
+        "mistral3",
+        {**_WIDE, "sliding_window": None},
+        "mistral",
+    ),
+    "ministral3": ("Mistral3ForConditionalGeneration", "mistral3", {**_WIDE, **_MINISTRAL}, "ministral3"),
+}
+"""Class, its model type, configuration of the language model, and that one's model type."""
 
+
+def build_multimodal(name: str, folder: Path, *, tied: bool) -> Path:
+    """Write a model that also sees."""
+    import torch
+    import transformers
+    from transformers import AutoConfig
+
+    cls, model_type, own, text_type = MULTIMODAL[name]
     special = tokenizers.build("llama-spm", folder)
     tokens = {"vocab_size": special["size"], "bos_token_id": special["bos"], "eos_token_id": special["eos"]}
-    text = {**_DENSE, **_GEMMA, **tokens, "num_hidden_layers": 7, "tie_word_embeddings": tied}
+    text = {**_DENSE, **own, **tokens, "tie_word_embeddings": tied, "model_type": text_type}
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {**sizes, "image_size": 56, "patch_size": 14}
+    vision = {**sizes, "image_size": 56, "patch_size": 14, "head_dim": 16}
     more = {"mm_tokens_per_image": 4, "image_token_index": 100, "tie_word_embeddings": tied}
-    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, **more)
-    model = Gemma3ForConditionalGeneration(config).float()
+    config = AutoConfig.for_model(model_type, text_config=text, vision_config=vision, **more)
+    model = getattr(transformers, cls)(config).float()
     _randomize(model, torch.Generator().manual_seed(0))
     model.save_pretrained(folder)
     return folder

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 __all__ = ["greedy", "load", "log_probs", "logits", "tokenizer", "tokenizer_json"]
 
 
-def load(folder: str | PathLike[str]) -> Any:
-    """Load a causal language model in float32 with eager attention, ready to run.
+def load(folder: str | PathLike[str], auto: str = "AutoModelForCausalLM") -> Any:
+    """Load a model that writes text in float32 with eager attention, ready to run; `auto` names Transformers' class.
 
     Raises
     ------
@@ -22,9 +22,9 @@ def load(folder: str | PathLike[str]) -> Any:
         If a weight is missing, unexpected or of the wrong shape: Transformers would fill it at random.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = getattr(transformers, auto).from_pretrained(
         folder,
         dtype=torch.float32,
         attn_implementation="eager",

@@ -108,21 +108,15 @@ class Architecture:
         CheckpointError, ConfigError
             If a size is missing or impossible.
         """
-        outer = config.get("model_type")
-        around = [
-            m for row in ROWS.values() for m in row.models if isinstance(outer, str) and outer in m.within
-        ]
+        around = _around(config, source)
         if around:
-            given = config.get("architectures")
-            if isinstance(given, list) and given and around[0].within[str(outer)] not in given:
-                supported = (around[0].within[str(outer)],)
-                raise UnsupportedModelError(f"{source}: architectures", given[0], supported, _ELSEWHERE)
-            config = multimodal.text_part(config, around[0])
-        row, model, identified = _find(config, override, source)
+            config = multimodal.text_part(config, around[0][1])
+        row, model, identified = _find(config, override, source, around)
         full = normalize(config, model, row, source)
         problems = limits(full, row, model) + strangers(config, row, model, identified=identified)
         if row.rope:
-            problems += rope.to_metadata("", full["rope_parameters"], row.rope, _partly_rotated(full, row))[1]
+            partly = _partly_rotated(full, row)
+            problems += rope.to_metadata("", full["rope_parameters"], row.rope, partly, yarn=row.yarn)[1]
         return cls(row, full, source, _settle(problems, source, force), bool(around))
 
     @classmethod
@@ -341,7 +335,8 @@ class Architecture:
             metadata[prefix + "rope.freq_base_swa"] = f32(theta)
         if self.row.rope:
             partly = _partly_rotated(self.config, self.row)
-            metadata |= rope.to_metadata(prefix, self.config["rope_parameters"], self.row.rope, partly)[0]
+            scaling: dict[str, Any] = self.config["rope_parameters"]
+            metadata |= rope.to_metadata(prefix, scaling, self.row.rope, partly, yarn=self.row.yarn)[0]
         metadata["general.quantization_version"] = u32(_QUANTIZATION_VERSION)
         return metadata
 
@@ -426,7 +421,28 @@ def _patterns(row: Row, side: str) -> list[tuple[TensorRule, re.Pattern[str]]]:
     return found
 
 
-def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFModel, bool]:
+def _around(config: Config, source: str) -> list[tuple[Row, HFModel]]:
+    """Rows of the language model in a folder that holds a vision model too; none for other folders."""
+    outer, given = config.get("model_type"), config.get("architectures")
+    found = [
+        (row, m) for row in ROWS.values() for m in row.models if isinstance(outer, str) and outer in m.within
+    ]
+    if not found:
+        return []
+    cls = found[0][1].within[str(outer)]
+    if isinstance(given, list) and given and cls not in given:
+        raise UnsupportedModelError(f"{source}: architectures", given[0], (cls,), _ELSEWHERE)
+    inner = multimodal.text_type(config)
+    named = [(row, m) for row, m in found if inner == m.model_type or (inner is None and len(found) == 1)]
+    if not named:
+        types = [model.model_type for _, model in found]
+        raise UnsupportedModelError(f"{source}: text_config.model_type", inner, types, _ELSEWHERE)
+    return named
+
+
+def _find(
+    config: Config, override: str | None, source: str, among: list[tuple[Row, HFModel]]
+) -> tuple[Row, HFModel, bool]:
     """Row and model of a configuration, and whether the configuration itself says so.
 
     The model's own type decides. Another type's tensors may well have the same names and shapes, but its code
@@ -437,7 +453,7 @@ def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFMod
         raise UnsupportedModelError("--arch", override, archs)
     model_type, given = config.get("model_type"), config.get("architectures")
     classes = [str(name) for name in given] if isinstance(given, list) else []
-    known = [(row, model) for row in ROWS.values() if row.only != "read" for model in row.models]
+    known = among or [(row, model) for row in ROWS.values() if row.only != "read" for model in row.models]
     if model_type is not None:
         found = [(row, model) for row, model in known if model.model_type == model_type]
         if found and classes and not any(set(classes) & set(model.architectures) for _, model in found):
@@ -449,7 +465,7 @@ def _find(config: Config, override: str | None, source: str) -> tuple[Row, HFMod
         row = next(row for row, _ in known if row.arch == override and not row.tells)
         return row, row.models[0], False
     if not found:
-        types = (model.model_type for _, model in known)
+        types = dict.fromkeys(model.model_type for _, model in known)
         hint = _ELSEWHERE
         if isinstance(model_type, str) and model_type in archs:
             # Its name is like the model's type, but --arch with it would write a file that computes something else.

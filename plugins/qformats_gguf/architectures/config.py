@@ -219,7 +219,7 @@ def restore(
         context = config["max_position_embeddings"]
         partly = int(config["head_dim"]) if row.partial_rotary else None
         parameters, understood, problems = rope.from_metadata(
-            prefix, metadata, context, row.rope, source, partly
+            prefix, metadata, context, row.rope, source, partly, yarn=row.yarn
         )
         known |= understood
         if "llama3" in row.rope and "rope_freqs.weight" in names:

@@ -7,7 +7,7 @@ from typing import Any
 
 from qformats_gguf.architectures.schema import Config, HFModel
 
-__all__ = ["bare", "inside", "text_part", "wrapped_like"]
+__all__ = ["bare", "inside", "text_part", "text_type", "wrapped_like"]
 
 # As Transformers saves them, and as newer folders and its memory have them.
 _PREFIXES = (("model.language_model.", "model."), ("language_model.", ""))
@@ -15,6 +15,13 @@ _OTHERS = (
     *("vision_tower.", "model.vision_tower."),
     *("multi_modal_projector.", "model.multi_modal_projector."),
 )
+
+
+def text_type(config: Config) -> str | None:
+    """Model type of the language model, if the configuration says it."""
+    text = config.get("text_config")
+    found = text.get("model_type") if isinstance(text, Mapping) else None
+    return None if found is None else str(found)
 
 
 def text_part(config: Config, model: HFModel) -> dict[str, Any]:

@@ -114,6 +114,7 @@ def read_row(path: Path) -> Row:
         if there.issuperset(_QKV)
         else (),
         rope=tuple(given("rope", ())),
+        yarn=tuple(given("yarn", ())),
         partial_rotary=given("partial_rotary", False),
         limits=tuple(limits),
         constants=constants,

@@ -2,9 +2,9 @@
 
 Under YaRN, llama.cpp multiplies cos and sin by ``attn_factor * mscale(factor)``, with
 ``mscale(f) = 0.1 ln f + 1``; the key ``rope.scaling.yarn_attn_factor`` that upstream's converter writes is
-read by none of these architectures, and so are ``yarn_beta_fast``, ``yarn_beta_slow`` and
-``yarn_ext_factor``. An attention factor is therefore written as ``rope.scaling.attn_factor``, and other
-betas than 32 and 1 are refused.
+read by none of these architectures, and so is ``yarn_ext_factor``; ``yarn_beta_fast`` and ``yarn_beta_slow`` are read
+by few. An attention factor is therefore written as ``rope.scaling.attn_factor``, and other betas than 32 and 1 are
+refused where nothing reads them.
 
 Source: ggml-org/llama.cpp:src/llama-model.cpp, src/llama-context.cpp, ggml/src/ggml-cpu/ops.cpp;
 transformers:modeling_rope_utils.py.
@@ -43,8 +43,10 @@ _NUMBERS = (
     *("rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings"),
     *("low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow", "alpha"),
 )
-_MAYBE_ZERO = ("mscale", "mscale_all_dim")
+_MAYBE_ZERO = ("mscale", "mscale_all_dim", "llama_4_scaling_beta")
 """Zero stands for no such factor."""
+_LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
+_TEMPERATURE = "attention.temperature_scale"
 
 
 def standard(config: Config, source: str = "config.json", theta: float = DEFAULT_THETA) -> dict[str, Any]:
@@ -143,7 +145,12 @@ def by_layer(parameters: dict[str, Any], local_theta: float) -> dict[str, Any]:
 
 
 def to_metadata(
-    prefix: str, rope: dict[str, Any], supported: tuple[str, ...], head_dim: int | None = None
+    prefix: str,
+    rope: dict[str, Any],
+    supported: tuple[str, ...],
+    head_dim: int | None = None,
+    *,
+    yarn: tuple[str, ...] = (),
 ) -> tuple[Metadata, list[Problem]]:
     """Metadata for a rotary scaling, and what llama.cpp does not compute of it.
 
@@ -157,6 +164,8 @@ def to_metadata(
         Types that the architecture computes.
     head_dim : int, optional
         Elements of a head, where the architecture may rotate only the first of them.
+    yarn : tuple of str
+        What it reads of YaRN beside the factor; see `Row`.
     """
     metadata: Metadata = {}
     problems: list[Problem] = []
@@ -208,13 +217,23 @@ def to_metadata(
     if kind in supported and kind == "yarn":
         context = rope["original_max_position_embeddings"]
         metadata[prefix + "rope.scaling.original_context_length"] = u32(context)
-        attention = _attention_factor(rope) / mscale(rope["factor"])
+        multiplier = rope.get("mscale_all_dim") if "log_multiplier" in yarn else None
+        if multiplier:
+            metadata[prefix + _LOG_MULTIPLIER] = f32(multiplier)
+        attention = _attention_factor(rope) / _usual_attention(rope["factor"], multiplier)
         if abs(attention - 1) > 1e-9:
             metadata[prefix + "rope.scaling.attn_factor"] = f32(attention)
         for key, usual in (("beta_fast", 32), ("beta_slow", 1)):
             if rope.get(key):
                 metadata[f"{prefix}rope.scaling.yarn_{key}"] = f32(rope[key])
-                problems += _only(where, key, rope[key], usual, "llama.cpp does not read it here")
+                if "betas" not in yarn:
+                    problems += _only(where, key, rope[key], usual, "llama.cpp does not read it here")
+        if "temperature" in yarn:
+            key = "llama_4_scaling_beta"
+            if rope.get(key) is None:
+                problems.append(Problem(f"{where}.{key}", None, ("a number",), "this model type needs it"))
+            else:
+                metadata[prefix + _TEMPERATURE] = f32(rope[key])
         problems += _only(where, "truncate", rope.get("truncate", True), True, "llama.cpp always truncates")
         # Known to YaRN's first implementation; Transformers ignores it, llama.cpp does not read it here.
         problems += _only(
@@ -228,6 +247,11 @@ def _named(supported: tuple[str, ...]) -> tuple[str, ...]:
     """Scalings as configurations call them."""
     names = {"none": "default", "alpha": "dynamic with alpha"}
     return tuple(names.get(kind, kind) for kind in supported)
+
+
+def _usual_attention(factor: float, multiplier: float | None) -> float:
+    """What llama.cpp multiplies cos and sin by under YaRN; with the key for it, it takes `mscale` for 1."""
+    return mscale(factor) / (mscale(factor, multiplier) if multiplier else 1.0)
 
 
 def _needed(kind: str) -> tuple[str, ...]:
@@ -261,6 +285,8 @@ def from_metadata(
     supported: tuple[str, ...],
     source: str,
     head_dim: int | None = None,
+    *,
+    yarn: tuple[str, ...] = (),
 ) -> tuple[dict[str, Any], set[str], list[Problem]]:
     """Rotary parameters of a GGUF file, except a llama3 scaling (see ``llama3.fit``).
 
@@ -290,6 +316,8 @@ def from_metadata(
     context = get("rope.scaling.original_context_length", context_length)
     upstream_attention = get("rope.scaling.yarn_attn_factor", None)
     betas = {key: get(f"rope.scaling.yarn_{key}", None) for key in ("beta_fast", "beta_slow")}
+    multiplier = get(_LOG_MULTIPLIER, None) if "log_multiplier" in yarn else None
+    temperature = get(_TEMPERATURE, None) if "temperature" in yarn else None
     known.update({prefix + "rope.scaling.yarn_ext_factor", prefix + "rope.scaling.finetuned"})
 
     if kind == "none" or (kind == "linear" and factor == 1):
@@ -306,9 +334,13 @@ def from_metadata(
     if rope["rope_type"] == "yarn":
         rope["original_max_position_embeddings"] = int(context)
         rope |= {key: shortest(value) for key, value in betas.items() if value is not None}
+        if multiplier is not None:
+            rope |= {"mscale": 1.0, "mscale_all_dim": shortest(multiplier)}
+        if temperature is not None:
+            rope["llama_4_scaling_beta"] = shortest(temperature)
         if attention != 1:
             # Stored as a float32 quotient, which holds only seven digits.
-            rope["attention_factor"] = float(f"{attention * mscale(factor):.7g}")
+            rope["attention_factor"] = float(f"{attention * _usual_attention(factor, multiplier):.7g}")
         elif upstream_attention is not None:
             # Where upstream's converter put Transformers' attention_factor; llama.cpp itself ignores it.
             rope["attention_factor"] = shortest(upstream_attention)

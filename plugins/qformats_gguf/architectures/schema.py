@@ -346,6 +346,8 @@ class Row:
     rope : tuple of str
         Rotary scalings that llama.cpp computes for it; empty where there is no rotary embedding. With "none" instead
         of "default", upstream's converter says so where there is none; "alpha" is another base.
+    yarn : tuple of str
+        What llama.cpp reads of YaRN here and nowhere else: its "betas", a "log_multiplier" and a "temperature".
     partial_rotary : bool
         Whether a part of each head may be rotated; else all of it is.
     limits : tuple of Limit
@@ -387,6 +389,7 @@ class Row:
     metadata: tuple[MetaRule, ...]
     fused: tuple[Fused, ...] = ()
     rope: tuple[str, ...] = ()
+    yarn: tuple[str, ...] = ()
     partial_rotary: bool = False
     limits: tuple[Limit, ...] = ()
     constants: Config = field(default_factory=dict)
