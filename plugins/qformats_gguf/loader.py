@@ -65,7 +65,7 @@ class GGUFLoader(Loader):
             return [_native_draft(name, tensor, tied) for name, tensor in source.stored.items()]
         architecture = _architecture(source, options)
         architecture.require(list(source.tensors))
-        named: dict[str, tuple[StoredTensor, TensorMapping]] = {}
+        named: dict[str, StoredTensor] = {}
         drafts = []
         for name, tensor in source.tensors.items():
             mapping = architecture.map_tensor(name)
@@ -74,10 +74,10 @@ class GGUFLoader(Loader):
                 drafts.append(Draft(name, tensor, left_out=architecture.why_left_out(name)))
                 continue
             architecture.check_shape(mapping, tensor.shape, name)
-            named[mapping.canonical] = (tensor, mapping)
+            named[mapping.canonical] = tensor
         stored: dict[str, list[tuple[StoredTensor, TensorMapping]]] = {}
         for mapping in architecture.expected_tensors():
-            stored.setdefault(mapping.gguf, []).append(named[mapping.canonical])
+            stored.setdefault(mapping.gguf, []).append((named[mapping.canonical], mapping))
         if architecture.row.output_required:
             # A tied model: llama.cpp loads none without this tensor in this architecture.
             stored.setdefault("output.weight", stored["token_embd.weight"])

@@ -7,13 +7,24 @@ shorter than the texts of the tests; weights are large enough that attention, ro
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from models import tokenizers
 
-__all__ = ["CASES", "MULTIMODAL", "TRAPS", "Case", "build", "build_multimodal"]
+__all__ = [
+    "CASES",
+    "MULTIMODAL",
+    "TRAPS",
+    "WITH_CODE",
+    "Case",
+    "build",
+    "build_multimodal",
+    "build_with_code",
+]
 
 _DENSE = {
     "hidden_size": 64,
@@ -186,9 +197,41 @@ CASES: dict[str, Case] = {
         "GPTNeoXForCausalLM",
         {"use_parallel_residual": False, "tie_word_embeddings": True, **_rope(partial_rotary_factor=0.5)},
     ),
+    "internlm3": Case(
+        "internlm3",
+        "LlamaForCausalLM",
+        {**_WIDE, "attention_bias": True, "mlp_bias": True, **_rope("dynamic", 5e7, factor=6.0)},
+        "llama-spm",
+    ),
     "bloom": Case("bloom", "BloomForCausalLM", {"n_head": 8, "n_layer": 3, "tie_word_embeddings": True}),
     "seed_oss": Case("seed_oss", "SeedOssForCausalLM", {**_WIDE, "attention_bias": True, **_rope(theta=1e6)}),
 }
+
+WITH_CODE: dict[str, tuple[Case, dict[str, Any]]] = {
+    "internlm2": (
+        Case(
+            "llama",
+            "LlamaForCausalLM",
+            {"num_attention_heads": 8, "num_key_value_heads": 2, **_rope(theta=1e6)},
+        ),
+        {"bias": False, "rope_theta": 1000000, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+    ),
+    "minicpm": (
+        Case(
+            "granite",
+            "GraniteForCausalLM",
+            {
+                "embedding_multiplier": 12.0,
+                "logits_scaling": 64 / 20,
+                "attention_multiplier": 0.25,
+                "residual_multiplier": 1.4 / 3**0.5,
+                "tie_word_embeddings": True,
+            },
+        ),
+        {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 20, "rope_scaling": None},
+    ),
+}
+"""Models whose code is in their folders: one of Transformers' own that computes the same, and keys of config.json."""
 
 TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
     "qwen3_moe": ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob"),
@@ -267,11 +310,56 @@ TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 def build(name: str, folder: Path, dtype: str = "float32", **changes: Any) -> Path:
     """Write the model `name` into `folder`, with other keys of its configuration."""
+    return _save(CASES[name], folder, dtype, changes)
+
+
+def build_with_code(name: str, folder: Path, twin: Path) -> Path:
+    """Write a model as its own code keeps it into `folder`, and the one that computes the same into `twin`."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    case, keys = WITH_CODE[name]
+    _save(case, twin, "float32", {})
+    shutil.copytree(twin, folder)
+    config = json.loads((twin / "config.json").read_text())
+    kept = (*_DENSE, "vocab_size", "rms_norm_eps", "hidden_act", "bos_token_id", "eos_token_id")
+    cls = {"internlm2": "InternLM2ForCausalLM", "minicpm": "MiniCPMForCausalLM"}[name]
+    code = {"AutoModelForCausalLM": f"modeling_{name}.{cls}"}
+    own = {"model_type": name, "architectures": [cls], "auto_map": code, **keys}
+    (folder / "config.json").write_text(json.dumps({key: config[key] for key in kept} | own))
+    tensors = load_file(twin / "model.safetensors")
+    if name == "internlm2":
+        groups, inner = config["num_key_value_heads"], config["hidden_size"]
+        for layer in range(config["num_hidden_layers"]):
+            start = f"model.layers.{layer}."
+            parts = [tensors.pop(f"{start}self_attn.{part}_proj.weight") for part in "qkv"]
+            fused = torch.cat([part.view(groups, -1, inner) for part in parts], 1)
+            tensors[start + "attention.wqkv.weight"] = fused.reshape(-1, inner)
+        tensors = {_internlm2(key): tensor.contiguous() for key, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def _internlm2(name: str) -> str:
+    renamed = {
+        **{
+            "self_attn.o_proj": "attention.wo",
+            "mlp.gate_proj": "feed_forward.w1",
+            "mlp.up_proj": "feed_forward.w3",
+        },
+        **{"mlp.down_proj": "feed_forward.w2", "input_layernorm": "attention_norm", "lm_head": "output"},
+        **{"post_attention_layernorm": "ffn_norm", "embed_tokens": "tok_embeddings"},
+    }
+    for old, new in renamed.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _save(case: Case, folder: Path, dtype: str, changes: dict[str, Any]) -> Path:
     import torch
     import transformers
     from transformers import AutoConfig
 
-    case = CASES[name]
     special = tokenizers.build(case.tokenizer, folder)
     keys = {"vocab_size": special["size"], "bos_token_id": special["bos"], "eos_token_id": special["eos"]}
     keys |= copy.deepcopy({**_DENSE, **case.config, **changes})

@@ -394,7 +394,8 @@ class Architecture:
             if rule.groups:
                 count, parts = rule.groups
                 rows = tuple(evaluate(part, **numbers) for part in parts)
-                permute = Regroup(evaluate(count, **numbers), rows)
+                heads = permute.heads if permute else 0
+                permute = Regroup(evaluate(count, **numbers), rows, rule.only, heads)
         except ConfigError as error:
             found = f"no number that the shape of {canonical} depends on"
             expected = f"whole numbers for {' and '.join(dims)}"
@@ -462,7 +463,8 @@ def _find(
     else:
         found = [(row, model) for row, model in known if set(classes) & set(model.architectures)]
     if not found and model_type is None and not classes and override is not None:
-        row = next(row for row, _ in known if row.arch == override and not row.tells)
+        rows = (row for row, _ in known if row.arch == override and not row.tells)
+        row = min(rows, key=lambda row: bool(row.only))
         return row, row.models[0], False
     if not found:
         types = dict.fromkeys(model.model_type for _, model in known)

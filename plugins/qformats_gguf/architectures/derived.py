@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from qformats.interfaces import Values
+
 __all__ = ["COMPLETE", "RESTORE"]
 
 
@@ -34,8 +36,35 @@ def _bloom(config: dict[str, Any]) -> None:
         config["seq_length"] = config["hidden_size"]
 
 
-COMPLETE: Mapping[str, Callable[[dict[str, Any]], None]] = {"falcon": _falcon, "bloom": _bloom}
+def _minicpm(config: dict[str, Any]) -> None:
+    """Its factors as Granite has them."""
+    given = Values(config, "config.json")
+    config["residual_multiplier"] = (
+        given.number("scale_depth", above=0.0) / config["num_hidden_layers"] ** 0.5
+    )
+    config["logits_scaling"] = config["hidden_size"] / given.number("dim_model_base", above=0.0)
+
+
+def _minicpm_back(config: dict[str, Any]) -> None:
+    """What llama.cpp assumes where older files lack a factor; and what it scales attention by."""
+    assumed = {
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 1.4 / config["num_hidden_layers"] ** 0.5,
+        "logits_scaling": 256 / config["hidden_size"],
+    }
+    config |= {key: value for key, value in assumed.items() if config.get(key) is None}
+    config["attention_multiplier"] = config["head_dim"] ** -0.5
+
+
+COMPLETE: Mapping[str, Callable[[dict[str, Any]], None]] = {
+    "falcon": _falcon,
+    "bloom": _bloom,
+    "minicpm": _minicpm,
+}
 """Each adds to a configuration in which the defaults are filled in."""
 
-RESTORE: Mapping[str, Callable[[dict[str, Any]], None]] = {"falcon": _falcon_back}
+RESTORE: Mapping[str, Callable[[dict[str, Any]], None]] = {
+    "falcon": _falcon_back,
+    "minicpm": _minicpm_back,
+}
 """Each adds to a configuration that was made from metadata and names of tensors."""

@@ -117,6 +117,9 @@ def strangers(config: Config, row: Row, model: HFModel, *, identified: bool) -> 
         reason = "the file does not say whose model_type it is, so the key may change the numbers"
         return problems + [Problem(key, value, ("no such key",), reason) for key, value in unknown.items()]
     theirs = _fields(model.model_type) if unknown else {}
+    if theirs is None:
+        reason = "the model's code is in its folder, so the key may change the numbers"
+        return problems + [Problem(key, value, ("no such key",), reason) for key, value in unknown.items()]
     reason = f"this version of Transformers gives it a meaning for {model.model_type} that is not known here"
     for key, value in unknown.items():
         if key in theirs and value != theirs[key]:
@@ -124,7 +127,10 @@ def strangers(config: Config, row: Row, model: HFModel, *, identified: bool) -> 
     return problems
 
 
-def _fields(model_type: str) -> dict[str, Any]:
-    """Keys of Transformers' configuration class with their defaults, other names for them included."""
-    theirs = config_class(model_type)
+def _fields(model_type: str) -> dict[str, Any] | None:
+    """Keys of Transformers' configuration class with their defaults, other names included; None if it has none."""
+    try:
+        theirs = config_class(model_type)
+    except KeyError:
+        return None
     return theirs.defaults | {alias: theirs.defaults.get(name) for alias, name in theirs.aliases.items()}

@@ -7,7 +7,8 @@ A file holds, besides what :class:`Row` and :class:`HFModel` say under the same 
     relative to the block. A value is the shape of the weight, or a table with ``shape`` and any of ``bias``, ``weight``
     (both true, false, a key, ``!key`` or ``key=2``), ``when`` (`weight` by another name), ``heads``, ``groups`` (their
     number ``count``, and the rows of each part ``of`` one), ``copy_of``, ``offset``, ``experts``, and ``to``: the name
-    in GGUF, which only those need that ``gguf``'s own table of names lacks.
+    in GGUF, which only those need that ``gguf``'s own table of names lacks. With a list ``to``, each part is a tensor
+    by itself, and ``heads`` has an item for each, empty where rows stay.
 ``bias``
     Which of the biases ``@qkv``, ``@o``, ``@mlp`` and ``@norm`` of these sets there are.
 ``layer_norm``, ``epsilon``
@@ -81,7 +82,9 @@ def read_row(path: Path) -> Row:
     for found in (*sets, {"outside": given("outside", {}), "tensors": given("tensors", {})}):
         for where, prefix in (("outside", ""), ("tensors", block)):
             for name, value in found.get(where, {}).items():
-                rules.append(_tensor(arch, prefix + name, value, biases, permute, offset))
+                rules += [
+                    _tensor(arch, prefix + name, part, biases, permute, offset) for part in _parts(value)
+                ]
     writes = given("writes", [])
     limits = [_CAUSAL]
     constants = given("constants", {})
@@ -167,6 +170,15 @@ def _presence(value: Any) -> bool | If:
     return If(value.removeprefix("!"), not value.startswith("!"))
 
 
+def _parts(value: Any) -> Iterator[Any]:
+    """What is said of each tensor of GGUF that one on disk becomes."""
+    if not isinstance(value, dict) or not isinstance(value.get("to"), list):
+        yield value
+        return
+    for number, (to, heads) in enumerate(zip(value["to"], value["heads"], strict=True)):
+        yield value | {"to": to, "heads": heads or None, "only": number}
+
+
 def _tensor(
     arch: str, name: str, value: Any, biases: Mapping[str, Any], permute: bool, norm_offset: float
 ) -> TensorRule:
@@ -187,6 +199,7 @@ def _tensor(
         bias=_presence(bias),
         permute=heads if permute else None,
         groups=(groups["count"], tuple(groups["of"])) if groups else None,
+        only=given.pop("only", None),
         force_f32=len(shape) == 1 or _always_f32(gguf),
         alias_of=given.pop("copy_of", None),
         offset=given.pop("offset", norm_offset if len(shape) == 1 and name.endswith("norm") else 0.0),

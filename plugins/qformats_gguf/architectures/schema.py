@@ -93,10 +93,16 @@ class Regroup:
         How many there are.
     parts : tuple of int
         Rows of each part in a group.
+    only : int, optional
+        The one part that the GGUF tensor holds, where it does not hold all; such rows have no way back.
+    heads : int
+        Heads whose rows are then reordered as by `Permute`; 0 if they stay.
     """
 
     groups: int
     parts: tuple[int, ...]
+    only: int | None = None
+    heads: int = 0
 
     def rows(self, n_rows: int) -> npt.NDArray[np.intp]:
         """Index array for ``new = old[rows]``, shape ``(n_rows,)``.
@@ -111,7 +117,10 @@ class Regroup:
             raise ShapeError("fused projection", f"({n_rows}, ...)", expected)
         index = np.arange(n_rows, dtype=np.intp).reshape(self.groups, -1)
         found = np.split(index, np.cumsum(self.parts)[:-1], axis=1)
-        return np.concatenate([part.reshape(-1) for part in found])
+        if self.only is not None:
+            found = [found[self.only]]
+        rows = np.concatenate([part.reshape(-1) for part in found])
+        return rows[Permute(self.heads).rows(len(rows))] if self.heads else rows
 
     def inverse(self, n_rows: int) -> npt.NDArray[np.intp]:
         """Index array for ``old = new[inverse]``, shape ``(n_rows,)``."""
@@ -174,6 +183,8 @@ class TensorRule:
         Configuration key with the number of heads whose rows are reordered.
     groups : (str, tuple of str), optional
         Number of groups of rows, and rows of each part of one, as symbolic dimensions; see `Regroup`.
+    only : int, optional
+        The one of these parts that the GGUF tensor holds.
     force_f32 : bool
         Keep the weight in float32. Biases always are.
     alias_of : str, optional
@@ -195,6 +206,7 @@ class TensorRule:
     bias: bool | If = False
     permute: str | None = None
     groups: tuple[str, tuple[str, ...]] | None = None
+    only: int | None = None
     force_f32: bool = False
     alias_of: str | None = None
     offset: float = 0.0
