@@ -14,12 +14,12 @@ from qformats import Checkpoint, PackedTensor, StoredTensor
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.work.files import map_file
 from qformats_gguf import tokenizer
-from qformats_gguf.architectures import Architecture
+from qformats_gguf.architectures import Architecture, TensorMapping
 from qformats_gguf.architectures.rows import ROWS
 from qformats_gguf.metadata import Keys, Metadata, ValueType
 from qformats_gguf.options import ignore_unsupported
 from qformats_gguf.reader import StoredTensor as Entry
-from qformats_gguf.rearrange import from_gguf
+from qformats_gguf.rearrange import assembled, from_gguf
 from qformats_gguf.shards import open_model
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ class GGUFCheckpoint(Checkpoint):
         stored = {name: tensor for name, tensor in self.stored.items() if name not in self._copies}
         architecture.require(list(stored))
         tensors = {}
+        pieces: dict[str, list[tuple[StoredTensor, TensorMapping]]] = {}
         self.parts = {}
         for name, tensor in stored.items():
             if architecture.is_extra(name):
@@ -127,14 +128,20 @@ class GGUFCheckpoint(Checkpoint):
                 continue
             mappings = architecture.unmap_tensors(name)
             self.parts[name] = [mapping.canonical for mapping in mappings]
-            first = mappings[0]
-            rows = sum(mapping.shape[0] for mapping in mappings)
-            shape = (first.stack, *first.shape) if first.stack else (rows, *first.shape[1:])
+            first, shape = mappings[0], mappings[0].stored_shape
+            if not first.stack:
+                shape = (sum(mapping.stored_shape[0] for mapping in mappings), *shape[1:])
             architecture.check_shape(replace(first, shape=shape), tensor.shape, name)
+            if first.piece is not None:
+                pieces.setdefault(first.canonical, []).append((tensor, first))
+                continue
             for part in from_gguf(tensor, mappings):
                 if part.name in tensors:
                     raise CheckpointError(self.path, "is stored twice", "each weight once", tensor=name)
                 tensors[part.name] = part
+        order = {mapping.gguf: number for number, mapping in enumerate(architecture.expected_tensors())}
+        for name, found in pieces.items():
+            tensors[name] = assembled(sorted(found, key=lambda each: order[each[1].gguf]))
         return tensors
 
     def reading_through(self, wrap: Callable[[StoredTensor], StoredTensor]) -> Checkpoint:
@@ -185,7 +192,7 @@ class GGUFCheckpoint(Checkpoint):
         if self._architecture is None:
             assert self._unsupported is not None
             raise self._unsupported
-        return dict(self._architecture.config)
+        return {key: value for key, value in self._architecture.config.items() if not key.startswith("_")}
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Tokenizer rebuilt from the metadata."""

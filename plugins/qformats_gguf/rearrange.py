@@ -1,17 +1,24 @@
-"""Tensors as GGUF keeps them, and back: rows in another order, experts stacked, norms with 1 added."""
+"""Tensors as GGUF keeps them, and back: rows in another order, experts stacked, parts apart, norms with 1 added."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from qformats import PackedTensor, Packer, StoredTensor
-from qformats.interfaces import cut, dense
-from qformats_gguf.architectures import TensorMapping
+from qformats.interfaces import concat_rows, cut, dense
+from qformats_gguf.architectures import Piece, TensorMapping
 
-__all__ = ["from_gguf", "stack_name", "to_gguf"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["assembled", "from_gguf", "stack_name", "to_gguf"]
 
 _F32_BYTES = 4
 _EXPERT = re.compile(r"\.(\d+)(?=(\.[^.]+)?\.[^.]+$)")
@@ -56,7 +63,111 @@ def from_gguf(tensor: StoredTensor, mappings: Sequence[TensorMapping]) -> list[S
     return found
 
 
+def assembled(parts: Sequence[tuple[StoredTensor, TensorMapping]]) -> StoredTensor:
+    """The canonical tensor of which these are all the pieces, in the order of the table."""
+    tensors, first = [tensor for tensor, _ in parts], parts[0][1]
+    pieces = [mapping.piece for _, mapping in parts if mapping.piece is not None]
+    name, shape = first.canonical, first.shape
+    if all((p.axis, p.step, p.groups, p.swapped) == (0, 1, 0, False) for p in pieces):
+        return concat_rows(name, tensors)
+    plain = _plain(tensors)
+
+    def load(start: int, stop: int) -> PackedTensor:
+        import torch
+
+        # A group is one matrix of each tensor; without groups, so is each of the first dimension.
+        rows = math.prod(shape[:1]) // pieces[0].groups if pieces[0].groups else 1
+        dims = (stop - start, *shape[1:])
+        values = torch.empty(dims, dtype=torch.float32)
+        whole = values.view((stop - start) // rows, rows, *shape[1:]) if pieces[0].groups else values
+        for tensor, piece in zip(tensors, pieces, strict=True):
+            part = tensor.read(start // rows, stop // rows).dequantize()
+            part = part.transpose(-1, -2) if piece.swapped else part
+            whole[_where(piece)] = part
+        return plain.encode_reference(values) if plain.dense_dtype != "f32" else _packed(plain, values)
+
+    return replace(
+        tensors[0],
+        name=name,
+        shape=shape,
+        packer=plain,
+        nbytes=sum(tensor.nbytes for tensor in tensors),
+        load=load,
+        step=shape[0] // pieces[0].groups if pieces[0].groups else 1,
+        origin=tensors[0].stored_packer if plain.name != tensors[0].stored_format else None,
+        names=frozenset[str]().union(*(tensor.names for tensor in tensors)),
+    )
+
+
+def _where(piece: Piece) -> tuple[slice, ...]:
+    return (*(slice(None),) * piece.axis, slice(piece.start, piece.stop, piece.step))
+
+
+def _plain(tensors: Sequence[StoredTensor]) -> Packer:
+    """The format of plain tensors that have one, else float32."""
+    formats = {tensor.format for tensor in tensors}
+    return tensors[0].packer if len(formats) == 1 and not tensors[0].packer.quantizes else dense("f32")
+
+
+def _packed(packer: Packer, values: Tensor) -> PackedTensor:
+    return PackedTensor(packer, tuple(values.shape), {packer.spec.fields[0].name: values})
+
+
+def _taken(tensor: StoredTensor, mapping: TensorMapping) -> StoredTensor:
+    """The piece of a tensor that a mapping says; whole rows stay packed where they are stored by rows."""
+    piece = mapping.piece
+    assert piece is not None
+    if len(tensor.shape) == 2 and piece.axis == int(bool(piece.groups)):
+        order = np.arange(tensor.rows, dtype=np.intp).reshape(piece.grouped(tensor.shape[:1]))
+        found = tensor.take_rows(np.ascontiguousarray(order[_where(piece)]).reshape(-1))
+        if not piece.groups:
+            return found
+        if not piece.swapped and (_by_rows(found.packer)):
+            return _in_groups(found, mapping.stored_shape)
+        return _computed(found, mapping, lambda part: part.transpose(-1, -2) if piece.swapped else part)
+    return _computed(
+        tensor,
+        mapping,
+        lambda values: values[_where(piece)].transpose(-1, -2) if piece.swapped else values[_where(piece)],
+    )
+
+
+def _in_groups(tensor: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
+    """Rows of a matrix as matrices below each other, on their bytes."""
+    rows = shape[1]
+
+    def load(start: int, stop: int) -> PackedTensor:
+        packed = tensor.read(start * rows, stop * rows)
+        part = (stop - start, *shape[1:])
+        dims = packed.packer.stored(part)
+        fields = {name: value.reshape(dims[name][0]) for name, value in packed.fields.items()}
+        return PackedTensor(packed.packer, part, fields)
+
+    return replace(tensor, shape=shape, load=load, step=1)
+
+
+def _computed(
+    tensor: StoredTensor, mapping: TensorMapping, change: Callable[[Tensor], Tensor]
+) -> StoredTensor:
+    """What is made of the values of a tensor, matrix by matrix; of a matrix with groups, from all of it."""
+    shape, plain = mapping.stored_shape, _plain([tensor])
+    grouped = len(tensor.shape) != len(shape)
+
+    def load(start: int, stop: int) -> PackedTensor:
+        read = tensor.read() if grouped else tensor.read(start, stop)
+        values = read.dequantize() if read.packer.quantizes else next(iter(read.fields.values()))
+        if grouped:
+            values = values.reshape(shape[0], -1, tensor.shape[-1])[start:stop]
+        return _packed(plain, change(values).contiguous())
+
+    origin = tensor.stored_packer if plain.name != tensor.stored_format else None
+    nbytes = tensor.nbytes * math.prod(shape) // max(1, tensor.numel)
+    return replace(tensor, shape=shape, packer=plain, nbytes=nbytes, load=load, step=1, origin=origin)
+
+
 def _moved(tensor: StoredTensor, mapping: TensorMapping) -> StoredTensor:
+    if mapping.piece is not None:
+        tensor = _taken(tensor, mapping)
     if mapping.permute is not None:
         tensor = tensor.take_rows(mapping.permute.rows(tensor.rows))
     return _shifted(tensor, mapping.offset) if mapping.offset else tensor

@@ -18,7 +18,7 @@ from qformats.folder.archive import plain_records
 from qformats.folder.chat import chat_templates
 from qformats.folder.config_class import config_class
 from qformats.folder.conv1d import is_conv1d
-from qformats.folder.fit import Fit, belonging, fitted
+from qformats.folder.fit import Fit, belonging, fitted, predicts
 from qformats.folder.json_object import read_json
 from qformats.folder.model import FolderCheckpoint
 from qformats.folder.outline import Outline, outline
@@ -39,6 +39,7 @@ __all__ = [
     "config_class",
     "lay_out_folder",
     "plain_records",
+    "predicts",
     "read_json",
     "unpickling_error",
 ]

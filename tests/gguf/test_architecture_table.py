@@ -148,3 +148,75 @@ def test_quantized_sources_keep_their_values(name: str, format: str, tmp_path: P
     qformats.export(packed, tmp_path / "small.gguf", format="gguf:q8_0")
     with LlamaCpp(tmp_path / "small.gguf") as gguf:
         assert np.isfinite(gguf.log_probs(list(range(3, 20)))).all()
+
+
+def test_older_files_of_latent_attention_are_read(tmp_path: Path) -> None:
+    """They keep keys and values in one matrix, as on disk, and say the sizes of heads in other keys."""
+    from gguf import GGUFReader, GGUFWriter
+
+    folder, new, old = build("deepseek_v3", tmp_path / "model"), tmp_path / "new.gguf", tmp_path / "old.gguf"
+    qformats.export(folder, new, format="gguf:f32")
+    reader, writer = GGUFReader(new), GGUFWriter(old, "deepseek2")
+    heads, nope, rotated, value = 4, 16, 8, 24
+    older = {"head_count_kv": heads, "key_length": nope + rotated, "value_length": value}
+    for field in reader.fields.values():
+        name = field.name.removeprefix("deepseek2.attention.")
+        if field.name.startswith("GGUF.") or field.name == "general.architecture" or name.endswith("_mla"):
+            continue
+        kind, *inner = field.types
+        writer.add_key_value(field.name, older.get(name, field.contents()), kind, *inner)
+    joined = load_file(folder / "model.safetensors")
+    for tensor in reader.tensors:
+        if ".attn_v_b." in tensor.name:
+            continue
+        name, data = tensor.name, tensor.data
+        if ".attn_k_b." in name:
+            name = name.replace("attn_k_b", "attn_kv_b")
+            data = joined[f"model.layers.{name.split('.')[1]}.self_attn.kv_b_proj.weight"].numpy()
+        writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    one, other = qformats.open(new), qformats.open(old)
+    assert one.config == other.config
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(
+        tensor.dequantize().equal(other.tensors[name].dequantize()) for name, tensor in one.tensors.items()
+    )
+
+
+def test_a_released_gpt_oss_is_exported_with_a_warning(tmp_path: Path) -> None:
+    """Its YaRN is not truncated, which changes little."""
+    folder = build("gpt_oss-yarn", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["truncate"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.warns(
+        UserWarning, match=r"rope_parameters\.truncate = False was ignored: llama.cpp always truncates"
+    ):
+        qformats.export(folder, tmp_path / "m.gguf", format="gguf:f32")
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe"])
+def test_layers_that_predict_further_tokens_are_named_as_left_out(name: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder, ids = build(name, tmp_path / "model"), list(range(3, 3 + POSITIONS))
+    theirs = hf.log_probs(folder, ids)
+    config = json.loads((folder / "config.json").read_text()) | {"num_nextn_predict_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    more = {
+        key.replace("layers.2.", "layers.3."): value.clone()
+        for key, value in tensors.items()
+        if "layers.2." in key
+    }
+    more["model.layers.3.eh_proj.weight"] = tensors["lm_head.weight"][:64].clone()
+    save_file(tensors | more, folder / "model.safetensors", metadata={"format": "pt"})
+    report = qformats.export(folder, tmp_path / "m.gguf", format="gguf:f32")
+    left_out = {entry.name: entry.reason for entry in report.left_out}
+    assert left_out.keys() == more.keys()
+    assert "predicts further tokens" in left_out["model.layers.3.eh_proj.weight"]
+    with LlamaCpp(tmp_path / "m.gguf") as gguf:
+        assert np.abs(gguf.log_probs(ids) - theirs).max() < LOG_PROB

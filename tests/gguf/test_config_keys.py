@@ -93,11 +93,20 @@ OTHER = {
     "ffn_hidden_size": 40,
     "activation": "relu",
     "seq_length": 99,
+    "moe_layers": [0],
+    "attention_chunk_size": 8,
+    "floor_scale": 4,
+    "swiglu_limit": 0.05,
+    "n_group": 2,
+    "topk_group": 1,
+    "topk_method": "group_limited_greedy",
 }
 # Together with these other keys they take effect.
 TOGETHER = {
     "use_sliding_window": {"sliding_window": 6, "max_window_layers": 1, "layer_types": None},
     "per_layer_config": {},
+    "attn_scale": {"floor_scale": 4},
+    "topk_method": {"n_group": 4, "topk_group": 2},
 }
 # Keys that no class of the table has, or that only some have.
 FOREIGN = {
@@ -250,6 +259,9 @@ REFUSED_ANYWAY = {
     "tie_word_embeddings",  # an output layer of its own, which some architectures do not have; here it is a copy
     "attn_logit_softcapping",  # of Gemma 3, where not every implementation of attention applies it
     "is_causal",  # ignored by some classes
+    "attn_temperature_tuning",  # of Llama 4, where it shows after 8192 tokens
+    "interleave_moe_layer_step",  # of Llama 4, where moe_layers say the same in another way
+    "norm_topk_prob",  # of DeepSeek V2, whose own code computes it
     "use_bidirectional_attention",  # ignored by some classes that have it
 }
 

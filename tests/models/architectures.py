@@ -41,6 +41,23 @@ _WIDE = {"head_dim": 32}
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 
 
+_STACKED = {"num_local_experts": 6, "num_experts_per_tok": 2}
+_ROUTED = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+}
+_LATENT = {
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+} | {"num_key_value_heads": 4}
+
+
 @dataclass(frozen=True)
 class Case:
     """One folder.
@@ -66,6 +83,7 @@ def _rope(kind: str = "default", theta: float = 10000.0, **more: Any) -> dict[st
 
 
 _YARN = _rope("yarn", 50000.0, factor=4.0, original_max_position_embeddings=64)
+_OLD = {"original_max_position_embeddings": 64}
 
 _GEMMA = {**_WIDE, "query_pre_attn_scalar": 32, "sliding_window": 16, "tie_word_embeddings": True}
 _GRANITE = {
@@ -204,6 +222,67 @@ CASES: dict[str, Case] = {
         "llama-spm",
     ),
     "bloom": Case("bloom", "BloomForCausalLM", {"n_head": 8, "n_layer": 3, "tie_word_embeddings": True}),
+    "gpt_oss": Case(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {**_STACKED, **_WIDE, "num_hidden_layers": 4, "sliding_window": 16, **_rope()},
+    ),
+    "gpt_oss-yarn": Case(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {
+            **_STACKED,
+            **_WIDE,
+            "sliding_window": 16,
+            **_rope("yarn", 150000.0, factor=32.0, truncate=True, **_OLD),
+        },
+    ),
+    "deepseek_v2": Case(
+        "deepseek_v2", "DeepseekV2ForCausalLM", {**_ROUTED, **_LATENT, "routed_scaling_factor": 2.0}
+    ),
+    "deepseek_v2-lite": Case(
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        {**_ROUTED, **_LATENT, "q_lora_rank": None, "num_hidden_layers": 27},
+    ),
+    "deepseek_v2-yarn": Case(
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        {**_ROUTED, **_LATENT, **_rope("yarn", factor=40.0, mscale=0.707, mscale_all_dim=0.707, **_OLD)},
+    ),
+    "deepseek_v3": Case(
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        {**_ROUTED, **_LATENT, "n_group": 4, "topk_group": 2, "num_mtp_layers": 0},
+    ),
+    "deepseek_v3-yarn": Case(
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        {**_ROUTED, **_LATENT, "n_group": 1, "topk_group": 1, "num_mtp_layers": 0, "first_k_dense_replace": 0}
+        | _rope("yarn", factor=4.0, mscale=1.0, mscale_all_dim=1.0, **_OLD),
+    ),
+    "glm4_moe": Case(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {**_ROUTED, **_WIDE, "use_qk_norm": True, "attention_bias": True, "num_mtp_layers": 0},
+    ),
+    "granitemoe": Case("granitemoe", "GraniteMoeForCausalLM", {**_STACKED, **_GRANITE}),
+    "granitemoeshared": Case(
+        "granitemoeshared",
+        "GraniteMoeSharedForCausalLM",
+        {**_STACKED, **_GRANITE, "shared_intermediate_size": 56},
+    ),
+    "llama4": Case(
+        "llama4_text",
+        "Llama4ForCausalLM",
+        {
+            **_STACKED,
+            **_WIDE,
+            "num_hidden_layers": 4,
+            "intermediate_size_mlp": 112,
+            "interleave_moe_layer_step": 2,
+        },
+    ),
     "seed_oss": Case("seed_oss", "SeedOssForCausalLM", {**_WIDE, "attention_bias": True, **_rope(theta=1e6)}),
 }
 
@@ -287,6 +366,26 @@ TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
     "hunyuan": ("hunyuan", {"attention_bias": True}, "attention_bias"),
     "hunyuan-dynamic": ("hunyuan", _rope("dynamic", factor=2.0), "rope_parameters.rope_type"),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 1, 0] * 2 + [1, 1]}, "no_rope_layers"),
+    "gpt_oss": ("gpt_oss", {"swiglu_limit": 5.0}, "swiglu_limit"),
+    "gpt_oss-windows": ("gpt_oss", {"layer_types": ["full_attention"] * 4}, "layer_types"),
+    "deepseek_v2": (
+        "deepseek_v2",
+        {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2},
+        "topk_method",
+    ),
+    "deepseek_v2-norm": ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob"),
+    "deepseek_v2-mscale": (
+        "deepseek_v2-yarn",
+        _rope("yarn", factor=40.0, mscale=1.0, mscale_all_dim=0.707, **_OLD),
+        "rope_parameters.mscale",
+    ),
+    "deepseek_v2-depth": ("deepseek_v2-lite", {"num_hidden_layers": 28}, "q_lora_rank"),
+    "deepseek_v3": ("deepseek_v3", {"rope_interleave": False}, "rope_interleave"),
+    "granitemoe": ("granitemoe", {"hidden_act": "gelu"}, "hidden_act"),
+    "llama4": ("llama4", {"attention_chunk_size": 32}, "attention_chunk_size"),
+    "llama4-layers": ("llama4", {"moe_layers": [0, 1]}, "moe_layers"),
+    "llama4-scale": ("llama4", {"floor_scale": 16}, "floor_scale"),
+    "llama4-norms": ("llama4", {"use_qk_norm": False}, "use_qk_norm"),
     "exaone4": ("exaone4", {"sliding_window": 16, "layer_types": None}, "sliding_window"),
     "phi": ("phi", {"qk_layernorm": True}, "qk_layernorm"),
     "phi-activation": ("phi", {"hidden_act": "silu"}, "hidden_act"),

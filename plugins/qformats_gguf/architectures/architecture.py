@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
+from qformats.folder import predicts
 from qformats.interfaces import evaluate
 from qformats_gguf.architectures import llama3, multimodal, rope, windows
 from qformats_gguf.architectures.config import computed, limits, normalize, restore
@@ -22,6 +23,8 @@ from qformats_gguf.architectures.schema import (
     HFModel,
     If,
     Permute,
+    Piece,
+    PieceRule,
     Problem,
     Regroup,
     Row,
@@ -33,7 +36,6 @@ from qformats_gguf.metadata import Metadata, ValueType, f32, string, u32
 __all__ = ["Architecture", "size_label", "supported_models"]
 
 _QUANTIZATION_VERSION = 2
-_SUFFIXES = (".weight", ".bias")
 _ELSEWHERE = "formats that stay in a Hugging Face folder, such as gptq or bitsandbytes, need no architecture"
 
 
@@ -115,9 +117,8 @@ class Architecture:
         full = normalize(config, model, row, source)
         problems = limits(full, row, model) + strangers(config, row, model, identified=identified)
         if row.rope:
-            partly = _partly_rotated(full, row)
-            problems += rope.to_metadata("", full["rope_parameters"], row.rope, partly, yarn=row.yarn)[1]
-        return cls(row, full, source, _settle(problems, source, force), bool(around))
+            problems += _rope_metadata("", full, row)[1]
+        return cls(row, full, source, _settle(problems, source, force, row.tolerated), bool(around))
 
     @classmethod
     def from_metadata(
@@ -190,11 +191,13 @@ class Architecture:
             return None
         if self.within:
             name = multimodal.bare(name)
+        if predicts(name, self.config):
+            return None
         found = self._match(name, "canonical") or self._match(self.row.prefix + name, "canonical")
         if found is None:
             raise self._unexpected(name)
         rule, block, expert, suffix = found
-        if not self._has(rule, suffix):
+        if not self._has(rule, suffix, block):
             if rule.alias_of is not None:
                 return None
             raise self._unexpected(name, rule.presence(suffix))
@@ -206,6 +209,8 @@ class Architecture:
             return "part of the vision model: the file holds the language model"
         if name.endswith(self.row.junk):
             return "computed by every reader"
+        if predicts(multimodal.bare(name) if self.within else name, self.config):
+            return "part of a layer that predicts further tokens: the file holds the model without it"
         return "the same weight as the token embedding, from which llama.cpp takes it"
 
     def home_of(self, name: str) -> str | None:
@@ -227,7 +232,7 @@ class Architecture:
             tensors: leave them out.
         """
         found = self._match(name, "gguf")
-        if found is None or not self._has(found[0], found[3]):
+        if found is None or not self._has(found[0], found[3], found[1]):
             raise self._unexpected(name, found[0].presence(found[3]) if found else True)
         rule, block, expert, suffix = found
         return self._mapping(rule, block, suffix, expert)
@@ -253,8 +258,8 @@ class Architecture:
         return [
             self._mapping(rule, block, suffix, expert)
             for rule, block in places
-            for suffix in _SUFFIXES
-            if self._has(rule, suffix)
+            for suffix in rule.suffixes
+            if self._has(rule, suffix, block)
             for expert in range(int(self.config[rule.experts]) if rule.experts else 1)
         ]
 
@@ -334,9 +339,7 @@ class Architecture:
             theta = self.config["local_rope_parameters"]["rope_theta"]
             metadata[prefix + "rope.freq_base_swa"] = f32(theta)
         if self.row.rope:
-            partly = _partly_rotated(self.config, self.row)
-            scaling: dict[str, Any] = self.config["rope_parameters"]
-            metadata |= rope.to_metadata(prefix, scaling, self.row.rope, partly, yarn=self.row.yarn)[0]
+            metadata |= _rope_metadata(prefix, self.config, self.row)[0]
         metadata["general.quantization_version"] = u32(_QUANTIZATION_VERSION)
         return metadata
 
@@ -352,28 +355,28 @@ class Architecture:
         return name == "rope_freqs.weight" and "llama3" in self.row.rope
 
     def _match(self, name: str, side: str) -> tuple[TensorRule, int, int, str] | None:
-        """Rule, block, expert and suffix of a name."""
-        suffix = next((s for s in _SUFFIXES if name.endswith(s)), None)
-        if suffix is None:
-            return None
-        stem = name.removesuffix(suffix)
-        found = None
+        """Rule, block, expert and ending of the GGUF name of a name; one that holds, if there are several."""
+        first = None
         for rule, pattern in _patterns(self.row, side):
-            match = pattern.fullmatch(stem)
-            # Of rules with the same name in GGUF, one is that of this configuration.
-            if match and (found is None or self._has(rule, suffix)):
+            match = pattern.fullmatch(name)
+            if match:
                 expert = int(match["expert"]) if rule.experts and side == "canonical" else 0
+                suffix = rule.parameter or match["suffix"]
                 found = rule, int(match["block"]) if rule.per_block else 0, expert, suffix
-                if self._has(rule, suffix):
-                    break
-        return found
+                if self._has(rule, suffix, found[1]):
+                    return found
+                first = first or found
+        return first
 
-    def _has(self, rule: TensorRule, suffix: str) -> bool:
+    def _has(self, rule: TensorRule, suffix: str, block: int) -> bool:
+        if rule.layers and rule.layers != self.row.kind(block, self.config):
+            return False
         presence = rule.presence(suffix)
         return presence.holds(self.config) if isinstance(presence, If) else presence
 
     def _mapping(self, rule: TensorRule, block: int, suffix: str, expert: int = 0) -> TensorMapping:
-        canonical = rule.canonical.replace("{i}", str(block)).replace("{e}", str(expert)) + suffix
+        canonical = rule.canonical.replace("{i}", str(block)).replace("{e}", str(expert))
+        canonical += suffix if rule.parameter is None else ""
         gguf = rule.gguf.replace("{i}", str(block)) + suffix
         if rule.per_block and block >= self.block_count:
             raise CheckpointError(
@@ -387,7 +390,7 @@ class Architecture:
         permute: Permute | Regroup | None = None
         if rule.permute:
             permute = Permute(int(self.config[rule.permute]))
-        dims = rule.shape[:1] if suffix == ".bias" else rule.shape
+        dims = rule.shape[:1] if suffix == ".bias" and rule.parameter is None else rule.shape
         numbers = sizes(self.config)
         try:
             shape = tuple(evaluate(dim, **numbers) for dim in dims)
@@ -396,13 +399,14 @@ class Architecture:
                 rows = tuple(evaluate(part, **numbers) for part in parts)
                 heads = permute.heads if permute else 0
                 permute = Regroup(evaluate(count, **numbers), rows, rule.only, heads)
+            piece = _piece(rule.piece, numbers)
         except ConfigError as error:
             found = f"no number that the shape of {canonical} depends on"
             expected = f"whole numbers for {' and '.join(dims)}"
             raise CheckpointError(self.source, found, expected) from error
         plain = rule.force_f32 or suffix == ".bias"
         offset = rule.offset if suffix == ".weight" else 0.0
-        return TensorMapping(canonical, gguf, shape, permute, plain, offset, stack)
+        return TensorMapping(canonical, gguf, shape, permute, plain, offset, stack, piece)
 
     def _unexpected(self, name: str, presence: bool | If = True) -> CheckpointError:
         expected = f"only tensors of a {self.arch} model"
@@ -418,8 +422,22 @@ def _patterns(row: Row, side: str) -> list[tuple[TensorRule, re.Pattern[str]]]:
     found = []
     for rule in row.tensors:
         template = re.escape(getattr(rule, side)).replace(r"\{i\}", number % "block")
-        found.append((rule, re.compile(template.replace(r"\{e\}", number % "expert"))))
+        template = template.replace(r"\{e\}", number % "expert")
+        if rule.parameter is None:
+            template += r"(?P<suffix>\.weight|\.bias)"
+        elif side == "gguf":
+            template += re.escape(rule.parameter)
+        found.append((rule, re.compile(template)))
     return found
+
+
+def _piece(rule: PieceRule | None, numbers: Mapping[str, int]) -> Piece | None:
+    if rule is None:
+        return None
+    start, stop, groups = (
+        evaluate(each, **numbers) if each else 0 for each in (rule.start, rule.stop, rule.groups)
+    )
+    return Piece(rule.axis, start, stop, rule.step, groups, rule.swapped)
 
 
 def _around(config: Config, source: str) -> list[tuple[Row, HFModel]]:
@@ -491,18 +509,28 @@ def _row_of(arch: object, metadata: Metadata, source: str) -> Row:
     rows = [row for row in ROWS.values() if row.arch == arch and row.only != "write"]
     if not rows:
         raise UnsupportedModelError(f"{source}: general.architecture", arch, supported_models())
-    told = (r for r in rows if r.tells and metadata_number(metadata, f"{arch}.{r.tells}", source, zero=True))
+    told = (row for row in rows if row.tells and _tells(row, metadata, source))
     return next(told, None) or next(r for r in rows if not r.tells)
 
 
-def _partly_rotated(config: Config, row: Row) -> int | None:
-    """Elements of a head, where the architecture rotates a part of them."""
-    return int(config["head_dim"]) if row.partial_rotary else None
+def _tells(row: Row, metadata: Metadata, source: str) -> bool:
+    key, _, wanted = row.tells.partition(" = ")
+    number = metadata_number(metadata, f"{row.arch}.{key}", source, zero=True)
+    return number == int(wanted) if wanted else bool(number)
 
 
-def _settle(problems: list[Problem], source: str, force: bool) -> tuple[Problem, ...]:
-    if problems and not force:
-        first = problems[0]
+def _rope_metadata(prefix: str, config: Config, row: Row) -> tuple[Metadata, list[Problem]]:
+    head_dim = int(config["head_dim"]) if row.partial_rotary else None
+    parameters: dict[str, Any] = config["rope_parameters"]
+    return rope.to_metadata(prefix, parameters, row.rope, head_dim, yarn=row.yarn)
+
+
+def _settle(
+    problems: list[Problem], source: str, force: bool, tolerated: tuple[str, ...] = ()
+) -> tuple[Problem, ...]:
+    grave = [problem for problem in problems if problem.key not in tolerated]
+    if grave and not force:
+        first = grave[0]
         raise UnsupportedModelError(
             f"{source}: {first.key}",
             first.found,

@@ -109,6 +109,72 @@ def _rotation_but_every_fourth(config: Config) -> Problem | None:
     return Problem(key, found, (allowed,), "llama.cpp leaves every fourth layer without a rotary embedding")
 
 
+def _latent_heads(config: Config) -> Problem | None:
+    """Name heads that share keys, which latent attention computes for each."""
+    heads, found = config["num_attention_heads"], config.get("num_key_value_heads")
+    if found in (None, heads):
+        return None
+    reason = "llama.cpp computes keys and values of every head in this architecture"
+    return Problem("num_key_value_heads", found, (str(heads),), reason)
+
+
+def _lite_depth(config: Config) -> Problem | None:
+    """Name numbers of layers by which llama.cpp takes a model for one with other queries."""
+    layers, rank = config["num_hidden_layers"], config.get("q_lora_rank")
+    lite = layers in (26, 27) or (layers == 48 and config["vocab_size"] == 128256)
+    if bool(rank) is not lite:
+        return None
+    if lite:
+        reason = "llama.cpp takes a model of so many layers for one without q_lora_rank"
+        return Problem("q_lora_rank", rank, ("null",), reason)
+    reason = "llama.cpp loads a model without it with 26 or 27 layers only"
+    return Problem("q_lora_rank", rank, ("a number",), reason)
+
+
+def _no_groups(config: Config) -> Problem | None:
+    """Name groups of experts that are chosen by their best one."""
+    method, groups = config.get("topk_method"), config.get("n_group")
+    if method == "greedy" or (method == "group_limited_greedy" and groups in (None, 1)):
+        return None
+    reason = "llama.cpp chooses groups of experts by the sum of their two best"
+    return Problem("topk_method", method, ("greedy", "n_group 1"), reason)
+
+
+def _chunks_where_rotated(config: Config) -> Problem | None:
+    """Name layers that attend to chunks, or do not, unlike llama.cpp's."""
+    kinds, layers = config.get("layer_types"), config["num_hidden_layers"]
+    expected = [("full_attention", "chunked_attention")[(i + 1) % 4 != 0] for i in range(layers)]
+    if kinds is None or kinds == expected:
+        return None
+    return Problem(
+        "layer_types", kinds, (str(expected),), "llama.cpp attends to chunks in all layers but every fourth"
+    )
+
+
+def _experts_by_step(config: Config) -> Problem | None:
+    """Name layers with experts other than every so many."""
+    found, step, layers = (
+        config.get("moe_layers"),
+        config["interleave_moe_layer_step"],
+        config["num_hidden_layers"],
+    )
+    expected = list(range(step - 1, layers, step))
+    if found is None or found == expected:
+        return None
+    return Problem(
+        "moe_layers", found, (str(expected),), "llama.cpp derives them from interleave_moe_layer_step"
+    )
+
+
+def _norms_of_heads(config: Config) -> Problem | None:
+    """Name normalized queries and keys where llama.cpp has none, and the other way round."""
+    found, expected = config["use_qk_norm"], config["num_local_experts"] != 128
+    if found is expected:
+        return None
+    reason = "llama.cpp normalizes queries and keys unless there are 128 experts"
+    return Problem("use_qk_norm", found, (str(expected),), reason)
+
+
 def whole_heads(config: Config) -> Problem | None:
     """Name a head size other than the one that the architecture's loader derives."""
     derived = int(config["hidden_size"]) // int(config["num_attention_heads"])
@@ -131,5 +197,11 @@ CHECKS: Mapping[str, Callable[[Config], Problem | None]] = {
     "always_a_window": _always_a_window,
     "head_norms_from_64_layers": _head_norms_from_64_layers,
     "rotation_but_every_fourth": _rotation_but_every_fourth,
+    "latent_heads": _latent_heads,
+    "lite_depth": _lite_depth,
+    "no_groups": _no_groups,
+    "chunks_where_rotated": _chunks_where_rotated,
+    "experts_by_step": _experts_by_step,
+    "norms_of_heads": _norms_of_heads,
 }
 """Each returns a `Problem` or None for a normalized configuration."""

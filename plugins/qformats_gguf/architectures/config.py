@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from typing import Any
@@ -64,7 +65,7 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
         model.complete(full)
     written = [rule for rule in row.metadata if rule.write and not rule.computed]
     for rule in written:
-        if rule.config not in full and not rule.optional:
+        if rule.config not in full and rule.config not in row.derived and not rule.optional:
             raise CheckpointError(source, f"no {rule.config!r}", f"a {model.model_type} configuration")
     if "num_key_value_heads" in known and full["num_key_value_heads"] is None:
         full["num_key_value_heads"] = full["num_attention_heads"]
@@ -72,14 +73,20 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
         full["head_dim"] = _size(full, "hidden_size", source) // _size(full, "num_attention_heads", source)
     if "n_inner" in known and full["n_inner"] is None:
         full["n_inner"] = 4 * _size(full, "n_embd", source)
+    _derive(full, row.derived, source)
     for rule in written:
         if rule.optional and full.get(rule.config) is None:
             continue
         if rule.make(0).type is ValueType.BOOL:
             Values(full, source).flag(rule.config)
             continue
-        whole = rule.make(0).type is not ValueType.F32
-        config_number(full[rule.config], rule.config, source, whole=whole)
+        config_number(
+            full[rule.config],
+            rule.config,
+            source,
+            whole=rule.make(0).type is not ValueType.F32,
+            zero=rule.zero,
+        )
     for key, default in assumed.items():
         if isinstance(default, int) and not isinstance(default, bool) and full[key] is not None:
             config_number(full[key], key, source, whole=True, zero=True)
@@ -106,6 +113,21 @@ def defaults(row: Row, model: HFModel) -> dict[str, Any]:
     theirs, _ = _class(model)
     used = understood(row, model) - set(ROTARY) - SIZES
     return {key: value for key, value in theirs.items() if key in used} | dict(model.defaults)
+
+
+def _constant(value: Any, config: Config) -> Any:
+    """What a configuration made from a file says: the same for all, or true ``unless`` another key has a value."""
+    return config.get(value["unless"]) != value["is"] if isinstance(value, Mapping) else value
+
+
+def _derive(config: dict[str, Any], rules: Mapping[str, str], source: str) -> None:
+    """Keys that follow from others, in place."""
+    for key, expression in rules.items():
+        try:
+            config[key] = evaluate(expression, **sizes(config))
+        except ConfigError as error:
+            found = f"no numbers from which {key} follows"
+            raise CheckpointError(source, found, f"whole numbers for {expression}") from error
 
 
 def _class(model: HFModel) -> tuple[dict[str, Any], dict[str, str]]:
@@ -192,16 +214,20 @@ def restore(
             continue
         value = _read(metadata, key, rule, config, source)
         if rule.computed:
-            if value is not None and value != (expected := computed(rule, config)):
+            if value is not None and rule.compared and value != (expected := computed(rule, config)):
                 raise CheckpointError(source, f"{key} = {value}", f"{expected}, which is {rule.config}")
             continue
         if config.setdefault(rule.config, value) != value:
             raise CheckpointError(
                 source, f"{key} = {value}", f"{config[rule.config]}, the model's {rule.config}"
             )
+    _derive(config, row.restores, source)
     config["vocab_size"] = _vocabulary(metadata, prefix, source)
-    config |= dict(row.constants)
-    config |= _flags(row, names)
+    config |= {key: _constant(value, config) for key, value in row.constants.items()}
+    # A number that metadata give says more than that there is one.
+    for key, flag in _flags(row, names).items():
+        if key not in config or bool(config[key]) is not flag:
+            config[key] = flag
     config |= _tokens(metadata, config["vocab_size"])
     if row.restore is not None:
         row.restore(config)
@@ -249,8 +275,10 @@ def _read(metadata: Metadata, key: str, rule: MetaRule, config: Config, source: 
         if value is not None:
             return value
     else:
-        whole = kind is ValueType.U32
-        value = metadata_number(metadata, key, source, whole=whole, zero=rule.computed)
+        whole, zero = kind is ValueType.U32, rule.zero or rule.computed
+        value = metadata_number(metadata, key, source, whole=whole, zero=zero)
+        if value is None and rule.instead:
+            value = metadata_number(metadata, key.removesuffix(rule.key) + rule.instead, source, whole=whole)
         if value is not None:
             return value if whole else rope.shortest(value)
     if rule.computed:
@@ -273,16 +301,17 @@ def _vocabulary(metadata: Metadata, prefix: str, source: str) -> int:
 def _flags(row: Row, names: Collection[str]) -> dict[str, bool | int]:
     """Infer configuration switches from tensors that exist only for one of their values."""
     flags: dict[str, bool | int] = {}
+    anywhere = {re.sub(r"^blk\.\d+\.", "blk.{i}.", name) for name in names}
     shared = {
         one.gguf for one in row.tensors for other in row.tensors if one != other and one.gguf == other.gguf
     }
     for rule in row.tensors:
         if rule.gguf in shared:
             continue
-        for suffix in (".weight", ".bias"):
+        for suffix in rule.suffixes:
             presence = rule.presence(suffix)
             if isinstance(presence, If):
-                there = rule.gguf.replace("{i}", "0") + suffix in names
+                there = rule.gguf + suffix in anywhere
                 if there:
                     flags[presence.key] = presence.value
                 elif isinstance(presence.value, bool):

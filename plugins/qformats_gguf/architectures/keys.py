@@ -63,14 +63,19 @@ else as long as they have this one."""
 
 def understood(row: Row, model: HFModel) -> set[str]:
     """Keys whose value is written, checked, or compared with the tensors."""
-    keys = {limit.key for limit in row.limits}
-    for rule in row.metadata:
-        keys |= _names(rule.config)
+    keys = {limit.key for limit in row.limits} | row.derived.keys() | row.restores.keys()
+    keys |= {row.sparse[1]} if row.sparse else set()
+    for expression in (
+        *(rule.config for rule in row.metadata),
+        *row.derived.values(),
+        *row.restores.values(),
+    ):
+        keys |= _names(expression)
     for tensor in row.tensors:
         keys |= {part.key for part in (tensor.weight, tensor.bias) if isinstance(part, If)}
         keys |= {tensor.experts} if tensor.experts else set()
         count, parts = tensor.groups or ("0", ())
-        for dimension in (*tensor.shape, count, *parts):
+        for dimension in (*tensor.shape, count, *parts, *(tensor.piece.expressions if tensor.piece else ())):
             keys |= _names(dimension)
     keys |= {*model.defaults, *model.fixed, *model.aliases, *model.judged, row.blocks}
     if row.window:

@@ -9,6 +9,12 @@ A file holds, besides what :class:`Row` and :class:`HFModel` say under the same 
     number ``count``, and the rows of each part ``of`` one), ``copy_of``, ``offset``, ``experts``, and ``to``: the name
     in GGUF, which only those need that ``gguf``'s own table of names lacks. With a list ``to``, each part is a tensor
     by itself, and ``heads`` has an item for each, empty where rows stay.
+    ``parameter`` is the ending in GGUF of a parameter that belongs to no module. Of one tensor GGUF makes several where
+    ``split`` gives their names and sizes, or ``alternate`` their names, along the dimension ``along``, of each of
+    ``groups`` (a number) of rows by itself; ``swapped`` ones (all, or these) have their last two dimensions exchanged.
+    ``joined`` is the name of the whole tensor in older files.
+``layers``, ``sparse``
+    Beginnings of names that only ``dense`` or ``sparse`` layers have, and which layers are sparse.
 ``bias``
     Which of the biases ``@qkv``, ``@o``, ``@mlp`` and ``@norm`` of these sets there are.
 ``layer_norm``, ``epsilon``
@@ -19,7 +25,7 @@ A file holds, besides what :class:`Row` and :class:`HFModel` say under the same 
     ``rope.dimension_count``.
 ``[metadata]``
     Keys beside those that all have. A value is the key of the configuration, or a table with ``config`` and any of
-    ``type``, ``default``, ``write`` and ``optional``; see :class:`MetaRule`.
+    ``type``, ``default``, ``write``, ``optional``, ``zero``, ``compared`` and ``instead``; see :class:`MetaRule`.
 ``[limits]``, ``[constants]``
     Values of keys that llama.cpp computes, and what a configuration made from a file says beside the first of these.
 """
@@ -44,6 +50,7 @@ from qformats_gguf.architectures.schema import (
     If,
     Limit,
     MetaRule,
+    PieceRule,
     Row,
     TensorRule,
 )
@@ -79,12 +86,15 @@ def read_row(path: Path) -> Row:
     block = given("block", "model.layers.{i}.")
     permute, offset = given("permute", False), float(given("norm_offset", 0))
     rules = []
+    layers = given("layers", {})
     for found in (*sets, {"outside": given("outside", {}), "tensors": given("tensors", {})}):
         for where, prefix in (("outside", ""), ("tensors", block)):
             for name, value in found.get(where, {}).items():
-                rules += [
-                    _tensor(arch, prefix + name, part, biases, permute, offset) for part in _parts(value)
-                ]
+                kind = next((k for k, parts in layers.items() if name.startswith(tuple(parts))), "")
+                for each in _parts(value):
+                    rules.append(
+                        _tensor(arch, prefix + name, each | {"layers": kind}, biases, permute, offset)
+                    )
     writes = given("writes", [])
     limits = [_CAUSAL]
     constants = given("constants", {})
@@ -98,9 +108,11 @@ def read_row(path: Path) -> Row:
     for key, each in given("limits", {}).items():
         limits.append(Limit(key, tuple(each["allowed"]), each["reason"]))
         constants.setdefault(key, each["allowed"][0] if each["allowed"] else None)
+    own = [_metadata(key, value) for key, value in given("metadata", {}).items()]
+    instead = {rule.key for rule in own}
     epsilon = given("epsilon", "rms_norm_eps"), given("layer_norm", None)
-    metadata = list(_usual(writes, *epsilon)) if given("usual_metadata", True) else []
-    metadata += [_metadata(key, value) for key, value in given("metadata", {}).items()]
+    metadata = [rule for rule in _usual(writes, *epsilon) if rule.key not in instead]
+    metadata = [*(metadata if given("usual_metadata", True) else []), *own]
     there = {rule.gguf.removeprefix("blk.{i}.") for rule in rules}
     sized = any(rule.config == "head_dim" for rule in metadata) and "head_dim" not in writes
     models = tuple(_model(name, each, sized) for name, each in given("models").items())
@@ -132,6 +144,10 @@ def read_row(path: Path) -> Row:
         local_theta=float(given("local_theta", 0)),
         unscaled_windows=given("unscaled_windows", False),
         attention_scale=(scale["key"], scale["blocks"]) if scale else None,
+        sparse=next(iter(given("sparse", {}).items()), None),
+        derived=given("derived", {}),
+        restores=given("restores", {}),
+        tolerated=tuple(given("tolerated", ())),
     )
     if content:
         raise ValueError(f"{path}: unknown keys {', '.join(content)}")
@@ -170,19 +186,46 @@ def _presence(value: Any) -> bool | If:
     return If(value.removeprefix("!"), not value.startswith("!"))
 
 
-def _parts(value: Any) -> Iterator[Any]:
-    """What is said of each tensor of GGUF that one on disk becomes."""
-    if not isinstance(value, dict) or not isinstance(value.get("to"), list):
-        yield value
+def _parts(value: Any) -> Iterator[dict[str, Any]]:
+    """What each tensor of GGUF is told, where one on disk becomes several."""
+    given = dict(value) if isinstance(value, dict) else {"shape": value}
+    if isinstance(given.get("to"), list):
+        for number, (to, heads) in enumerate(zip(given["to"], given["heads"], strict=True)):
+            yield given | {"to": to, "heads": heads or None, "only": number}
         return
-    for number, (to, heads) in enumerate(zip(value["to"], value["heads"], strict=True)):
-        yield value | {"to": to, "heads": heads or None, "only": number}
+    alternate, split = given.pop("alternate", None), given.pop("split", None)
+    axis, swapped = given.pop("along", None), given.pop("swapped", False)
+    if alternate is None and split is None and not swapped:
+        yield given
+        return
+    groups = given.pop("groups", "")
+    # The one part of a tensor that is only turned is all of it.
+    axis = 0 if axis is None else axis
+    whole = given["shape"][axis]
+    if split is None:
+        parts = alternate or [given.pop("to")]
+        for number, to in enumerate(parts):
+            yield {
+                **given,
+                "to": to,
+                "piece": PieceRule(axis, str(number), whole, len(parts), groups, bool(swapped)),
+            }
+        return
+    joined = given.pop("joined", None)
+    if joined:
+        yield {**given, "to": joined, "when": "_joined"}
+        given["when"] = "!_joined"
+    start = "0"
+    for to, rows in split.items():
+        stop = f"{start} + {rows}"
+        turned = swapped if isinstance(swapped, bool) else to in swapped
+        yield {**given, "to": to, "piece": PieceRule(axis, start, stop, 1, groups, turned)}
+        start = stop
 
 
 def _tensor(
-    arch: str, name: str, value: Any, biases: Mapping[str, Any], permute: bool, norm_offset: float
+    arch: str, name: str, given: dict[str, Any], biases: Mapping[str, Any], permute: bool, norm_offset: float
 ) -> TensorRule:
-    given = dict(value) if isinstance(value, dict) else {"shape": value}
     shape = tuple(given.pop("shape"))
     bias = given.pop("bias", False)
     if isinstance(bias, str) and bias.startswith("@"):
@@ -204,6 +247,9 @@ def _tensor(
         alias_of=given.pop("copy_of", None),
         offset=given.pop("offset", norm_offset if len(shape) == 1 and name.endswith("norm") else 0.0),
         experts=given.pop("experts", None),
+        parameter=given.pop("parameter", None),
+        layers=given.pop("layers"),
+        piece=given.pop("piece", None),
     )
     if given:
         raise ValueError(f"{name}: unknown keys {', '.join(given)}")
@@ -224,7 +270,9 @@ def _metadata(key: str, value: Any) -> MetaRule:
     default = given.pop("default", None if optional else REQUIRED)
     if isinstance(default, str):
         default = _other(default)
-    rule = MetaRule(key, make, config, default, given.pop("write", True), optional)
+    write, zero, compared = given.pop("write", True), given.pop("zero", False), given.pop("compared", True)
+    instead = given.pop("instead", "")
+    rule = MetaRule(key, make, config, default, write, optional, zero, compared, instead)
     if given:
         raise ValueError(f"{key}: unknown keys {', '.join(given)}")
     return rule

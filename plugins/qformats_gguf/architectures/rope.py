@@ -221,7 +221,13 @@ def to_metadata(
         if multiplier:
             metadata[prefix + _LOG_MULTIPLIER] = f32(multiplier)
         attention = _attention_factor(rope) / _usual_attention(rope["factor"], multiplier)
-        if abs(attention - 1) > 1e-9:
+        if "latent" in yarn and (all_dim := rope.get("mscale_all_dim")):
+            # llama.cpp takes mscale for the same, and so derives a factor of 1 for cos and sin.
+            metadata[prefix + _LOG_MULTIPLIER] = f32(all_dim / 10)
+            reason = "llama.cpp takes mscale for the same as mscale_all_dim here"
+            problems += _only(where, "mscale", rope.get("mscale"), all_dim, reason)
+            problems += _only(where, "attention_factor", rope.get("attention_factor"), None, reason)
+        elif abs(attention - 1) > 1e-9:
             metadata[prefix + "rope.scaling.attn_factor"] = f32(attention)
         for key, usual in (("beta_fast", 32), ("beta_slow", 1)):
             if rope.get(key):
@@ -317,6 +323,7 @@ def from_metadata(
     upstream_attention = get("rope.scaling.yarn_attn_factor", None)
     betas = {key: get(f"rope.scaling.yarn_{key}", None) for key in ("beta_fast", "beta_slow")}
     multiplier = get(_LOG_MULTIPLIER, None) if "log_multiplier" in yarn else None
+    latent = get(_LOG_MULTIPLIER, None) if "latent" in yarn else None
     temperature = get(_TEMPERATURE, None) if "temperature" in yarn else None
     known.update({prefix + "rope.scaling.yarn_ext_factor", prefix + "rope.scaling.finetuned"})
 
@@ -334,11 +341,14 @@ def from_metadata(
     if rope["rope_type"] == "yarn":
         rope["original_max_position_embeddings"] = int(context)
         rope |= {key: shortest(value) for key, value in betas.items() if value is not None}
-        if multiplier is not None:
+        if latent is not None:
+            all_dim = float(f"{10 * latent:.6g}")
+            rope |= {"mscale": all_dim, "mscale_all_dim": all_dim}
+        elif multiplier is not None:
             rope |= {"mscale": 1.0, "mscale_all_dim": shortest(multiplier)}
         if temperature is not None:
             rope["llama_4_scaling_beta"] = shortest(temperature)
-        if attention != 1:
+        if attention != 1 and latent is None:
             # Stored as a float32 quotient, which holds only seven digits.
             rope["attention_factor"] = float(f"{attention * _usual_attention(factor, multiplier):.7g}")
         elif upstream_attention is not None:

@@ -26,6 +26,8 @@ __all__ = [
     "Limit",
     "MetaRule",
     "Permute",
+    "Piece",
+    "PieceRule",
     "Regroup",
     "Row",
     "TensorMapping",
@@ -128,6 +130,57 @@ class Regroup:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Part of a tensor that GGUF keeps as a tensor of its own.
+
+    Attributes
+    ----------
+    axis : int
+        Dimension of the tensor, after grouping, of which it is a part.
+    start, stop, step : int
+        Which part.
+    groups : int
+        Into how many groups the first dimension is divided before, as a new first one; 0 if it is not.
+    swapped : bool
+        Whether GGUF has the last two dimensions the other way round.
+    """
+
+    axis: int
+    start: int
+    stop: int
+    step: int = 1
+    groups: int = 0
+    swapped: bool = False
+
+    def grouped(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the whole tensor after grouping."""
+        return (self.groups, shape[0] // self.groups, *shape[1:]) if self.groups else shape
+
+    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the part in GGUF, by that of the whole tensor on disk."""
+        dims = list(self.grouped(whole))
+        dims[self.axis] = len(range(self.start, self.stop, self.step))
+        return (*dims[:-2], dims[-1], dims[-2]) if self.swapped else tuple(dims)
+
+
+@dataclass(frozen=True)
+class PieceRule:
+    """A :class:`Piece` whose numbers are expressions in keys of the configuration; without `groups` there are none."""
+
+    axis: int
+    start: str
+    stop: str
+    step: int = 1
+    groups: str = ""
+    swapped: bool = False
+
+    @property
+    def expressions(self) -> tuple[str, ...]:
+        """All that has to be evaluated."""
+        return tuple(filter(None, (self.start, self.stop, self.groups)))
+
+
+@dataclass(frozen=True)
 class TensorMapping:
     """One tensor under both of its names.
 
@@ -145,6 +198,8 @@ class TensorMapping:
         Added to the values on the way to GGUF.
     stack : int
         Matrices of the GGUF tensor, of which this is one; 0 if it is the whole tensor.
+    piece : Piece, optional
+        What the GGUF tensor is a part of this one, where it does not hold all of it as it is.
     """
 
     canonical: str
@@ -154,11 +209,22 @@ class TensorMapping:
     force_f32: bool = False
     offset: float = 0.0
     stack: int = 0
+    piece: Piece | None = None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the GGUF tensor."""
+        if self.piece is not None:
+            return self.piece.shape(self.shape)
+        return (self.stack, *self.shape) if self.stack else self.shape
 
 
 @dataclass(frozen=True)
 class If:
-    """A tensor that exists only if ``config[key] == value``; its presence in turn tells that value."""
+    """A tensor that exists only if ``config[key] == value``; its presence in turn tells that value.
+
+    A key that begins with an underscore is in no ``config.json``: it tells two forms of files apart.
+    """
 
     key: str
     value: bool | int = True
@@ -197,6 +263,12 @@ class TensorRule:
     shape : tuple of str
         Symbolic dimensions of the weight in configuration keys, see :func:`qformats.interfaces.evaluate`; a bias
         has the first one.
+    parameter : str, optional
+        Ending of the name in GGUF, where `canonical` is the name of a parameter by itself and not of a module.
+    layers : str
+        ``dense`` or ``sparse``, where only layers without or with experts have this module.
+    piece : PieceRule, optional
+        Which part of the tensor this is, of which GGUF makes several.
     """
 
     canonical: str
@@ -211,6 +283,14 @@ class TensorRule:
     alias_of: str | None = None
     offset: float = 0.0
     experts: str | None = None
+    parameter: str | None = None
+    layers: str = ""
+    piece: PieceRule | None = None
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Endings of the names in GGUF."""
+        return (".weight", ".bias") if self.parameter is None else (self.parameter,)
 
     @property
     def per_block(self) -> bool:
@@ -219,7 +299,7 @@ class TensorRule:
 
     def presence(self, suffix: str) -> bool | If:
         """Rule for the tensor ``.weight`` or ``.bias``."""
-        return self.bias if suffix == ".bias" else self.weight
+        return self.bias if suffix == ".bias" and self.parameter is None else self.weight
 
 
 @dataclass(frozen=True)
@@ -258,6 +338,12 @@ class MetaRule:
         Whether upstream's converter writes the key for this architecture; it is read in any case.
     optional : bool
         Whether the configuration's value may be null, which is written as no key.
+    zero : bool
+        Whether the number may be 0.
+    compared : bool
+        Whether a file with another value than the computed one is refused.
+    instead : str
+        Key that older files have instead.
     """
 
     key: str
@@ -266,6 +352,9 @@ class MetaRule:
     default: Any = REQUIRED
     write: bool = True
     optional: bool = False
+    zero: bool = False
+    compared: bool = True
+    instead: str = ""
 
     @property
     def computed(self) -> bool:
@@ -359,7 +448,8 @@ class Row:
         Rotary scalings that llama.cpp computes for it; empty where there is no rotary embedding. With "none" instead
         of "default", upstream's converter says so where there is none; "alpha" is another base.
     yarn : tuple of str
-        What llama.cpp reads of YaRN here and nowhere else: its "betas", a "log_multiplier" and a "temperature".
+        What llama.cpp reads of YaRN here and nowhere else: its "betas", a "log_multiplier" and a "temperature"; or
+        "latent", a tenth of the multiplier.
     partial_rotary : bool
         Whether a part of each head may be rotated; else all of it is.
     limits : tuple of Limit
@@ -376,7 +466,8 @@ class Row:
     junk : tuple of str
         Endings of tensor names that old checkpoints contain and no model needs.
     tells : str
-        Metadata key that only models of this row have, where the architecture has several rows.
+        Metadata key that only models of this row have, where the architecture has several rows; or, as
+        ``KEY = NUMBER``, what only they have there.
     output_required : bool
         Whether llama.cpp loads no model without an output layer of its own: a tied one is written twice.
     window : int
@@ -387,6 +478,13 @@ class Row:
         Base of the rotary embedding of sliding layers where the configuration says nothing, if they have their own.
     unscaled_windows : bool
         Whether sliding layers rotate with the base of the others, but without their scaling.
+    sparse : (str, str), optional
+        Which layers have experts, where not all do: those ``from`` the number of a configuration key on, or ``every``
+        so many.
+    derived, restores : mapping of str to str
+        Keys of a configuration that follow from others, by expressions: on the way to GGUF and on the way back.
+    tolerated : tuple of str
+        Keys whose unsupported values are only warned of, since what is lost is small.
     attention_scale : (str, int), optional
         Configuration key whose inverse root scales attention, where llama.cpp takes the size of a head; and the number
         of blocks with which it takes hidden_size / num_attention_heads instead.
@@ -416,6 +514,17 @@ class Row:
     local_theta: float = 0.0
     unscaled_windows: bool = False
     attention_scale: tuple[str, int] | None = None
+    sparse: tuple[str, str] | None = None
+    derived: Mapping[str, str] = field(default_factory=dict)
+    restores: Mapping[str, str] = field(default_factory=dict)
+    tolerated: tuple[str, ...] = ()
+
+    def kind(self, block: int, config: Config) -> str:
+        """``dense`` or ``sparse``: whether a layer has experts."""
+        if self.sparse is None:
+            return ""
+        how, number = self.sparse[0], int(config[self.sparse[1]])
+        return "sparse" if (block >= number if how == "from" else (block + 1) % number == 0) else "dense"
 
     @property
     def local_rope(self) -> bool:
