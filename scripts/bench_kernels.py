@@ -72,11 +72,11 @@ def measure(name, weights, rounds, thread_counts, library):
     import gguf
 
     from qformats.kernels import cpu
-    from qformats_gguf import kernels
+    from qformats_gguf import blocks, kernels
 
     kind = gguf.GGMLQuantizationType[name.upper()]
     rows, columns = weights.shape
-    packed = np.empty((rows, columns // kernels.BLOCK * kernels.TYPES[name]), np.uint8)
+    packed = np.empty((rows, columns // blocks.BLOCK * blocks.TYPES[name]), np.uint8)
     reference = np.empty_like(packed)
     values = np.empty_like(weights)
     bf16, f16 = np.empty(weights.shape, np.uint16), np.empty(weights.shape, np.float16)

@@ -9,6 +9,7 @@ PUBLIC = {
     "qformats.interfaces",
     "qformats.kernels.cpu",
     "qformats.kernels.dense",
+    "qformats.kernels.vectors",
     "qformats.numbers",
     "qformats.testing",
     "qformats.vocabularies",

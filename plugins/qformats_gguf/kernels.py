@@ -1,4 +1,4 @@
-"""Encoders and decoders of GGUF's simple block types, for the processor.
+"""Encoders of GGUF's simple block types, for the processor; decoding is in :mod:`qformats_gguf.rows`.
 
 All five types cut a row into blocks of 32 elements. Bytes equal those of llama.cpp:ggml/src/ggml-quants.c
 (``quantize_row_*_ref``, x86-64 build), bit for bit, ties and subnormal scales included: the same float32
@@ -11,54 +11,19 @@ This module imports numba. Import it inside functions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy import float32, int8, int32, uint8, uint16, uint32, uint64
+from numpy import float32, int32, uint8, uint16, uint32, uint64
 from numpy.typing import NDArray
 
 from qformats.errors import ShapeError, UnknownFormatError
 from qformats.kernels import cpu
 from qformats.kernels.cpu import Outcome
+from qformats_gguf import rows
+from qformats_gguf.blocks import BLOCK, LAYOUTS, TYPES, BlockLayout
 
-__all__ = ["BLOCK", "LAYOUTS", "TYPES", "BlockLayout", "Outcome", "dequantize", "quantize", "quantize_codes"]
-
-BLOCK = 32
-
-
-@dataclass(frozen=True)
-class BlockLayout:
-    """One block type: bits of a code, and whether blocks store a minimum (fp16, behind the fp16 scale)."""
-
-    bits: int
-    minimum: bool = False
-
-    @property
-    def fifth(self) -> bool:
-        """Whether fifth bits lie in a word before the nibbles."""
-        return self.bits == 5
-
-    @property
-    def codes_at(self) -> int:
-        """Byte of a block at which its codes begin."""
-        return 2 + 2 * self.minimum + 4 * self.fifth
-
-    @property
-    def size(self) -> int:
-        """Bytes of a block."""
-        return self.codes_at + (32 if self.bits == 8 else 16)
-
-
-LAYOUTS = {
-    "q4_0": BlockLayout(4),
-    "q4_1": BlockLayout(4, minimum=True),
-    "q5_0": BlockLayout(5),
-    "q5_1": BlockLayout(5, minimum=True),
-    "q8_0": BlockLayout(8),
-}
-TYPES = {name: kind.size for name, kind in LAYOUTS.items()}
-"""Bytes of one block, by type name."""
+__all__ = ["Outcome", "dequantize", "quantize", "quantize_codes"]
 
 
 @cpu.jit(inline="code")
@@ -222,69 +187,6 @@ def _quantize_q8(source: Any, out: Any, kept: Any) -> Any:
     return -1 if worst >= int32(cpu.F32_INF) else overflow
 
 
-@cpu.jit(inline="code")
-def fifths(block: Any, codes_at: Any) -> Any:
-    """Read the highest bits of codes of 5 bits; 0 where codes have 4."""
-    word = uint32(0)
-    if codes_at >= 6:
-        for j in range(4):
-            word = uint32(word | uint32(uint32(block[codes_at - 4 + j]) << uint32(8 * j)))
-    return word
-
-
-@cpu.jit()
-def _dequantize(source: Any, out: Any, bits: Any, codes_at: Any) -> None:
-    """q4_0, q5_0."""
-    middle = int32(1 << (bits - 1))
-    for number in range(out.shape[0]):
-        block, values = source[number], out[number]
-        packed, d = block[codes_at:], cpu.f16_to_f32(get_half(block, 0))
-        if bits == 4:
-            for j in range(cpu.block_length(values) >> 1):
-                low, high = int32(packed[j] & uint8(15)), int32(packed[j] >> uint8(4))
-                cpu.write(values, j, float32(float32(int32(low - middle)) * d))
-                cpu.write(values, j + 16, float32(float32(int32(high - middle)) * d))
-        else:
-            word = fifths(block, codes_at)
-            for j in range(cpu.block_length(values) >> 1):
-                rest = uint32(word >> uint32(j))
-                low = int32(uint32(packed[j] & uint8(15)) | uint32(uint32(rest << uint32(4)) & uint32(16)))
-                high = int32(uint32(packed[j] >> uint8(4)) | uint32(uint32(rest >> uint32(12)) & uint32(16)))
-                cpu.write(values, j, float32(float32(int32(low - middle)) * d))
-                cpu.write(values, j + 16, float32(float32(int32(high - middle)) * d))
-
-
-@cpu.jit()
-def _dequantize_minimum(source: Any, out: Any, bits: Any, codes_at: Any) -> None:
-    """q4_1, q5_1."""
-    for number in range(out.shape[0]):
-        block, values = source[number], out[number]
-        packed, d = block[codes_at:], cpu.f16_to_f32(get_half(block, 0))
-        minimum = cpu.f16_to_f32(get_half(block, 2))
-        if bits == 4:
-            for j in range(cpu.block_length(values) >> 1):
-                low, high = int32(packed[j] & uint8(15)), int32(packed[j] >> uint8(4))
-                cpu.write(values, j, float32(float32(float32(low) * d) + minimum))
-                cpu.write(values, j + 16, float32(float32(float32(high) * d) + minimum))
-        else:
-            word = fifths(block, codes_at)
-            for j in range(cpu.block_length(values) >> 1):
-                rest = uint32(word >> uint32(j))
-                low = int32(uint32(packed[j] & uint8(15)) | uint32(uint32(rest << uint32(4)) & uint32(16)))
-                high = int32(uint32(packed[j] >> uint8(4)) | uint32(uint32(rest >> uint32(12)) & uint32(16)))
-                cpu.write(values, j, float32(float32(float32(low) * d) + minimum))
-                cpu.write(values, j + 16, float32(float32(float32(high) * d) + minimum))
-
-
-@cpu.jit()
-def _dequantize_q8(source: Any, out: Any) -> None:
-    for number in range(out.shape[0]):
-        block, values = source[number], out[number]
-        d, codes = cpu.f16_to_f32(get_half(block, 0)), block[2:]
-        for j in range(cpu.block_length(values)):
-            cpu.write(values, j, float32(float32(int32(int8(codes[j]))) * d))
-
-
 def _check_floats(floats: NDArray[Any]) -> None:
     if floats.ndim != 2 or floats.shape[1] % BLOCK or not floats.flags.c_contiguous:
         raise ShapeError("floats", floats.shape, f"(rows, K), C-contiguous, K a multiple of {BLOCK}")
@@ -420,12 +322,5 @@ def dequantize(type_name: str, packed: NDArray[np.uint8], out: NDArray[Any]) -> 
     Value ``d * q`` or ``d * q + m`` in float32, the product being exact. Runs on the calling thread without
     the GIL.
     """
-    kind = _check(type_name, out, packed)
-    cpu.float_kind(out.dtype, "dtype of the output")
-    count = out.size // BLOCK
-    blocks, values = cpu.for_reading(packed, (count, kind.size)), cpu.for_writing(out, (count, BLOCK))
-    if kind.bits == 8:
-        _dequantize_q8(blocks, values)
-    else:
-        kernel = _dequantize_minimum if kind.minimum else _dequantize
-        kernel(blocks, values, kind.bits, kind.codes_at)
+    _check(type_name, out, packed)
+    rows.decode(type_name, packed, out)

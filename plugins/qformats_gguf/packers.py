@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from qformats.interfaces import RowProducts
+
 __all__ = [
     "LISTED",
     "BlockPacker",
@@ -276,6 +278,13 @@ class BlockPacker(GGUFPacker):
         rows, columns = math.prod(packed.shape[:-1]), int(packed.shape[-1])
         stored = blocks.reshape(rows, blocks.shape[-1]).contiguous().numpy()
         kernels.dequantize(self.type.name, stored, as_numpy(out.view(rows, columns)))
+
+    def row_products(self, packed: PackedTensor) -> RowProducts | None:
+        """Products by a compiled kernel that decodes in registers."""
+        from qformats_gguf import rows
+
+        blocks = self.blocks(packed)
+        return rows.products(self.type.name, blocks.reshape(-1, blocks.shape[-1]).contiguous().numpy())
 
     def encode_reference(self, dense: Tensor) -> PackedTensor:
         """llama.cpp's own rounding, from floats to packed bytes in one pass; no importance matrix.

@@ -14,9 +14,20 @@ from numpy.typing import NDArray
 from qformats.errors import ShapeError
 from qformats.kernels import cpu
 from qformats_gguf import kernels
-from qformats_gguf.kernels import BLOCK, LAYOUTS, fifth_bits, fifths, get_half, put_half, put_nibbles
+from qformats_gguf.blocks import BLOCK, LAYOUTS
+from qformats_gguf.kernels import fifth_bits, get_half, put_half, put_nibbles
 
 __all__ = ["pack", "unpack"]
+
+
+@cpu.jit(inline="code")
+def _fifths(block: Any, codes_at: Any) -> Any:
+    """Read the highest bits of codes of 5 bits; 0 where codes have 4."""
+    word = uint32(0)
+    if codes_at >= 6:
+        for j in range(4):
+            word = uint32(word | uint32(uint32(block[codes_at - 4 + j]) << uint32(8 * j)))
+    return word
 
 
 @cpu.jit(kernels.__file__)
@@ -70,7 +81,7 @@ def _unpack(
             for j in range(cpu.block_length(values) >> 1):
                 values[j], values[j + 16] = uint8(stored[j] & uint8(15)), uint8(stored[j] >> uint8(4))
         else:
-            word = fifths(block, codes_at)
+            word = _fifths(block, codes_at)
             for j in range(cpu.block_length(values) >> 1):
                 values[j] = uint8(uint8(stored[j] & uint8(15)) | uint8(_fifth(word, j)))
                 values[j + 16] = uint8(uint8(stored[j] >> uint8(4)) | uint8(_fifth(word, j + 16)))

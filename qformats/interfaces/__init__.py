@@ -18,7 +18,7 @@ from qformats.interfaces.loader import Loader
 from qformats.interfaces.mixture import Mixture
 from qformats.interfaces.model_class import ModelClass
 from qformats.interfaces.option import Option, number, size, switch
-from qformats.interfaces.packer import PackedTensor, Packer
+from qformats.interfaces.packer import PackedTensor, Packer, RowProducts
 from qformats.interfaces.quantizer import Quantizer
 from qformats.interfaces.rows import cut, join
 from qformats.interfaces.spec import FieldSpec, FormatSpec, KernelSpec, evaluate
@@ -51,6 +51,7 @@ __all__ = [
     "Placement",
     "Quantizer",
     "ReplacedTensors",
+    "RowProducts",
     "Scored",
     "StoredTensor",
     "Values",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,9 +16,14 @@ from qformats.work.guard import Guarded
 from qformats.work.shown import Shown, bits, dims, nbytes
 
 if TYPE_CHECKING:
+    from numpy import float32
+    from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["PackedTensor", "Packer"]
+__all__ = ["PackedTensor", "Packer", "RowProducts"]
+
+RowProducts = Callable[["NDArray[float32]", "NDArray[float32]", int, int], None]
+"""Products of rows with a vector, see :meth:`Packer.row_products`."""
 
 
 class Packer(Shown, Guarded):
@@ -67,7 +72,7 @@ class Packer(Shown, Guarded):
             "foresee",
             "scales",
         ),
-        *("represent", "pack", "unpack", "dequantize", "dequantize_into", "encode_reference"),
+        *("represent", "pack", "unpack", "dequantize", "dequantize_into", "row_products", "encode_reference"),
         *("quantize_reference", "from_stored"),
     )
 
@@ -356,6 +361,25 @@ class Packer(Shown, Guarded):
             device of the fields. Overwritten.
         """
         out.copy_(self.dequantize(packed))
+
+    def row_products(self, packed: PackedTensor) -> RowProducts | None:
+        """Prepare products with single vectors on a CPU, for formats that have compiled code for them.
+
+        Layers call the result once per token, so whatever depends on the weight alone is settled here.
+
+        Parameters
+        ----------
+        packed : PackedTensor
+            ``(N, K)`` on a CPU; its fields may be referred to, and are not modified.
+
+        Returns
+        -------
+        callable or None
+            ``(x, out, start, stop)`` writes ``W[start:stop] @ x`` into ``out[start:stop]``, values and sums in float32;
+            `x` is ``(K,)`` and `out` ``(N,)``, both float32 and contiguous. Threads call it at the same time, for other
+            rows: it should release the GIL. None: values are decoded for each product, by :meth:`dequantize_into`.
+        """
+        return None
 
     def encode_reference(self, dense: Tensor) -> PackedTensor:
         """Quantize with the format's own reference rule and pack, in one step.

@@ -161,6 +161,14 @@ class PackedLayer(nn.Module):
         held = [home._tensor(name) for name in home._held()]
         return sum(value.nbytes for value in (*held, *home._kept.values()) if value is not None)
 
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Where the tensors that hold the weight are: others than before mean another weight."""
+        home = self._home
+        buffers, parameters = home._buffers, home._parameters
+        found = (buffers.get(at, parameters.get(at)) for at in home._names.values())
+        return tuple(value.data_ptr() for value in found if value is not None)
+
     def packed(self) -> PackedTensor:
         """The weight in its format: exactly the bytes that were loaded."""
         home = self._home

@@ -12,7 +12,7 @@ from torch.nn import functional
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.rows import pick
 from qformats.runtime.layer import PackedLayer
-from qformats.runtime.pieces import multiplied
+from qformats.runtime.products import product
 
 __all__ = ["PackedLayer", "QuantEmbedding", "QuantLinear"]
 
@@ -76,8 +76,8 @@ class QuantLinear(PackedLayer, nn.Linear):  # type: ignore[override] # `weight` 
             return result
         if not input.is_cpu:
             return functional.linear(input, home.dequantize(input.dtype), self.bias)
-        product: Tensor = multiplied(input, home.packed())
-        return product if self.bias is None else product + self.bias
+        result = product(input, home)
+        return result if self.bias is None else result + self.bias
 
 
 class _DecodedLinear(torch.autograd.Function):

@@ -18,10 +18,10 @@ from oracles import ggml
 
 from qformats.errors import ConfigError, ShapeError, UnknownFormatError
 from qformats.kernels import cpu
-from qformats_gguf import kernels
+from qformats_gguf import blocks, kernels
 
-TYPES = sorted(kernels.TYPES)
-BLOCK = kernels.BLOCK
+TYPES = sorted(blocks.TYPES)
+BLOCK = blocks.BLOCK
 HALVES = [np.float16, np.uint16]
 
 
@@ -141,13 +141,13 @@ def _blocks(recipe):
 
 
 def _quantize(name, source):
-    out = np.full((source.shape[0], source.shape[1] // BLOCK * kernels.TYPES[name]), 0xA5, np.uint8)
+    out = np.full((source.shape[0], source.shape[1] // BLOCK * blocks.TYPES[name]), 0xA5, np.uint8)
     return out, kernels.quantize(name, source, out)
 
 
 def _assert_blocks(name, source, got, expected):
     """Compare block by block and show the first block that differs."""
-    size = kernels.TYPES[name]
+    size = blocks.TYPES[name]
     got, expected = got.reshape(-1, size), expected.reshape(-1, size)
     bad = np.flatnonzero((got != expected).any(axis=1))
     if bad.size:
@@ -162,12 +162,12 @@ def _assert_blocks(name, source, got, expected):
 def _scales_overflow(name, packed):
     """Blocks with an infinite fp16 parameter."""
     count = 2 if name.endswith("_1") else 1
-    scales = packed.reshape(-1, kernels.TYPES[name])[:, : 2 * count].copy().view(np.float16)
+    scales = packed.reshape(-1, blocks.TYPES[name])[:, : 2 * count].copy().view(np.float16)
     return int(np.isinf(scales).any(axis=1).sum())
 
 
 def test_sizes_are_gguf_s():
-    for name, size in kernels.TYPES.items():
+    for name, size in blocks.TYPES.items():
         assert (BLOCK, size) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
 
 
@@ -247,13 +247,13 @@ def test_scales_that_overflow_are_counted(name, largest):
 
 def _every_scale(name):
     """A block for each of the 65536 fp16 scales, everything else random."""
-    packed = _rng().integers(0, 256, (1 << 16, kernels.TYPES[name]), dtype=np.uint8)
+    packed = _rng().integers(0, 256, (1 << 16, blocks.TYPES[name]), dtype=np.uint8)
     packed[:, :2] = np.arange(1 << 16, dtype="<u2")[:, None].view(np.uint8)
     return packed
 
 
 def _dequantize(name, packed, dtype=np.float32):
-    out = np.full((packed.shape[0], packed.shape[1] // kernels.TYPES[name] * BLOCK), 7, dtype)
+    out = np.full((packed.shape[0], packed.shape[1] // blocks.TYPES[name] * BLOCK), 7, dtype)
     kernels.dequantize(name, packed, out)
     return out
 
@@ -296,10 +296,10 @@ def test_same_bytes_on_other_processors(processor, needs, tmp_path):
     source = _blocks(COMMON["heavy tails"])
     np.save(tmp_path / "source.npy", source)
     program = (
-        "import sys, numpy as np; from qformats_gguf import kernels;"
+        "import sys, numpy as np; from qformats_gguf import blocks, kernels;"
         "x = np.load('source.npy');"
         "[(kernels.quantize(n, x, o := np.empty((len(x), s), np.uint8)), np.save(n, o))"
-        " for n, s in kernels.TYPES.items()]"
+        " for n, s in blocks.TYPES.items()]"
     )
     environment = {
         **os.environ,

@@ -148,43 +148,24 @@ def _unpack(
 
 @cpu.jit(kernels.__file__)
 def _dequantize(
-    blocks: Any,
-    planes: Any,
-    coding: Any,
-    places: Any,
-    has_minimum: Any,
-    levels: Any,
-    tabled: Any,
-    per_block: Any,
-    out: Any,
+    blocks: Any, planes: Any, coding: Any, places: Any, levels: Any, per_block: Any, out: Any
 ) -> None:
     size = out.shape[1]
     sub = size // per_block
     codes = np.empty(size, np.uint8)
-    scales, minima = np.ones(per_block, np.int8), np.zeros(per_block, np.int8)
+    scales, unused = np.ones(per_block, np.int8), np.zeros(per_block, np.int8)
     for number in range(blocks.shape[0]):
         block = blocks[number]
-        d, dmin = cpu.f16_to_f32(get_half(block, places[1])), float32(0)
-        if has_minimum:
-            dmin = cpu.f16_to_f32(get_half(block, places[2]))
-        _get_scales(block, coding, places[0], scales, minima)
+        d = cpu.f16_to_f32(get_half(block, places[1]))
+        _get_scales(block, coding, places[0], scales, unused)
         codes[:] = uint8(0)
         for k in range(planes.shape[0]):
             _get_plane(block[planes[k, 3] :], codes, planes[k, 0], planes[k, 1], planes[k, 2])
         for j in range(per_block):
             scale = float32(d * float32(scales[j]))
             part, target = codes[j * sub : (j + 1) * sub], out[number, j * sub : (j + 1) * sub]
-            if has_minimum:
-                minimum = float32(dmin * float32(minima[j]))
-                for i in range(target.size):
-                    cpu.write(target, i, float32(float32(scale * float32(part[i])) - minimum))
-            elif tabled:
-                for i in range(target.size):
-                    cpu.write(target, i, float32(scale * levels[part[i]]))
-            else:
-                for i in range(target.size):
-                    level = float32(int32(int32(part[i]) - int32(levels[0])))
-                    cpu.write(target, i, float32(scale * level))
+            for i in range(target.size):
+                cpu.write(target, i, float32(scale * levels[part[i]]))
 
 
 def _layout(kind: SuperLayout) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
@@ -273,7 +254,7 @@ def _check_all(
 
 
 def dequantize(kind: SuperLayout, blocks: NDArray[np.uint8], out: NDArray[Any]) -> None:
-    """Values of blocks.
+    """Values of blocks whose codes stand for levels of a table; others are decoded by :mod:`qformats_gguf.rows`.
 
     Parameters
     ----------
@@ -294,8 +275,5 @@ def dequantize(kind: SuperLayout, blocks: NDArray[np.uint8], out: NDArray[Any]) 
     _check(kind, {"blocks": (blocks, (count, kind.size)), "values": (out, (count, kind.block))})
     cpu.float_kind(out.dtype, "dtype of the output")
     planes, coding, places = _layout(kind)
-    levels = np.array(kind.table or (kind.zero,), np.float32)
-    _dequantize(
-        *(cpu.for_reading(blocks), planes, coding, places, kind.minimum, levels, bool(kind.table)),
-        *(kind.scales, cpu.for_writing(out)),
-    )
+    levels = np.array(kind.table, np.float32)
+    _dequantize(cpu.for_reading(blocks), planes, coding, places, levels, kind.scales, cpu.for_writing(out))

@@ -19,6 +19,8 @@ from qformats_gguf.types import GGMLType
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qformats.interfaces import RowProducts
+
 __all__ = ["SuperBlockPacker"]
 
 _SUMMARIES = {
@@ -196,12 +198,26 @@ class SuperBlockPacker(GGUFPacker):
             return
         self._decode(blocks, out)
 
+    def row_products(self, packed: PackedTensor) -> RowProducts | None:
+        """Products by compiled code that decodes in registers, unless there is a table."""
+        from qformats_gguf import rows
+
+        blocks = self.blocks(packed)
+        stored = blocks.reshape(-1, blocks.shape[-1]).contiguous().numpy()
+        return None if self.layout.table else rows.products(self.layout.name, stored)
+
     def _decode(self, blocks: Tensor, out: Tensor) -> None:
         from qformats.kernels.dense import as_numpy
+        from qformats_gguf import rows
         from qformats_gguf.superblocks import bytes as blockwise
 
-        stored = blocks.cpu().contiguous().numpy().reshape(-1, self.layout.size)
-        blockwise.dequantize(self.layout, stored, as_numpy(out.view(-1)).reshape(-1, self.layout.block))
+        stored, values = blocks.cpu().contiguous().numpy(), as_numpy(out.view(-1))
+        if self.layout.table:
+            blockwise.dequantize(
+                self.layout, stored.reshape(-1, self.layout.size), values.reshape(-1, self.layout.block)
+            )
+        else:
+            rows.decode(self.layout.name, stored, values.reshape(-1, int(out.shape[-1])))
 
     def encode_reference(self, dense: Tensor) -> PackedTensor:
         """llama.cpp's own rounding, without an importance matrix.

@@ -1,0 +1,78 @@
+"""Products of a few vectors with a packed weight on a CPU, by the format's own code for rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from qformats.runtime.pieces import multiplied
+from qformats.work.crew import share
+
+if TYPE_CHECKING:
+    from qformats.interfaces.packer import RowProducts
+    from qformats.runtime.layer import PackedLayer
+
+__all__ = ["product"]
+
+_FEW = 8
+"""Vectors; from more on decoding once for all of them is faster."""
+_THREAD = 1 << 21
+"""Weights that are worth a thread: it is woken in the time in which about so many are multiplied."""
+
+_prepared: WeakKeyDictionary[PackedLayer, tuple[tuple[int, ...], RowProducts | None]] = WeakKeyDictionary()
+"""By layer: where its fields are, and what multiplies them."""
+
+
+def _rows_of(layer: PackedLayer) -> RowProducts | None:
+    at = layer.addresses
+    found = _prepared.get(layer)
+    if found is None or found[0] != at:
+        packed = layer.packed()
+        found = _prepared[layer] = at, packed.packer.row_products(packed)
+    return found[1]
+
+
+def product(x: Tensor, layer: PackedLayer) -> Tensor:
+    """``x @ W.T`` without gradients: ``(..., K)`` to ``(..., N)``, in the dtype of `x`, all on a CPU.
+
+    Parameters
+    ----------
+    x : Tensor
+        float32, float16 or bfloat16.
+    layer : PackedLayer
+        Holds the weight, packed.
+    """
+    # The decorator alone would cost each call as much as a small product.
+    return _uncompiled(x, layer) if torch.compiler.is_compiling() else _product(x, layer)
+
+
+def _product(x: Tensor, layer: PackedLayer) -> Tensor:
+    rows, columns = layer.shape
+    count = x.numel() // columns if columns else 0
+    run = _rows_of(layer) if 0 < count <= _FEW else None
+    if run is None:
+        decoded: Tensor = multiplied(x, layer.packed())
+        return decoded
+    out = torch.empty((*x.shape[:-1], rows), dtype=torch.float32)
+    values = x.detach().to(torch.float32).contiguous().numpy().reshape(count, columns)
+    targets = out.numpy().reshape(count, rows)
+    threads = min(torch.get_num_threads(), rows * columns // _THREAD)
+    if threads > 1:
+
+        def work(start: int, stop: int) -> None:
+            for value, target in zip(values, targets, strict=True):
+                run(value, target, start, stop)
+
+        share(work, rows, threads)
+    else:
+        for value, target in zip(values, targets, strict=True):
+            run(value, target, 0, rows)
+    return out if x.dtype == torch.float32 else out.to(x.dtype)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator] # compiled code of packers
+def _uncompiled(x: Tensor, layer: PackedLayer) -> Tensor:
+    return _product(x, layer)
