@@ -42,6 +42,7 @@ from qformats.runtime.one_table import with_one_table
 from qformats.runtime.parallel import join, own_share
 from qformats.runtime.report import LoadedWeight, report_of
 from qformats.runtime.resizing import refuse_resizing
+from qformats.runtime.steps import single_threaded_steps
 from qformats.sources import open_model
 from qformats.work.arguments import mapping, path, several
 from qformats.work.device import chosen_device
@@ -169,6 +170,8 @@ class _Filling:
         if self.model.qformats_report.weights:
             self.model.save_pretrained = _refuse_saving
             refuse_resizing(self.model)
+            if self.device.type == "cpu":
+                single_threaded_steps(self.model)
         return self.model
 
     # Where tensors go.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qformats.runtime.pieces import multiplied
+from qformats.runtime.steps import FEW, threads
 from qformats.work.crew import share
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["product"]
 
-_FEW = 8
-"""Vectors; from more on decoding once for all of them is faster."""
 _THREAD = 1 << 21
 """Weights that are worth a thread: it is woken in the time in which about so many are multiplied."""
 
@@ -52,21 +51,21 @@ def product(x: Tensor, layer: PackedLayer) -> Tensor:
 def _product(x: Tensor, layer: PackedLayer) -> Tensor:
     rows, columns = layer.shape
     count = x.numel() // columns if columns else 0
-    run = _rows_of(layer) if 0 < count <= _FEW else None
+    run = _rows_of(layer) if 0 < count <= FEW else None
     if run is None:
         decoded: Tensor = multiplied(x, layer.packed())
         return decoded
     out = torch.empty((*x.shape[:-1], rows), dtype=torch.float32)
     values = x.detach().to(torch.float32).contiguous().numpy().reshape(count, columns)
     targets = out.numpy().reshape(count, rows)
-    threads = min(torch.get_num_threads(), rows * columns // _THREAD)
-    if threads > 1:
+    workers = min(threads(), rows * columns // _THREAD)
+    if workers > 1:
 
         def work(start: int, stop: int) -> None:
             for value, target in zip(values, targets, strict=True):
                 run(value, target, start, stop)
 
-        share(work, rows, threads)
+        share(work, rows, workers)
     else:
         for value, target in zip(values, targets, strict=True):
             run(value, target, 0, rows)

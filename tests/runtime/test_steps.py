@@ -1,0 +1,74 @@
+"""Steps of a few tokens on a CPU run on one of torch's threads; everything else on all of them."""
+
+import pytest
+import torch
+
+import qformats
+from qformats.runtime import steps
+from qformats.work.pool import torch_threads
+
+
+@pytest.fixture(scope="module")
+def model():
+    return qformats.load_model("demo", format="gguf:q4_0", device="cpu")
+
+
+@pytest.fixture
+def seen(model):
+    """Torch's threads, and those for products, in each pass."""
+    found = []
+    handle = model.model.norm.register_forward_hook(
+        lambda *_: found.append((torch.get_num_threads(), steps.threads()))
+    )
+    yield found
+    handle.remove()
+
+
+def run(model, tokens, **more):
+    with torch.inference_mode():
+        return model(input_ids=torch.arange(tokens)[None], **more)
+
+
+def test_few_tokens_and_many(model, seen):
+    with torch_threads(2):
+        cache = run(model, 9, use_cache=True).past_key_values
+        run(model, 1, past_key_values=cache)
+        run(model, 8)
+        assert torch.get_num_threads() == 2
+    assert seen == [(2, 2), (1, 2), (1, 2)]
+
+
+def test_attention_to_a_long_past_has_all_threads(model, seen, monkeypatch):
+    with torch_threads(2):
+        cache = run(model, 40, use_cache=True).past_key_values
+        # Keys and values of 40 positions, float32.
+        config = model.config
+        monkeypatch.setattr(steps, "_ATTENDED", 40 * 8 * config.num_key_value_heads * config.head_dim - 1)
+        run(model, 1, past_key_values=cache)
+        monkeypatch.setattr(steps, "_ATTENDED", 41 * 8 * config.num_key_value_heads * config.head_dim)
+        run(model, 1, past_key_values=cache)
+    assert seen == [(2, 2), (2, 2), (1, 2)]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failures_cost_no_threads(model, error):
+    def fails(*_):
+        raise error
+
+    with torch_threads(2):
+        handle = model.model.norm.register_forward_hook(fails)
+        with pytest.raises(error):
+            run(model, 1)
+        handle.remove()
+        # Hooks do not follow on an interruption: the next pass makes up for it.
+        run(model, 1)
+        assert (torch.get_num_threads(), steps.threads()) == (2, 2)
+
+
+def test_generation_gives_the_same_tokens(model):
+    ids = torch.arange(5)[None]
+    found = []
+    for count in (1, 2):
+        with torch_threads(count):
+            found.append(model.generate(ids, max_new_tokens=12, do_sample=False))
+    assert torch.equal(*found)
