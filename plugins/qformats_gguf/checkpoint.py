@@ -15,6 +15,7 @@ from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.work.files import map_file
 from qformats_gguf import tokenizer
 from qformats_gguf.architectures import Architecture, TensorMapping
+from qformats_gguf.architectures.longrope import TENSORS
 from qformats_gguf.architectures.rows import ROWS
 from qformats_gguf.metadata import Keys, Metadata, ValueType
 from qformats_gguf.options import ignore_unsupported
@@ -101,9 +102,8 @@ class GGUFCheckpoint(Checkpoint):
             raise CheckpointError(
                 self.path, "holds no tensors (a vocabulary only?)", "a model with weights", hint=_VOCABULARY
             )
-        extra = {}
-        if "rope_freqs.weight" in self.stored:
-            extra["rope_freqs.weight"] = self.stored["rope_freqs.weight"].dequantize().numpy()
+        factors = [name for name in ("rope_freqs.weight", *TENSORS) if name in self.stored]
+        extra = {name: self.stored[name].dequantize().numpy() for name in factors}
         return Architecture.from_metadata(
             self.native,
             [name for name in self.stored if name not in self._copies],

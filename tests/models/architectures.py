@@ -103,6 +103,15 @@ _MINISTRAL = _rope(
     mscale_all_dim=1.2,
     llama_4_scaling_beta=0.3,
 )
+_LONG = {
+    "sliding_window": None,
+    **_rope(
+        "longrope",
+        short_factor=[1.0 + 0.05 * i for i in range(6)],
+        long_factor=[1.5 + 0.5 * i for i in range(6)],
+        partial_rotary_factor=0.75,
+    ),
+}
 _COHERE2 = {"logit_scale": 0.25, "sliding_window": 16, "tie_word_embeddings": True}
 _LINEAR = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500000.0},
@@ -129,6 +138,24 @@ CASES: dict[str, Case] = {
     # llama.cpp treats tokens otherwise where general.name, made from the folder's, has the family's name in it.
     "ph3-partial": Case(
         "phi3", "Phi3ForCausalLM", {"sliding_window": None, **_rope(partial_rotary_factor=0.5)}, "llama-spm"
+    ),
+    # Longer than the original context: texts of the tests, and what llama.cpp allocates for them.
+    "ph3-long": Case(
+        "phi3", "Phi3ForCausalLM", {"original_max_position_embeddings": 32, **_LONG}, "llama-spm"
+    ),
+    "ph3-short": Case(
+        "phi3",
+        "Phi3ForCausalLM",
+        {
+            "original_max_position_embeddings": 512,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {
+                **_LONG["rope_parameters"],
+                "attention_factor": 1.5,
+                "partial_rotary_factor": 0.75,
+            },
+        },
+        "llama-spm",
     ),
     "granite": Case("granite", "GraniteForCausalLM", _GRANITE),
     "smollm3": Case("smollm3", "SmolLM3ForCausalLM", {"num_hidden_layers": 8}),
@@ -322,10 +349,10 @@ TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma2": ("gemma2", {"layer_types": ["full_attention"] * 4}, "layer_types"),
     "gemma2-untied": ("gemma2", {"tie_word_embeddings": False}, "tie_word_embeddings"),
     "phi3": ("ph3-partial", {"sliding_window": 16}, "sliding_window"),
-    "phi3-long": (
+    "phi3-factors": (
         "ph3-partial",
-        _rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 4, factor=2.0),
-        "rope_parameters.rope_type",
+        _rope("longrope", short_factor=[1.0] * 4, long_factor=[2.0] * 3, partial_rotary_factor=0.5),
+        "rope_parameters.long_factor",
     ),
     "olmo3": (
         "olmo3-yarn",

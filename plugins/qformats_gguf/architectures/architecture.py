@@ -13,7 +13,7 @@ import numpy as np
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.folder import predicts
 from qformats.interfaces import evaluate
-from qformats_gguf.architectures import llama3, multimodal, rope, windows
+from qformats_gguf.architectures import llama3, longrope, multimodal, rope, windows
 from qformats_gguf.architectures.config import computed, limits, normalize, restore
 from qformats_gguf.architectures.keys import strangers
 from qformats_gguf.architectures.numbers import metadata_number, sizes
@@ -139,7 +139,7 @@ class Architecture:
         names : iterable of str
             Names of all tensors: they tell tied embeddings and biases.
         extra_tensors : mapping of str to numpy.ndarray, optional
-            Values of ``rope_freqs.weight``, needed if the file has it.
+            Values of ``rope_freqs.weight`` and of ``rope_factors_*.weight``, needed where the file has them.
         source : str
             File name for messages.
         force : bool
@@ -344,15 +344,18 @@ class Architecture:
         return metadata
 
     def extra_tensors(self) -> dict[str, np.ndarray]:
-        """Tensors that only GGUF has, float32 by GGUF name: the factors of a llama3 rotary scaling."""
+        """Tensors that only GGUF has, float32 by GGUF name: the factors of a llama3 or longrope rotary scaling."""
         parameters = self.config.get("rope_parameters", {})
+        if "longrope" in self.row.rope and parameters.get("rope_type") == "longrope":
+            return {**longrope.tensors(parameters)}
         if "llama3" not in self.row.rope or parameters.get("rope_type") != "llama3":
             return {}
         return {"rope_freqs.weight": llama3.factors(parameters, self.config["head_dim"])}
 
     def is_extra(self, name: str) -> bool:
         """Whether a GGUF tensor is one of those that `extra_tensors` makes: configuration, not weights."""
-        return name == "rope_freqs.weight" and "llama3" in self.row.rope
+        longrope_too = name in longrope.TENSORS and "longrope" in self.row.rope
+        return longrope_too or (name == "rope_freqs.weight" and "llama3" in self.row.rope)
 
     def _match(self, name: str, side: str) -> tuple[TensorRule, int, int, str] | None:
         """Rule, block, expert and ending of the GGUF name of a name; one that holds, if there are several."""
@@ -520,9 +523,11 @@ def _tells(row: Row, metadata: Metadata, source: str) -> bool:
 
 
 def _rope_metadata(prefix: str, config: Config, row: Row) -> tuple[Metadata, list[Problem]]:
+    """Keys of the rotary embedding, and what llama.cpp does not compute of it."""
     head_dim = int(config["head_dim"]) if row.partial_rotary else None
     parameters: dict[str, Any] = config["rope_parameters"]
-    return rope.to_metadata(prefix, parameters, row.rope, head_dim, yarn=row.yarn)
+    positions = int(config["max_position_embeddings"])
+    return rope.to_metadata(prefix, parameters, row.rope, head_dim, yarn=row.yarn, positions=positions)
 
 
 def _settle(

@@ -12,7 +12,7 @@ import numpy as np
 from qformats.errors import CheckpointError, ConfigError
 from qformats.folder import config_class
 from qformats.interfaces import Values, evaluate
-from qformats_gguf.architectures import llama3, rope, windows
+from qformats_gguf.architectures import llama3, longrope, rope, windows
 from qformats_gguf.architectures.keys import OLD_NAMES, ROTARY, SIZES, understood
 from qformats_gguf.architectures.numbers import config_number, metadata_number, sizes
 from qformats_gguf.architectures.schema import REQUIRED, Config, HFModel, If, MetaRule, Problem, Row
@@ -95,9 +95,8 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
     if row.local_rope:
         full["local_rope_parameters"] = rope.local(full, source, row.local_theta or model.theta)
     if row.rope:
-        full["rope_parameters"] = rope.standard(
-            rope.of_global_layers(full) if row.local_rope else full, source, model.theta
-        )
+        one = rope.of_global_layers(full) if row.local_rope else full
+        full["rope_parameters"] = rope.standard(one, source, model.theta, long="longrope" in row.rope)
         if "alpha" in row.rope:
             full["rope_parameters"] = rope.stretched(full["rope_parameters"], full["head_dim"])
         full.pop("rope_scaling", None)
@@ -244,10 +243,14 @@ def restore(
     if row.rope:
         context = config["max_position_embeddings"]
         partly = int(config["head_dim"]) if row.partial_rotary else None
+        long = "longrope" in row.rope and any(name in names for name in longrope.TENSORS)
         parameters, understood, problems = rope.from_metadata(
-            prefix, metadata, context, row.rope, source, partly, yarn=row.yarn
+            prefix, metadata, context, row.rope, source, partly, yarn=row.yarn, long=long
         )
         known |= understood
+        if long:
+            rotated = int(config["head_dim"] * parameters.get("partial_rotary_factor", 1))
+            parameters = longrope.restored(parameters, extra, rotated, context, source)
         if "llama3" in row.rope and "rope_freqs.weight" in names:
             parameters = _with_factors(parameters, extra, context, config["head_dim"], source)
         config["rope_parameters"] = parameters

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from qformats.errors import CheckpointError, ConfigError
+from qformats_gguf.architectures import longrope
 from qformats_gguf.architectures.numbers import config_number, metadata_number
 from qformats_gguf.architectures.schema import Config, Problem
 from qformats_gguf.metadata import Keys, Metadata, f32, string, u32
@@ -49,7 +50,9 @@ _LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 _TEMPERATURE = "attention.temperature_scale"
 
 
-def standard(config: Config, source: str = "config.json", theta: float = DEFAULT_THETA) -> dict[str, Any]:
+def standard(
+    config: Config, source: str = "config.json", theta: float = DEFAULT_THETA, *, long: bool = False
+) -> dict[str, Any]:
     """Rotary parameters in the form of Transformers 5, from a ``config.json`` of any version.
 
     Parameters
@@ -60,6 +63,8 @@ def standard(config: Config, source: str = "config.json", theta: float = DEFAULT
         File, for messages.
     theta : float
         Base where the configuration says nothing.
+    long : bool
+        Whether what is called su or yarn is longrope, as in older configurations of Phi-3.
 
     Returns
     -------
@@ -82,6 +87,8 @@ def standard(config: Config, source: str = "config.json", theta: float = DEFAULT
     kind = str(rope.pop("type", None) or "default")
     rope = {key: value for key, value in rope.items() if value is not None}
     rope.setdefault("rope_type", kind)
+    if long and rope["rope_type"] in ("su", "yarn"):
+        rope["rope_type"] = "longrope"
     rope.setdefault("rope_theta", config.get("rope_theta") or theta)
     if config.get("partial_rotary_factor") is not None:
         rope.setdefault("partial_rotary_factor", config["partial_rotary_factor"])
@@ -151,6 +158,7 @@ def to_metadata(
     head_dim: int | None = None,
     *,
     yarn: tuple[str, ...] = (),
+    positions: int = 0,
 ) -> tuple[Metadata, list[Problem]]:
     """Metadata for a rotary scaling, and what llama.cpp does not compute of it.
 
@@ -166,6 +174,8 @@ def to_metadata(
         Elements of a head, where the architecture may rotate only the first of them.
     yarn : tuple of str
         What it reads of YaRN beside the factor; see `Row`.
+    positions : int
+        The model's longest text, where the architecture computes longrope.
     """
     metadata: Metadata = {}
     problems: list[Problem] = []
@@ -245,6 +255,12 @@ def to_metadata(
         problems += _only(
             where, "extrapolation_factor", rope.get("extrapolation_factor", 1), 1, "nothing reads it"
         )
+    if kind in supported and kind == "longrope":
+        found = longrope.problems(rope, int((head_dim or 0) * part))
+        problems += found
+        attention = 1.0 if found else longrope.attention_factor(rope, positions)
+        if attention != 1:
+            metadata[prefix + "rope.scaling.attn_factor"] = f32(attention)
     metadata[prefix + "rope.freq_base"] = f32(rope["rope_theta"])
     return metadata, problems
 
@@ -293,6 +309,7 @@ def from_metadata(
     head_dim: int | None = None,
     *,
     yarn: tuple[str, ...] = (),
+    long: bool = False,
 ) -> tuple[dict[str, Any], set[str], list[Problem]]:
     """Rotary parameters of a GGUF file, except a llama3 scaling (see ``llama3.fit``).
 
@@ -327,8 +344,11 @@ def from_metadata(
     temperature = get(_TEMPERATURE, None) if "temperature" in yarn else None
     known.update({prefix + "rope.scaling.yarn_ext_factor", prefix + "rope.scaling.finetuned"})
 
-    if kind == "none" or (kind == "linear" and factor == 1):
-        rope: dict[str, Any] = {"rope_type": "default"}
+    if long and kind in ("none", "linear", "longrope") and factor == 1:
+        original = {"original_max_position_embeddings": int(context)}
+        rope: dict[str, Any] = {"rope_type": "longrope", "attention_factor": attention, **original}
+    elif kind == "none" or (kind == "linear" and factor == 1):
+        rope = {"rope_type": "default"}
     elif kind in ("linear", "yarn") and kind in supported:
         rope = {"rope_type": kind, "factor": factor}
     else:
@@ -354,7 +374,7 @@ def from_metadata(
         elif upstream_attention is not None:
             # Where upstream's converter put Transformers' attention_factor; llama.cpp itself ignores it.
             rope["attention_factor"] = shortest(upstream_attention)
-    elif attention != 1:
+    elif attention != 1 and rope["rope_type"] != "longrope":
         problems.append(
             Problem(
                 prefix + "rope.scaling.attn_factor",
