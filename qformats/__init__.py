@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qformats.api import (
         compare,
+        contributions,
         dequantize,
         export,
         formats,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
         unpack,
     )
     from qformats.errors import QFormatsError
-    from qformats.hookspecs import hookimpl
+    from qformats.hookspecs import hookimpl, hookspec
     from qformats.interfaces import (
         Checkpoint,
         DensePacker,
@@ -77,11 +78,13 @@ __all__ = [
     "TableGrid",
     "__version__",
     "compare",
+    "contributions",
     "dequantize",
     "export",
     "formats",
     "from_pretrained",
     "hookimpl",
+    "hookspec",
     "imatrix",
     "load_model",
     "load_tokenizer",
@@ -98,7 +101,7 @@ __all__ = [
 
 _HOMES = {
     "errors": ("QFormatsError",),
-    "hookspecs": ("hookimpl",),
+    "hookspecs": ("hookimpl", "hookspec"),
     "interfaces": (
         *("Checkpoint", "DensePacker", "Family", "FieldSpec", "FormatSpec", "KernelSpec", "Loader"),
         *("ModelClass", "PackedTensor", "Packer", "Quantizer", "StoredTensor"),

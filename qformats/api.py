@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "compare",
+    "contributions",
     "dequantize",
     "export",
     "formats",
@@ -59,6 +60,28 @@ def formats() -> list[FormatSpec]:
     ['glm:int8', 'glm:int8-bf16', 'glm:int8-f32']
     """
     return [packer.spec for packer in registry().formats()]
+
+
+def contributions(hook: str) -> list[tuple[str, Any]]:
+    """What plugins return from a hook that a plugin has of its own (``qformats_register_hooks``), for that plugin.
+
+    Parameters
+    ----------
+    hook : str
+        Name of the hook.
+
+    Returns
+    -------
+    list of (str, object)
+        How messages refer to each plugin, and what it returned when it was loaded, built-in plugins first.
+
+    Examples
+    --------
+    >>> import qformats
+    >>> [owner.split()[1] for owner, files in qformats.contributions("qformats_gguf_register_architectures")][0]
+    "'gguf'"
+    """
+    return registry().contributions(hook)
 
 
 def open(model: str | PathLike[str], *, options: Mapping[str, str] | None = None) -> Checkpoint:

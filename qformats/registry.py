@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import pluggy
@@ -63,6 +64,8 @@ class PluginRecord:
         Why it was refused; ``None`` if it works.
     quantizers, formats, loaders, models : list of str
         Names that it registered.
+    hooks : list of str
+        Hooks of other plugins, or of its own, that it implements.
     """
 
     name: str
@@ -74,6 +77,7 @@ class PluginRecord:
     formats: list[str] = field(default_factory=list)
     loaders: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    hooks: list[str] = field(default_factory=list)
 
     @property
     def owner(self) -> str:
@@ -97,21 +101,34 @@ class Registry:
         self._formats: dict[str, tuple[Family, PluginRecord]] = {}
         self._loaders: dict[str, tuple[Loader, PluginRecord]] = {}
         self._models: dict[str, tuple[ModelClass, PluginRecord]] = {}
+        self._hooks: dict[str, list[tuple[PluginRecord, Any]]] = {}
         manager = pluggy.PluginManager(GROUP)
         manager.add_hookspecs(hookspecs)
         points = list(entry_points(group=GROUP) if points is None else points)
+        later = []
         for point in _in_order(points):
             record = _record(point)
             self.plugins.append(record)
-            try:
-                self._load(manager, point, record)
-            except PluginLoadError as error:
-                record.error = error.reason
-            except NameTakenError as error:
-                record.error = str(error)
+            known = len(self._hooks)
+            self._try(manager, point, record)
+            if record.error is not None:
+                later.append((point, record, known))
+        for point, record, known in later:
+            # It may implement a hook of a plugin that was loaded after it.
+            if len(self._hooks) > known:
+                record.error = None
+                self._try(manager, point, record)
         for name in sorted((_chosen() or set()) - {point.name for point in points}):
             reason = f"{SWITCH} names it, but nothing installed has a plugin of that name"
             self.plugins.append(PluginRecord(name, "not installed", "", "", reason))
+
+    def _try(self, manager: pluggy.PluginManager, point: EntryPoint, record: PluginRecord) -> None:
+        try:
+            self._load(manager, point, record)
+        except PluginLoadError as error:
+            record.error = error.reason
+        except NameTakenError as error:
+            record.error = str(error)
 
     def _load(self, manager: pluggy.PluginManager, point: EntryPoint, record: PluginRecord) -> None:
         for other in self.plugins:
@@ -124,6 +141,7 @@ class Registry:
                 raise PluginLoadError(record.name, reason)
         try:
             manager.register(plugin, name=record.name)
+            self._specify(manager, plugin, record)
             manager.check_pending()
             self._collect(manager, plugin, record)
         except BaseException as error:
@@ -134,6 +152,23 @@ class Registry:
             if isinstance(error, pluggy.PluginValidationError):
                 raise PluginLoadError(record.name, _suggested(manager, plugin, _one_line(error))) from error
             raise
+
+    def _specify(self, manager: pluggy.PluginManager, plugin: object, record: PluginRecord) -> None:
+        """Take the hooks that the plugin has for others."""
+        hook = "qformats_register_hooks"
+        modules = _returned(manager, plugin, hook, record)
+        if modules is None:
+            return
+        if not isinstance(modules, list) or not all(isinstance(each, ModuleType) for each in modules):
+            reason = f"{hook} returned {modules!r}, expected a list of modules"
+            raise PluginLoadError(record.name, reason)
+        for module in modules:
+            names = [name for name in vars(module) if name.startswith("qformats_")]
+            for name in names:
+                if hasattr(manager.hook, name) and getattr(manager.hook, name).has_spec():
+                    raise NameTakenError("hook", name, "another plugin or the framework", record.owner)
+            _guarded(record, hook, partial(manager.add_hookspecs, module))
+            self._hooks.update({name: [] for name in names})
 
     def _collect(self, manager: pluggy.PluginManager, plugin: object, record: PluginRecord) -> None:
         """Take the plugin's classes: all of them, or none if one is refused."""
@@ -165,12 +200,17 @@ class Registry:
             for name in _formats(family, record):
                 self._claim("format", name, record, formats, self._formats)
                 formats[name] = family
+        others = [(hook, _returned(manager, plugin, hook, record)) for hook in self._hooks]
         self._quantizers.update({name: (quantizer, record) for name, quantizer in quantizers.items()})
         self._loaders.update({name: (loader, record) for name, loader in loaders.items()})
         self._models.update({name: (model, record) for name, model in models.items()})
         self._formats.update({name: (family, record) for name, family in formats.items()})
         for family in families:
             self._families.setdefault(family.name, []).append(family)
+        for hook, value in others:
+            if value is not None:
+                self._hooks[hook].append((record, value))
+                record.hooks.append(hook)
         record.quantizers, record.loaders = list(quantizers), list(loaders)
         record.models, record.formats = list(models), list(formats)
 
@@ -191,6 +231,10 @@ class Registry:
     def failures(self) -> dict[str, str]:
         """Plugins that were refused, and why."""
         return {f"{r.name} {r.distribution} {r.version}".rstrip(): r.error for r in self.plugins if r.error}
+
+    def contributions(self, hook: str) -> list[tuple[str, Any]]:
+        """What plugins returned from a hook of a plugin's own, each with how messages refer to the plugin."""
+        return [(record.owner, value) for record, value in self._hooks[hook]]
 
     def packer(self, format: str) -> Packer:
         """Packer of a format, ``family:variant``, or a family's default.
@@ -385,7 +429,7 @@ def _one_line(error: BaseException) -> str:
 
 def _suggested(manager: pluggy.PluginManager, plugin: object, reason: str) -> str:
     """Why pluggy refused a plugin, with the correct name of a hook that it misspelt."""
-    known = [name for name in vars(hookspecs) if name.startswith("qformats_")]
+    known = [name for name in vars(manager.hook) if getattr(manager.hook, name).has_spec()]
     for name in dir(plugin):
         if manager.parse_hookimpl_opts(plugin, name) is not None and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -405,25 +449,26 @@ def _guarded(record: PluginRecord, what: str, call: Callable[[], T]) -> T:
         raise PluginLoadError(record.name, f"{what} raised {reason}" if what else reason) from error
 
 
+def _returned(manager: pluggy.PluginManager, plugin: object, hook: str, record: PluginRecord) -> Any:
+    """What a plugin returns from a hook; None if it does not implement it."""
+    for implementation in getattr(manager.hook, hook).get_hookimpls():
+        if implementation.plugin is plugin:
+            return _guarded(record, hook, implementation.function)
+    return None
+
+
 def _classes(
     manager: pluggy.PluginManager, plugin: object, kind: str, base: Any, record: PluginRecord
 ) -> Sequence[type[Any]]:
     """Classes that a plugin's hook for quantizers, families, loaders or models returns."""
     hook = f"qformats_register_{kind}"
-    caller = getattr(manager.hook, hook)
-    for implementation in caller.get_hookimpls():
-        if implementation.plugin is plugin:
-            found = _guarded(record, hook, implementation.function)
-            if not isinstance(found, list) or not all(
-                isinstance(item, type) and issubclass(item, base) for item in found
-            ):
-                raise PluginLoadError(
-                    record.name,
-                    f"{hook} returned {found!r}, expected a list of subclasses of {base.__name__}",
-                )
-            classes: list[type[Any]] = found
-            return classes
-    return []
+    found = _returned(manager, plugin, hook, record)
+    if found is None:
+        return []
+    if not isinstance(found, list) or not all(isinstance(i, type) and issubclass(i, base) for i in found):
+        reason = f"{hook} returned {found!r}, expected a list of subclasses of {base.__name__}"
+        raise PluginLoadError(record.name, reason)
+    return found
 
 
 def _formats(family: Family, record: PluginRecord) -> list[str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import ModuleType
+
 from qformats import Family, Loader, hookimpl
+from qformats_gguf import hookspecs
 from qformats_gguf.family import GGUF
 from qformats_gguf.loader import GGUFLoader
 
@@ -19,3 +23,16 @@ def qformats_register_families() -> list[type[Family]]:
 def qformats_register_loaders() -> list[type[Loader]]:
     """GGUF files."""
     return [GGUFLoader]
+
+
+@hookimpl
+def qformats_register_hooks() -> list[ModuleType]:
+    """The hook for further architectures."""
+    return [hookspecs]
+
+
+@hookimpl
+def qformats_gguf_register_architectures() -> list[Path]:
+    """The table that comes with it, less what its files share."""
+    files = sorted((Path(__file__).parent / "architectures" / "table").glob("*.toml"))
+    return [file for file in files if file.stem != "common"]

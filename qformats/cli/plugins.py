@@ -42,4 +42,5 @@ def _brought(record: PluginRecord) -> str:
     parts += [f"quantizer {name}" for name in record.quantizers]
     parts += [f"container {name}" for name in record.loaders]
     parts += [f"model {name}" for name in record.models]
+    parts += [f"hook {name}" for name in record.hooks]
     return "; ".join(parts) or "nothing"

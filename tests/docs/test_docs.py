@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import pkgutil
@@ -9,6 +10,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,6 +18,7 @@ import qformats
 from qformats import hookspecs
 
 ROOT = Path(__file__).resolve().parents[2]
+PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/__init__.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -58,13 +61,22 @@ def test_first_command_of_the_readme_prints_what_it_says(tmp_path: Path) -> None
     assert steady(done.stdout) == steady(shown)
 
 
+def _own_hooks(plugin: str) -> ModuleType | None:
+    """Specifications of the hooks that a built-in plugin has for others."""
+    name = f"{plugin}.hookspecs"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
 def test_every_hook_is_documented_with_its_signature() -> None:
     page = (ROOT / "docs" / "plugin_hooks.md").read_text(encoding="utf-8")
     documented = re.findall(r"^## `(.+)`$", page, re.MULTILINE)
+    own = [module for plugin in PLUGINS if (module := _own_hooks(plugin))]
+    assert own
     hooks = [
         f"{name}({', '.join(inspect.signature(function).parameters)})"
-        for name, function in vars(hookspecs).items()
-        if name.startswith("qformats_")
+        for module in (hookspecs, *own)
+        for name, function in vars(module).items()
+        if name.startswith("qformats_") and inspect.isfunction(function)
     ]
     assert sorted(documented) == sorted(hooks)
 

@@ -418,6 +418,60 @@ def test_the_example_for_subtle_mistakes_is_right_itself(discover, tmp_path, req
     assert registry.quantizer("extra").name == registry.loader("extra").name == "extra"
 
 
+_OWNER = """
+import types
+import qformats
+
+specs = types.ModuleType("specs")
+source = "import qformats\\n@qformats.hookspec\\ndef qformats_zoo_register_animals():\\n    ''"
+exec(source, vars(specs))
+
+@qformats.hookimpl
+def qformats_register_hooks():
+    return [specs]
+"""
+_USER = """
+import qformats
+
+@qformats.hookimpl
+def qformats_zoo_register_{what}():
+    return ["gnu"]
+"""
+
+
+def test_a_plugin_has_hooks_for_others_whatever_their_order(discover, tmp_path, request):
+    trees = [
+        _tree(tmp_path / name, name, code)
+        for name, code in (("aardvark", _USER.format(what="animals")), ("zoo", _OWNER))
+    ]
+    registry, found = discover(*trees)
+    request.addfinalizer(lambda: [sys.modules.pop(name, None) for name in ("aardvark", "zoo")])
+    assert found == []
+    (((owner, value)),) = registry.contributions("qformats_zoo_register_animals")
+    assert (owner.split()[1], value) == ("'aardvark'", ["gnu"])
+    _works(registry)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "reason"),
+    [
+        ("misspelt", _USER.format(what="animal"), "did you mean qformats_zoo_register_animals?"),
+        ("second", _OWNER, "hook name 'qformats_zoo_register_animals' is taken"),
+        ("wrong", _OWNER.replace("[specs]", "specs"), "expected a list of modules"),
+        ("empty", _OWNER.replace("[specs]", "[types]"), "did not find any 'qformats' hooks in"),
+    ],
+)
+def test_mistakes_with_hooks_of_plugins_are_named(discover, tmp_path, request, name, code, reason):
+    trees = [_tree(tmp_path / each, each, text) for each, text in (("zoo_a", _OWNER), (name, code))]
+    request.addfinalizer(lambda: [sys.modules.pop(each, None) for each in ("zoo_a", name)])
+    registry, _ = discover(*trees)
+    failed = {record.name: record.error for record in registry.plugins if record.error}
+    # The one that comes second by name gets no hook that the first has taken.
+    (error,) = failed.values()
+    assert reason in error
+    _works(registry)
+
+
 def test_ctrl_c_is_the_user_s(discover, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         discover(_tree(tmp_path / "site", "interrupted", "raise KeyboardInterrupt\n"))

@@ -165,13 +165,14 @@ def _names(arch: str) -> Any:
     from gguf import get_tensor_name_map
     from gguf.constants import MODEL_ARCH_NAMES
 
-    found = next(number for number, name in MODEL_ARCH_NAMES.items() if name == arch)
-    return get_tensor_name_map(found, 1)
+    found = [number for number, name in MODEL_ARCH_NAMES.items() if name == arch]
+    return get_tensor_name_map(found[0], 1) if found else None
 
 
 def _gguf_name(arch: str, name: str) -> str:
     stem = name.replace("{i}", "0").replace(".{e}", "")
-    found: str | None = _names(arch).get_name(stem)
+    names = _names(arch)
+    found: str | None = None if names is None else names.get_name(stem)
     if found is None:
         raise ValueError(f"{arch}: gguf has no name for {name}; it needs `to`")
     return found.replace("blk.0.", "blk.{i}.") if "{i}" in name else found
