@@ -274,6 +274,7 @@ def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -
     from qformats_gguf.checkpoint import GGUFCheckpoint
     from qformats_gguf.metadata import u32
     from qformats_gguf.mixes import MIXES
+    from qformats_gguf.model_name import with_safe_name
     from qformats_gguf.types import by_name
 
     if isinstance(source, GGUFCheckpoint):
@@ -285,6 +286,7 @@ def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -
         if not files:
             raise CheckpointError(source.path, "no tokenizer files", "tokenizer.json or tokenizer.model")
         metadata |= tokenizer.to_gguf(files, source.config, pre=options.get("pre"), source=str(source.path))
+        metadata = with_safe_name(metadata, str(source.path))
     variant = default.spec.variant
     number = MIXES[variant].file_type if variant in MIXES else by_name(variant).file_type
     if number is None:

@@ -282,7 +282,7 @@ def _read(metadata: Metadata, key: str, rule: MetaRule, config: Config, source: 
         value = metadata_number(metadata, key, source, whole=whole, zero=zero)
         if value is None and rule.instead:
             value = metadata_number(metadata, key.removesuffix(rule.key) + rule.instead, source, whole=whole)
-        if value is not None:
+        if value is not None and not (rule.optional and value == 0):
             return value if whole else rope.shortest(value)
     if rule.computed:
         return None
