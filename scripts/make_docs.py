@@ -1,15 +1,23 @@
 #!/usr/bin/env python3
 """Write the parts of the documentation that are generated, or with --check tell whether they are up to date.
 
-docs/formats.md comes from the registry, docs/cli.md from the program's own help.
+docs/formats.md comes from the registry, docs/cli.md from the program's own help, docs/architectures.md from the GGUF
+plugin's table.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
+from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qformats_gguf.architectures.schema import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
@@ -65,6 +73,69 @@ def cli_page() -> str:
     return "\n".join(parts) + "\n"
 
 
+def architectures_page() -> str:
+    """Every architecture of GGUF's table: whose models it holds, and what of them is refused."""
+    from qformats_gguf.architectures.rows import ROWS
+
+    lines = [
+        GENERATED,
+        "# Architectures of GGUF files",
+        "",
+        "Models of these types are written as GGUF files and read from them ([how](gguf.md#architectures)). What",
+        "llama.cpp computes differently from Transformers is refused with the reason below, unless",
+        "`-O ignore-unsupported=yes`; so is a rotary scaling that is not listed, and any other key of a",
+        "configuration that may change the numbers.",
+        "",
+        "| GGUF | `model_type` | class in Transformers | rotary scaling |",
+        "| --- | --- | --- | --- |",
+    ]
+    shared = set.intersection(*({limit.key for limit in row.limits} for row in ROWS.values()))
+    for row in sorted(ROWS.values(), key=lambda row: (row.arch, row.name)):
+        types = [f"`{m.model_type}`" for m in row.models]
+        types += [f"text of `{outer}`" for m in row.models for outer in m.within]
+        note = {"read": ", read only", "write": ", written only"}.get(row.only, "")
+        classes = ", ".join(name for model in row.models for name in model.architectures)
+        scalings = ", ".join(kind for kind in row.rope if kind not in ("default", "none", "alpha")) or "none"
+        lines.append(
+            f"| [{row.arch}](#{row.name}) | {', '.join(dict.fromkeys(types))}{note} | {classes} | {scalings} |"
+        )
+    lines += ["", "## What is refused", "", "In every architecture:", ""]
+    lines += [f"- {told}" for told in _refused(next(iter(ROWS.values())), shared, only=True)]
+    for row in sorted(ROWS.values(), key=lambda row: (row.arch, row.name)):
+        lines += ["", f'<a id="{row.name}"></a>', "", f"### {row.name}", "", _described(row), ""]
+        lines += [f"- {told}" for told in _refused(row, shared)]
+    return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
+
+
+def _described(row: Row) -> str:
+    """The comment that its file begins with."""
+    path = ROOT / "plugins" / "qformats_gguf" / "architectures" / "table" / f"{row.name}.toml"
+    first = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in first)
+
+
+def _refused(row: Row, shared: set[str], *, only: bool = False) -> Iterator[str]:
+    """What is refused of models of a row, beside or only what is refused in all rows."""
+    for limit in row.limits:
+        if (limit.key in shared) is only:
+            other = f" other than {' or '.join(f'`{_spelled(each)}`' for each in limit.allowed)}"
+            yield f"`{limit.key}`{other if limit.allowed else ''}: {limit.reason}"
+    if only:
+        return
+    for model in row.models:
+        for check in model.checks:
+            told = " ".join((inspect.getdoc(check) or "").split()).removeprefix("Name ").removesuffix(".")
+            keys = f" ({', '.join(f'`{key}`' for key in model.judged)})" if model.judged else ""
+            yield f"`{model.model_type}`: {told[0].lower()}{told[1:]}{keys}"
+    for key in row.tolerated:
+        yield f"`{key}` is written with a warning"
+
+
+def _spelled(value: object) -> str:
+    """As JSON has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def main() -> None:
     """Write or check."""
     parser = argparse.ArgumentParser(
@@ -74,7 +145,8 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["QFORMATS_PLUGINS"] = ""
     stale = []
-    for name, text in (("formats.md", formats_page()), ("cli.md", cli_page())):
+    pages = {"formats.md": formats_page, "cli.md": cli_page, "architectures.md": architectures_page}
+    for name, text in ((name, page()) for name, page in pages.items()):
         path = ROOT / "docs" / name
         if arguments.check:
             if not path.is_file() or path.read_text(encoding="utf-8") != text:

@@ -61,6 +61,16 @@ def test_first_command_of_the_readme_prints_what_it_says(tmp_path: Path) -> None
     assert steady(done.stdout) == steady(shown)
 
 
+def test_the_page_of_architectures_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts" / "make_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    page = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8")
+    assert page == make.architectures_page(), "run scripts/make_docs.py"
+
+
 def _own_hooks(plugin: str) -> ModuleType | None:
     """Specifications of the hooks that a built-in plugin has for others."""
     name = f"{plugin}.hookspecs"

@@ -25,7 +25,7 @@ def _window(config: Config) -> Problem | None:
 
 
 def _optional_window(config: Config) -> Problem | None:
-    """As `_window`, where `use_sliding_window` and the layer types switch it on."""
+    """Attention that Transformers limits to a window and llama.cpp does not, where it is switched on."""
     if not config.get("use_sliding_window"):
         return None
     kinds = config.get("layer_types")
