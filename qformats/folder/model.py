@@ -17,6 +17,7 @@ from qformats.folder.float8 import find_float8, is_float8
 from qformats.folder.json_object import read_json
 from qformats.folder.resolve import find_weights
 from qformats.folder.shards import BinShard, SafetensorsShard, Shard
+from qformats.folder.stacked import apart
 from qformats.folder.tied import Ties, settle_ties
 from qformats.folder.wrappers import unwrapped
 from qformats.interfaces.checkpoint import Checkpoint
@@ -116,9 +117,10 @@ class FolderCheckpoint(Checkpoint):
         entries = self._entries(weights.index)
         self._stored = list(entries)
         settled = settle_ties(self._unwrapped(self._canonical(entries)), self._config)
-        self.tensors, self._config = settled.tensors, settled.config
+        self._config = settled.config
+        self.tensors, told = apart(settled.tensors, settled.config)
         self.left_out |= settled.left_out
-        self.notes += settled.notes
+        self.notes += (*settled.notes, *told)
 
     @property
     def architecture(self) -> str:

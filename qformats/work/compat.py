@@ -25,7 +25,9 @@ __all__ = [
     "QuantizationConfigMixin",
     "QuantizationMethod",
     "WeightConverter",
+    "WeightRenaming",
     "convert_and_load_state_dict_in_model",
+    "get_checkpoint_conversion_mapping",
     "get_model_conversion_mapping",
     "register_quantization_config",
     "register_quantizer",
@@ -36,10 +38,14 @@ _TESTED = "transformers>=5.17,<6 and torch>=2.11,<3"
 
 try:
     from torch._C import DisableTorchFunctionSubclass
-    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.conversion_mapping import (
+        get_checkpoint_conversion_mapping,
+        get_model_conversion_mapping,
+    )
     from transformers.core_model_loading import (
         ConversionOps,
         WeightConverter,
+        WeightRenaming,
         convert_and_load_state_dict_in_model,
         rename_source_key,
     )
