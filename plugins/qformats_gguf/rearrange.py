@@ -96,6 +96,7 @@ def assembled(parts: Sequence[tuple[StoredTensor, TensorMapping]]) -> StoredTens
         step=shape[0] // pieces[0].groups if pieces[0].groups else 1,
         origin=tensors[0].stored_packer if plain.name != tensors[0].stored_format else None,
         names=frozenset[str]().union(*(tensor.names for tensor in tensors)),
+        pieces=() if pieces[0].groups else tuple(tensors),
     )
 
 
@@ -191,14 +192,20 @@ def _shifted(tensor: StoredTensor, amount: float) -> StoredTensor:
 
 
 def _stacked(parts: Sequence[StoredTensor]) -> StoredTensor:
-    """Matrices as one tensor of three dimensions, on their bytes if they are stored by rows and alike."""
+    """Matrices as one tensor of three dimensions, on their bytes if they are stored by rows and alike.
+
+    If they are alike in another quantized format, they stay apart until they are converted, one by one.
+    """
     first = parts[0]
-    alike = all(part.format == first.format for part in parts) and _by_rows(first.packer)
+    same = all(part.format == first.format for part in parts)
+    alike, separate = same and _by_rows(first.packer), same and not _by_rows(first.packer)
     packer = first.packer if alike else dense("f32")
 
     def load(start: int, stop: int) -> PackedTensor:
         import torch
 
+        if separate and stop - start == 1:
+            return parts[start].read()
         shape = (stop - start, *first.shape)
         read = [part.read() for part in parts[start:stop]]
         if not alike:
@@ -214,11 +221,12 @@ def _stacked(parts: Sequence[StoredTensor]) -> StoredTensor:
         first,
         name=stack_name(first.name),
         shape=(len(parts), *first.shape),
-        packer=packer,
+        packer=first.packer if same else packer,
         nbytes=sum(part.nbytes for part in parts),
         load=load,
         step=1,
-        origin=None if alike else first.stored_packer,
+        origin=first.origin if same else first.stored_packer,
+        separate=separate,
         names=frozenset[str]().union(*(part.names for part in parts)),
         matrices=tuple(part.name for part in parts),
     )

@@ -77,8 +77,10 @@ class FinishedBlocks:
             block += 1
         return block
 
-    def write(self, block: int | str, tensors: Mapping[str, PackedTensor]) -> None:
-        """Write a block, or a weight outside the blocks, to disk, all of it or nothing.
+    def write(
+        self, block: int | str, tensors: Mapping[str, PackedTensor], tokens: Mapping[str, int] | None = None
+    ) -> None:
+        """Write a block, or a weight outside the blocks, to disk, all of it or nothing; and the tokens experts saw.
 
         Raises
         ------
@@ -95,12 +97,22 @@ class FinishedBlocks:
         told = {name: [packed.format, list(packed.shape)] for name, packed in tensors.items()}
         path, partial = self.path(block), self.path(block).with_suffix(".partial")
         try:
-            save_file(content, partial, {"tensors": json.dumps(told)})
+            save_file(
+                content, partial, {"tensors": json.dumps(told), "tokens": json.dumps(dict(tokens or {}))}
+            )
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
         except Exception as error:
             raise OutputError(path, f"cannot be written ({error})", "free some space") from error
+
+    def tokens(self, block: int) -> dict[str, int]:
+        """Tokens that each weight of an expert saw, by canonical name."""
+        from safetensors import safe_open
+
+        with safe_open(self.path(block), "pt") as file:
+            found: dict[str, int] = json.loads(file.metadata().get("tokens", "{}"))
+        return found
 
     def read(self, block: int | str, source: Checkpoint) -> dict[str, StoredTensor]:
         """Tensors of a block, which stand for those of `source`.

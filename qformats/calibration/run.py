@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qformats.calibration.activations import Activations, Memory
+from qformats.calibration.experts import expert_of, few_tokens, stages
 from qformats.calibration.finished import FinishedBlocks
 from qformats.calibration.layer import Layer, Round, Rounded
 from qformats.calibration.moments import Moments
@@ -170,6 +171,7 @@ class Run:
 
         self.progress.start("loading Transformers for the calibration", 0)
         skeleton = Skeleton(self.source, self.dtype, self.device)
+        skeleton.open_experts(self.formats.keys())
         self._check(skeleton)
         self.progress.start("reading the calibration text", 0)
         tokens = sample_tokens(self.source, self.settings, self.progress)
@@ -178,12 +180,17 @@ class Run:
         with torch_threads(blocks.threads):
             self._quantize(skeleton, tokens, blocks)
         replaced: dict[str, StoredTensor] = {}
+        seen: dict[str, int] = {}
         for number in range(len(skeleton.blocks)):
             replaced |= blocks.read(number, self.source)
+            seen |= blocks.tokens(number)
+        note = few_tokens(seen, {name: skeleton.columns(name) for name in seen})
         for part in (_EMBEDDING, _HEAD):
             if blocks.path(part).is_file():
                 replaced |= blocks.read(part, self.source)
-        return ReplacedTensors(self.source, replaced, self._calibrated_on(tokens))
+        done = ReplacedTensors(self.source, replaced, self._calibrated_on(tokens))
+        done.notes = (*done.notes, note) if note else done.notes
+        return done
 
     def _quantize(self, skeleton: Skeleton, tokens: Tensor, blocks: FinishedBlocks) -> None:
         """Add to `blocks` what is missing."""
@@ -218,7 +225,7 @@ class Run:
                     block = _Block(self, skeleton, number, states, plain, [a[number] for a in arguments])
                     written = block.go(done)
                     if written is not None:
-                        blocks.write(number, written)
+                        blocks.write(number, written, block.tokens)
                 if outside.head:
                     blocks.write(_HEAD, {outside.head: outside.ended(states, plain)})
         finally:
@@ -231,12 +238,12 @@ class Run:
         text = self.settings.calibration or "the text that comes with qformats"
         return f"{samples} x {length:,} tokens of {text}"
 
-    def check_moments(self, name: str, moments: Moments) -> None:
-        """Refuse inputs of a layer that are not finite; tell about few of them."""
+    def check_moments(self, name: str, moments: Moments, *, few: bool = True) -> None:
+        """Refuse inputs of a layer that are not finite; tell about few of them, if wanted."""
         if not bool(moments.diagonal.isfinite().all()):
             found = f"the inputs of {name} are not finite in {self.dtype}"
             raise NonFiniteError(found, "run the model in f32 (compute-dtype=f32)")
-        if moments.tokens < len(moments.diagonal):
+        if few and moments.tokens < len(moments.diagonal):
             self.tell(
                 f"few samples: {moments.tokens} tokens for layers of {len(moments.diagonal)} inputs; "
                 "take at least as many tokens as inputs, and preferably ten times as many"
@@ -255,14 +262,14 @@ class Run:
     def _check(self, skeleton: Skeleton) -> None:
         """Refuse tensors that would be skipped silently."""
         linears = {
-            skeleton.name(number, f"{local}.weight")
+            skeleton.weight(number, local)
             for number in range(len(skeleton.blocks))
             for local in skeleton.linears(number)
         }
         within = [name for name in self.formats if name.startswith(f"{skeleton.prefix}.")]
         strange = [name for name in within if name not in linears]
         if strange:
-            raise refused(strange, "weights of linear layers (fused experts are not supported)")
+            raise refused(strange, "weights of linear layers (experts that are stacked on disk are none)")
         ends = (skeleton.embedding, skeleton.head)
         outside = [name for name in self.formats if name not in linears and name not in ends]
         if outside:
@@ -342,6 +349,7 @@ class _Block:
         arguments: Sequence[Mapping[str, Any]],
     ) -> None:
         self.run, self.skeleton, self.number = run, skeleton, number
+        self.tokens: dict[str, int] = {}
         skeleton.load_block(number)
         self.module = skeleton.blocks[number]
         self.stream = Stream(self.module, states, arguments, run.memory, run.device)
@@ -359,11 +367,12 @@ class _Block:
                 self._assign(name, tensor.read())
         else:
             packed = {}
-            groups = self._groups()
-            for index, group in enumerate(groups):
+            stages = self._stages()
+            for index, stage in enumerate(stages):
                 # The unquantized block is not needed after the last group.
-                advanced = index == len(groups) - 1
-                packed |= self._quantize(group, self._gather(group, advance=advanced))
+                advanced = index == len(stages) - 1
+                for group, moments in zip(stage, self._gather(stage, advance=advanced), strict=True):
+                    packed |= self._quantize(group, moments)
         # Nothing but the head comes after the last block.
         last = self.number == len(self.skeleton.blocks) - 1 and self.skeleton.head not in self.run.formats
         for index in range(0 if last else len(self.stream.states)):
@@ -377,8 +386,11 @@ class _Block:
         return_freed()
         return packed
 
-    def _groups(self) -> list[tuple[str, ...]]:
-        """Layers to quantize, in the order in which data reaches them; those of the same input together.
+    def _stages(self) -> list[list[tuple[str, ...]]]:
+        """Layers to quantize, in the order in which data reaches them; those of the same input together, in a group.
+
+        Groups of different experts, whose outputs do not reach each other, are gathered together as far as memory
+        allows.
 
         Raises
         ------
@@ -393,36 +405,57 @@ class _Block:
         course = observe(self.module, linears, states, self.stream.arguments[0])
         groups = [tuple(local for local in group if local in wanted) for group in course.groups]
         reached = {local for group in groups for local in group}
-        missed = [self._name(local) for local in wanted if local not in reached]
-        if missed:
-            raise refused(missed, "layers that the calibration text reaches")
+        missed = [local for local in wanted if local not in reached]
+        strange = [self._name(local) for local in missed if not expert_of(local)]
+        if strange:
+            raise refused(strange, "layers that the calibration text reaches")
         for stream in (self.stream, self.twin):
             if stream is not None:
                 stream.follow(course)
-        return [group for group in groups if group]
+        return stages(groups, missed, lambda local: _columns(self.module.get_submodule(local)))
 
     def _name(self, local: str) -> str:
-        return self.skeleton.name(self.number, f"{local}.weight")
+        return self.skeleton.weight(self.number, local)
 
-    def _gather(self, group: Sequence[str], *, advance: bool) -> Moments:
-        """Statistics of the input that layers share.
+    def _gather(self, stage: Sequence[Sequence[str]], *, advance: bool) -> list[Moments]:
+        """Statistics of the inputs that the layers of each group share.
 
         Parameters
         ----------
-        group : sequence of str
-            The layers.
+        stage : sequence of sequence of str
+            The groups.
         advance : bool
             Whether the unquantized block is run to its end.
         """
-        module = self.module.get_submodule(group[0])
-        moments = Moments(_columns(module), self.run.device, drift=self.twin is not None)
+        firsts = [group[0] for group in stage]
+        experts = bool(expert_of(firsts[0]))
+        # Other tokens reach an expert in the unquantized model, so that there is nothing to compare them with.
+        drift = self.twin is not None and not experts
+        gathered = {
+            local: Moments(_columns(self.module.get_submodule(local)), self.run.device, drift=drift)
+            for local in firsts
+        }
         for index in range(len(self.stream.states)):
-            inputs = self.stream.input(group[0], index)
-            plain = None if self.twin is None else self.twin.input(group[0], index, advance=advance)
-            moments.add(inputs, plain)
-        self.run.check_moments(self._name(group[0]), moments)
+            inputs = self.stream.inputs(firsts, index)
+            plain: Mapping[str, Tensor] = {}
+            if self.twin is not None and (drift or advance):
+                plain = self.twin.inputs(firsts, index, advance=advance)
+            for local, found in inputs.items():
+                gathered[local].add(found, plain[local] if drift else None)
+        for group in stage:
+            self._check(group, gathered, experts=experts)
         return_freed()
-        return moments
+        return [gathered[local] for local in firsts]
+
+    def _check(self, group: Sequence[str], gathered: dict[str, Moments], *, experts: bool) -> None:
+        first = group[0]
+        if not experts or gathered[first].tokens:
+            self.run.check_moments(self._name(first), gathered[first], few=not experts)
+        if experts:
+            self.tokens |= {self._name(local): gathered[first].tokens for local in group}
+            if not gathered[first].tokens:
+                # No input is known to count more than another: each weight is rounded by itself.
+                gathered[first] = Moments.alone(_columns(self.module.get_submodule(first)), self.run.device)
 
     def _quantize(self, group: Sequence[str], moments: Moments) -> dict[str, PackedTensor]:
         names = [self._name(local) for local in group]
@@ -455,7 +488,7 @@ class _Block:
     def _assign(self, name: str, packed: PackedTensor) -> None:
         """Make the block compute with the stored weights."""
         weight = packed.dequantize()
-        local = name.removeprefix(self.skeleton.name(self.number, "")).removesuffix(".weight")
+        local = self.skeleton.local(self.number, name)
         self.skeleton.assign(self.module.get_submodule(local), "weight", weight, name)
 
 

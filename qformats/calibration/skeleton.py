@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qformats.errors import CheckpointError, Described, UnsupportedModelError, WeightsError, spelled
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Skeleton"]
 
 _LINEAR = ("Linear", "Conv1D")
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _SLICE = 1 << 22
 """Weights that are read at a time."""
 
@@ -52,13 +54,18 @@ class Skeleton:
         self._places: dict[str, list[tuple[str, Place]]] | None = None
         self._replaced: dict[str, StoredTensor] = {}
         self._tuples = False
+        self._experts: dict[str, str] = {}
+        self._layers: dict[str, str] = {}
         self.model: Any = bare_model(source, dtype, "calibrate")
         self.model.config.use_cache = False
         if experts_apart and hasattr(self.model.config, "_experts_implementation"):
             self.model.config._experts_implementation = "eager"
         for name, buffer in self.model.named_buffers():
             owner, _, last = name.rpartition(".")
-            self.model.get_submodule(owner)._buffers[last] = buffer.to(device)
+            # Some are part of the model, such as the bias by which experts are chosen; the others are computed.
+            own = source.tensors.get(name)
+            values = buffer if own is None else own.dequantize().to(buffer.dtype)
+            self.model.get_submodule(owner)._buffers[last] = values.to(device)
         self.prefix, self.blocks = self._find_blocks()
 
     def _find_blocks(self) -> tuple[str, Any]:
@@ -81,6 +88,52 @@ class Skeleton:
     def name(self, block: int, local: str) -> str:
         """Canonical name of something within a block."""
         return f"{self.prefix}.{block}.{local}"
+
+    def weight(self, block: int, local: str) -> str:
+        """Canonical name of the weight of a layer of a block."""
+        name = self.name(block, f"{local}.weight")
+        return self._experts.get(name, name)
+
+    def local(self, block: int, weight: str) -> str:
+        """Name within a block of the layer whose weight has this canonical name; the inverse of :meth:`weight`."""
+        name = self._layers.get(weight, weight)
+        return name.removeprefix(self.name(block, "")).removesuffix(".weight")
+
+    def open_experts(self, names: Collection[str]) -> None:
+        """Compute with a layer for each matrix of experts, where one of these tensors is such a matrix.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the experts compute something unusual.
+        """
+        from qformats.runtime.experts import QuantExperts, labels_of, refuse_strange_experts
+        from qformats.runtime.names import places
+
+        if not any(_EXPERT.search(name) for name in names):
+            return
+        found = places(self._source, self.model)
+        wanted = {
+            found[name].name.rpartition(".")[0]
+            for name in names
+            if name in found and found[name].expert is not None
+        }
+        # By names of parameters that are about to be gone, too; nothing asks for those.
+        self._places = {}
+        for canonical, place in found.items():
+            self._places.setdefault(place.name, []).append((canonical, place))
+        labels = labels_of(found.values())
+        weights = max(1, self.model.num_parameters())
+        for owner in sorted(wanted):
+            rule = self.model.get_submodule(owner)
+            share = sum(p.numel() for p in rule.parameters()) / weights
+            refuse_strange_experts(owner, rule, labels[owner], share)
+            self.model.set_submodule(owner, QuantExperts(rule, labels[owner]))
+        for canonical, place in found.items():
+            owner = place.name.rpartition(".")[0]
+            if owner in wanted and place.expert is not None:
+                self._experts[f"{owner}.{place.expert}.{place.label}.weight"] = canonical
+        self._layers = {canonical: name for name, canonical in self._experts.items()}
 
     def columns(self, name: str) -> int:
         """Length of the rows of a tensor of the source."""
@@ -215,6 +268,7 @@ class Skeleton:
         """
         from qformats.runtime.names import Place, places, tied_names
 
+        name = self._experts.get(name, name)
         if name in self._source.tensors:
             return [(name, Place(name))]
         home = tied_names(self.model).get(name, "")

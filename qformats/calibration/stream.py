@@ -115,34 +115,42 @@ class Stream:
         result: Tensor = given[0] if isinstance(given, tuple) else given
         return result
 
-    def input(self, local: str, index: int, *, advance: bool = False) -> Tensor:
-        """Input of a layer for one batch.
+    def inputs(self, locals: Sequence[str], index: int, *, advance: bool = False) -> dict[str, Tensor]:
+        """Inputs of layers for one batch; those that no token reaches, among experts, have none.
 
         Parameters
         ----------
-        local : str
-            Name of the layer within the block.
+        locals : sequence of str
+            Names of the layers within the block; none of their outputs reaches another.
         index : int
             The batch.
         advance : bool
             Whether to run the block to its end, too, and let its output take the place of the hidden states before it.
         """
-        found: list[Tensor] = []
+        found: dict[str, Tensor] = {}
 
-        def hook(_: Any, args: tuple[Tensor, ...]) -> None:
-            found.append(args[0])
-            if not advance:
-                raise _ReachedError
+        def reached(local: str) -> Any:
+            def hook(_: Any, args: tuple[Tensor, ...]) -> None:
+                found[local] = args[0]
+                if len(found) == len(locals) and not advance:
+                    raise _ReachedError
 
-        handle = self.module.get_submodule(local).register_forward_pre_hook(hook)
+            return hook
+
+        handles = [
+            self.module.get_submodule(local).register_forward_pre_hook(reached(local)) for local in locals
+        ]
         try:
-            self.states.put(index, self.run(index))
+            states = self.run(index)
+            if advance:
+                self.states.put(index, states)
         except _ReachedError:
-            if local in self._ends:
-                self._inputs.setdefault(local, Kept(self._memory)).put(index, found[0])
+            for local in found.keys() & self._ends.keys():
+                self._inputs.setdefault(local, Kept(self._memory)).put(index, found[local])
         finally:
-            handle.remove()
-        return found[0]
+            for handle in handles:
+                handle.remove()
+        return found
 
     @contextlib.contextmanager
     def _shortened(self, index: int) -> Iterator[None]:

@@ -77,11 +77,11 @@ def slices_of(plan: Plan) -> list[Slice]:
     for index in order:
         tensor = plan.tensors[index]
         source = tensor.source
-        step = source.rows
+        step = 1 if source.separate else source.rows
         together = math.lcm(source.step, tensor.packer.row_step(source.shape))
         if tensor.before is not None:
             together = math.lcm(together, tensor.before.step)
-        if together:
+        if together and not source.separate:
             step = SLICE_WEIGHTS // max(1, source.numel // max(1, source.rows)) // together * together
             step = max(step, together)
         for start in range(0, source.rows, max(1, step)):

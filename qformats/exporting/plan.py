@@ -458,7 +458,8 @@ def _transcodable(assignment: Assignment) -> tuple[Answer, str]:
     if not source.packer.quantizes:
         # A loader had to decode it, to give its rows another order.
         return Answer.NEVER, f"this container reorders rows that share blocks of {source.stored_format}"
-    return packer.foresee(source.packer, source.shape)
+    # Of a stack, each matrix goes by itself.
+    return packer.foresee(source.packer, source.shape[1:] if source.separate else source.shape)
 
 
 def exactness(assignment: Assignment, action: Action) -> tuple[Answer, str]:

@@ -121,7 +121,13 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     """
     recipe = plan.recipe
     rounded = [_rounded(plan, index, progress) for index in range(len(plan.tensors))]
-    wanted = {tensor.source.name: tensor for tensor in rounded if tensor is not None}
+    # Of a stack, each matrix is a layer.
+    wanted = {
+        name: tensor
+        for tensor in rounded
+        if tensor is not None
+        for name in tensor.source.matrices or (tensor.source.name,)
+    }
     if not wanted:
         return plan
     formats = {name: tensor.packer for name, tensor in wanted.items()}
@@ -205,7 +211,7 @@ class _Counting(Quantizer):
 
 def _as_rounded(tensor: TensorPlan, wanted: dict[str, TensorPlan]) -> TensorPlan:
     """A tensor that was quantized before, as what the quantizer made of it: its format is the new one by now."""
-    before = wanted.get(tensor.source.name)
+    before = wanted.get(next(iter(tensor.source.matrices), tensor.source.name))
     if before is None or before.action is Action.QUANTIZE:
         return tensor
     packed = tensor.source.format == tensor.packer.name

@@ -140,7 +140,7 @@ class HuggingFaceFolder(Loader):
         _warn_of_mixture(assignments, default)
         limit = size(options, "max-shard-size", "5GB")
         layout = lay_out_folder(source, assignments, default, limit)
-        return replace(layout, notes=(*layout.notes, *_fit(source).notes))
+        return replace(layout, notes=(*layout.notes, *_left_plain(assignments, default), *_fit(source).notes))
 
 
 def _fit(source: Checkpoint) -> Fit:
@@ -174,12 +174,32 @@ def _plain_dtype(source: Checkpoint, wanted: str | None) -> str:
     return max(weights, key=lambda dtype: weights[dtype])
 
 
+_STACK = re.compile(r"\.experts\.\w+$|\.block_sparse_moe\.(?:input|output)_linear\.weight$")
+"""Experts in tensors of three dimensions, by their names on disk."""
 _PLAIN = ("f32", "f16", "bf16")
 _TABLES = r"shared|wte|wpe|embed_\w+|\w*embeddings?|tok_embeddings|\w*norm\w*|ln_\w+"
 _NO_LAYER = re.compile(rf"(?:^|\.)(?:{_TABLES})\.weight$")
 """Matrices that are not weights of a linear layer."""
 _NOT_LINEAR = re.compile(rf"(?:^|\.)(?:{_TABLES}|lm_head|score|router|gate|shared_expert_gate)\.weight$")
 """These, and the linear layers that every quantizer leaves out: heads and routers."""
+
+
+def _left_plain(assignments: Sequence[Assignment], default: Packer) -> tuple[str, ...]:
+    """What to say of experts that are stacked in tensors of three dimensions, which no format of folders holds."""
+    stacks = [
+        a
+        for a in assignments
+        if len(a.draft.source.shape) == 3 and a.packer.dense_dtype and _STACK.search(a.draft.name)
+    ]
+    if not default.quantizes or not stacks:
+        return ()
+    weights = sum(a.draft.source.numel for a in stacks)
+    share = 100 * weights / max(1, sum(a.draft.source.numel for a in assignments))
+    plain = " and ".join(sorted({str(a.packer.dense_dtype) for a in stacks}))
+    return (
+        f"{share:.0f} % of the weights stay {plain}: this model keeps its experts stacked, {stacks[0].draft.name} for "
+        f"example, and {default.name} holds one matrix at a time",
+    )
 
 
 def _warn_of_mixture(assignments: Sequence[Assignment], default: Packer) -> None:

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qformats.errors import Described, UnsupportedModelError
+from qformats.runtime.names import Place
 
-__all__ = ["QuantExperts", "refuse_strange_experts"]
+__all__ = ["STACKS", "QuantExperts", "labels_of", "refuse_strange_experts"]
 
-_USUAL = {
-    "has_gate": True,
-    "has_bias": False,
-    "is_transposed": False,
-    "is_concatenated": True,
-    "has_post_expert_norm": False,
-}
+_USUAL = {"has_gate": True, "has_post_expert_norm": False}
 """Attributes of Transformers' experts whose matrices are those of gated linear units."""
-_PARTS = {"gate_up_proj": 2, "down_proj": 1}
-"""Their parameters, and how many matrices of an expert are stacked in each."""
+_BY_EXPERT = {"num_experts", "act_fn", "gate_up_proj", "down_proj"}
+"""Attributes of experts that are given tokens expert by expert, as those of Llama 4 are."""
+STACKS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""Their parameters, and the matrices of an expert that are stacked in each."""
 _LATER = ("has_post_expert_norm",)
 """Attributes that experts of older versions of Transformers lack."""
+
+
+def labels_of(places: Iterable[Place]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """What each parameter that stacks matrices of experts consists of, by module and parameter."""
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    for place in places:
+        if place.expert is None:
+            continue
+        owner, _, parameter = place.name.rpartition(".")
+        labels = found.setdefault(owner, {})
+        known = list(labels.get(parameter, ("",) * place.parts))
+        known[place.part] = place.label
+        labels[parameter] = tuple(known)
+    return found
 
 
 def refuse_strange_experts(
@@ -47,21 +58,25 @@ def refuse_strange_experts(
     UnsupportedModelError
         Saying what is strange about them.
     """
+    if _by_expert(module):
+        return
     strange = [
         f"{attribute} is {found}"
         for attribute, usual in _USUAL.items()
         if (found := getattr(module, attribute, usual if attribute in _LATER else None)) is not usual
     ]
     consists = {parameter: len(names) for parameter, names in labels.items()}
-    if consists != _PARTS:
+    if consists != {parameter: len(names) for parameter, names in STACKS.items()}:
         strange.append(f"the matrices are {consists}")
     if strange:
         what = f"experts {name}, with {100 * share:.0f} % of the model's weights"
         told = Described(f"{type(module).__name__} ({'; '.join(strange)})")
         hint = "Load the model with its experts unquantized"
-        raise UnsupportedModelError(
-            what, told, ["gated experts without biases, with gate and up stacked"], hint
-        )
+        raise UnsupportedModelError(what, told, ["gated experts, with gate and up stacked"], hint)
+
+
+def _by_expert(module: nn.Module) -> bool:
+    return not hasattr(module, "has_gate") and all(hasattr(module, name) for name in _BY_EXPERT)
 
 
 class QuantExperts(nn.Module):
@@ -73,17 +88,21 @@ class QuantExperts(nn.Module):
         Transformers' experts, which know the activation. Their parameters are taken away.
     labels : mapping of str to tuple of str
         What each of their parameters consists of: ``{"gate_up_proj": ("gate_proj", "up_proj"), "down_proj":
-        ("down_proj",)}``.
+        ("down_proj",)}``. Their biases, if there are any, stay where they are.
     """
 
     def __init__(self, rule: Any, labels: Mapping[str, tuple[str, ...]]) -> None:
         super().__init__()
         self.num_experts = int(next(iter(rule.parameters(recurse=False))).shape[0])
         self.into, self.out = labels["gate_up_proj"], labels["down_proj"]
+        self.by_expert = _by_expert(rule)
+        # Stacks of either kind are turned here, of the others none.
+        turned = self.by_expert or rule.is_transposed
+        self.alternating = not self.by_expert and not rule.is_concatenated
         for number in range(self.num_experts):
             expert = nn.Module()
             for parameter, names in labels.items():
-                rows, columns = rule._parameters[parameter].shape[1:]
+                rows, columns = rule._parameters[parameter].shape[1:][:: -1 if turned else 1]
                 for label in names:
                     layer = nn.Linear(columns, rows // len(names), bias=False, device="meta")
                     expert.add_module(label, layer.requires_grad_(False))
@@ -92,8 +111,10 @@ class QuantExperts(nn.Module):
             del rule._parameters[parameter]
         self.rule = rule
 
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """Sum of the chosen experts' outputs for each token.
+    def forward(
+        self, hidden_states: Tensor, top_k_index: Tensor | None = None, top_k_weights: Tensor | None = None
+    ) -> Tensor:
+        """Sum of the chosen experts' outputs for each token; of tokens given expert by expert, the output of each.
 
         Parameters
         ----------
@@ -104,15 +125,31 @@ class QuantExperts(nn.Module):
         top_k_weights : Tensor
             ``(tokens, k)``.
         """
+        if top_k_index is None or top_k_weights is None:
+            parts = hidden_states.view(self.num_experts, -1, hidden_states.shape[-1])
+            done = [self._run(number, part) for number, part in enumerate(parts)]
+            return torch.cat(done).view(-1, hidden_states.shape[-1])
         total = torch.zeros_like(hidden_states)
         for number in top_k_index.unique().tolist():  # type: ignore[no-untyped-call]
             if number >= self.num_experts:
                 continue
             token, choice = (top_k_index == number).nonzero(as_tuple=True)
-            expert = self.get_submodule(str(number))
-            state = hidden_states[token]
-            inner = torch.cat([expert.get_submodule(label)(state) for label in self.into], -1)
-            result = expert.get_submodule(self.out[0])(self.rule._apply_gate(inner))
+            result = self._run(number, hidden_states[token])
             weighted = result * top_k_weights[token, choice, None]
             total.index_add_(0, token, weighted.to(total.dtype))
         return total
+
+    def _run(self, number: int, state: Tensor) -> Tensor:
+        """Output of one expert."""
+        expert, biases = self.get_submodule(str(number)), self.rule._parameters
+        parts = [expert.get_submodule(label)(state) for label in self.into]
+        if self.by_expert:
+            gate, up = parts
+            inner = up * self.rule.act_fn(gate)
+        else:
+            joined = torch.stack(parts, -1).flatten(-2) if self.alternating else torch.cat(parts, -1)
+            if "gate_up_proj_bias" in biases:
+                joined = joined + biases["gate_up_proj_bias"][number]
+            inner = self.rule._apply_gate(joined)
+        result: Tensor = expert.get_submodule(self.out[0])(inner)
+        return result + biases["down_proj_bias"][number] if "down_proj_bias" in biases else result

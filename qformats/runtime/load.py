@@ -31,11 +31,12 @@ from qformats.folder import FolderCheckpoint
 from qformats.folder.fit import refuse_fragments
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.packer import PackedTensor
+from qformats.interfaces.rows import cut
 from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import COMPUTED, dtype_name, torch_dtype
 from qformats.registry import registry
 from qformats.runtime.build import bare_model
-from qformats.runtime.experts import QuantExperts, refuse_strange_experts
+from qformats.runtime.experts import STACKS, QuantExperts, labels_of, refuse_strange_experts
 from qformats.runtime.linear import PackedLayer, QuantEmbedding, QuantLinear
 from qformats.runtime.names import Place, places, tied_names
 from qformats.runtime.one_table import with_one_table
@@ -178,18 +179,22 @@ class _Filling:
 
     def _open_experts(self) -> None:
         """Give every matrix of experts a layer of its own, where one of them is quantized."""
-        stacked: dict[str, dict[str, tuple[str, ...]]] = {}
-        packed: set[str] = set()
+        stacked = labels_of(self.places.values())
         for name, place in self.places.items():
-            if place.expert is None:
-                continue
+            pieces = _stacks(self.source.tensors[name])
             owner, _, parameter = place.name.rpartition(".")
-            labels = stacked.setdefault(owner, {})
-            known = list(labels.get(parameter, ("",) * place.parts))
-            known[place.part] = place.label
-            labels[parameter] = tuple(known)
-            if _quantized(self.source.tensors[name]):
-                packed.add(owner)
+            if parameter in STACKS and any(map(_quantized, pieces)):
+                stacked.setdefault(owner, {})
+        for place in self.places.values():
+            owner, _, parameter = place.name.rpartition(".")
+            if owner in stacked and parameter in STACKS and place.expert is None:
+                stacked[owner][parameter] = STACKS[parameter]
+        packed = {
+            place.name.rpartition(".")[0]
+            for name, place in self.places.items()
+            if any(map(_quantized, _stacks(self.source.tensors[name])))
+            and (place.expert is not None or place.name.rpartition(".")[2] in STACKS)
+        }
         for owner in packed:
             rule = self.model.get_submodule(owner)
             share = sum(p.numel() for p in rule.parameters()) / max(1, self.model.num_parameters())
@@ -202,10 +207,17 @@ class _Filling:
         owner, _, last = place.name.rpartition(".")
         if place.expert is not None and owner in self.opened:
             return f"{owner}.{place.expert}.{place.label}", "weight"
+        if owner in self.opened and last not in STACKS:
+            return f"{owner}.rule", last
         return owner, last
 
     def _put(self, tensor: StoredTensor, place: Place) -> None:
         owner, last = self._target(place)
+        if place.expert is None and owner in self.opened and last in STACKS:
+            for label, stack in zip(STACKS[last], _stacks(tensor), strict=True):
+                for number in range(stack.rows):
+                    self._put(_matrix(stack, number), replace(place, expert=number, label=label))
+            return
         module = self.model.get_submodule(owner)
         self._check_shape(tensor, place, module, last)
         packed = tensor.read()
@@ -357,6 +369,25 @@ def _refuse_saving(*args: Any, **kwargs: Any) -> None:
     hint = "Use qformats.export on the checkpoint that was loaded"
     found = Described("a model with packed weights")
     raise ConfigError("save_pretrained", found, "one with plain numbers", hint)
+
+
+def _stacks(tensor: StoredTensor) -> tuple[StoredTensor, ...]:
+    """Stacks of ``[out, in]`` matrices that a tensor consists of: usually just itself."""
+    return tensor.pieces or (tensor,)
+
+
+def _matrix(stack: StoredTensor, number: int) -> StoredTensor:
+    """One matrix of a stack."""
+    shape = stack.shape[1:]
+
+    def load(start: int, stop: int) -> PackedTensor:
+        packed = stack.read(number, number + 1)
+        dims = packed.packer.stored(shape)
+        fields = {key: value.reshape(dims[key][0]) for key, value in packed.fields.items()}
+        return cut(PackedTensor(packed.packer, shape, fields), start, stop)
+
+    nbytes = stack.nbytes // max(1, stack.rows)
+    return replace(stack, shape=shape, nbytes=nbytes, load=load, pieces=())
 
 
 def _quantized(tensor: StoredTensor) -> bool:

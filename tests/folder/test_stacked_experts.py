@@ -63,3 +63,18 @@ def test_they_are_quantized_alike(format, tmp_path):
         packed.append(load_file(out / "model.safetensors"))
     assert packed[0].keys() == packed[1].keys()
     assert all(torch.equal(value, packed[1][key]) for key, value in packed[0].items())
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "llama4", "granitemoe", "mixtral"])
+def test_stacks_that_stay_plain_are_named(name, tmp_path):
+    folder = build(name, tmp_path / name)
+    report = qformats.export(folder, tmp_path / "out", format="bitsandbytes:nf4")
+    told = [note for note in report.notes if "keeps its experts stacked" in note]
+    if name == "mixtral":
+        assert not told
+        return
+    tensors = qformats.open(tmp_path / "out").tensors.values()
+    stacked = sum(tensor.numel for tensor in tensors if len(tensor.shape) == 3)
+    assert told[0].startswith(
+        f"{100 * stacked / sum(tensor.numel for tensor in tensors):.0f} % of the weights stay f32:"
+    )

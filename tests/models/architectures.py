@@ -534,7 +534,8 @@ def _randomize(model: Any, generator: Any) -> None:
     """Make every number of the model random, and large enough that attention and experts matter."""
     import torch
 
-    state = dict(model.named_parameters())
+    # By a buffer, some models choose experts.
+    state = dict(model.named_parameters()) | {k: v for k, v in model.named_buffers() if "correction" in k}
     with torch.no_grad():
         for name in sorted(state):
             tensor = state[name]

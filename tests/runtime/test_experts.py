@@ -1,0 +1,69 @@
+"""Experts run with their weights packed, whatever the form in which a model keeps them."""
+
+import numpy as np
+import pytest
+import torch
+from models.architectures import build
+from oracles import hf
+from oracles.llama_cpp import LlamaCpp
+
+import qformats
+from qformats.runtime.experts import QuantExperts
+from qformats.runtime.linear import QuantLinear
+
+IDS = list(range(5, 45))
+NAMES = ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe", "llama4"]
+MATRICES = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+
+
+def _experts(model):
+    return {name: module for name, module in model.named_modules() if name.endswith(".experts")}
+
+
+def _equal(model, reference):
+    with torch.no_grad():
+        ours = model(torch.tensor([IDS])).logits.float()
+        theirs = reference(torch.tensor([IDS])).logits.float()
+    return (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experts_of_a_file_stay_packed(name, tmp_path):
+    folder, file = build(name, tmp_path / name), tmp_path / "m.gguf"
+    qformats.export(folder, file, format="gguf:q8_0")
+    model = qformats.load_model(file, device="cpu")
+    qformats.export(file, tmp_path / "dense", format="dense:f32")
+    assert _equal(model, hf.load(tmp_path / "dense"))
+    found = _experts(model)
+    assert found
+    for owner, experts in found.items():
+        assert isinstance(experts, QuantExperts), owner
+        layers = {k: m for k, m in experts.named_modules() if k.rpartition(".")[2] in MATRICES}
+        assert len(layers) == 3 * experts.num_experts
+        # The sizes of some matrices here do not divide into blocks: those are plain in the file.
+        assert any(isinstance(layer, QuantLinear) for layer in layers.values())
+        assert not any(parameter in experts.rule._parameters for parameter in ("gate_up_proj", "down_proj"))
+    text = model.generate(
+        torch.tensor([IDS]), max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
+    assert text[0, len(IDS) :].tolist() == hf.greedy(tmp_path / "dense", IDS, 4)
+    with LlamaCpp(file) as gguf:
+        ours, theirs = hf.log_probs(model, IDS), gguf.log_probs(IDS)
+    # llama.cpp rounds activations to 8 bits, too.
+    assert (np.exp(ours.astype(np.float64)) * (ours - theirs)).sum(-1).mean() < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [("deepseek_v3", "gptq:4bit-32g"), ("glm4_moe", "bitsandbytes:nf4"), ("qwen3_moe", "glm:int8")],
+)
+def test_experts_of_a_folder_stay_packed(name, format, tmp_path):
+    folder = build(name, tmp_path / name, moe_intermediate_size=64)
+    qformats.export(folder, tmp_path / "packed", format=format, quantizer="rtn")
+    model = qformats.load_model(tmp_path / "packed", device="cpu")
+    qformats.export(tmp_path / "packed", tmp_path / "dense", format="dense:f32")
+    assert _equal(model, hf.load(tmp_path / "dense"))
+    for experts in _experts(model).values():
+        layers = [module for module in experts.modules() if isinstance(module, QuantLinear)]
+        assert len(layers) == 3 * experts.num_experts
+        assert {layer.packer.name for layer in layers} == {format}
