@@ -27,8 +27,10 @@ class LoadedModel:
         The model.
     device : torch.device
         Where it runs.
-    dtype : torch.dtype
-        What it computes in; packed weights stay packed.
+    dtype : torch.dtype or None
+        What it computes in, see :func:`qformats.load_model`; packed weights stay packed.
+    **loading
+        Further arguments of that function.
 
     Attributes
     ----------
@@ -45,7 +47,9 @@ class LoadedModel:
         If it cannot be run, saying why.
     """
 
-    def __init__(self, source: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, source: Checkpoint, device: torch.device, dtype: torch.dtype | None, **loading: Any
+    ) -> None:
         from qformats.folder.context import context_limit
         from qformats.runtime.load import load_model
         from qformats.runtime.prefix import text_prefix
@@ -54,7 +58,7 @@ class LoadedModel:
         self.limit = context_limit(source.config)
         self.prefix = text_prefix(source)
         with self.reported():
-            self.model: Any = load_model(source, device=device, dtype=dtype)
+            self.model: Any = load_model(source, device=device, dtype=dtype, **loading)
         self.keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     @contextlib.contextmanager

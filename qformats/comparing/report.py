@@ -366,6 +366,10 @@ class SpeedResult:
         Tokens of a prompt that is read in one go.
     peak_bytes : int
         Most memory that loading and running the model took, beyond what the process had before; on a GPU, of the GPU.
+    bytes_per_token : int
+        Weights that are read to generate a token, as they are stored.
+    copied_per_second : float
+        Bytes that the device copies in a second, read and written.
     """
 
     device: str
@@ -373,6 +377,13 @@ class SpeedResult:
     tokens_per_second: float
     prompt_tokens_per_second: float
     peak_bytes: int
+    bytes_per_token: int = 0
+    copied_per_second: float = 0.0
+
+    @property
+    def most_tokens_per_second(self) -> float | None:
+        """What reading the weights alone allows, at the speed of a copy; None if that was not measured."""
+        return self.copied_per_second / self.bytes_per_token if self.bytes_per_token else None
 
 
 @dataclass(frozen=True, repr=False)
@@ -624,8 +635,9 @@ def _typed(kind: Any, value: Any) -> Any:
         return None if value is None else _typed(options[0], value)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        # Properties follow from the attributes.
-        found = {f.name: _typed(hints[f.name], value[f.name]) for f in dataclasses.fields(kind)}
+        # Properties follow from the attributes; reports of older versions lack the newest ones.
+        known = [each.name for each in dataclasses.fields(kind) if each.name in value]
+        found = {name: _typed(hints[name], value[name]) for name in known}
         return kind(**found)  # type: ignore[operator]
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)

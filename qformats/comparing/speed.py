@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qformats.comparing.loaded import LoadedModel
 from qformats.comparing.report import SpeedResult
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-__all__ = ["Peak", "device_name", "machine", "speed"]
+__all__ = ["Peak", "copy_speed", "device_name", "machine", "read_per_token", "speed"]
 
 _PROMPT = 256
 """Tokens that are read in one go."""
 _GENERATED = 32
 """Tokens that are generated one by one."""
 _REPEATS = 2
+_COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}
+"""Bytes of a copy that is timed: far more than caches hold."""
 
 
 class Peak:
@@ -71,7 +74,16 @@ def _status(key: str) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
 
 
-def speed(runner: LoadedModel, ids: NDArray[Any], load_seconds: float, peak: Peak) -> SpeedResult:
+def speed(
+    runner: LoadedModel,
+    ids: NDArray[Any],
+    load_seconds: float,
+    peak: Peak,
+    *,
+    prompt_tokens: int = _PROMPT,
+    new_tokens: int = _GENERATED,
+    repeats: int = _REPEATS,
+) -> SpeedResult:
     """Time a model that is loaded.
 
     Parameters
@@ -79,11 +91,17 @@ def speed(runner: LoadedModel, ids: NDArray[Any], load_seconds: float, peak: Pea
     runner : LoadedModel
         The model.
     ids : ndarray
-        int64, ``(length,)``: what it reads; its first 256, or as many as the model takes.
+        int64, ``(length,)``: what it reads.
     load_seconds : float
         How long loading took.
     peak : Peak
         Begun before the model was loaded.
+    prompt_tokens : int
+        How many of the ids are read in one go; as many as the model takes if that is less.
+    new_tokens : int
+        How many are generated one by one, as ``generate`` does it; likewise.
+    repeats : int
+        Runs, of which the fastest counts.
 
     Raises
     ------
@@ -92,26 +110,90 @@ def speed(runner: LoadedModel, ids: NDArray[Any], load_seconds: float, peak: Pea
     """
     import torch
 
-    prompt = torch.from_numpy(ids[: min(_PROMPT, runner.limit or _PROMPT)])[None].to(runner.device)
+    prompt = torch.from_numpy(ids[: min(prompt_tokens, runner.limit or prompt_tokens)])[None].to(
+        runner.device
+    )
     start = prompt[:, : max(1, len(runner.prefix))]
-    count = min(_GENERATED, runner.limit or _GENERATED)
+    count = min(new_tokens, (runner.limit or new_tokens + start.shape[1]) - start.shape[1])
     with runner.reported(), torch.inference_mode():
         # The first time compiles and fills caches.
         runner.model(input_ids=prompt, use_cache=False)
-        reading = min(_timed(runner, lambda: runner.model(input_ids=prompt, use_cache=False)))
-        writing = min(_timed(runner, lambda: _generate(runner, start, count)))
+        reading = min(_timed(runner, lambda: runner.model(input_ids=prompt, use_cache=False), repeats))
+        _generate(runner, start, min(2, count))
+        writing = min(_timed(runner, lambda: _generate(runner, start, count), repeats))
     return SpeedResult(
         device=device_name(runner.device),
         load_seconds=load_seconds,
         tokens_per_second=count / writing,
         prompt_tokens_per_second=prompt.shape[1] / reading,
         peak_bytes=peak.nbytes,
+        bytes_per_token=read_per_token(runner.model),
+        copied_per_second=copy_speed(runner.device.type),
     )
 
 
-def _timed(runner: LoadedModel, run: Any) -> Iterator[float]:
+def read_per_token(model: Any) -> int:
+    """Bytes of the weights that a model reads to generate a token.
+
+    That is all but tables of which a row is looked up, and of experts those that are chosen.
+    """
+    from torch import nn
+
+    from qformats.runtime.linear import PackedLayer
+
+    chosen = _chosen_experts(model)
+    total = 0.0
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        share = chosen if ".experts" in name else 1.0
+        if isinstance(module, PackedLayer):
+            # A table that is the head, too, is counted there.
+            if not isinstance(module, nn.Embedding):
+                total += share * module.nbytes
+        elif not isinstance(module, nn.Embedding):
+            for value in module.parameters(recurse=False):
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    total += share * value.nbytes
+    return round(total)
+
+
+def _chosen_experts(model: Any) -> float:
+    """Share of its experts that a token sees."""
+    config = model.config.get_text_config()
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    count = next((number for name in names if (number := getattr(config, name, None))), 0)
+    return min(1.0, getattr(config, "num_experts_per_tok", count) / count) if count else 1.0
+
+
+@functools.cache
+def copy_speed(kind: str) -> float:
+    """Bytes that this machine copies in a second, read and written: what bounds how fast weights are read.
+
+    Parameters
+    ----------
+    kind : str
+        ``cpu``, with as many threads as torch has, or ``cuda``.
+    """
+    import torch
+
+    device = torch.device(kind)
+    source = torch.ones(_COPIED.get(kind, 1 << 28) // 4, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    times = []
+    for _ in range(5):
+        _wait(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return 2 * source.nbytes / min(times)
+
+
+def _timed(runner: LoadedModel, run: Any, repeats: int) -> Iterator[float]:
     """Seconds of a few runs."""
-    for _ in range(_REPEATS):
+    for _ in range(repeats):
         _wait(runner.device)
         start = time.perf_counter()
         run()
@@ -120,11 +202,19 @@ def _timed(runner: LoadedModel, run: Any) -> Iterator[float]:
 
 
 def _generate(runner: LoadedModel, ids: torch.Tensor, count: int) -> None:
-    """Generate tokens one by one, each the most probable, without stopping at an end."""
-    cache: Any = None
-    for _ in range(count):
-        output = runner.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
+    """Generate tokens, each the most probable, without stopping at an end."""
+    import torch
+    from transformers import GenerationConfig
+
+    # What generate is given is completed from the model's own settings, which name tokens that end a text.
+    model, settings = runner.model, cast("Any", GenerationConfig)
+    before = model.generation_config
+    model.generation_config = settings(max_new_tokens=count, do_sample=False, pad_token_id=0)
+    try:
+        found = model.generate(ids, attention_mask=torch.ones_like(ids))
+    finally:
+        model.generation_config = before
+    assert found.shape[1] == ids.shape[1] + count
 
 
 def _wait(device: torch.device) -> None:

@@ -65,19 +65,18 @@ class QuantLinear(PackedLayer, nn.Linear):  # type: ignore[override] # `weight` 
 
     def forward(self, input: Tensor) -> Tensor:
         """``input @ weight.T + bias``: ``(..., K)`` to ``(..., N)``, in the dtype of the input."""
-        home = self._home
+        home, bias = self._home, self._parameters["bias"]
         if home._form is not None:
             from qformats.kernels import ops
 
-            return ops.linear(input, home.arranged(), self.bias)
-        tracked = input.requires_grad or (self.bias is not None and self.bias.requires_grad)
-        if tracked and torch.is_grad_enabled():
-            result: Tensor = _DecodedLinear.apply(input, self.bias, home)  # type: ignore[no-untyped-call]
+            return ops.linear(input, home.arranged(), bias)
+        if torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad)):
+            result: Tensor = _DecodedLinear.apply(input, bias, home)  # type: ignore[no-untyped-call]
             return result
         if not input.is_cpu:
-            return functional.linear(input, home.dequantize(input.dtype), self.bias)
-        result = product(input, home)
-        return result if self.bias is None else result + self.bias
+            return functional.linear(input, home.dequantize(input.dtype), bias)
+        found = product(input, home)
+        return found if bias is None else found + bias
 
 
 class _DecodedLinear(torch.autograd.Function):

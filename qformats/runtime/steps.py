@@ -8,6 +8,7 @@ threads of their own, see :mod:`qformats.work.crew`.
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,20 +31,39 @@ def threads() -> int:
 
 def _begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     given = kwargs.get("input_ids", args[0] if args else None)
-    if not isinstance(given, torch.Tensor) or given.numel() > FEW or torch.compiler.is_compiling():
+    if not isinstance(given, torch.Tensor) or torch.compiler.is_compiling():
         return
     past = getattr(kwargs.get("past_key_values"), "get_seq_length", int)()
-    if given.shape[0] * past * _position(model) <= _ATTENDED:
+    if given.numel() <= FEW and given.shape[0] * past * _position(model) <= _ATTENDED:
         # After an interruption they are still those of before it.
         _own.threads = threads()
         torch.set_num_threads(1)
+    else:
+        _restore()
 
 
 def _end(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    # What generate does with the logits is little, too.
+    if not getattr(_own, "generating", False):
+        _restore()
+
+
+def _restore() -> None:
     before = getattr(_own, "threads", 0)
     if before:
         _own.threads = 0
         torch.set_num_threads(before)
+
+
+def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
+    outer = getattr(_own, "generating", False)
+    _own.generating = True
+    try:
+        return type(model).generate(model, *args, **kwargs)
+    finally:
+        _own.generating = outer
+        if not outer:
+            _restore()
 
 
 def _position(model: Any) -> int:
@@ -60,7 +80,9 @@ def single_threaded_steps(model: nn.Module) -> None:
     Parameters
     ----------
     model : torch.nn.Module
-        One of Transformers' models, which gets two hooks.
+        One of Transformers' models, which gets two hooks and a ``generate`` of its own.
     """
     model.register_forward_pre_hook(_begin, with_kwargs=True)
     model.register_forward_hook(_end, always_call=True)
+    # A copy of the model gets one of the copy.
+    model.generate = partial(_generate, model)  # type: ignore[assignment]

@@ -1,7 +1,10 @@
 """Steps of a few tokens on a CPU run on one of torch's threads; everything else on all of them."""
 
+import copy
+
 import pytest
 import torch
+from transformers import StoppingCriteria
 
 import qformats
 from qformats.runtime import steps
@@ -65,10 +68,44 @@ def test_failures_cost_no_threads(model, error):
         assert (torch.get_num_threads(), steps.threads()) == (2, 2)
 
 
-def test_generation_gives_the_same_tokens(model):
-    ids = torch.arange(5)[None]
+def test_generation(model, seen):
+    """The prompt is read on all threads, steps and what is done with their logits on one; the tokens are the same."""
+    ids = torch.arange(9)[None]
+    between = []
+
+    class Told(StoppingCriteria):
+        def __call__(self, *_, **__):
+            between.append(torch.get_num_threads())
+            return torch.zeros(1, dtype=torch.bool)
+
     found = []
     for count in (1, 2):
         with torch_threads(count):
-            found.append(model.generate(ids, max_new_tokens=12, do_sample=False))
+            found.append(model.generate(ids, max_new_tokens=4, do_sample=False, stopping_criteria=[Told()]))
+            assert torch.get_num_threads() == count
     assert torch.equal(*found)
+    assert seen[-4:] == [(2, 2), (1, 2), (1, 2), (1, 2)]
+    assert between[-3:] == [1, 1, 1]
+
+
+def test_a_failure_in_generation_costs_no_threads(model):
+    def fails(*_, **__):
+        raise KeyboardInterrupt
+
+    with torch_threads(2):
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(torch.arange(3)[None], max_new_tokens=4, stopping_criteria=[fails])
+        assert (torch.get_num_threads(), steps.threads()) == (2, 2)
+
+
+def test_a_copy_generates_by_itself(model):
+    other = copy.deepcopy(model)
+    ids = torch.arange(5)[None]
+    before = model.generate(ids, max_new_tokens=4, do_sample=False)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    for name, buffer in other.named_buffers():
+        if "inv_freq" not in name:
+            buffer.zero_()
+    assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), before)
+    assert not torch.equal(other.generate(ids, max_new_tokens=4, do_sample=False), before)

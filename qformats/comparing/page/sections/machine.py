@@ -5,7 +5,7 @@ from __future__ import annotations
 from qformats.comparing.page.markup import Html, Node, el, join
 from qformats.comparing.page.numbers import count, decimal, share, size
 from qformats.comparing.page.tables import Column, Entry, table
-from qformats.comparing.report import CompareReport, ModelResult
+from qformats.comparing.report import CompareReport, ModelResult, SpeedResult
 
 __all__ = ["method", "speed"]
 
@@ -20,6 +20,7 @@ def speed(report: CompareReport) -> Html | None:
         Column("Model", "", numeric=False),
         Column("Device", "The device it ran on.", numeric=False),
         Column("Tokens/s", "Generated tokens per second, one sequence at a time."),
+        Column("Of most", "Share of what reading the weights once per token allows, at the speed of a copy."),
         Column("Prompt tokens/s", "Tokens per second of a prompt read in one go."),
         Column("Load", "Seconds from opening the files until the model can run."),
         Column("Peak memory", "Most memory taken while it ran."),
@@ -33,12 +34,21 @@ def speed(report: CompareReport) -> Html | None:
                 Entry(m.name),
                 Entry(s.device),
                 Entry(join(bar, decimal(s.tokens_per_second)), s.tokens_per_second),
+                _share_of_most(s),
                 Entry(decimal(s.prompt_tokens_per_second), s.prompt_tokens_per_second),
                 Entry(f"{decimal(s.load_seconds)} s", s.load_seconds),
                 Entry(size(s.peak_bytes), s.peak_bytes),
             ]
         )
     return table("On this machine", columns, rows, "speeds")
+
+
+def _share_of_most(found: SpeedResult) -> Entry:
+    most = found.most_tokens_per_second
+    if not most:
+        return Entry("")
+    reached = found.tokens_per_second / most
+    return Entry(f"{100 * reached:.0f} %", reached)
 
 
 def method(report: CompareReport) -> Html:
