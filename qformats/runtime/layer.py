@@ -165,9 +165,7 @@ class PackedLayer(nn.Module):
     def addresses(self) -> tuple[int, ...]:
         """Where the tensors that hold the weight are: others than before mean another weight."""
         home = self._home
-        buffers, parameters = home._buffers, home._parameters
-        found = (buffers.get(at, parameters.get(at)) for at in home._names.values())
-        return tuple(value.data_ptr() for value in found if value is not None)
+        return tuple([home._tensor(at).data_ptr() for at in home._names.values()])
 
     def packed(self) -> PackedTensor:
         """The weight in its format: exactly the bytes that were loaded."""
