@@ -9,6 +9,7 @@ from qformats import Family, Loader, hookimpl
 from qformats_gguf import hookspecs
 from qformats_gguf.family import GGUF
 from qformats_gguf.loader import GGUFLoader
+from qformats_gguf.mxfp4_folder import Mxfp4Folder
 
 __all__: list[str] = []
 
@@ -21,8 +22,8 @@ def qformats_register_families() -> list[type[Family]]:
 
 @hookimpl
 def qformats_register_loaders() -> list[type[Loader]]:
-    """GGUF files."""
-    return [GGUFLoader]
+    """GGUF files, and folders that hold blocks of one of its types."""
+    return [GGUFLoader, Mxfp4Folder]
 
 
 @hookimpl

@@ -118,6 +118,11 @@ def _taken(tensor: StoredTensor, mapping: TensorMapping) -> StoredTensor:
     """The piece of a tensor that a mapping says; whole rows stay packed where they are stored by rows."""
     piece = mapping.piece
     assert piece is not None
+    if tensor.pieces:
+        # Stored apart already, packed as in GGUF.
+        own = tensor.pieces[piece.start if piece.step > 1 else piece.start // (piece.stop - piece.start)]
+        if own.shape == mapping.stored_shape:
+            return own
     if len(tensor.shape) == 2 and piece.axis == int(bool(piece.groups)):
         order = np.arange(tensor.rows, dtype=np.intp).reshape(piece.grouped(tensor.shape[:1]))
         found = tensor.take_rows(np.ascontiguousarray(order[_where(piece)]).reshape(-1))

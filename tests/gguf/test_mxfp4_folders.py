@@ -1,0 +1,132 @@
+"""gpt-oss as it is published: experts in MXFP4, which GGUF holds unchanged."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFReader, dequantize, quantize
+from models.architectures import build
+from oracles import hf
+from oracles.llama_cpp import LlamaCpp
+from safetensors.torch import load_file, save_file
+
+import qformats
+from qformats.errors import CheckpointError
+from qformats.runtime.experts import QuantExperts
+from qformats.runtime.linear import QuantLinear
+
+MXFP4 = GGMLQuantizationType.MXFP4
+IDS = list(range(3, 67))
+
+
+def _published(blocks):
+    """Blocks and scales as gpt-oss has them, of ``[E, rows, bytes]`` in GGUF's order."""
+    experts, rows, width = blocks.shape
+    blocks = blocks.reshape(experts, rows, width // 17, 17)
+    nibbles = np.concatenate([blocks[..., 1:] & 15, blocks[..., 1:] >> 4], -1)
+    return nibbles[..., 0::2] | nibbles[..., 1::2] << 4, blocks[..., 0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder; beside it, the same model in plain numbers as Transformers decodes it."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    path = tmp_path_factory.mktemp("gpt-oss")
+    plain = build("gpt_oss", path / "plain", "bfloat16")
+    tensors = load_file(plain / "model.safetensors")
+    packed = {}
+    for name, value in list(tensors.items()):
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            rows = value.float().transpose(1, 2).contiguous().numpy()
+            blocks, scales = map(
+                torch.from_numpy, _published(quantize(rows, MXFP4).reshape(*rows.shape[:2], -1))
+            )
+            packed |= {f"{name}_blocks": blocks.contiguous(), f"{name}_scales": scales.contiguous()}
+            tensors[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.bfloat16).contiguous()
+        else:
+            packed[name] = value
+    save_file(tensors, plain / "model.safetensors", metadata={"format": "pt"})
+    (path / "published").mkdir()
+    for file in plain.iterdir():
+        if file.suffix != ".safetensors":
+            (path / "published" / file.name).write_bytes(file.read_bytes())
+    config = json.loads((plain / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (path / "published" / "config.json").write_text(json.dumps(config))
+    save_file(packed, path / "published" / "model.safetensors", metadata={"format": "pt"})
+    return path / "published"
+
+
+def test_values_are_those_of_transformers(folder):
+    model, plain = qformats.open(folder), load_file(folder.parent / "plain" / "model.safetensors")
+    assert model.tensors.keys() == plain.keys()
+    for name, tensor in model.tensors.items():
+        assert torch.equal(tensor.dequantize(), plain[name].float()), name
+        assert torch.equal(tensor.read(1, 3).dequantize(), plain[name][1:3].float())
+    assert model.tensors["model.layers.0.mlp.experts.down_proj"].stored_format == "gguf:mxfp4"
+
+
+def test_a_file_holds_the_same_blocks(folder, tmp_path):
+    report = qformats.export(folder, tmp_path / "m.gguf", format="gguf:mxfp4_moe")
+    stacks = [tensor for tensor in report.tensors if tensor.name.endswith("_exps.weight")]
+    assert len(stacks) == 3 * 4
+    assert {tensor.format for tensor in stacks} == {"gguf:mxfp4"}
+    plain = load_file(folder.parent / "plain" / "model.safetensors")
+    for tensor in GGUFReader(tmp_path / "m.gguf").tensors:
+        if not tensor.name.endswith("_exps.weight"):
+            continue
+        _, block, kind, _ = tensor.name.split(".")
+        found = torch.from_numpy(dequantize(tensor.data, MXFP4))
+        if kind == "ffn_down_exps":
+            wanted = plain[f"model.layers.{block}.mlp.experts.down_proj"]
+        else:
+            wanted = plain[f"model.layers.{block}.mlp.experts.gate_up_proj"][..., int("up" in kind) :: 2]
+        assert torch.equal(found, wanted.float().transpose(1, 2))
+    qformats.export(tmp_path / "m.gguf", tmp_path / "back", format="dense:bf16")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert all(
+        torch.equal(back[name], value) for name, value in plain.items() if "proj" in name and value.ndim == 3
+    )
+
+
+def test_it_runs_packed_and_in_llama_cpp(folder, tmp_path):
+    reference = hf.load(folder.parent / "plain")
+    model = qformats.load_model(folder, device="cpu")
+    experts = model.model.layers[1].mlp.experts
+    assert isinstance(experts, QuantExperts)
+    layers = [module for module in experts.modules() if isinstance(module, QuantLinear)]
+    assert {layer.packer.name for layer in layers} == {"gguf:mxfp4"}
+    assert len(layers) == 3 * 6
+    theirs = hf.log_probs(reference, IDS)
+    assert np.abs(hf.log_probs(model, IDS) - theirs).max() < 1e-4
+    qformats.export(folder, tmp_path / "m.gguf", format="gguf:f32")
+    with LlamaCpp(tmp_path / "m.gguf") as gguf:
+        assert np.abs(gguf.log_probs(IDS) - theirs).max() < 1e-4
+
+
+def test_a_stack_without_scales_is_named(folder, tmp_path):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.2.mlp.experts.down_proj_scales"]
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"down_proj_blocks.*scales missing"):
+        qformats.open(tmp_path)
+
+
+def test_folders_hold_their_values(folder, tmp_path):
+    plain = load_file(folder.parent / "plain" / "model.safetensors")
+    qformats.export(folder, tmp_path / "dense", format="dense:bf16")
+    written = load_file(tmp_path / "dense" / "model.safetensors")
+    assert written.keys() == plain.keys()
+    assert all(torch.equal(value, plain[name]) for name, value in written.items())
+    # What is not quantized in the source stays so unless a rule says otherwise.
+    rules = {"self_attn": "bitsandbytes:nf4"}
+    report = qformats.export(folder, tmp_path / "nf4", format="bitsandbytes:nf4", tensor_types=rules)
+    assert any("stay bf16: this model keeps its experts stacked" in note for note in report.notes)
+    written = load_file(tmp_path / "nf4" / "model.safetensors")
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    assert torch.equal(written[name], plain[name])
