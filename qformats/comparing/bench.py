@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -94,6 +95,10 @@ def bench(
     from qformats.comparing.speed import Peak, speed
 
     progress = progress or Silent()
+    progress.start("loading Transformers", 0)
+    # It takes seconds, once, and no part of loading a model.
+    for module in ("models.auto.modeling_auto", "generation"):
+        importlib.import_module(f"transformers.{module}")
     found = []
     for source in models:
         for format in formats or (None,):

@@ -128,6 +128,7 @@ class QuantEmbedding(PackedLayer, nn.Embedding):  # type: ignore[override] # `we
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
         self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse = None, 2.0, False, False
         self._place(packer, (num_embeddings, embedding_dim), device)
+        self.embed_scale: Tensor | float | None = None
         # Its dtype is that of the result, and is cast together with the model.
         self.register_buffer("result", torch.zeros((), dtype=dtype, device=device), persistent=False)
 
@@ -140,8 +141,28 @@ class QuantEmbedding(PackedLayer, nn.Embedding):  # type: ignore[override] # `we
         layer.register_buffer("result", torch.zeros((), dtype=dtype), persistent=False)
         return layer
 
+    def scale(self, by: Tensor | float | None) -> None:
+        """Multiply the rows that are given by a number from now on.
+
+        Parameters
+        ----------
+        by : Tensor, float or None
+            A tensor of one element is cast together with the model; None for rows as they are.
+        """
+        del self.embed_scale
+        if isinstance(by, Tensor):
+            self.register_buffer("embed_scale", by, persistent=False)
+        else:
+            self.embed_scale = by
+
     def forward(self, input: Tensor) -> Tensor:
         """Rows of the table: ids ``(...)`` to ``(..., K)``."""
+        rows, by = self._rows(input), self.embed_scale
+        if by is None:
+            return rows
+        return rows * (by.to(rows.dtype) if isinstance(by, Tensor) else by)
+
+    def _rows(self, input: Tensor) -> Tensor:
         home, dtype = self._home, cast(Tensor, self.result).dtype
         if home._form is not None:
             from qformats.kernels import ops

@@ -43,6 +43,7 @@ from qformats.runtime.one_table import with_one_table
 from qformats.runtime.parallel import join, own_share
 from qformats.runtime.report import LoadedWeight, report_of
 from qformats.runtime.resizing import refuse_resizing
+from qformats.runtime.scaled import gives_scaled_rows, scale_of
 from qformats.runtime.steps import single_threaded_steps
 from qformats.sources import open_model
 from qformats.work.arguments import mapping, path, several
@@ -402,15 +403,17 @@ def _transposed(module: Any, last: str) -> bool:
 def _irreplaceable(module: Any, last: str) -> str | None:
     """Why a quantized weight cannot stay packed in this place."""
     kind = type(module)
-    if last == "weight" and (kind in (nn.Linear, nn.Embedding) or kind.__name__ == "Conv1D"):
+    plain = kind in (nn.Linear, nn.Embedding) or kind.__name__ == "Conv1D"
+    if last == "weight" and (plain or gives_scaled_rows(kind)):
         return None
-    return f"{kind.__name__} is neither a plain linear layer nor a plain embedding"
+    return f"{kind.__name__} is neither a linear layer nor an embedding"
 
 
 def _finished(layer: PackedLayer, module: nn.Module) -> PackedLayer:
     """A layer with what the module it replaces has besides its weight."""
     if isinstance(layer, QuantEmbedding):
         layer.padding_idx = cast(nn.Embedding, module).padding_idx
+        layer.scale(scale_of(module))
     else:
         # It may be loaded already, or still come.
         layer.register_parameter("bias", module._parameters.get("bias"))

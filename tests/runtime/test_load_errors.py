@@ -163,7 +163,7 @@ def test_quantized_weights_without_a_packed_home_are_named(exported, tmp_path):
         model = qformats.load_model(tmp_path / "out", device="cpu")
     notes = [weight.note for weight in model.qformats_report.weights if weight.name.endswith("gate")]
     assert len(notes) == 2
-    assert "neither a plain linear layer nor a plain embedding" in notes[0]
+    assert "neither a linear layer nor an embedding" in notes[0]
 
 
 def test_tokenizers_that_are_not_there(exported, tmp_path):
