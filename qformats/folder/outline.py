@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,6 @@ _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _MOST_LAYERS = 4096
 """Each layer is built, if without memory: an absurd number must not take forever."""
-_EXPERTS = re.compile(r"(.*\bexperts)\.(\w+)")
-"""Stacked experts, as Transformers holds them; on disk each is a matrix of its own."""
 
 
 class Outline(Checkpoint):
@@ -115,7 +112,7 @@ def _built(config: Mapping[str, Any], path: Path, model_type: str) -> dict[str, 
     """Names and shapes of Transformers' class, built without memory."""
     import torch
 
-    from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, revert_weight_conversion
 
     if not runs(config):
         known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -123,27 +120,17 @@ def _built(config: Mapping[str, Any], path: Path, model_type: str) -> dict[str, 
     try:
         with torch.device("meta"):
             model = causal_model(config)
+            tied = getattr(model, "all_tied_weights_keys", None) or {}
+            held = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+            # Its own names and shapes in memory are not those of files where experts are stacked or modules renamed.
+            stored = revert_weight_conversion(model, held)
     except Exception as error:
         # Each model class has its own ways of being wrong.
         found = f"does not describe a model ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
         raise CheckpointError(path, found, f"the configuration of a {model_type} model") from error
-    tied = bool(model.config.tie_word_embeddings)
-    return {
-        name: shape
-        for stored, parameter in model.state_dict().items()
-        for name, shape in _on_disk(stored, tuple(parameter.shape), str(model_type))
-        if not (tied and name.startswith("lm_head."))
-    }
+    return {name: _canonical(name, tuple(tensor.shape), model_type) for name, tensor in stored.items()}
 
 
-def _on_disk(name: str, shape: tuple[int, ...], model_type: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and canonical shapes of what a parameter of the class is on disk."""
-    experts = _EXPERTS.fullmatch(name)
-    if experts is None or len(shape) != 3:
-        yield name, shape[::-1] if len(shape) == 2 and is_conv1d(model_type, name) else shape
-        return
-    rows, columns = shape[1:]
-    parts = {"gate_up_proj": ("gate_proj", "up_proj")}.get(experts[2], (experts[2],))
-    for number in range(shape[0]):
-        for part in parts:
-            yield f"{experts[1]}.{number}.{part}.weight", (rows // len(parts), columns)
+def _canonical(name: str, shape: tuple[int, ...], model_type: str) -> tuple[int, ...]:
+    """``(out_features, in_features)`` of matrices that a class holds the other way round."""
+    return shape[::-1] if len(shape) == 2 and is_conv1d(model_type, name) else shape

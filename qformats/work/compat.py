@@ -32,6 +32,7 @@ __all__ = [
     "register_quantization_config",
     "register_quantizer",
     "rename_source_key",
+    "revert_weight_conversion",
 ]
 
 _TESTED = "transformers>=5.17,<6 and torch>=2.11,<3"
@@ -48,6 +49,7 @@ try:
         WeightRenaming,
         convert_and_load_state_dict_in_model,
         rename_source_key,
+        revert_weight_conversion,
     )
     from transformers.modeling_utils import LoadStateDictConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import qformats
 from qformats.errors import UnsupportedModelError
+from qformats.folder.outline import outline
 
 POSITIONS = 64
 LOG_PROB = 1e-4
@@ -67,6 +68,15 @@ def test_the_folder_comes_back(model: tuple[str, Path, Path], tmp_path: Path) ->
     assert {key: value for key, value in first.metadata.items() if key != "general.name"} == {
         key: value for key, value in again.metadata.items() if key != "general.name"
     }
+
+
+def test_the_configuration_alone_says_which_tensors_there_are(model: tuple[str, Path, Path]) -> None:
+    """Under their names in files, experts and tied layers too."""
+    _, folder, _ = model
+    config = json.loads((folder / "config.json").read_text())
+    expected = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "model.safetensors").items()}
+    found = outline(config, folder / "config.json").tensors
+    assert {name: tensor.shape for name, tensor in found.items()} == expected
 
 
 # Classes of Transformers that compute more than a linear layer or an embedding keep their weights as plain numbers.
