@@ -96,7 +96,8 @@ def recorded(model_type: object) -> Recorded | None:
 def layout(model_type: object) -> dict[str, Any] | None:
     """How the names and shapes of a type's tensors follow from its configuration; see :mod:`qformats.folder.shapes`."""
     found = _of(model_type)
-    return None if found is None else {"model_class": found["model_class"], **found["layout"]}
+    told = None if found is None else found["layout"]
+    return None if found is None or told is None else {"model_class": found["model_class"], **told}
 
 
 def causal_types() -> Collection[str] | None:

@@ -8,14 +8,12 @@ tests/folder/test_outline_shapes.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qformats.folder.config_class import layout, recorded
 
-__all__ = ["known_shapes"]
-
-_FLAGS = ("attention_bias", "mlp_bias", "tie_word_embeddings")
+__all__ = ["expanded", "known_shapes"]
 
 
 def known_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
@@ -44,39 +42,68 @@ def known_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None
     if table is None:
         return None
     known = recorded(config.get("model_type"))
-    full = known.completed(config) if known is not None else dict(config)
+    return expanded(known.completed(config) if known is not None else config, table)
+
+
+def expanded(config: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of the tensors of a layout, for a configuration that says all that matters; None if it is unusual.
+
+    Parameters
+    ----------
+    config : mapping
+        ``config.json``, with the defaults of its class.
+    table : mapping
+        Entries before, of, and after the layers: a name with places for the layer and for what is repeated in it, the
+        lengths of its shape, the flag that it depends on, what says how often it is repeated, and which layers have it.
+    """
+    full = dict(config)
     usual: Mapping[str, Any] = table["as usual"]
-    if any(full.get(key, value) != value for key, value in usual.items()):
+    # Nothing, an empty list and false are alike to the classes.
+    if any((full.get(key, value) or None) != (value or None) for key, value in usual.items()):
         return None
-    flags = {key: full[key] for key in _FLAGS if key in full}
+    parts: dict[str, list[Sequence[Any]]] = {part: table[part] for part in ("before", "layer", "after")}
+    named = {entry[2].removeprefix("!") for entries in parts.values() for entry in entries} - {""}
+    flags = {key: full[key] for key in named if key in full}
     if not all(isinstance(flag, bool) for flag in flags.values()) or not _derive(full, table["derived"]):
         return None
     try:
-        before, layer, after = (
-            {
-                name: tuple(_length(full, length) for length in lengths)
-                for name, lengths, condition in table[part]
-                if _holds(flags, condition)
-            }
-            for part in ("before", "layer", "after")
-        )
         layers = _length(full, table["layers"])
+        return {
+            name: shape
+            for part, entries in parts.items()
+            for layer in range(layers if part == "layer" else 1)
+            for name, shape in _entries(full, flags, entries, layer)
+        }
     except _UnusualError:
         return None
-    within = {name.format(number): shape for number in range(layers) for name, shape in layer.items()}
-    return {**before, **within, **after}
+
+
+def _entries(
+    config: Mapping[str, Any], flags: Mapping[str, bool], entries: Sequence[Sequence[Any]], layer: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, lengths, condition, *more in entries:
+        count, where = (*more, "", "")[:2]
+        if _holds(flags, condition) and _within(config, where, layer):
+            shape = tuple(_length(config, length) for length in lengths)
+            for number in range(_length(config, count) if count else 1):
+                yield name.format(layer, number), shape
 
 
 class _UnusualError(Exception):
     """A size or a flag that is not what it should be."""
 
 
-def _length(config: Mapping[str, Any], product: str) -> int:
-    """``2*intermediate_size``, of this configuration."""
-    factors: list[Any] = [int(part) if part.isdigit() else config.get(part) for part in product.split("*")]
-    if not all(_positive(factor) for factor in factors):
-        raise _UnusualError
-    return math.prod(factors)
+def _length(config: Mapping[str, Any], spelt: str) -> int:
+    """``2*intermediate_size``, of this configuration; sums too."""
+    total = 0
+    for product in spelt.split("+"):
+        factors: list[Any] = [
+            int(part) if part.isdigit() else config.get(part) for part in product.split("*")
+        ]
+        if not all(_positive(factor) for factor in factors):
+            raise _UnusualError
+        total += math.prod(factors)
+    return total
 
 
 def _holds(flags: Mapping[str, bool], condition: str) -> bool:
@@ -85,6 +112,16 @@ def _holds(flags: Mapping[str, bool], condition: str) -> bool:
     if key and key not in flags:
         raise _UnusualError
     return not key or flags[key] != condition.startswith("!")
+
+
+def _within(config: Mapping[str, Any], where: str, layer: int) -> bool:
+    """``<first_k_dense_replace`` or ``>=first_k_dense_replace``; nothing is every layer."""
+    if not where:
+        return True
+    limit = config.get(where.lstrip("<>="))
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+        raise _UnusualError
+    return layer < limit if where.startswith("<") else layer >= limit
 
 
 def _derive(config: dict[str, Any], derived: Sequence[str]) -> bool:

@@ -103,7 +103,10 @@ def usual_class(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         return None
     if _HEAD in given and _HEAD not in wanted:
         # A copy, if not an equal one.
-        wanted[_HEAD] = next(wanted[home] for home in _EMBEDDINGS if home in wanted)
+        home = next((name for name in _EMBEDDINGS if name in wanted), None)
+        if home is None:
+            return None
+        wanted[_HEAD] = wanted[home]
     stored = {
         tensor: shape[::-1] if len(shape) == 2 and is_conv1d(model_type, tensor) else shape
         for tensor, shape in wanted.items()
