@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models.architectures import CASES, MULTIMODAL, TRAPS, build, build_multimodal
+from models.architectures import CASES, MULTIMODAL, SCALINGS, TRAPS, build, build_multimodal
 from oracles import hf
 from oracles.llama_cpp import LlamaCpp
 from safetensors.torch import load_file
@@ -46,6 +46,17 @@ def test_llama_cpp_computes_the_numbers_of_transformers(model: tuple[str, Path, 
         ours, theirs = gguf.log_probs(ids.tolist()), hf.log_probs(reference, ids.tolist())
         tolerance = LOG_PROB_GELU_TABLE if name.startswith(GELU) else LOG_PROB
         assert np.abs(ours - theirs).max() < tolerance
+
+
+@pytest.mark.parametrize("scaled", SCALINGS)
+def test_llama_cpp_computes_the_rotary_scalings_of_the_table(scaled: str, tmp_path: Path) -> None:
+    name, changes = SCALINGS[scaled]
+    folder, file = build(name, tmp_path / "model", **changes), tmp_path / "m.gguf"
+    qformats.export(folder, file, format="gguf:f32")
+    ids = list(range(3, 3 + POSITIONS))
+    with LlamaCpp(file) as gguf:
+        tolerance = LOG_PROB_GELU_TABLE if name.startswith(GELU) else LOG_PROB
+        assert np.abs(gguf.log_probs(ids) - hf.log_probs(folder, ids)).max() < tolerance
 
 
 def test_the_folder_comes_back(model: tuple[str, Path, Path], tmp_path: Path) -> None:

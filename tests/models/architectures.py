@@ -339,6 +339,27 @@ WITH_CODE: dict[str, tuple[Case, dict[str, Any]]] = {
 }
 """Models whose code is in their folders: one of Transformers' own that computes the same, and keys of config.json."""
 
+_SCALED = {"linear": _rope("linear", 50000.0, factor=4.0), "yarn": _YARN}
+SCALINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{name}-{kind}": (
+        name,
+        {
+            "rope_parameters": {
+                "full_attention": rope["rope_parameters"],
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50000.0},
+            }
+        }
+        if name == "olmo3"
+        else {"rope_parameters": {**rope["rope_parameters"], **more}},
+    )
+    for name, more in {
+        **{name: {} for name in ("cohere", "cohere2", "ernie4_5", "starcoder2", "hunyuan", "olmo3")},
+        "stablelm": {"partial_rotary_factor": 0.25},
+    }.items()
+    for kind, rope in _SCALED.items()
+}
+"""Models with rotary scalings that llama.cpp computes: the model, and keys of its configuration."""
+
 TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
     "qwen3_moe": ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob"),
     "qwen3_moe-dense-layer": ("qwen3_moe", {"mlp_only_layers": [1]}, "mlp_only_layers"),
