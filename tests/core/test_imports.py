@@ -62,9 +62,9 @@ def test_every_public_name_exists():
     import qformats
 
     assert sorted(set(qformats.__all__)) == sorted(qformats.__all__)
-    for name in {*qformats.__all__} - {"hookimpl", "__version__"}:
+    for name in {*qformats.__all__} - {"hookimpl", "hookspec", "__version__"}:
         assert getattr(qformats, name).__name__ == name
-    assert qformats.hookimpl.project_name == "qformats"
+    assert qformats.hookimpl.project_name == qformats.hookspec.project_name == "qformats"
     with pytest.raises(AttributeError, match="no attribute 'quantise'"):
         _ = qformats.quantise
     assert {*qformats.__all__} <= {*dir(qformats)}
