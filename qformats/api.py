@@ -84,7 +84,9 @@ def contributions(hook: str) -> list[tuple[str, Any]]:
     return registry().contributions(hook)
 
 
-def open(model: str | PathLike[str], *, options: Mapping[str, str] | None = None) -> Checkpoint:
+def open(
+    model: str | PathLike[str], *, options: Mapping[str, str] | None = None, adapter: bool = False
+) -> Checkpoint:
     """Open a model: headers only, weights stay on disk.
 
     Parameters
@@ -94,6 +96,8 @@ def open(model: str | PathLike[str], *, options: Mapping[str, str] | None = None
         ``"organisation/model"``, which is downloaded.
     options : mapping of str to str, optional
         What overrides or completes what the files say, such as ``{"pre": "llama-bpe"}``.
+    adapter : bool
+        Open the folder of an adapter too, as PEFT saves it, for :func:`export`; otherwise it is refused.
 
     Raises
     ------
@@ -111,7 +115,7 @@ def open(model: str | PathLike[str], *, options: Mapping[str, str] | None = None
     """
     from qformats.sources import open_model
 
-    return open_model(model, mapping("options", options))
+    return open_model(model, mapping("options", options), adapter=adapter)
 
 
 def export(
@@ -141,7 +145,7 @@ def export(
     Parameters
     ----------
     model : str, path or Checkpoint
-        See :func:`open`.
+        See :func:`open`. Or the folder of an adapter, for formats that hold adapters.
     target : str or path
         File or folder to write.
     format : str
@@ -201,7 +205,7 @@ def export(
     options = mapping("options", options)
     check_options(options)
     written = path("target", target)
-    source = model if isinstance(model, Checkpoint) else open(model, options=options)
+    source = model if isinstance(model, Checkpoint) else open(model, options=options, adapter=True)
     recipe = Recipe(
         format,
         quantizer=quantizer or "",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from qformats.errors import CheckpointError, ConfigError, Described, ModelNotFoundError
 from qformats.folder.adapter import refuse_adapter
+from qformats.folder.adapter_checkpoint import AdapterCheckpoint, holds_adapter
 from qformats.folder.json_object import read_json
 from qformats.folder.resolve import has_weights
 from qformats.interfaces.checkpoint import Checkpoint
@@ -35,15 +36,20 @@ _PATIENCE = 10.0
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
 
 
-def open_model(model: str | PathLike[str], options: Mapping[str, str]) -> Checkpoint:
+def open_model(
+    model: str | PathLike[str], options: Mapping[str, str], *, adapter: bool = False
+) -> Checkpoint:
     """Open a model by path or name; see :func:`qformats.open`."""
     path, name = _locate(model)
     path = _only_file(path)
-    loader = registry().loader_for(path)
-    if loader is None:
-        raise _unrecognised(path)
     check_options(options)
-    checkpoint = loader.open(path, loader.own_options(options))
+    if adapter and holds_adapter(path):
+        checkpoint: Checkpoint = AdapterCheckpoint(path)
+    else:
+        loader = registry().loader_for(path)
+        if loader is None:
+            raise _unrecognised(path)
+        checkpoint = loader.open(path, loader.own_options(options))
     for file in checkpoint.files:
         # Loaders look before they read; here nothing escapes, whoever wrote them.
         refuse_link_out(file, path)

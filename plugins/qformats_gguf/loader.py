@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from qformats import Checkpoint, Loader, PackedTensor, Packer, StoredTensor
 from qformats.errors import CheckpointError, ConfigError, Described
+from qformats.folder import AdapterCheckpoint
 from qformats.interfaces import (
     Assignment,
     ColumnSums,
@@ -40,6 +41,7 @@ class GGUFLoader(Loader):
     name = "gguf"
     summary = "GGUF file, single or split"
     suffix = ".gguf"
+    takes_adapters = True
     options = OPTIONS
 
     def detect(self, path: Path) -> bool:
@@ -60,6 +62,10 @@ class GGUFLoader(Loader):
         from qformats_gguf.checkpoint import GGUFCheckpoint
         from qformats_gguf.rearrange import to_gguf
 
+        if isinstance(source, AdapterCheckpoint):
+            from qformats_gguf.adapters import adapter_drafts
+
+            return adapter_drafts(source, options)
         if isinstance(source, GGUFCheckpoint):
             tied = "output.weight" not in source.stored
             return [_native_draft(name, tensor, tied) for name, tensor in source.stored.items()]
@@ -148,6 +154,12 @@ class GGUFLoader(Loader):
         from qformats_gguf.header import TensorInfo, serialize, shard_metadata, shard_name, split
         from qformats_gguf.types import by_name
 
+        run_with = 'llama-cli -m {target} -p "Once upon a time"'
+        if isinstance(source, AdapterCheckpoint):
+            from qformats_gguf.adapters import require_type
+
+            require_type(default)
+            run_with = 'llama-cli -m BASE.gguf --lora {target} -p "Once upon a time"'
         metadata = _metadata(source, default, options)
         infos = [
             TensorInfo(a.draft.name, a.draft.source.shape, by_name(a.packer.spec.variant))
@@ -173,7 +185,7 @@ class GGUFLoader(Loader):
             prefix = target.name.removesuffix(self.suffix)
             name = target.name if len(groups) == 1 else shard_name(prefix, number, len(groups))
             files.append(OutputFile(name, header.total_size, header.data, placements))
-        return Layout(tuple(files), folder=False, run_with='llama-cli -m {target} -p "Once upon a time"')
+        return Layout(tuple(files), folder=False, run_with=run_with)
 
     def read_importance(self, path: Path) -> Importance | None:
         """llama.cpp's importance matrices, in both forms."""
@@ -279,6 +291,10 @@ def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -
 
     if isinstance(source, GGUFCheckpoint):
         metadata = dict(source.native)
+    elif isinstance(source, AdapterCheckpoint):
+        from qformats_gguf.adapters import adapter_metadata
+
+        metadata = adapter_metadata(source, options)
     else:
         architecture = _architecture(source, options)
         metadata = architecture.metadata(name=source.name, parameters=source.parameters)

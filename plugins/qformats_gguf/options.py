@@ -12,6 +12,12 @@ OPTIONS = (
     Option(
         "arch", "GGUF architecture, if config.json does not tell it or several hold its model type", flag=True
     ),
+    Option(
+        "base",
+        "of an adapter: folder or config.json of its base, if adapter_config.json names none that is here",
+        flag=True,
+        metavar="PATH",
+    ),
     Option("pre", "pre-tokenizer, if tokenizer.json is not recognised", flag=True),
     Option("ignore-unsupported", "yes: go on even if the target does not support a feature of the model"),
     Option(

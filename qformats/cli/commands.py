@@ -118,7 +118,7 @@ def meant(name: str, output: Path | None = None) -> Packer:
     return packer
 
 
-def opened(model: str, options: Mapping[str, str], bar: Bar) -> Checkpoint:
+def opened(model: str, options: Mapping[str, str], bar: Bar, *, adapter: bool = False) -> Checkpoint:
     """Open what the user names, and say so meanwhile: large models have many headers, and the hub is far.
 
     Raises
@@ -141,7 +141,7 @@ def opened(model: str, options: Mapping[str, str], bar: Bar) -> Checkpoint:
         with bar.aside(f"asking the hub for {model}"):
             return qformats.open(model, options=options)
     bar.start(f"reading the headers of {model}")
-    return qformats.open(model, options=options)
+    return qformats.open(model, options=options, adapter=adapter)
 
 
 def export_as_told(

@@ -185,7 +185,7 @@ def export(
             "--mix", mix, "named where there are several formats: export a measured one by itself"
         )
     with Bar() as bar:
-        source = opened(model, options, bar)
+        source = opened(model, options, bar, adapter=len(names) == 1)
     shared: dict[str, Any] = {
         "quantizer": quantizer,
         "quantizer_options": pairs("quantizer-option", quantizer_option) | declared.quantizer,

@@ -18,7 +18,8 @@ from qformats.exact import Answer
 from qformats.exporting.account import LeftOut, account
 from qformats.exporting.importance import read_importance
 from qformats.exporting.recipe import Recipe
-from qformats.folder import FolderCheckpoint
+from qformats.folder import AdapterCheckpoint, FolderCheckpoint
+from qformats.folder.adapter import refuse_adapter
 from qformats.folder.fit import refuse_fragments
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.importance import ColumnSums, Importance
@@ -303,6 +304,8 @@ def make_plan(
     source = _weighed(source, recipe, default)
     quantizer = registry().quantizer(recipe.quantizer, dict(recipe.quantizer_options))
     loader = recipe.loader(source)
+    if isinstance(source, AdapterCheckpoint) and not loader.takes_adapters:
+        refuse_adapter(source.path)
     own = loader.own_options(options)
     vocabulary = not source.tensors and loader.takes_vocabularies and not default.quantizes
     if isinstance(source, FolderCheckpoint):

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from qformats.errors import ConfigError
+from qformats.folder.adapter import STARTS, base_name
+from qformats.folder.adapter_checkpoint import AdapterCheckpoint
 from qformats.folder.archive import plain_records
 from qformats.folder.chat import chat_templates
 from qformats.folder.config_class import config_class
@@ -33,8 +35,11 @@ from qformats.numbers.dtypes import FLOATS
 from qformats.work.files import parse_json
 
 __all__ = [
+    "STARTS",
+    "AdapterCheckpoint",
     "FolderCheckpoint",
     "HuggingFaceFolder",
+    "base_name",
     "chat_templates",
     "config_class",
     "lay_out_folder",

@@ -7,18 +7,23 @@ from typing import Any
 
 from qformats.errors import CheckpointError, ModelNotFoundError
 from qformats.folder.json_object import read_json
+from qformats.work.files import refuse_link_out
 
 __all__ = [
     "CONFIG",
+    "STARTS",
     "adapter_beside",
     "adapter_config",
     "base_name",
     "refuse_adapter",
     "refuse_swapped",
     "require_adapter",
+    "weights_file",
 ]
 
 CONFIG = "adapter_config.json"
+STARTS = (True, False, "gaussian", "eva", "orthogonal")
+"""PEFT's ways to start an adapter that leave the base's weights as they are."""
 
 
 def adapter_config(folder: Path) -> dict[str, Any] | None:
@@ -105,6 +110,22 @@ def adapter_beside(folder: Path) -> tuple[str, ...]:
         f"Not applied: the adapter of {CONFIG}, which Transformers applies where PEFT is installed "
         f"(qformats merge {folder} {folder} -o OUT)",
     )
+
+
+def weights_file(folder: Path) -> Path:
+    """File of an adapter's tensors: the one that PEFT would read.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or a link that leads elsewhere.
+    """
+    names = ("adapter_model.safetensors", "adapter_model.bin")
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(folder, "no weights of an adapter", " or ".join(names))
+    refuse_link_out(found, folder)
+    return found
 
 
 def base_name(config: dict[str, Any]) -> str:

@@ -15,18 +15,18 @@ from qformats.folder.chat import ignored_template
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.float8 import find_float8, is_float8
 from qformats.folder.json_object import read_json
+from qformats.folder.plain import plain_tensor
 from qformats.folder.resolve import find_weights
 from qformats.folder.shards import BinShard, SafetensorsShard, Shard
 from qformats.folder.stacked import apart
 from qformats.folder.tied import Ties, settle_ties
 from qformats.folder.wrappers import unwrapped
 from qformats.interfaces.checkpoint import Checkpoint
-from qformats.interfaces.dense import dense
 from qformats.interfaces.family import Family, ModuleFields
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.rows import cut
 from qformats.interfaces.stored import StoredTensor
-from qformats.numbers.dtypes import FLOATS, FLOATS8, SIZES
+from qformats.numbers.dtypes import FLOATS, FLOATS8
 from qformats.registry import registry
 from qformats.work.files import refuse_link_out
 from qformats.work.repeated import Repeated
@@ -313,18 +313,7 @@ class FolderCheckpoint(Checkpoint):
         return None
 
     def _dense(self, name: str, entry: Entry, order: int) -> StoredTensor:
-        shape, dtype, shard = entry
-        count = 1
-        for dim in shape:
-            count *= dim
-        packer = dense(dtype)
-
-        def load(start: int, stop: int) -> PackedTensor:
-            values = shard.tensor(name)
-            part = values[start:stop] if shape else values
-            return PackedTensor(packer, tuple(part.shape), {"weight": part})
-
-        return StoredTensor(name, shape, packer, count * SIZES[dtype], shard.path, load, offset=order)
+        return plain_tensor(name, *entry, order)
 
     def _packed(self, module: _Module, order: int) -> StoredTensor:
         packer, shape, name = module.packer, module.shape, f"{module.name}.weight"

@@ -66,6 +66,8 @@ class Loader(Shown, Guarded, ABC):
     """Whether :meth:`detect` also accepts containers that a more specific loader may know better."""
     takes_vocabularies: ClassVar[bool] = False
     """Whether it writes the tokenizer of a model that has no tensors, as plain numbers; :meth:`draft` is not called."""
+    takes_adapters: ClassVar[bool] = False
+    """Whether it writes adapters: then :meth:`draft` may be given an adapter as PEFT saves it."""
     families: ClassVar[tuple[str, ...]] = ()
     """Families whose exports stay in this container if the source is in it."""
 

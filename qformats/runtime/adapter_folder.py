@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qformats.errors import BackendUnavailableError, CheckpointError, Described, QFormatsError
-from qformats.folder.adapter import CONFIG, require_adapter
+from qformats.folder.adapter import CONFIG, require_adapter, weights_file
 from qformats.folder.shards import BinShard, SafetensorsShard
 from qformats.runtime.adapters import refuse_changed_base
 from qformats.runtime.build import bare_model
 from qformats.runtime.names import tied_names
-from qformats.work.files import refuse_link_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,11 +100,7 @@ def open_adapter(path: Path, base: Checkpoint) -> Any:
 
 def _weights(path: Path) -> dict[str, Tensor]:
     """Tensors of the adapter's file: the one that PEFT would read."""
-    names = ("adapter_model.safetensors", "adapter_model.bin")
-    found = next((path / name for name in names if (path / name).is_file()), None)
-    if found is None:
-        raise CheckpointError(path, "no weights of an adapter", " or ".join(names))
-    refuse_link_out(found, path)
+    found = weights_file(path)
     shard = SafetensorsShard(found) if found.suffix == ".safetensors" else BinShard(found)
     return {name: shard.tensor(name) for name, _, _ in shard.entries()}
 

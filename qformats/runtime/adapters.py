@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qformats.errors import BackendUnavailableError, ConfigError, Described
+from qformats.folder.adapter import STARTS
 from qformats.work.arguments import told
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Update", "prepare_for_training", "refuse_changed_base", "updates_of"]
 
-_STARTS = (True, False, "gaussian", "eva", "orthogonal")
-"""PEFT's ways to start an adapter that leave the base's weights as they are."""
 _ELSEWHERE = "train with plain LoRA, or merge with PEFT into an unquantized model"
 
 
@@ -104,8 +103,8 @@ def refuse_changed_base(name: str, config: Any) -> None:
         What the adapter adds belongs to other weights than those of the base's files.
     """
     start = getattr(config, "init_lora_weights", True)
-    if start not in _STARTS:
-        allowed = "a start that leaves the base's weights as they are: " + ", ".join(map(str, _STARTS))
+    if start not in STARTS:
+        allowed = "a start that leaves the base's weights as they are: " + ", ".join(map(str, STARTS))
         hint = "save the adapter as plain LoRA (PEFT: path_initial_model_for_weight_conversion), or merge with PEFT"
         raise ConfigError(f"init_lora_weights of the adapter {name!r}", start, allowed, hint)
 

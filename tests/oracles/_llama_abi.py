@@ -198,6 +198,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_free": (None, (_P,)),
     "llama_init_from_model": (_P, (_P, ContextParams)),
     "llama_free": (None, (_P,)),
+    "llama_adapter_lora_init": (_P, (_P, _S)),
+    "llama_set_adapters_lora": (_I, (_P, c.POINTER(_P), c.c_size_t, c.POINTER(c.c_float))),
     "llama_model_get_vocab": (_P, (_P,)),
     "llama_model_desc": (_I, (_P, _S, c.c_size_t)),
     "llama_model_rope_type": (c.c_int, (_P,)),

@@ -64,6 +64,8 @@ class LlamaCpp:
         CPU threads.
     vocab_only : bool
         Load metadata and tokenizer without any weight; `logits` and `greedy` are then refused.
+    adapter : path-like, optional
+        A GGUF file of a LoRA adapter, as ``--lora`` takes it.
     watch : callable, optional
         ``cb_eval`` of the context: ``(address of the tensor, whether only asked, user data) -> bool``.
 
@@ -82,6 +84,7 @@ class LlamaCpp:
         flash_attention: bool = False,
         threads: int = 2,
         vocab_only: bool = False,
+        adapter: str | PathLike[str] | None = None,
         watch: abi.EvalCallback | None = None,
     ) -> None:
         self._lib = _library()
@@ -115,6 +118,8 @@ class LlamaCpp:
             error = self._error("llama.cpp makes no context for the file")
             self.close()
             raise error
+        if adapter is not None:
+            self._apply(str(adapter))
 
     def __enter__(self) -> LlamaCpp:
         return self
@@ -129,6 +134,16 @@ class LlamaCpp:
         if self._model:
             self._lib.llama_model_free(self._model)
         self._context = self._model = None
+
+    def _apply(self, adapter: str) -> None:
+        # The model frees it.
+        found = self._lib.llama_adapter_lora_init(self._model, adapter.encode())
+        if not found or self._lib.llama_set_adapters_lora(
+            self._context, (c.c_void_p * 1)(found), 1, (c.c_float * 1)(1.0)
+        ):
+            error = self._error(f"llama.cpp does not apply {adapter}")
+            self.close()
+            raise error
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits at every position: float32 ``[len(ids), n_vocab]``."""

@@ -87,7 +87,7 @@ def test_the_command(base, capsys, tmp_path):
 
 def test_an_adapter_is_no_model(base, capsys, tmp_path):
     saved(base, tmp_path / "adapter")
-    for command in (["inspect"], ["export", "--format", "gguf:q8_0", "-o", tmp_path / "o.gguf"]):
+    for command in (["inspect"], ["export", "--format", "gptq", "-o", tmp_path / "o"]):
         done = call(capsys, command[0], tmp_path / "adapter", *command[1:])
         assert done.code == 3
         assert "an adapter (LORA) for " in done.err

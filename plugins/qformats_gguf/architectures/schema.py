@@ -152,6 +152,11 @@ class Piece:
     groups: int = 0
     swapped: bool = False
 
+    @property
+    def whole_rows(self) -> bool:
+        """Whether it is some rows of a matrix, as they are."""
+        return self.axis == 0 and not self.groups and not self.swapped
+
     def grouped(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the whole tensor after grouping."""
         return (self.groups, shape[0] // self.groups, *shape[1:]) if self.groups else shape
