@@ -10,7 +10,7 @@ from typing import Any
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.folder.classes import causal_model, runs
 from qformats.folder.conv1d import is_conv1d
-from qformats.folder.shapes import known_shapes
+from qformats.folder.shapes import MOST_TENSORS, known_shapes
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.dense import dense
 from qformats.interfaces.packer import PackedTensor
@@ -112,7 +112,7 @@ def _built(config: Mapping[str, Any], path: Path, model_type: str) -> dict[str, 
     """Names and shapes of Transformers' class, built without memory."""
     import torch
 
-    from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, revert_weight_conversion
+    from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if not runs(config):
         known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -120,15 +120,25 @@ def _built(config: Mapping[str, Any], path: Path, model_type: str) -> dict[str, 
     try:
         with torch.device("meta"):
             model = causal_model(config)
-            tied = getattr(model, "all_tied_weights_keys", None) or {}
-            held = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-            # Its own names and shapes in memory are not those of files where experts are stacked or modules renamed.
-            stored = revert_weight_conversion(model, held)
+            stored = _saved(model)
     except Exception as error:
         # Each model class has its own ways of being wrong.
         found = f"does not describe a model ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
         raise CheckpointError(path, found, f"the configuration of a {model_type} model") from error
     return {name: _canonical(name, tuple(tensor.shape), model_type) for name, tensor in stored.items()}
+
+
+def _saved(model: Any) -> dict[str, Any]:
+    """Tensors under their names in files: in memory experts are stacked, and some modules have other names."""
+    from qformats.work.compat import revert_weight_conversion
+
+    experts = sum(each.shape[0] for each in model.parameters() if each.ndim == 3)
+    if experts > MOST_TENSORS:
+        raise ValueError(f"{experts} experts")
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    held = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    found: dict[str, Any] = revert_weight_conversion(model, held)
+    return found
 
 
 def _canonical(name: str, shape: tuple[int, ...], model_type: str) -> tuple[int, ...]:

@@ -13,7 +13,10 @@ from typing import Any
 
 from qformats.folder.config_class import layout, recorded
 
-__all__ = ["expanded", "known_shapes"]
+__all__ = ["MOST_TENSORS", "expanded", "known_shapes"]
+
+MOST_TENSORS = 1 << 20
+"""An absurd number of layers or experts must not take forever; 61 layers of 384 experts have 70,000 tensors."""
 
 
 def known_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
@@ -68,6 +71,9 @@ def expanded(config: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, t
         return None
     try:
         layers = _length(full, table["layers"])
+        counts = [_length(full, entry[3]) for entry in parts["layer"] if len(entry) > 3 and entry[3]]
+        if layers * (len(parts["layer"]) + sum(counts)) > MOST_TENSORS:
+            return None
         return {
             name: shape
             for part, entries in parts.items()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from qformats.errors import CheckpointError
 from qformats.folder.outline import _built, outline
 from qformats.folder.shapes import known_shapes
 
@@ -106,6 +107,14 @@ def test_heads_without_groups(model_type):
 )
 def test_what_is_unusual_is_left_to_transformers(config):
     assert known_shapes({"model_type": "llama", **config}) is None
+
+
+@pytest.mark.parametrize("key", ["num_local_experts", "num_hidden_layers"])
+def test_absurd_numbers_take_no_time(key):
+    config = {"model_type": "mixtral", **SIZES, key: 10**9}
+    assert known_shapes(config) is None
+    with pytest.raises(CheckpointError, match=f"{10**9}|{2 * 2 * 10**9} experts"):
+        outline(config, PATH)
 
 
 def test_without_a_record_a_missing_key_is_left_to_transformers(monkeypatch):
