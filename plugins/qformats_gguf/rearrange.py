@@ -129,8 +129,13 @@ def _taken(tensor: StoredTensor, mapping: TensorMapping) -> StoredTensor:
         if not piece.groups:
             return found
         if not piece.swapped and (_by_rows(found.packer)):
-            return _in_groups(found, mapping.stored_shape)
-        return _computed(found, mapping, lambda part: part.transpose(-1, -2) if piece.swapped else part)
+            found = _in_groups(found, mapping.stored_shape)
+        else:
+            found = _computed(found, mapping, lambda part: part.transpose(-1, -2) if piece.swapped else part)
+        # No layer of the model has these numbers by themselves. All groups have the inputs of the whole; turned ones
+        # have others.
+        inputs = () if piece.swapped else (tensor.name,) * piece.groups
+        return replace(found, name=mapping.gguf, matrices=inputs)
     return _computed(
         tensor,
         mapping,

@@ -177,7 +177,7 @@ def _by_tensor(
             found = f"{bad} of the inputs of {name} are not finite in {skeleton.dtype}"
             raise NonFiniteError(found, "run the model in f32 (compute-dtype f32)")
         for canonical, place in skeleton.stored(name):
-            if skeleton.columns(canonical) != sums.squares.shape[1]:
+            if not skeleton.takes(canonical, sums.squares.shape[1]):
                 transposed.append(canonical)
                 continue
             yield canonical, sums if place.expert is None else sums.matrix(place.expert)

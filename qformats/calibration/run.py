@@ -48,6 +48,8 @@ _BATCH_TOKENS = 2048
 """Tokens that run through a block at a time: enough to keep a device busy, few enough beside a block's weights."""
 
 
+_SHOWN = 4
+"""Names that a notice lists."""
 _EMBEDDING, _HEAD = "embedding", "head"
 """Files of what is outside the blocks."""
 
@@ -273,8 +275,12 @@ class Run:
         ends = (skeleton.embedding, skeleton.head)
         outside = [name for name in self.formats if name not in linears and name not in ends]
         if outside:
-            names = ", ".join(outside)
-            self.progress.notice(f"rounded without calibration, being outside the blocks: {names}")
+            names = ", ".join(outside[:_SHOWN]) + (
+                f" and {len(outside) - _SHOWN} more" if outside[_SHOWN:] else ""
+            )
+            self.progress.notice(
+                f"rounded without calibration, being no linear layers of the blocks: {names}"
+            )
 
     def _identity(self, more: Mapping[str, str], tokens: Tensor) -> str:
         state = {

@@ -139,6 +139,11 @@ class Skeleton:
         """Length of the rows of a tensor of the source."""
         return int(self._source.tensors[name].shape[-1])
 
+    def takes(self, name: str, inputs: int) -> bool:
+        """Whether that many inputs are multiplied with a tensor of the source: stacks may have them in rows."""
+        shape = self._source.tensors[name].shape
+        return inputs == shape[-1] or (len(shape) == 3 and inputs == shape[-2])
+
     def linears(self, block: int) -> dict[str, Any]:
         """Linear layers of a block, by their names within it."""
         return {

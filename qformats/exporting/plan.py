@@ -386,10 +386,11 @@ def _is_chosen(assignment: Assignment, action: Action) -> bool:
 
 def _sums_of(source: StoredTensor, importance: Importance) -> ColumnSums | None:
     """What is known of a tensor, or of the matrices that it stacks."""
-    known = importance.sums.get(source.name)
-    if known is None and source.matrices:
-        return ColumnSums.stacked([importance.sums.get(name) for name in source.matrices])
-    return known
+    if source.matrices:
+        stacked = ColumnSums.stacked([importance.sums.get(name) for name in source.matrices])
+        if stacked is not None:
+            return stacked
+    return importance.sums.get(source.name)
 
 
 def _importance(

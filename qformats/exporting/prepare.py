@@ -121,13 +121,7 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     """
     recipe = plan.recipe
     rounded = [_rounded(plan, index, progress) for index in range(len(plan.tensors))]
-    # Of a stack, each matrix is a layer.
-    wanted = {
-        name: tensor
-        for tensor in rounded
-        if tensor is not None
-        for name in tensor.source.matrices or (tensor.source.name,)
-    }
+    wanted = {name: tensor for tensor in rounded if tensor is not None for name in _layers(tensor)}
     if not wanted:
         return plan
     formats = {name: tensor.packer for name, tensor in wanted.items()}
@@ -209,9 +203,15 @@ class _Counting(Quantizer):
         return packer.encode_reference(dense)
 
 
+def _layers(tensor: TensorPlan) -> tuple[str, ...]:
+    """Layers of the model whose weights a tensor holds: of a stack, each matrix; parts of one layer are none."""
+    matrices = tensor.source.matrices
+    return matrices if matrices and len(set(matrices)) == len(matrices) else (tensor.source.name,)
+
+
 def _as_rounded(tensor: TensorPlan, wanted: dict[str, TensorPlan]) -> TensorPlan:
     """A tensor that was quantized before, as what the quantizer made of it: its format is the new one by now."""
-    before = wanted.get(next(iter(tensor.source.matrices), tensor.source.name))
+    before = wanted.get(_layers(tensor)[0])
     if before is None or before.action is Action.QUANTIZE:
         return tensor
     packed = tensor.source.format == tensor.packer.name

@@ -144,7 +144,13 @@ class Quantizer(Shown, Guarded, ABC):
         return self.quantize(dense, packer, importance)
 
     def encode(self, dense: Tensor, packer: Packer, importance: Tensor | None = None) -> PackedTensor:
-        """Quantize and pack; a quantizer overrides it only to be faster."""
+        """Quantize and pack; a quantizer overrides it only to be faster. Matrices of a stack are rows of one."""
+        if dense.ndim > 2:
+            shape = tuple(dense.shape)
+            packed = self.encode(dense.reshape(-1, shape[-1]), packer, importance)
+            stored = packer.stored(shape)
+            fields = {key: value.reshape(stored[key][0]) for key, value in packed.fields.items()}
+            return PackedTensor(packer, shape, fields)
         quantized = self.quantize_checked(dense, packer, importance)
         if packer.grid is not None:
             packer.grid.validate(quantized)

@@ -162,3 +162,15 @@ def test_experts_that_are_stacked_on_disk_are_refused_by_name(text, tmp_path):
     folder = build("gpt_oss", tmp_path / "gpt_oss")
     with pytest.raises(ConfigError, match=r"experts\.\w+.*stacked on disk"):
         _calibrated(folder, tmp_path / "m.gguf", text, tmp_path / "log", format="gguf:q4_0")
+
+
+def test_parts_of_a_layer_are_rounded_once(text, tmp_path):
+    """Keys and values of latent attention are one layer, of which a file keeps keys transposed."""
+    folder = build("deepseek_v3", tmp_path / "deepseek_v3", moe_intermediate_size=64, num_hidden_layers=2)
+    _calibrated(folder, tmp_path / "gptq.gguf", text, tmp_path / "log", format="gguf:q4_0")
+    qformats.export(folder, tmp_path / "rtn.gguf", format="gguf:q4_0", quantizer="rtn")
+    one, other = (qformats.open(tmp_path / file).stored for file in ("gptq.gguf", "rtn.gguf"))
+    for name in ("blk.1.attn_k_b.weight", "blk.1.attn_v_b.weight"):
+        assert torch.equal(one[name].dequantize(), other[name].dequantize()), name
+    name = "blk.1.attn_kv_a_mqa.weight"
+    assert not torch.equal(one[name].dequantize(), other[name].dequantize())

@@ -282,3 +282,37 @@ def test_what_is_no_file_is_refused(what, tmp_path):
     path = tmp_path if what == "folder" else tmp_path / "i.gguf"
     with pytest.raises(CheckpointError, match=r"no such file|is not a file"):
         read_importance([path], None)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "llama4", "granitemoe", "deepseek_v3"])
+def test_models_whose_tensors_are_parts_or_joined(name, tmp_path):
+    """Parts of a tensor on disk have its inputs, whichever way it lies there."""
+    from gguf import GGUFReader
+    from models.architectures import build
+
+    more = {"intermediate_size_mlp": 512} if name == "llama4" else {}
+    more |= {"moe_intermediate_size": 256, "kv_lora_rank": 256} if name == "deepseek_v3" else {}
+    folder = build(name, tmp_path / name, hidden_size=256, intermediate_size=512, **more)
+    text = tmp_path / "text.txt"
+    text.write_text("It was the best of times, it was the worst of times; 1234567890 things were said. " * 40)
+    qformats.imatrix(folder, tmp_path / "imatrix.gguf", text=str(text), chunk_size=64, chunks=3)
+    entries = {
+        t.name: t.data for t in GGUFReader(tmp_path / "imatrix.gguf").tensors if t.name.endswith(".in_sum2")
+    }
+    for stack, width in (
+        ("ffn_gate_exps", 256),
+        ("ffn_up_exps", 256),
+        ("ffn_down_exps", 256 if more.get("moe_intermediate_size") else 512),
+    ):
+        found = entries[f"blk.1.{stack}.weight.in_sum2"]
+        assert found.shape == (8 if name == "deepseek_v3" else 6, width)
+        assert (found.sum(1) > 0).any()
+    assert not any("attn_k_b" in entry or "attn_v_b" in entry for entry in entries)
+    weighed, plain = tmp_path / "weighed.gguf", tmp_path / "plain.gguf"
+    qformats.export(folder, weighed, format="gguf:q4_k", imatrix=tmp_path / "imatrix.gguf")
+    qformats.export(folder, plain, format="gguf:q4_k")
+    one, other = qformats.open(weighed).stored, qformats.open(plain).stored
+    changed = {key for key, tensor in one.items() if not tensor.dequantize().equal(other[key].dequantize())}
+    wanted = {f"blk.1.ffn_{part}_exps.weight" for part in ("gate", "up", "down")}
+    wanted |= {"blk.1.attn_v_b.weight"} if name == "deepseek_v3" else set()
+    assert wanted <= changed

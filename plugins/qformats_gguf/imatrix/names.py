@@ -14,7 +14,7 @@ from qformats_gguf.architectures import Architecture
 from qformats_gguf.architectures.rows import ROWS
 from qformats_gguf.checkpoint import GGUFCheckpoint
 
-__all__ = ["Entry", "entries_of", "named"]
+__all__ = ["Entry", "entries_of", "named", "of_one_input"]
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.+)")
 _BLOCK = re.compile(r"\.(\d+)\.")
@@ -68,6 +68,19 @@ def entries_of(source: Checkpoint) -> dict[str, Entry]:
     return {name: _entry(name, architecture) for name in source.tensors}
 
 
+def of_one_input(source: Checkpoint) -> dict[str, str]:
+    """Tensors of GGUF that are parts of one on disk, and so have its inputs, with the first of these parts."""
+    architecture = None if isinstance(source, GGUFCheckpoint) else _architecture(source)
+    found: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for mapping in architecture.expected_tensors() if architecture is not None else ():
+        if mapping.piece is not None and not mapping.piece.groups:
+            home = first.setdefault(mapping.canonical, mapping.gguf)
+            if home != mapping.gguf:
+                found[mapping.gguf] = home
+    return found
+
+
 def _architecture(source: Checkpoint) -> Architecture | None:
     try:
         return Architecture.from_config(source.config, source=str(source.path), force=True)
@@ -82,6 +95,9 @@ def _entry(name: str, architecture: Architecture | None) -> Entry:
             mapping = architecture.map_tensor(name)
         except CheckpointError:
             mapping = None
+        if mapping is not None and mapping.piece is not None and mapping.piece.groups:
+            # What llama.cpp multiplies with its parts is something else.
+            return Entry(name)
         if mapping is not None:
             expert = _EXPERT.fullmatch(name) if mapping.stack else None
             return Entry(mapping.gguf, None if expert is None else int(expert[2]))

@@ -8,7 +8,7 @@ from qformats import Checkpoint
 from qformats.errors import ConfigError
 from qformats.interfaces import ColumnSums, Importance
 from qformats_gguf.header import TensorInfo, serialize
-from qformats_gguf.imatrix.names import entries_of
+from qformats_gguf.imatrix.names import entries_of, of_one_input
 from qformats_gguf.imatrix.read import COUNTS, SUMS
 from qformats_gguf.metadata import Metadata, ValueType, array, string, u32
 from qformats_gguf.types import by_name
@@ -69,4 +69,4 @@ def _stacked(importance: Importance, source: Checkpoint) -> dict[str, ColumnSums
         found[name] = ColumnSums(
             np.concatenate([part.squares for part in parts]), np.concatenate([part.counts for part in parts])
         )
-    return found
+    return found | {name: found[home] for name, home in of_one_input(source).items() if home in found}
