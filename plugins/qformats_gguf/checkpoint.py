@@ -132,7 +132,7 @@ class GGUFCheckpoint(Checkpoint):
             if not first.stack:
                 shape = (sum(mapping.stored_shape[0] for mapping in mappings), *shape[1:])
             architecture.check_shape(replace(first, shape=shape), tensor.shape, name)
-            if first.piece is not None:
+            if first.shared:
                 pieces.setdefault(first.canonical, []).append((tensor, first))
                 continue
             for part in from_gguf(tensor, mappings):

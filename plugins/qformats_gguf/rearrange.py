@@ -13,7 +13,7 @@ import numpy as np
 
 from qformats import PackedTensor, Packer, StoredTensor
 from qformats.interfaces import concat_rows, cut, dense
-from qformats_gguf.architectures import Piece, TensorMapping
+from qformats_gguf.architectures import Piece, Regroup, TensorMapping
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["assembled", "from_gguf", "stack_name", "to_gguf"]
 
 _F32_BYTES = 4
+_NEIGHBOURS = 4
+"""How far a rounded logarithm may be from the number that was exponentiated: the float32 exponential of torch is off by
+one in the last place, and below 1 the logarithm has more digits than it."""
 _EXPERT = re.compile(r"\.(\d+)(?=(\.[^.]+)?\.[^.]+$)")
 
 
@@ -59,6 +62,10 @@ def from_gguf(tensor: StoredTensor, mappings: Sequence[TensorMapping]) -> list[S
         part = part.renamed(mapping.canonical)
         if mapping.permute is not None:
             part = part.take_rows(mapping.permute.inverse(part.rows))
+        if mapping.squeezed:
+            part = _reshaped(part, mapping.shape)
+        if mapping.negated_exp:
+            part = _elementwise(part, _log_of_negated)
         found.append(_shifted(part, -mapping.offset) if mapping.offset else part)
     return found
 
@@ -66,6 +73,9 @@ def from_gguf(tensor: StoredTensor, mappings: Sequence[TensorMapping]) -> list[S
 def assembled(parts: Sequence[tuple[StoredTensor, TensorMapping]]) -> StoredTensor:
     """The canonical tensor of which these are all the pieces, in the order of the table."""
     tensors, first = [tensor for tensor, _ in parts], parts[0][1]
+    if isinstance(first.permute, Regroup):
+        whole = Regroup(first.permute.groups, first.permute.parts)
+        return concat_rows(first.canonical, tensors).take_rows(whole.inverse(first.shape[0]))
     pieces = [mapping.piece for _, mapping in parts if mapping.piece is not None]
     name, shape = first.canonical, first.shape
     if all((p.axis, p.step, p.groups, p.swapped) == (0, 1, 0, False) for p in pieces):
@@ -181,15 +191,64 @@ def _moved(tensor: StoredTensor, mapping: TensorMapping) -> StoredTensor:
         tensor = _taken(tensor, mapping)
     if mapping.permute is not None:
         tensor = tensor.take_rows(mapping.permute.rows(tensor.rows))
+    if mapping.squeezed:
+        tensor = _reshaped(tensor, mapping.stored_shape)
+    if mapping.negated_exp:
+        tensor = _elementwise(tensor, _negated_exp)
     return _shifted(tensor, mapping.offset) if mapping.offset else tensor
 
 
 def _shifted(tensor: StoredTensor, amount: float) -> StoredTensor:
     """The same numbers plus a constant, added in float32 as upstream's converter does."""
+    return _elementwise(tensor, lambda values: values + amount)
+
+
+def _negated_exp(values: Tensor) -> Tensor:
+    return -values.exp()
+
+
+def _log_of_negated(values: Tensor) -> Tensor:
+    """Numbers of which `_negated_exp` gives these, or nearly so where no float32 number does.
+
+    Of neighbours of the logarithm, rounded once, the first that comes back: a file that was made of numbers gives the
+    same file again.
+    """
+    import torch
+
+    logarithms = (-values.double()).log().float()
+    found, missed = logarithms.clone(), _negated_exp(logarithms) != values
+    up = down = logarithms
+    for _ in range(_NEIGHBOURS):
+        up, down = (
+            torch.nextafter(up, torch.full_like(up, torch.inf)),
+            torch.nextafter(down, torch.full_like(down, -torch.inf)),
+        )
+        for other in (up, down):
+            hits = missed & (_negated_exp(other) == values)
+            found, missed = torch.where(hits, other, found), missed & ~hits
+    return found
+
+
+def _reshaped(tensor: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
+    """The same plain numbers with other dimensions after the first."""
+    plain = _plain([tensor])
+
+    def load(start: int, stop: int) -> PackedTensor:
+        read = tensor.read(start, stop)
+        values = read.dequantize() if read.packer.quantizes else next(iter(read.fields.values()))
+        return _packed(plain, values.reshape(stop - start, *shape[1:]))
+
+    origin = tensor.stored_packer if plain.name != tensor.stored_format else None
+    nbytes = tensor.nbytes if plain.name == tensor.format else tensor.numel * _F32_BYTES
+    return replace(tensor, shape=shape, packer=plain, nbytes=nbytes, load=load, step=1, origin=origin)
+
+
+def _elementwise(tensor: StoredTensor, change: Callable[[Tensor], Tensor]) -> StoredTensor:
+    """Other numbers of the same shape, in float32."""
     plain = dense("f32")
 
     def load(start: int, stop: int) -> PackedTensor:
-        values = tensor.read(start, stop).dequantize().float() + amount
+        values = change(tensor.read(start, stop).dequantize().float())
         return PackedTensor(plain, tuple(values.shape), {"weight": values})
 
     return replace(

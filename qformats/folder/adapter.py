@@ -129,6 +129,13 @@ def weights_file(folder: Path) -> Path:
 
 
 def base_name(config: dict[str, Any]) -> str:
-    """What the model was called that an adapter was trained on; empty if that is not known."""
+    """What the model was called that an adapter was trained on; empty if that is not known.
+
+    Examples
+    --------
+    >>> from qformats.folder import base_name
+    >>> base_name({"base_model_name_or_path": "organisation/model"}), base_name({})
+    ('organisation/model', '')
+    """
     name = config.get("base_model_name_or_path")
     return name if isinstance(name, str) else ""

@@ -45,6 +45,8 @@ OWN = {
         **{"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2},
     },
 }
+OWN["lfm2"] = {"layer_types": ["conv", "full_attention"]}
+OWN["mamba"] = {"intermediate_size": 64}
 OWN["exaone4"] = {"sliding_window": None, "layer_types": ["full_attention"] * 2}
 OWN = {case.model_type: case.config for case in reversed(CASES.values())} | OWN
 # Keys that every configuration takes though none declares them.
@@ -93,6 +95,10 @@ OTHER = {
     "ffn_hidden_size": 40,
     "activation": "relu",
     "seq_length": 99,
+    "time_step_init_scheme": "constant",
+    "time_step_rank": 5,
+    "full_attn_idxs": [0],
+    "full_attention_interval": 2,
     "moe_layers": [0],
     "attention_chunk_size": 8,
     "floor_scale": 4,

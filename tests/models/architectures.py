@@ -118,6 +118,14 @@ _LINEAR = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
 }
 
+_LINEAR_ATTENTION = {
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_conv_kernel_dim": 4,
+}
+
 CASES: dict[str, Case] = {
     "gemma3": Case("gemma3_text", "Gemma3ForCausalLM", {**_GEMMA, "num_hidden_layers": 7}, "llama-spm"),
     "gemma3-linear": Case(
@@ -247,6 +255,51 @@ CASES: dict[str, Case] = {
         "LlamaForCausalLM",
         {**_WIDE, "attention_bias": True, "mlp_bias": True, **_rope("dynamic", 5e7, factor=6.0)},
         "llama-spm",
+    ),
+    "qwen3_next": Case(
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        {
+            **_EXPERTS,
+            **_WIDE,
+            **_LINEAR_ATTENTION,
+            "shared_expert_intermediate_size": 56,
+            "num_hidden_layers": 4,
+        },
+        "qwen2",
+    ),
+    "qwen3_next-kinds": Case(
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        {
+            **_EXPERTS,
+            **_WIDE,
+            **_LINEAR_ATTENTION,
+            "linear_num_key_heads": 4,
+            "shared_expert_intermediate_size": 56,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+        },
+    ),
+    "lfm2": Case(
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {"layer_types": ["conv", "full_attention", "conv"], "intermediate_size": 300},
+    ),
+    "lfm2-tied": Case(
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {
+            "layer_types": ["conv", "conv", "full_attention"],
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": True,
+            **_rope(theta=50000.0),
+        },
+    ),
+    "mamba": Case(
+        "mamba", "MambaForCausalLM", {"state_size": 8, "intermediate_size": 128, "tie_word_embeddings": True}
+    ),
+    "mamba-untied": Case(
+        "mamba", "MambaForCausalLM", {"time_step_rank": 6, "conv_kernel": 3, "intermediate_size": 128}
     ),
     "bloom": Case("bloom", "BloomForCausalLM", {"n_head": 8, "n_layer": 3, "tie_word_embeddings": True}),
     "gpt_oss": Case(
@@ -446,6 +499,13 @@ TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
     "falcon-activation": ("falcon", {"activation": "relu"}, "activation"),
     "gpt_neox": ("gpt_neox", {"attention_bias": False}, "attention_bias"),
     "gpt_neox-activation": ("gpt_neox", {"hidden_act": "relu"}, "hidden_act"),
+    "qwen3_next": ("qwen3_next", {"norm_topk_prob": False}, "norm_topk_prob"),
+    "qwen3_next-dense-layer": ("qwen3_next", {"mlp_only_layers": [1]}, "mlp_only_layers"),
+    "qwen3_next-kinds": ("qwen3_next", {"layer_types": ["conv"] * 4}, "layer_types"),
+    "lfm2": ("lfm2", {"conv_bias": True}, "conv_bias"),
+    "mamba": ("mamba", {"use_bias": True}, "use_bias"),
+    "mamba-size": ("mamba", {"intermediate_size": 192}, "intermediate_size"),
+    "mamba-convolution": ("mamba", {"use_conv_bias": False}, "use_conv_bias"),
     "bloom": (
         "bloom",
         {"apply_residual_connection_post_layernorm": True},

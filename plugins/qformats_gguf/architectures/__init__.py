@@ -6,6 +6,15 @@ The knowledge is in the table of ``rows.py``; the other modules read it.
 from __future__ import annotations
 
 from qformats_gguf.architectures.architecture import Architecture, size_label, supported_models
-from qformats_gguf.architectures.schema import Permute, Piece, Problem, TensorMapping
+from qformats_gguf.architectures.schema import Permute, Piece, Problem, Regroup, TensorMapping
 
-__all__ = ["Architecture", "Permute", "Piece", "Problem", "TensorMapping", "size_label", "supported_models"]
+__all__ = [
+    "Architecture",
+    "Permute",
+    "Piece",
+    "Problem",
+    "Regroup",
+    "TensorMapping",
+    "size_label",
+    "supported_models",
+]

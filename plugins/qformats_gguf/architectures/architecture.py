@@ -13,7 +13,7 @@ import numpy as np
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.folder import predicts
 from qformats.interfaces import evaluate
-from qformats_gguf.architectures import llama3, longrope, multimodal, rope, windows
+from qformats_gguf.architectures import llama3, longrope, mixers, multimodal, rope, windows
 from qformats_gguf.architectures.config import computed, limits, normalize, restore
 from qformats_gguf.architectures.keys import strangers
 from qformats_gguf.architectures.numbers import metadata_number, sizes
@@ -191,7 +191,7 @@ class Architecture:
             return None
         if self.within:
             name = multimodal.bare(name)
-        if predicts(name, self.config):
+        if predicts(name, self.config) or name.startswith(self.row.further):
             return None
         found = self._match(name, "canonical") or self._match(self.row.prefix + name, "canonical")
         if found is None:
@@ -209,7 +209,8 @@ class Architecture:
             return "part of the vision model: the file holds the language model"
         if name.endswith(self.row.junk):
             return "computed by every reader"
-        if predicts(multimodal.bare(name) if self.within else name, self.config):
+        own = multimodal.bare(name) if self.within else name
+        if predicts(own, self.config) or own.startswith(self.row.further):
             return "part of a layer that predicts further tokens: the file holds the model without it"
         return "the same weight as the token embedding, from which llama.cpp takes it"
 
@@ -335,6 +336,8 @@ class Architecture:
                 metadata[prefix + rule.key] = rule.make(value)
         if self.row.window:
             metadata |= windows.to_metadata(prefix, self.config, self.row.window)
+        if self.row.mixers:
+            metadata |= mixers.to_metadata(prefix, self.config, self.row.mixers)
         if self.row.local_theta:
             theta = self.config["local_rope_parameters"]["rope_theta"]
             metadata[prefix + "rope.freq_base_swa"] = f32(theta)
@@ -364,7 +367,7 @@ class Architecture:
             match = pattern.fullmatch(name)
             if match:
                 expert = int(match["expert"]) if rule.experts and side == "canonical" else 0
-                suffix = rule.parameter or match["suffix"]
+                suffix = match["suffix"] if rule.parameter is None else rule.parameter
                 found = rule, int(match["block"]) if rule.per_block else 0, expert, suffix
                 if self._has(rule, suffix, found[1]):
                     return found
@@ -409,7 +412,11 @@ class Architecture:
             raise CheckpointError(self.source, found, expected) from error
         plain = rule.force_f32 or suffix == ".bias"
         offset = rule.offset if suffix == ".weight" else 0.0
-        return TensorMapping(canonical, gguf, shape, permute, plain, offset, stack, piece)
+        bias = suffix == ".bias" and rule.parameter is None
+        squeezed, negated_exp = rule.squeezed and not bias, rule.negated_exp and not bias
+        return TensorMapping(
+            canonical, gguf, shape, permute, plain, offset, stack, piece, squeezed, negated_exp
+        )
 
     def _unexpected(self, name: str, presence: bool | If = True) -> CheckpointError:
         expected = f"only tensors of a {self.arch} model"

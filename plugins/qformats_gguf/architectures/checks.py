@@ -175,6 +175,15 @@ def _norms_of_heads(config: Config) -> Problem | None:
     return Problem("use_qk_norm", found, (str(expected),), reason)
 
 
+def _twice_as_wide(config: Config) -> Problem | None:
+    """Name an inner size other than the one that the architecture's loader derives."""
+    found, derived = config["intermediate_size"], 2 * int(config["hidden_size"])
+    if found == derived:
+        return None
+    reason = "llama.cpp loads no other size in this architecture"
+    return Problem("intermediate_size", found, (f"2 * hidden_size ({derived})",), reason)
+
+
 def whole_heads(config: Config) -> Problem | None:
     """Name a head size other than the one that the architecture's loader derives."""
     derived = int(config["hidden_size"]) // int(config["num_attention_heads"])
@@ -196,6 +205,7 @@ CHECKS: Mapping[str, Callable[[Config], Problem | None]] = {
     "window_with_64_layers": _window_with_64_layers,
     "always_a_window": _always_a_window,
     "head_norms_from_64_layers": _head_norms_from_64_layers,
+    "twice_as_wide": _twice_as_wide,
     "rotation_but_every_fourth": _rotation_but_every_fourth,
     "latent_heads": _latent_heads,
     "lite_depth": _lite_depth,

@@ -12,7 +12,7 @@ import numpy as np
 from qformats.errors import CheckpointError, ConfigError
 from qformats.folder import config_class
 from qformats.interfaces import Values, evaluate
-from qformats_gguf.architectures import llama3, longrope, rope, windows
+from qformats_gguf.architectures import llama3, longrope, mixers, rope, windows
 from qformats_gguf.architectures.keys import OLD_NAMES, ROTARY, SIZES, understood
 from qformats_gguf.architectures.numbers import config_number, metadata_number, sizes
 from qformats_gguf.architectures.schema import REQUIRED, Config, HFModel, If, MetaRule, Problem, Row
@@ -90,6 +90,8 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
     for key, default in assumed.items():
         if isinstance(default, int) and not isinstance(default, bool) and full[key] is not None:
             config_number(full[key], key, source, whole=True, zero=True)
+    if row.mixers:
+        mixers.complete(full, row.mixers, source)
     if row.window:
         windows.complete(full, row.window, source)
     if row.local_rope:
@@ -235,6 +237,12 @@ def restore(
         layers = config["num_hidden_layers"]
         found, understood_here = windows.from_metadata(
             prefix, metadata, layers, row.window, row.window_width, source
+        )
+        config |= found
+        known |= understood_here
+    if row.mixers:
+        found, understood_here = mixers.from_metadata(
+            prefix, metadata, config["num_hidden_layers"], row.mixers, source
         )
         config |= found
         known |= understood_here

@@ -56,7 +56,30 @@ def _minicpm_back(config: dict[str, Any]) -> None:
     config["attention_multiplier"] = config["head_dim"] ** -0.5
 
 
+def _lfm2(config: dict[str, Any]) -> None:
+    """Size of the network, as its model class adjusts it."""
+    if not config["block_auto_adjust_ff_dim"]:
+        return
+    given = Values(config, "config.json")
+    size, multiple = int(2 * config["intermediate_size"] / 3), given.integer("block_multiple_of", minimum=1)
+    if config["block_ffn_dim_multiplier"] is not None:
+        size = int(given.number("block_ffn_dim_multiplier", above=0.0) * size)
+        size = -(-size // multiple) * multiple
+    config["intermediate_size"], config["block_auto_adjust_ff_dim"] = size, False
+
+
+def _mamba(config: dict[str, Any]) -> None:
+    """Sizes that its configuration class computes where they are not given."""
+    if config.get("intermediate_size") is None:
+        expand = Values(config, "config.json").number("expand", above=0.0)
+        config["intermediate_size"] = int(expand * config["hidden_size"])
+    if config["time_step_rank"] == "auto":
+        config["time_step_rank"] = -(-config["hidden_size"] // 16)
+
+
 COMPLETE: Mapping[str, Callable[[dict[str, Any]], None]] = {
+    "lfm2": _lfm2,
+    "mamba": _mamba,
     "falcon": _falcon,
     "bloom": _bloom,
     "minicpm": _minicpm,

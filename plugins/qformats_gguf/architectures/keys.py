@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from qformats.folder import config_class
+from qformats_gguf.architectures.mixers import MIXER_KEYS
 from qformats_gguf.architectures.schema import Config, HFModel, If, Problem, Row
 from qformats_gguf.architectures.windows import WINDOW_KEYS
 
@@ -80,6 +81,8 @@ def understood(row: Row, model: HFModel) -> set[str]:
     keys |= {*model.defaults, *model.fixed, *model.aliases, *model.judged, row.blocks}
     if row.window:
         keys |= WINDOW_KEYS
+    if row.mixers:
+        keys |= MIXER_KEYS | {"num_key_value_heads"}
     if row.attention_scale:
         keys.add(row.attention_scale[0])
     keys |= {old for new, old in OLD_NAMES.items() if new in keys}

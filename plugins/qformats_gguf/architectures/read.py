@@ -8,13 +8,15 @@ A file holds, besides what :class:`Row` and :class:`HFModel` say under the same 
     (both true, false, a key, ``!key`` or ``key=2``), ``when`` (`weight` by another name), ``heads``, ``groups`` (their
     number ``count``, and the rows of each part ``of`` one), ``copy_of``, ``offset``, ``experts``, and ``to``: the name
     in GGUF, which only those need that ``gguf``'s own table of names lacks. With a list ``to``, each part is a tensor
-    by itself, and ``heads`` has an item for each, empty where rows stay.
+    by itself, and ``heads`` has an item for each, empty where rows stay; ``parts`` says which there are in each if not
+    one. ``squeeze`` leaves out a dimension of 1, and ``function`` may be ``-exp``.
     ``parameter`` is the ending in GGUF of a parameter that belongs to no module. Of one tensor GGUF makes several where
     ``split`` gives their names and sizes, or ``alternate`` their names, along the dimension ``along``, of each of
     ``groups`` (a number) of rows by itself; ``swapped`` ones (all, or these) have their last two dimensions exchanged.
     ``joined`` is the name of the whole tensor in older files.
-``layers``, ``sparse``
-    Beginnings of names that only ``dense`` or ``sparse`` layers have, and which layers are sparse.
+``layers``, ``sparse``, ``mixers``
+    Beginnings of names that only ``dense`` or ``sparse`` layers have, and which layers are sparse; or that layers of
+    the kinds of ``layer_types`` have, and what the other kind than attention is called.
 ``bias``
     Which of the biases ``@qkv``, ``@o``, ``@mlp`` and ``@norm`` of these sets there are.
 ``layer_norm``, ``epsilon``
@@ -50,6 +52,7 @@ from qformats_gguf.architectures.schema import (
     If,
     Limit,
     MetaRule,
+    Mixers,
     PieceRule,
     Row,
     TensorRule,
@@ -113,6 +116,10 @@ def read_row(path: Path) -> Row:
     epsilon = given("epsilon", "rms_norm_eps"), given("layer_norm", None)
     metadata = [rule for rule in _usual(writes, *epsilon) if rule.key not in instead]
     metadata = [*(metadata if given("usual_metadata", True) else []), *own]
+    mixers = Mixers(**given("mixers")) if "mixers" in content else None
+    if mixers and not mixers.every:
+        # An array tells them, and which layers have attention.
+        metadata = [rule for rule in metadata if rule.config != "num_key_value_heads"]
     there = {rule.gguf.removeprefix("blk.{i}.") for rule in rules}
     sized = any(rule.config == "head_dim" for rule in metadata) and "head_dim" not in writes
     models = tuple(_model(name, each, sized) for name, each in given("models").items())
@@ -126,7 +133,7 @@ def read_row(path: Path) -> Row:
         tensors=tuple(rules),
         metadata=tuple(metadata),
         fused=(Fused("blk.{i}.attn_qkv", tuple("blk.{i}." + part for part in _QKV)),)
-        if there.issuperset(_QKV)
+        if there.issuperset(_QKV) and "attn_qkv" not in there
         else (),
         rope=tuple(given("rope", ())),
         yarn=tuple(given("yarn", ())),
@@ -145,6 +152,8 @@ def read_row(path: Path) -> Row:
         unscaled_windows=given("unscaled_windows", False),
         attention_scale=(scale["key"], scale["blocks"]) if scale else None,
         sparse=next(iter(given("sparse", {}).items()), None),
+        mixers=mixers,
+        further=tuple(given("further", ())),
         derived=given("derived", {}),
         restores=given("restores", {}),
         tolerated=tuple(given("tolerated", ())),
@@ -191,8 +200,10 @@ def _parts(value: Any) -> Iterator[dict[str, Any]]:
     """What each tensor of GGUF is told, where one on disk becomes several."""
     given = dict(value) if isinstance(value, dict) else {"shape": value}
     if isinstance(given.get("to"), list):
-        for number, (to, heads) in enumerate(zip(given["to"], given["heads"], strict=True)):
-            yield given | {"to": to, "heads": heads or None, "only": number}
+        names = given["to"]
+        parts = given.pop("parts", [[number] for number in range(len(names))])
+        for to, heads, only in zip(names, given.pop("heads", [""] * len(names)), parts, strict=True):
+            yield given | {"to": to, "heads": heads or None, "only": only}
         return
     alternate, split = given.pop("alternate", None), given.pop("split", None)
     axis, swapped = given.pop("along", None), given.pop("swapped", False)
@@ -243,7 +254,7 @@ def _tensor(
         bias=_presence(bias),
         permute=heads if permute else None,
         groups=(groups["count"], tuple(groups["of"])) if groups else None,
-        only=given.pop("only", None),
+        only=tuple(given.pop("only", ())),
         force_f32=len(shape) == 1 or _always_f32(gguf),
         alias_of=given.pop("copy_of", None),
         offset=given.pop("offset", norm_offset if len(shape) == 1 and name.endswith("norm") else 0.0),
@@ -251,6 +262,8 @@ def _tensor(
         parameter=given.pop("parameter", None),
         layers=given.pop("layers"),
         piece=given.pop("piece", None),
+        squeezed=given.pop("squeeze", False),
+        negated_exp=given.pop("function", "") == "-exp",
     )
     if given:
         raise ValueError(f"{name}: unknown keys {', '.join(given)}")

@@ -25,6 +25,7 @@ __all__ = [
     "If",
     "Limit",
     "MetaRule",
+    "Mixers",
     "Permute",
     "Piece",
     "PieceRule",
@@ -95,16 +96,21 @@ class Regroup:
         How many there are.
     parts : tuple of int
         Rows of each part in a group.
-    only : int, optional
-        The one part that the GGUF tensor holds, where it does not hold all; such rows have no way back.
+    only : tuple of int
+        The parts that the GGUF tensor holds, where it does not hold all: another holds the others.
     heads : int
-        Heads whose rows are then reordered as by `Permute`; 0 if they stay.
+        Heads whose rows are then reordered as by `Permute`, which leaves no way back; 0 if they stay.
     """
 
     groups: int
     parts: tuple[int, ...]
-    only: int | None = None
+    only: tuple[int, ...] = ()
     heads: int = 0
+
+    @property
+    def count(self) -> int:
+        """Rows of the GGUF tensor."""
+        return self.groups * sum(self.parts[number] for number in self.only or range(len(self.parts)))
 
     def rows(self, n_rows: int) -> npt.NDArray[np.intp]:
         """Index array for ``new = old[rows]``, shape ``(n_rows,)``.
@@ -119,8 +125,8 @@ class Regroup:
             raise ShapeError("fused projection", f"({n_rows}, ...)", expected)
         index = np.arange(n_rows, dtype=np.intp).reshape(self.groups, -1)
         found = np.split(index, np.cumsum(self.parts)[:-1], axis=1)
-        if self.only is not None:
-            found = [found[self.only]]
+        if self.only:
+            found = [found[number] for number in self.only]
         rows = np.concatenate([part.reshape(-1) for part in found])
         return rows[Permute(self.heads).rows(len(rows))] if self.heads else rows
 
@@ -205,6 +211,10 @@ class TensorMapping:
         Matrices of the GGUF tensor, of which this is one; 0 if it is the whole tensor.
     piece : Piece, optional
         What the GGUF tensor is a part of this one, where it does not hold all of it as it is.
+    squeezed : bool
+        Whether GGUF leaves out the second dimension, which is 1.
+    negated_exp : bool
+        Whether GGUF holds ``-exp(x)`` of these numbers.
     """
 
     canonical: str
@@ -215,12 +225,23 @@ class TensorMapping:
     offset: float = 0.0
     stack: int = 0
     piece: Piece | None = None
+    squeezed: bool = False
+    negated_exp: bool = False
+
+    @property
+    def shared(self) -> bool:
+        """Whether several GGUF tensors hold what is one tensor here."""
+        return self.piece is not None or (isinstance(self.permute, Regroup) and bool(self.permute.only))
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of the GGUF tensor."""
         if self.piece is not None:
             return self.piece.shape(self.shape)
+        if isinstance(self.permute, Regroup):
+            return (self.permute.count, *self.shape[1:])
+        if self.squeezed:
+            return (self.shape[0], *self.shape[2:])
         return (self.stack, *self.shape) if self.stack else self.shape
 
 
@@ -254,8 +275,8 @@ class TensorRule:
         Configuration key with the number of heads whose rows are reordered.
     groups : (str, tuple of str), optional
         Number of groups of rows, and rows of each part of one, as symbolic dimensions; see `Regroup`.
-    only : int, optional
-        The one of these parts that the GGUF tensor holds.
+    only : tuple of int
+        Those of these parts that the GGUF tensor holds, where several share them.
     force_f32 : bool
         Keep the weight in float32. Biases always are.
     alias_of : str, optional
@@ -271,9 +292,12 @@ class TensorRule:
     parameter : str, optional
         Ending of the name in GGUF, where `canonical` is the name of a parameter by itself and not of a module.
     layers : str
-        ``dense`` or ``sparse``, where only layers without or with experts have this module.
+        ``dense`` or ``sparse``, where only layers without or with experts have this module; or a kind of layers, where
+        they have several.
     piece : PieceRule, optional
         Which part of the tensor this is, of which GGUF makes several.
+    squeezed, negated_exp : bool
+        See `TensorMapping`; of the weight.
     """
 
     canonical: str
@@ -283,7 +307,7 @@ class TensorRule:
     bias: bool | If = False
     permute: str | None = None
     groups: tuple[str, tuple[str, ...]] | None = None
-    only: int | None = None
+    only: tuple[int, ...] = ()
     force_f32: bool = False
     alias_of: str | None = None
     offset: float = 0.0
@@ -291,6 +315,8 @@ class TensorRule:
     parameter: str | None = None
     layers: str = ""
     piece: PieceRule | None = None
+    squeezed: bool = False
+    negated_exp: bool = False
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -365,6 +391,23 @@ class MetaRule:
     def computed(self) -> bool:
         """Whether the value follows from the configuration's other keys."""
         return not self.config.isidentifier()
+
+
+@dataclass(frozen=True)
+class Mixers:
+    """Layers that have something else in the place of attention.
+
+    Attributes
+    ----------
+    other : str
+        What ``layer_types`` calls them.
+    every : int
+        Every how many layers there is attention where nothing says it, and an array of flags tells in GGUF; 0 where it
+        is the array of key-value heads.
+    """
+
+    other: str
+    every: int = 0
 
 
 @dataclass(frozen=True)
@@ -486,6 +529,10 @@ class Row:
     sparse : (str, str), optional
         Which layers have experts, where not all do: those ``from`` the number of a configuration key on, or ``every``
         so many.
+    mixers : Mixers, optional
+        Which layers have no attention.
+    further : tuple of str
+        Beginnings of names of tensors that predict further tokens, whose model class leaves them out.
     derived, restores : mapping of str to str
         Keys of a configuration that follow from others, by expressions: on the way to GGUF and on the way back.
     tolerated : tuple of str
@@ -520,12 +567,17 @@ class Row:
     unscaled_windows: bool = False
     attention_scale: tuple[str, int] | None = None
     sparse: tuple[str, str] | None = None
+    mixers: Mixers | None = None
+    further: tuple[str, ...] = ()
     derived: Mapping[str, str] = field(default_factory=dict)
     restores: Mapping[str, str] = field(default_factory=dict)
     tolerated: tuple[str, ...] = ()
 
     def kind(self, block: int, config: Config) -> str:
-        """``dense`` or ``sparse``: whether a layer has experts."""
+        """Kind of a layer; where all have attention, ``dense`` or ``sparse``: whether it has experts."""
+        if self.mixers is not None:
+            kinds = config["layer_types"]
+            return str(kinds[block]) if block < len(kinds) else ""
         if self.sparse is None:
             return ""
         how, number = self.sparse[0], int(config[self.sparse[1]])
