@@ -21,6 +21,7 @@ from qformats.interfaces import (
     dense,
     same_values,
     size,
+    switch,
 )
 from qformats_gguf import policy
 from qformats_gguf.options import OPTIONS, ignore_unsupported
@@ -66,6 +67,10 @@ class GGUFLoader(Loader):
             from qformats_gguf.adapters import adapter_drafts
 
             return adapter_drafts(source, options)
+        if switch(options, "mmproj", False):
+            from qformats_gguf.projector import projector_drafts
+
+            return projector_drafts(source)
         if isinstance(source, GGUFCheckpoint):
             tied = "output.weight" not in source.stored
             return [_native_draft(name, tensor, tied) for name, tensor in source.stored.items()]
@@ -160,6 +165,8 @@ class GGUFLoader(Loader):
 
             require_type(default)
             run_with = 'llama-cli -m BASE.gguf --lora {target} -p "Once upon a time"'
+        elif switch(options, "mmproj", False):
+            run_with = 'llama-mtmd-cli -m MODEL.gguf --mmproj {target} --image IMAGE -p "What is this?"'
         metadata = _metadata(source, default, options)
         infos = [
             TensorInfo(a.draft.name, a.draft.source.shape, by_name(a.packer.spec.variant))
@@ -295,6 +302,10 @@ def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -
         from qformats_gguf.adapters import adapter_metadata
 
         metadata = adapter_metadata(source, options)
+    elif switch(options, "mmproj", False):
+        from qformats_gguf.projector import projector_metadata
+
+        metadata = projector_metadata(source)
     else:
         architecture = _architecture(source, options)
         metadata = architecture.metadata(name=source.name, parameters=source.parameters)

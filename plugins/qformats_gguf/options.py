@@ -18,6 +18,12 @@ OPTIONS = (
         flag=True,
         metavar="PATH",
     ),
+    Option(
+        "mmproj",
+        "write the vision model of a multimodal folder (Gemma 3), as llama.cpp's --mmproj takes it",
+        flag=True,
+        bare=True,
+    ),
     Option("pre", "pre-tokenizer, if tokenizer.json is not recognised", flag=True),
     Option("ignore-unsupported", "yes: go on even if the target does not support a feature of the model"),
     Option(

@@ -18,7 +18,7 @@ from qformats_gguf.architectures import Piece, Regroup, TensorMapping
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["assembled", "from_gguf", "stack_name", "to_gguf"]
+__all__ = ["assembled", "from_gguf", "shifted", "stack_name", "to_gguf"]
 
 _F32_BYTES = 4
 _NEIGHBOURS = 4
@@ -66,7 +66,7 @@ def from_gguf(tensor: StoredTensor, mappings: Sequence[TensorMapping]) -> list[S
             part = _reshaped(part, mapping.shape)
         if mapping.negated_exp:
             part = _elementwise(part, _log_of_negated)
-        found.append(_shifted(part, -mapping.offset) if mapping.offset else part)
+        found.append(shifted(part, -mapping.offset) if mapping.offset else part)
     return found
 
 
@@ -195,10 +195,10 @@ def _moved(tensor: StoredTensor, mapping: TensorMapping) -> StoredTensor:
         tensor = _reshaped(tensor, mapping.stored_shape)
     if mapping.negated_exp:
         tensor = _elementwise(tensor, _negated_exp)
-    return _shifted(tensor, mapping.offset) if mapping.offset else tensor
+    return shifted(tensor, mapping.offset) if mapping.offset else tensor
 
 
-def _shifted(tensor: StoredTensor, amount: float) -> StoredTensor:
+def shifted(tensor: StoredTensor, amount: float) -> StoredTensor:
     """The same numbers plus a constant, added in float32 as upstream's converter does."""
     return _elementwise(tensor, lambda values: values + amount)
 

@@ -53,7 +53,7 @@ class WithDeclaredOptions(Command):
         for key, (kind, option) in self._declared.items():
             value = ctx.params.pop(key)
             if value is not None:
-                getattr(found, kind)[option.name] = value
+                getattr(found, kind)[option.name] = "yes" if option.bare else value
         return super().invoke(ctx)
 
 
@@ -80,12 +80,9 @@ def _parameters(declared: Mapping[str, tuple[str, Option]]) -> list[Any]:
 
     made = []
     for name, (_, option) in declared.items():
-        kind = Annotated[
-            str | None,
-            typer.Option(
-                f"--{option.name}", metavar=option.metavar, help=option.help, rich_help_panel=_PANEL
-            ),
-        ]
+        metavar = None if option.bare else option.metavar
+        about = typer.Option(f"--{option.name}", metavar=metavar, help=option.help, rich_help_panel=_PANEL)
+        kind = Annotated[bool | None, about] if option.bare else Annotated[str | None, about]
         made.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
     options.__annotations__ = {each.name: each.annotation for each in made}
     options.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]

@@ -26,6 +26,8 @@ class Option:
         Whether ``qformats export`` also has it as ``--NAME VALUE``, for options that many users need.
     metavar : str
         Placeholder for the value in the help.
+    bare : bool
+        Whether it is ``--NAME`` without a value there, which means yes.
 
     Examples
     --------
@@ -39,6 +41,7 @@ class Option:
     decides: bool = True
     flag: bool = False
     metavar: str = "TEXT"
+    bare: bool = False
 
 
 @overload

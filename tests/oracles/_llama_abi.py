@@ -19,6 +19,7 @@ __all__ = [
     "Batch",
     "ContextParams",
     "EvalCallback",
+    "InputText",
     "ModelParams",
     "Tensor",
     "load",
@@ -117,6 +118,23 @@ class Batch(c.Structure):
     )
 
 
+class VisionParams(c.Structure):
+    """``struct mtmd_context_params``, as large as it may ever be: only its defaults are used."""
+
+    _fields_ = (("content", c.c_char * 512),)
+
+
+class InputText(c.Structure):
+    """``struct mtmd_input_text``."""
+
+    _fields_ = (
+        ("text", c.c_char_p),
+        ("text_len", c.c_size_t),
+        ("add_special", c.c_bool),
+        ("parse_special", c.c_bool),
+    )
+
+
 class Tensor(c.Structure):
     """``struct ggml_tensor``, as far as a callback reads it."""
 
@@ -198,6 +216,23 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_free": (None, (_P,)),
     "llama_init_from_model": (_P, (_P, ContextParams)),
     "llama_free": (None, (_P,)),
+    "mtmd_context_params_default": (VisionParams, ()),
+    "mtmd_init_from_file": (_P, (_S, _P, VisionParams)),
+    "mtmd_free": (None, (_P,)),
+    "mtmd_log_set": (None, (LOG_CALLBACK, _P)),
+    "mtmd_helper_log_set": (None, (LOG_CALLBACK, _P)),
+    "mtmd_get_marker": (_S, (_P,)),
+    "mtmd_bitmap_init": (_P, (c.c_uint32, c.c_uint32, _S)),
+    "mtmd_bitmap_free": (None, (_P,)),
+    "mtmd_input_chunks_init": (_P, ()),
+    "mtmd_input_chunks_free": (None, (_P,)),
+    "mtmd_input_chunks_size": (c.c_size_t, (_P,)),
+    "mtmd_input_chunks_get": (_P, (_P, c.c_size_t)),
+    "mtmd_input_chunk_get_type": (c.c_int, (_P,)),
+    "mtmd_input_chunk_get_n_tokens": (c.c_size_t, (_P,)),
+    "mtmd_tokenize": (_I, (_P, _P, c.POINTER(InputText), c.POINTER(_P), c.c_size_t)),
+    "mtmd_encode_chunk": (_I, (_P, _P)),
+    "mtmd_get_output_embd": (c.POINTER(c.c_float), (_P,)),
     "llama_adapter_lora_init": (_P, (_P, _S)),
     "llama_set_adapters_lora": (_I, (_P, c.POINTER(_P), c.c_size_t, c.POINTER(c.c_float))),
     "llama_model_get_vocab": (_P, (_P,)),

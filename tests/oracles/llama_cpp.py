@@ -23,6 +23,8 @@ __all__ = ["LlamaCpp", "LlamaCppError"]
 
 _KV_TYPES = {"f32": abi.GGML_F32, "f16": abi.GGML_F16, "bf16": abi.GGML_BF16}
 _VOCAB_TYPES = {0: "none", 1: "spm", 2: "bpe", 3: "wpm", 4: "ugm", 5: "rwkv", 6: "plamo2"}
+_IMAGE = 1
+"""Of ``enum mtmd_input_chunk_type``."""
 _log: list[str] = []
 
 
@@ -155,6 +157,51 @@ class LlamaCpp:
         logits = self.logits(ids).astype(np.float64)
         logits -= logits.max(axis=1, keepdims=True)
         return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), np.float32)
+
+    def image_embedding(
+        self, projector: str | PathLike[str], pixels: NDArray[np.uint8], width: int
+    ) -> NDArray[np.float32]:
+        """What the vision model in the file `projector` (``--mmproj``) makes of an image of its size.
+
+        Parameters
+        ----------
+        pixels : ndarray
+            uint8 ``[height, width, 3]``.
+        width : int
+            Size of an embedding of the language model.
+
+        Returns
+        -------
+        ndarray
+            float32 ``[tokens, width]``.
+        """
+        lib = self._lib
+        _log.clear()
+        lib.mtmd_log_set(_keep_log, None)
+        lib.mtmd_helper_log_set(_keep_log, None)
+        vision = lib.mtmd_init_from_file(
+            str(projector).encode(), self._model, lib.mtmd_context_params_default()
+        )
+        if not vision:
+            raise self._error(f"llama.cpp does not load {projector}")
+        chunks = lib.mtmd_input_chunks_init()
+        bitmap = lib.mtmd_bitmap_init(pixels.shape[1], pixels.shape[0], pixels.tobytes())
+        try:
+            marker = lib.mtmd_get_marker(vision)
+            text = abi.InputText(marker, len(marker), False, False)
+            status = lib.mtmd_tokenize(vision, chunks, c.byref(text), (c.c_void_p * 1)(bitmap), 1)
+            if status:
+                raise self._error(f"mtmd_tokenize returned {status}")
+            every = [lib.mtmd_input_chunks_get(chunks, i) for i in range(lib.mtmd_input_chunks_size(chunks))]
+            image = next(each for each in every if lib.mtmd_input_chunk_get_type(each) == _IMAGE)
+            if lib.mtmd_encode_chunk(vision, image):
+                raise self._error("mtmd_encode_chunk failed")
+            shape = (lib.mtmd_input_chunk_get_n_tokens(image), width)
+            return np.ctypeslib.as_array(lib.mtmd_get_output_embd(vision), shape=shape).copy()
+        finally:
+            lib.mtmd_bitmap_free(bitmap)
+            lib.mtmd_input_chunks_free(chunks)
+            lib.mtmd_free(vision)
 
     def greedy(self, ids: Sequence[int], n: int) -> list[int]:
         """The `n` most likely ids, one by one, through the key-value cache; end tokens do not stop it."""
