@@ -41,6 +41,7 @@ from qformats.runtime.linear import PackedLayer, QuantEmbedding, QuantLinear
 from qformats.runtime.names import Place, places, tied_names
 from qformats.runtime.one_table import with_one_table
 from qformats.runtime.parallel import join, own_share
+from qformats.runtime.read_weights import reads_weight
 from qformats.runtime.report import LoadedWeight, report_of
 from qformats.runtime.resizing import refuse_resizing
 from qformats.runtime.scaled import gives_scaled_rows, scale_of
@@ -232,6 +233,8 @@ class _Filling:
             # It need not show in what the model says: attention may hide it.
             raise WeightsError(str(tensor.file), tensor.name, error.found, error.hint) from error
         reason = _irreplaceable(module, last)
+        if reason is None and (reader := reads_weight(self.model, owner)):
+            reason = f"the code of {reader} reads the weight itself"
         if reason is None:
             self._replace(owner, self._layer(module, packed))
             return

@@ -23,7 +23,7 @@ LOG_PROB = 1e-4
 # llama.cpp computes GELU from a table of 16-bit floats: measured up to 6e-3.
 LOG_PROB_GELU_TABLE = 2e-2
 # Layers differ among each other, or a key changes several lengths: Transformers' class is asked.
-NOT_RECORDED = ("llama4", "falcon", "internlm3", "deepseek_v2-lite")
+NOT_RECORDED = ("llama4", "falcon", "internlm3", "deepseek_v2-lite", "qwen3_next", "lfm2", "mamba")
 # Linear attention sums in another order: measured up to 2.5e-4.
 LOG_PROB_LINEAR = 5e-4
 LINEAR = ("qwen3_next",)
