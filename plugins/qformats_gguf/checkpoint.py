@@ -39,6 +39,9 @@ _CARD = {
     "tags": "general.tags",
 }
 """What a model card says, by the keys that convert_hf_to_gguf.py takes from one."""
+_HUB = "https://huggingface.co/"
+_BASE_MODELS = 16
+"""Most models that a merged one is said to be based on."""
 _LOOK = 1 << 16
 """Bytes that are compared at a time: two tensors that differ nearly always do so at once."""
 _STILL = (
@@ -154,13 +157,17 @@ class GGUFCheckpoint(Checkpoint):
 
     @property
     def card(self) -> Mapping[str, Any]:
-        """License, languages and tags of ``general.*``."""
+        """License, languages, tags and base models of ``general.*``."""
         keys = Keys(self.native, str(self.path))
         found: dict[str, Any] = {}
         for name, key in _CARD.items():
             value = keys.get(key)
             if value:
                 found[name] = value
+        links = (keys.get(f"general.base_model.{n}.repo_url") for n in range(_BASE_MODELS))
+        bases = [link.removeprefix(_HUB) for link in links if isinstance(link, str) and link.startswith(_HUB)]
+        if bases:
+            found["base_model"] = bases
         return found
 
     @property

@@ -290,6 +290,7 @@ def _named_architecture(source: Checkpoint) -> str:
 
 def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -> Metadata:
     from qformats_gguf import tokenizer
+    from qformats_gguf.authorship import authorship
     from qformats_gguf.checkpoint import GGUFCheckpoint
     from qformats_gguf.metadata import u32
     from qformats_gguf.mixes import MIXES
@@ -308,7 +309,10 @@ def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -
         metadata = projector_metadata(source)
     else:
         architecture = _architecture(source, options)
-        metadata = architecture.metadata(name=source.name, parameters=source.parameters)
+        made = architecture.metadata(name=source.name, parameters=source.parameters)
+        about = authorship(source.card, source.config, source.name, source.parameters)
+        first = {key: made[key] for key in ("general.architecture", "general.type")}
+        metadata = first | about | {key: value for key, value in made.items() if key not in about}
         files = source.tokenizer_files()
         if not files:
             raise CheckpointError(source.path, "no tokenizer files", "tokenizer.json or tokenizer.model")

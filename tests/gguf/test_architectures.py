@@ -778,10 +778,9 @@ def test_gpt2_keeps_its_inner_size():
 
 
 def test_metadata_names_the_model():
-    made = Architecture.from_config(LLAMA).metadata(name="Tiny", parameters=134_515_008, license="apache-2.0")
+    made = Architecture.from_config(LLAMA).metadata(name="Tiny", parameters=134_515_008)
     assert next(iter(made)) == "general.architecture"
     assert made["general.size_label"] == string("135M")
-    assert made["general.license"] == string("apache-2.0")
 
 
 def test_configuration_is_not_touched():

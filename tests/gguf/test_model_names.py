@@ -26,10 +26,13 @@ def tokenizer_metadata(name, tokens, types, **flags):
     return metadata
 
 
-@pytest.mark.parametrize(("name", "instead"), [("phi3-mini", "phi 3-mini"), ("My-PHI-3", "My-PHI 3")])
-def test_a_name_that_llama_cpp_cannot_load_is_written_otherwise(tmp_path, name, instead):
+@pytest.mark.parametrize(
+    ("folder", "name", "instead"),
+    [("phi3-mini", "Phi3 Mini", "Phi 3 Mini"), ("my-PHI3", "My PHI3", "My PHI 3")],
+)
+def test_a_name_that_llama_cpp_cannot_load_is_written_otherwise(tmp_path, folder, name, instead):
     """The vocabulary has no <|endoftext|>, and spaces after its special tokens count."""
-    folder = architectures.build("ph3-partial", tmp_path / name)
+    folder = architectures.build("ph3-partial", tmp_path / folder)
     file = tmp_path / "m.gguf"
     with pytest.warns(UserWarning, match=f"by the name '{name}' llama.cpp would treat tokens otherwise"):
         qformats.export(folder, file, format="gguf:q8_0")

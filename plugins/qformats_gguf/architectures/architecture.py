@@ -308,7 +308,7 @@ class Architecture:
                 hint="the weights and the configuration belong to different models",
             )
 
-    def metadata(self, *, name: str, parameters: int | None = None, license: str | None = None) -> Metadata:
+    def metadata(self, *, name: str, parameters: int | None = None) -> Metadata:
         """Metadata of the GGUF file, without tokenizer and ``general.file_type``.
 
         Parameters
@@ -317,8 +317,6 @@ class Architecture:
             Name of the model.
         parameters : int, optional
             Number of weights, for ``general.size_label``.
-        license : str, optional
-            SPDX id, if known.
         """
         prefix = self.arch + "."
         metadata: Metadata = {
@@ -328,8 +326,6 @@ class Architecture:
         }
         if parameters is not None:
             metadata["general.size_label"] = string(size_label(parameters))
-        if license is not None:
-            metadata["general.license"] = string(license)
         for rule in self.row.metadata:
             if rule.write and not (rule.optional and self.config.get(rule.config) is None):
                 value = computed(rule, self.config) if rule.computed else self.config[rule.config]
