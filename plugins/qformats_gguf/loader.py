@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qformats import Checkpoint, Loader, PackedTensor, Packer, StoredTensor
 from qformats.errors import CheckpointError, ConfigError, Described
@@ -288,6 +288,15 @@ def _named_architecture(source: Checkpoint) -> str:
     return next(kinds, source.architecture)
 
 
+def _card(source: Checkpoint) -> Mapping[str, Any]:
+    """Model card of a source; one that cannot be read costs no more than what it says."""
+    try:
+        return source.card
+    except CheckpointError as error:
+        warnings.warn(f"{error} The file does not say what it says", UserWarning, stacklevel=2)
+        return {}
+
+
 def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -> Metadata:
     from qformats_gguf import tokenizer
     from qformats_gguf.authorship import authorship
@@ -310,7 +319,7 @@ def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -
     else:
         architecture = _architecture(source, options)
         made = architecture.metadata(name=source.name, parameters=source.parameters)
-        about = authorship(source.card, source.config, source.name, source.parameters)
+        about = authorship(_card(source), source.config, source.name, source.parameters)
         first = {key: made[key] for key in ("general.architecture", "general.type")}
         metadata = first | about | {key: value for key, value in made.items() if key not in about}
         files = source.tokenizer_files()

@@ -231,7 +231,10 @@ def test_licence_of_a_gguf_file(llama, tmp_path):
 )
 def test_card_that_cannot_be_read_is_named_and_costs_nothing_else(copy, tmp_path, card):
     (copy / "README.md").write_bytes(card.encode("latin-1"))
-    report = qformats.publish(copy, tmp_path / "out", formats=["gguf:q8_0", "gguf:f16"])
+    with pytest.warns(
+        UserWarning, match=r"README.md: has front matter .* The file does not say what it says"
+    ):
+        report = qformats.publish(copy, tmp_path / "out", formats=["gguf:q8_0", "gguf:f16"])
     told = " ".join(report.notes)
     assert f"{copy / 'README.md'}: has front matter that cannot be read" in told
     assert "names no license, since the source does not" in told
