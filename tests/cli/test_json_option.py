@@ -81,6 +81,7 @@ def test_commands_without_the_option_are_left_alone():
 
 
 COMMANDS = {
+    "bench": ("bench", "demo", "-p", "8", "-n", "2", "--repeats", "1", "--device", "cpu"),
     "formats": ("formats",),
     "plugins": ("plugins",),
     "inspect": ("inspect", "demo"),
