@@ -152,15 +152,17 @@ class Skeleton:
             if type(module).__name__ in _LINEAR
         }
 
+    def _input_embedding(self) -> Any:
+        try:
+            return self.model.get_input_embeddings()
+        except NotImplementedError:
+            # Transformers cannot tell which module it is: then it is one like others outside the blocks.
+            return None
+
     @property
     def embedding(self) -> str:
         """Canonical name of the token embedding's weight; empty if that is not one matrix of the source."""
-        try:
-            module = self.model.get_input_embeddings()
-        except NotImplementedError:
-            # Transformers cannot tell which module it is: then it is a weight like others outside the blocks.
-            return ""
-        return self._weight_of(module, "Embedding")
+        return self._weight_of(self._input_embedding(), "Embedding")
 
     @property
     def head(self) -> str:
@@ -250,6 +252,10 @@ class Skeleton:
         }
         try:
             hooks += [module.register_forward_pre_hook(before) for module in names]
+            # Whatever runs begins with it, and Llama 4 sends the tokens to where its weight is before it is called.
+            embedding = self._input_embedding()
+            if embedding in names:
+                before(embedding)
             yield
         finally:
             for hook in hooks:

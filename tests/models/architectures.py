@@ -570,7 +570,10 @@ def _save(case: Case, folder: Path, dtype: str, changes: dict[str, Any]) -> Path
     special = tokenizers.build(case.tokenizer, folder)
     keys = {"vocab_size": special["size"], "bos_token_id": special["bos"], "eos_token_id": special["eos"]}
     keys |= copy.deepcopy({**_DENSE, **case.config, **changes})
-    model = getattr(transformers, case.cls)(AutoConfig.for_model(case.model_type, **keys)).float()
+    with torch.random.fork_rng():
+        # What is not replaced below, some classes draw.
+        torch.manual_seed(0)
+        model = getattr(transformers, case.cls)(AutoConfig.for_model(case.model_type, **keys)).float()
     _randomize(model, torch.Generator().manual_seed(0))
     model.to(getattr(torch, dtype))
     model.config.dtype = dtype
