@@ -10,6 +10,7 @@ from qformats.kernels import cpu
 from qformats_bitsandbytes import kernels as bnb
 from qformats_gguf import kernels as gguf
 from qformats_gguf import recode
+from qformats_gguf.rows import compiled as rows
 from qformats_glm import kernels as glm
 from qformats_gptq import kernels as gptq
 
@@ -56,9 +57,27 @@ CASES = {
         (read(F32), written(U8), written(U8)),
         (MAXIMUM, MULTIPLY, TO_INTEGER),
     ),
-    "dequantize q4_0": (gguf._dequantize, (read(U8), written(F32), INT, INT), (MULTIPLY,)),
-    "dequantize q4_1": (gguf._dequantize_minimum, (read(U8), written(BF16), INT, INT), (MULTIPLY, SHIFT)),
-    "dequantize q8_0": (gguf._dequantize_q8, (read(U8), written(F16)), (MULTIPLY, SHIFT)),
+    "decode q4_0": (rows._decode("q4_0"), (read(U8, 1), INT, *[written(F32, 1)] * 2), (MULTIPLY,)),
+    "decode q4_1": (
+        rows._decode("q4_1"),
+        (read(U8, 1), INT, written(F32, 1), written(BF16, 1)),
+        (MULTIPLY, SHIFT),
+    ),
+    "decode q6_k": (
+        rows._decode("q6_k"),
+        (read(U8, 1), INT, written(F32, 1), written(F16, 1)),
+        (MULTIPLY, SHIFT),
+    ),
+    "multiply q8_0": (
+        rows._multiply("q8_0"),
+        (read(U8, 1), *[written(F32, 1)] * 2, INT, INT),
+        (r"mulps|fmadd\w+ps",),
+    ),
+    "multiply q4_k": (
+        rows._multiply("q4_k"),
+        (read(U8, 1), *[written(F32, 1)] * 2, INT, INT),
+        (r"mulps|fmadd\w+ps", LOGIC),
+    ),
     "pack q5_0": (
         recode._pack,
         (read(U8), read(U64, 1), read(BF16, 1), read(BF16, 1), written(U8), INT, INT, BOOL),
