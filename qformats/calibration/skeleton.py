@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from qformats.calibration.experts import expert_of
 from qformats.errors import CheckpointError, Described, UnsupportedModelError, WeightsError, spelled
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.stored import StoredTensor
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["Skeleton"]
 
 _LINEAR = ("Linear", "Conv1D")
-_EXPERT = re.compile(r"\.experts\.\d+\.")
 _SLICE = 1 << 22
 """Weights that are read at a time."""
 
@@ -110,7 +109,7 @@ class Skeleton:
         from qformats.runtime.experts import QuantExperts, labels_of, refuse_strange_experts
         from qformats.runtime.names import places
 
-        if not any(_EXPERT.search(name) for name in names):
+        if not any(map(expert_of, names)):
             return
         found = places(self._source, self.model)
         wanted = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qformats.cli import completing
-from qformats.cli.commands import Json, LoaderOptions, meant, opened, pairs
+from qformats.cli.commands import ComputeDtype, Device, Json, LoaderOptions, meant, opened, pairs
 
 if TYPE_CHECKING:
     from qformats.comparing.bench import BenchResult
@@ -37,16 +37,8 @@ def bench(
         int, typer.Option("--new-tokens", "-n", min=1, help="Tokens that are generated.")
     ] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Runs, of which the fastest counts.")] = 3,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=completing.devices,
-            help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Dtype to compute in: f32, f16 or bf16.")
-    ] = None,
+    device: Device = None,
+    dtype: ComputeDtype = None,
     option: LoaderOptions = None,
     json: Json = None,
 ) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qformats.cli import completing
 from qformats.cli.reporting import Json
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckExact",
+    "ComputeDtype",
+    "Device",
     "DryRun",
     "Force",
     "Json",
@@ -36,6 +39,15 @@ __all__ = [
 LoaderOptions = Annotated[
     list[str] | None,
     typer.Option("--option", "-O", metavar="NAME=VALUE", help="Any other option of a loader."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=completing.devices, help="cpu, cuda, cuda:1, ...; by default a GPU if there is one."
+    ),
+]
+ComputeDtype = Annotated[
+    str | None, typer.Option(metavar="TYPE", help="Dtype to compute in: f32, f16 or bf16.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing target.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with exact sizes; write nothing.")]

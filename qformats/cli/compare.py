@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qformats.cli import completing
-from qformats.cli.commands import Json, LoaderOptions, Workers, meant, opened, pairs
+from qformats.cli.commands import Device, Json, LoaderOptions, Workers, meant, opened, pairs
 from qformats.cli.comparison import NONE, counted, estimate, print_tasks
 from qformats.cli.reporting import STDOUT
 
@@ -105,13 +105,7 @@ def compare(
     task_limit: Annotated[
         int | None, typer.Option(min=1, help="Most windows, and most passages of lambada; all by default.")
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=completing.devices,
-            help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.",
-        ),
-    ] = None,
+    device: Device = None,
     dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="Dtype to compute in: f32, f16 or bf16.")
     ] = "f32",

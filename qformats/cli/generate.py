@@ -11,7 +11,7 @@ from unicodedata import category
 import typer
 
 from qformats.cli import completing
-from qformats.cli.commands import Json, LoaderOptions, meant, opened, pairs
+from qformats.cli.commands import ComputeDtype, Device, Json, LoaderOptions, meant, opened, pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,16 +47,8 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the prompt into the model's chat template as a message.")
     ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            autocompletion=completing.devices,
-            help="cpu, cuda, cuda:1, ...; by default a GPU if there is one.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Dtype to compute in: f32, f16 or bf16.")
-    ] = None,
+    device: Device = None,
+    dtype: ComputeDtype = None,
     format: Annotated[
         str | None,
         typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qformats.cli.commands import Force, Json, LoaderOptions, opened, pairs
+from qformats.cli.commands import Device, Force, Json, LoaderOptions, opened, pairs
 
 __all__ = ["imatrix"]
 
@@ -42,9 +42,7 @@ def imatrix(
             "--in-file", "--merge", metavar="FILE", help="Importance matrix to add to the result; repeatable."
         ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one by default.")
-    ] = None,
+    device: Device = None,
     compute_dtype: Annotated[
         str, typer.Option(metavar="DTYPE", help="What the model runs in: f32, f16 or bf16.")
     ] = "f32",

@@ -114,7 +114,8 @@ def speed(
         runner.device
     )
     start = prompt[:, : max(1, len(runner.prefix))]
-    count = min(new_tokens, (runner.limit or new_tokens + start.shape[1]) - start.shape[1])
+    room = runner.limit or new_tokens + start.shape[1]
+    count = max(1, min(new_tokens, room - start.shape[1]))
     with runner.reported(), torch.inference_mode():
         # The first time compiles and fills caches.
         runner.model(input_ids=prompt, use_cache=False)
@@ -128,7 +129,7 @@ def speed(
         prompt_tokens_per_second=prompt.shape[1] / reading,
         peak_bytes=peak.nbytes,
         bytes_per_token=read_per_token(runner.model),
-        copied_per_second=copy_speed(runner.device.type),
+        copied_per_second=copy_speed(str(runner.device)),
     )
 
 
@@ -167,18 +168,22 @@ def _chosen_experts(model: Any) -> float:
 
 
 @functools.cache
-def copy_speed(kind: str) -> float:
+def copy_speed(name: str) -> float:
     """Bytes that this machine copies in a second, read and written: what bounds how fast weights are read.
 
     Parameters
     ----------
-    kind : str
-        ``cpu``, with as many threads as torch has, or ``cuda``.
+    name : str
+        Of the device: ``cpu``, with as many threads as torch has, ``cuda``, ``cuda:1``.
     """
     import torch
 
-    device = torch.device(kind)
-    source = torch.ones(_COPIED.get(kind, 1 << 28) // 4, device=device)
+    device = torch.device(name)
+    size = _COPIED.get(device.type, 1 << 28)
+    if device.type == "cuda":
+        # What was timed before may have left little.
+        size = min(size, torch.cuda.mem_get_info(device)[0] // 4)
+    source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
     times = []

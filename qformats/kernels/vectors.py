@@ -179,13 +179,19 @@ def put_floats(typingctx: Any, array: Any, place: Any, value: Any) -> Any:
     return _as(types.none(array, types.intp, _FLOATS), build)
 
 
+def _with_byte(instruction: str) -> Any:
+    """Bytes and the same uint8 in all lanes."""
+
+    def build(builder: Any, value: Any, byte: Any) -> Any:
+        return getattr(builder, instruction)(value, _spread(builder, byte, _V8))
+
+    return _as(_BYTES(_BYTES, types.uint8), build)
+
+
 @_function
 def both(typingctx: Any, value: Any, mask: Any) -> Any:
     """Bitwise and of bytes with the same uint8 in all lanes."""
-    return _as(
-        _BYTES(_BYTES, types.uint8),
-        lambda builder, value, mask: builder.and_(value, _spread(builder, mask, _V8)),
-    )
+    return _with_byte("and_")
 
 
 @_function
@@ -197,28 +203,19 @@ def either(typingctx: Any, one: Any, other: Any) -> Any:
 @_function
 def left(typingctx: Any, value: Any, count: Any) -> Any:
     """Bytes, shifted towards their high bits."""
-    return _as(
-        _BYTES(_BYTES, types.uint8),
-        lambda builder, value, mask: builder.shl(value, _spread(builder, mask, _V8)),
-    )
+    return _with_byte("shl")
 
 
 @_function
 def right(typingctx: Any, value: Any, count: Any) -> Any:
     """Bytes, shifted towards their low bits."""
-    return _as(
-        _BYTES(_BYTES, types.uint8),
-        lambda builder, value, mask: builder.lshr(value, _spread(builder, mask, _V8)),
-    )
+    return _with_byte("lshr")
 
 
 @_function
 def less(typingctx: Any, value: Any, amount: Any) -> Any:
     """Bytes minus the same uint8 in all lanes, for :func:`signed`."""
-    return _as(
-        _BYTES(_BYTES, types.uint8),
-        lambda builder, value, mask: builder.sub(value, _spread(builder, mask, _V8)),
-    )
+    return _with_byte("sub")
 
 
 @_function

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from qformats.errors import ConfigError
+from qformats.runtime.bound import Bound
 from qformats.runtime.layer import PackedLayer
 
 __all__ = ["refuse_resizing"]
@@ -13,7 +13,7 @@ __all__ = ["refuse_resizing"]
 
 def refuse_resizing(model: Any) -> None:
     """Make a model refuse another number of tokens, for which Transformers would copy codes as if they were weights."""
-    model.resize_token_embeddings = functools.partial(_resized, model)
+    model.resize_token_embeddings = Bound(_resized, model)
 
 
 def _resized(model: Any, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:

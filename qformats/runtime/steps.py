@@ -8,11 +8,12 @@ threads of their own, see :mod:`qformats.work.crew`.
 from __future__ import annotations
 
 import threading
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+
+from qformats.runtime.bound import Bound
 
 __all__ = ["FEW", "single_threaded_steps", "threads"]
 
@@ -84,5 +85,4 @@ def single_threaded_steps(model: nn.Module) -> None:
     """
     model.register_forward_pre_hook(_begin, with_kwargs=True)
     model.register_forward_hook(_end, always_call=True)
-    # A copy of the model gets one of the copy.
-    model.generate = partial(_generate, model)  # type: ignore[assignment]
+    model.generate = Bound(_generate, model)  # type: ignore[assignment]

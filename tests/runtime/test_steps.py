@@ -1,6 +1,9 @@
 """Steps of a few tokens on a CPU run on one of torch's threads; everything else on all of them."""
 
 import copy
+import gc
+import pickle
+import weakref
 
 import pytest
 import torch
@@ -109,3 +112,24 @@ def test_a_copy_generates_by_itself(model):
             buffer.zero_()
     assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), before)
     assert not torch.equal(other.generate(ids, max_new_tokens=4, do_sample=False), before)
+
+
+def test_a_model_is_gone_when_nothing_refers_to_it():
+    """At once, not when garbage is collected: it may be gigabytes."""
+    model = qformats.load_model("demo", format="gguf:q4_0", device="cpu")
+    model.generate(torch.arange(5)[None], max_new_tokens=2, do_sample=False)
+    kept = weakref.ref(model.model.layers[0].mlp.up_proj)
+    gc.disable()
+    try:
+        del model
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_pickles_generate_by_themselves(model):
+    ids = torch.arange(5)[None]
+    other = pickle.loads(pickle.dumps(model))
+    assert other.generate._model() is other
+    expected = model.generate(ids, max_new_tokens=4, do_sample=False)
+    assert torch.equal(other.generate(ids, max_new_tokens=4, do_sample=False), expected)
