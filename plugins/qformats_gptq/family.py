@@ -44,13 +44,8 @@ class GPTQFamily(Family):
         }
     )
     # The same grid: 4 bits, a zero point per group of 128 columns.
-    similar = MappingProxyType(dict.fromkeys(("awq", "autoawq", "w4a16"), (f"4bit-{_USUAL}g-asym",)))
-    known = MappingProxyType(
-        {
-            **dict.fromkeys(("awq", "autoawq"), "AWQ has layouts of its own, which are not supported"),
-            "w4a16": "compressed-tensors has layouts of its own, which are not supported",
-        }
-    )
+    similar = MappingProxyType({"w4a16": (f"4bit-{_USUAL}g-asym",)})
+    known = MappingProxyType({"w4a16": "compressed-tensors has layouts of its own, which are not supported"})
     config_files = ("quantize_config.json", "quant_config.json")
 
     def hub_name(self, packer: Packer) -> str:

@@ -93,7 +93,7 @@ class Family(Guarded):
     """Names of formats that it does not have or cannot write, and the variants that come nearest, best first. They are
     suggested, never taken."""
     known: ClassVar[Mapping[str, str]] = {}
-    """What names are, in lower case, that users know from elsewhere: ``{"awq": "AWQ, which is not supported"}``."""
+    """What names are, in lower case, that users know from elsewhere: ``{"exl2": "EXL2, which is not supported"}``."""
     config_files: ClassVar[tuple[str, ...]] = ()
     """Files of a folder that hold its ``quantization_config`` if config.json has none."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from qformats.interfaces import PackedTensor, Packer
-from qformats.numbers import SIZES, GridParams, QuantizedTensor, torch_dtype
+from qformats.numbers import COMPUTED, SIZES, GridParams, QuantizedTensor, torch_dtype
 from qformats.testing.failure import NotApplicable
 
 if TYPE_CHECKING:
@@ -119,11 +119,16 @@ def writable(packer: Packer) -> None:
 
 
 def sample(packer: Packer, shape: tuple[int, int] | None = None, seed: int = 0) -> PackedTensor:
-    """A packed tensor of a format: normal weights where it can be written, else random bytes."""
+    """A packed tensor of a format: normal weights where it can be written, else random bytes and finite floats."""
     shape = shape or usual_shape(packer)
     if packer.writable:
         return packer.encode_reference(normal(shape, seed))
-    return random_bytes(packer, shape, seed)
+    packed = random_bytes(packer, shape, seed)
+    for name, (dims, dtype) in packer.stored(shape).items():
+        if dtype in COMPUTED:
+            # Of random bytes a few are NaN or infinite, of which no check of values could tell anything.
+            packed.fields[name].copy_(normal(dims, seed, dtype))
+    return packed
 
 
 def random_bytes(packer: Packer, shape: tuple[int, int], seed: int = 0) -> PackedTensor:

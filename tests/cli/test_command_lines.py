@@ -132,8 +132,6 @@ def test_what_lacks_something_is_said_in_one_line_with_an_example(capsys, args, 
 @pytest.mark.parametrize(
     ("name", "about", "nearest"),
     [
-        ("awq", "AWQ has layouts of its own, which are not supported", "gptq:4bit-128g-asym"),
-        ("AWQ", "AWQ has layouts of its own, which are not supported", "gptq:4bit-128g-asym"),
         (
             "w4a16",
             "compressed-tensors has layouts of its own, which are not supported",
@@ -159,7 +157,9 @@ def test_short_names_are_no_formats_from_elsewhere(capsys):
 
 def test_families_are_found_by_names_like_theirs(capsys):
     message, lines = _instead(capsys, "formats", "ggfu")
-    assert message.startswith("no family or format 'ggfu'. Did you mean 'gguf'? Installed: bitsandbytes, ")
+    assert message.startswith(
+        "no family or format 'ggfu'. Did you mean 'gguf'? Installed: awq, bitsandbytes, "
+    )
     assert lines == ["qformats formats gguf"]
     message, lines = _instead(capsys, "formats", "bitsnbytes")
     assert lines == ["qformats formats bitsandbytes"]
@@ -179,7 +179,7 @@ def test_merge_takes_outfile_too(capsys, tmp_path):
         (("--format", "q4_km"), ["--format gguf:q4_k_m"]),
         (("--format=q4_km",), ["--format=gguf:q4_k_m"]),
         (("--format", "gguf", "--type", "q4_km"), ["--format gguf --type q4_k_m"]),
-        (("-fawq",), ["-fgptq:4bit-128g-asym"]),
+        (("-fw4a16",), ["-fgptq:4bit-128g-asym"]),
         (("--format", "gguf:iq3_s"), ["--format gguf:q3_k_m"]),
         (("--format", "int4"), ["--format glm:int4", "--format gptq:4bit-128g"]),
         (("--type", "f16"), ["--type dense:f16", "--type gguf:f16"]),

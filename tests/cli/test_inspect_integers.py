@@ -1,4 +1,4 @@
-"""Whole numbers that nothing describes are not weights: an AWQ folder whose config.json says nothing about it."""
+"""Whole numbers that nothing describes are not weights: words of eight codes each, under names that no format has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import qformats
 
 @pytest.fixture
 def undeclared(tmp_path):
-    """A llama folder with the layers of its blocks as AWQ packs them: eight columns of the output to a word."""
+    """A llama folder with the layers of its blocks packed by an unknown program: eight outputs to a word."""
     folder = tiny.build("llama", tmp_path / "llama")
     file = folder / "model.safetensors"
     packed, words = {}, 0
@@ -24,8 +24,8 @@ def undeclared(tmp_path):
         if "layers" in name and weight.ndim == 2:
             rows, columns = weight.shape
             module = name.removesuffix(".weight")
-            packed[f"{module}.qweight"] = torch.zeros(columns, rows // 8, dtype=torch.int32)
-            packed[f"{module}.qzeros"] = torch.zeros(columns // 32, rows // 8, dtype=torch.int32)
+            packed[f"{module}.qcodes"] = torch.zeros(columns, rows // 8, dtype=torch.int32)
+            packed[f"{module}.qpoints"] = torch.zeros(columns // 32, rows // 8, dtype=torch.int32)
             packed[f"{module}.scales"] = torch.ones(columns // 32, rows, dtype=torch.float16)
             words += columns * (rows // 8) + columns // 32 * (rows // 8)
         else:
@@ -40,7 +40,7 @@ def test_packed_words_are_named_and_not_counted(capsys, undeclared):
     shown = call(capsys, "inspect", folder).out
     assert re.search(rf"^weights +{every - words:,} in ", shown, re.MULTILINE)
     assert re.search(
-        r"^packed words +\S+ kB in 28 tensors \(qweight, qzeros\): whole numbers", shown, re.MULTILINE
+        r"^packed words +\S+ kB in 28 tensors \(qcodes, qpoints\): whole numbers", shown, re.MULTILINE
     )
     assert re.search(r"^dense:i32 +28 +0 ", shown, re.MULTILINE)
     # Nobody knows how many weights the words hold.

@@ -175,7 +175,10 @@ def test_widths_that_differ_and_are_not_declared(folders, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({**ROUND, "quant_method": "auto-round", "packing_format": "auto_round:auto_awq"}, "auto-round"),
+        (
+            {**ROUND, "quant_method": "auto-round", "packing_format": "auto_round:auto_awq"},
+            "the layout of GPTQ",
+        ),
         ({**ROUND, "quant_method": "auto-round", "data_type": "mx_fp4"}, "data_type: found 'mx_fp4'"),
         ({**ROUND, "quant_method": "auto-round", "sym": False}, "packing_format: found none, of an asymm"),
         ({"bits": 4, "group_size": 32, "mode": "affine"}, "quantization method None"),

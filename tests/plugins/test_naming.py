@@ -23,7 +23,7 @@ from qformats.registry import registry
         ("q8", "gguf:q8_0"),
         ("gguf:q8", "gguf:q8_0"),
         ("GGUF", "gguf:q8_0"),
-        ("4bit-32g", "gptq:4bit-32g"),
+        ("3bit-32g", "gptq:3bit-32g"),
         ("autogptq", "gptq:4bit-128g"),
         ("int3", "gptq:3bit-128g"),
     ],
@@ -71,7 +71,7 @@ def test_files_decide_between_families():
         ("q4km", "gguf:q4_k_m"),
         ("Q4-K-M", "gguf:q4_k_m"),
         ("gguf:q5_k_l", "gguf:q5_k_m"),
-        ("awq", "gptq:4bit-128g-asym"),
+        ("w4a16", "gptq:4bit-128g-asym"),
         ("ggufs:q4_0", "gguf:q4_0"),
         ("bitsandbits:nf4", "bitsandbytes:nf4"),
         ("gtpq", "gptq:4bit-128g"),
@@ -88,7 +88,9 @@ def test_what_nobody_has_is_answered_with_what_can_be_written(name, first):
 
 
 def test_what_resembles_nothing_gets_the_families():
-    with pytest.raises(UnknownFormatError, match=r"lists all \d+, of the families bitsandbytes, dense, gguf"):
+    with pytest.raises(
+        UnknownFormatError, match=r"lists all \d+, of the families awq, bitsandbytes, .*dense, "
+    ):
         qformats.packer("zzzz")
 
 
@@ -113,7 +115,7 @@ class Third(Family):
     packers = (Bits(4), Bits(8))
     other_names = ("tert",)
     aliases = {"nf4": "w4", "eight": "w8"}  # noqa: RUF012
-    similar = {"awq": ("w4",)}  # noqa: RUF012
+    similar = {"nf3": ("w4",)}  # noqa: RUF012
 
 
 def test_third_parties_declare_names_like_built_ins():
@@ -121,7 +123,7 @@ def test_third_parties_declare_names_like_built_ins():
     assert [p.name for p in meanings("tert", families)] == ["third:w4"]
     assert [p.name for p in meanings("tert:eight", families)] == ["third:w8"]
     assert {p.name for p in meanings("nf4", families)} == {"bitsandbytes:nf4", "third:w4"}
-    assert "third:w4" in nearest("awq", families)
+    assert "third:w4" in nearest("nf3", families)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from qformats.errors import UnknownFormatError
 from qformats.registry import SWITCH, Registry
 
 EXTERNAL = Path(__file__).parents[1] / "external"
-BUILT_IN = {"framework", "bitsandbytes", "glm", "gguf", "gptq"}
+BUILT_IN = {"framework", "awq", "bitsandbytes", "glm", "gguf", "gptq"}
 
 BROKEN = {
     "qformats_broken": ["ModuleNotFoundError", "a_module_that_nobody_has"],
@@ -535,7 +535,7 @@ def test_the_command_line_names_failures_beside_unknown_formats():
     assert done.stdout == ""
     (error,) = done.stderr.splitlines()
     assert error.startswith("qformats: no format 'brokn'; qformats formats lists all ")
-    assert ", of the families bitsandbytes, " in error
+    assert ", of the families awq, bitsandbytes, " in error
     assert "failed to load: qformats_broken qformats-broken 1.0 (ModuleNotFoundError" in error
 
 

@@ -10,6 +10,7 @@ from qformats.interfaces import Checkpoint, Loader, Packer
 from qformats.registry import registry
 from qformats.testing.compare import same_values
 from qformats.testing.failure import Mismatch, expect, raised, reported
+from qformats.testing.model import HIDDEN
 from qformats.testing.writing import Written, plain_format, registered, written
 
 __all__ = [
@@ -51,10 +52,11 @@ def check_written_is_read_back(loader: Loader, model: str | Path | None = None) 
 
 
 def _formats(loader: Loader) -> Iterator[Packer]:
-    """Plain float32, and the first quantized format that the container holds."""
+    """Plain float32, and the first quantized format that the container holds, of those that hold the model's rows."""
     yield plain_format(loader)
     for packer in registry().formats():
-        if packer.quantizes and packer.writable and loader.accepts(packer):
+        holds = packer.quantizes and packer.writable and packer.veto((HIDDEN, HIDDEN)) is None
+        if holds and loader.accepts(packer):
             yield packer
             return
 
