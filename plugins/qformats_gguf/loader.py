@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -318,8 +319,13 @@ def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -
         metadata = projector_metadata(source)
     else:
         architecture = _architecture(source, options)
-        made = architecture.metadata(name=source.name, parameters=source.parameters)
-        about = authorship(_card(source), source.config, source.name, source.parameters)
+        # Of what the file holds: not of a vision model beside it, nor of a copy of the embedding.
+        held = (
+            tensor for name, tensor in source.tensors.items() if architecture.map_tensor(name) is not None
+        )
+        parameters = sum(prod(tensor.shape) for tensor in held)
+        made = architecture.metadata(name=source.name, parameters=parameters)
+        about = authorship(_card(source), source.config, source.name, parameters)
         first = {key: made[key] for key in ("general.architecture", "general.type")}
         metadata = first | about | {key: value for key, value in made.items() if key not in about}
         files = source.tokenizer_files()

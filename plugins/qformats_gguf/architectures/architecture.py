@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -47,13 +48,31 @@ def supported_models() -> dict[str, tuple[str, ...]]:
     return found
 
 
-def size_label(parameters: int) -> str:
-    """Abbreviate a number of parameters as upstream does: ``135M``, ``8.0B``."""
+def size_label(parameters: int, stacks: Sequence[tuple[int, ...]] = ()) -> str:
+    """Abbreviate a number of parameters as upstream does: ``135M``, ``8.0B``, ``8x7B``.
+
+    Parameters
+    ----------
+    parameters : int
+        All of the model's.
+    stacks : sequence of tuple of int
+        Shapes of the tensors that hold a matrix of each expert. With any, the size is that of a model with one expert.
+
+    Examples
+    --------
+    >>> from qformats_gguf.architectures import size_label
+    >>> size_label(8_030_261_248)
+    '8.0B'
+    >>> size_label(46_702_792_704, [(8, 14336, 4096)] * 96)
+    '8x7.2B'
+    """
     units = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
+    experts = sum(shape[0] for shape in stacks) // max(len(stacks), 1)
+    parameters -= sum(prod(shape) - prod(shape[1:]) for shape in stacks)
     scale, unit = next(((s, u) for s, u in units if parameters > s), (1e3, "K"))
     scaled = parameters / scale
     digits = len(str(round(scaled)).lstrip("0"))
-    return f"{scaled:.{max(2 - digits, 0)}f}{unit}"
+    return f"{experts}x" * bool(experts) + f"{scaled:.{max(2 - digits, 0)}f}{unit}"
 
 
 @dataclass(frozen=True)
@@ -325,16 +344,20 @@ class Architecture:
             "general.name": string(name),
         }
         if parameters is not None:
-            metadata["general.size_label"] = string(size_label(parameters))
+            metadata["general.size_label"] = string(size_label(parameters, self._stacks()))
         for rule in self.row.metadata:
-            if rule.write and not (rule.optional and self.config.get(rule.config) is None):
-                value = computed(rule, self.config) if rule.computed else self.config[rule.config]
+            if not rule.write:
+                continue
+            value = computed(rule, self.config) if rule.computed else self.config.get(rule.config)
+            value = rule.null if value is None and rule.optional else value
+            if value is not None:
                 metadata[prefix + rule.key] = rule.make(value)
         if self.row.window:
-            metadata |= windows.to_metadata(prefix, self.config, self.row.window)
+            always = self.row.window_pattern
+            metadata |= windows.to_metadata(prefix, self.config, self.row.window, always=always)
         if self.row.mixers:
             metadata |= mixers.to_metadata(prefix, self.config, self.row.mixers)
-        if self.row.local_theta:
+        if self.row.local_rope and windows.slide(self.config):
             theta = self.config["local_rope_parameters"]["rope_theta"]
             metadata[prefix + "rope.freq_base_swa"] = f32(theta)
         if self.row.rope:
@@ -355,6 +378,18 @@ class Architecture:
         """Whether a GGUF tensor is one of those that `extra_tensors` makes: configuration, not weights."""
         longrope_too = name in longrope.TENSORS and "longrope" in self.row.rope
         return longrope_too or (name == "rope_freqs.weight" and "llama3" in self.row.rope)
+
+    def _stacks(self) -> list[tuple[int, ...]]:
+        """Shapes of the GGUF tensors that hold a matrix of each expert."""
+        found = [
+            self._mapping(rule, block, suffix).stored_shape
+            for rule in self.row.tensors
+            if rule.gguf.endswith("_exps")
+            for block in range(self.block_count)
+            for suffix in rule.suffixes
+            if self._has(rule, suffix, block)
+        ]
+        return [shape for shape in found if len(shape) == 3]
 
     def _match(self, name: str, side: str) -> tuple[TensorRule, int, int, str] | None:
         """Rule, block, expert and ending of the GGUF name of a name; one that holds, if there are several."""

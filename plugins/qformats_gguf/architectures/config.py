@@ -158,14 +158,13 @@ def limits(config: Config, row: Row, model: HFModel) -> list[Problem]:
     if row.local_rope and (kind := config["local_rope_parameters"]["rope_type"]) != "default":
         reason = "llama.cpp scales no rotary embedding of sliding layers"
         found.append(Problem("rope_parameters.sliding_attention.rope_type", kind, ("default",), reason))
-    if row.unscaled_windows and "sliding_attention" in config["layer_types"]:
+    if row.unscaled_windows and windows.slide(config):
         own, theirs = (config[key]["rope_theta"] for key in ("local_rope_parameters", "rope_parameters"))
-        if own != theirs:
-            where, reason = (
-                "rope_parameters.sliding_attention.rope_theta",
-                "llama.cpp has one base for all layers",
-            )
-            found.append(Problem(where, own, (str(theirs),), reason))
+        where, reason = (
+            "rope_parameters.sliding_attention.rope_theta",
+            "llama.cpp has one base for all layers",
+        )
+        found += [] if own == theirs else [Problem(where, own, (str(theirs),), reason)]
     if row.attention_scale:
         key, scale = row.attention_scale[0], _attention_scale(row, config)
         if config[key] != scale:
@@ -262,14 +261,16 @@ def restore(
         if "llama3" in row.rope and "rope_freqs.weight" in names:
             parameters = _with_factors(parameters, extra, context, config["head_dim"], source)
         config["rope_parameters"] = parameters
-        if row.local_theta:
+        if row.window:
             key = prefix + "rope.freq_base_swa"
             known.add(key)
-            theta = metadata_number(metadata, key, source)
-            theta = row.local_theta if theta is None else rope.shortest(theta)
-            config["rope_parameters"] = rope.by_layer(parameters, theta)
-        if row.unscaled_windows:
-            config["rope_parameters"] = rope.by_layer(parameters, parameters["rope_theta"])
+            given, usual = metadata_number(metadata, key, source), parameters["rope_theta"]
+            theta = (row.local_theta or usual) if given is None else rope.shortest(given)
+            if theta != usual and not row.local_theta:
+                reason = "only one base for all layers is what both sides compute"
+                problems.append(Problem(key, theta, (str(usual),), reason))
+            if row.local_rope:
+                config["rope_parameters"] = rope.by_layer(parameters, theta)
     problems += _unknown(metadata, row, known)
     return config, problems
 

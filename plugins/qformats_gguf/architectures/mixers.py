@@ -14,7 +14,7 @@ from typing import Any
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats_gguf.architectures.numbers import config_number, metadata_number
 from qformats_gguf.architectures.schema import Mixers
-from qformats_gguf.metadata import Keys, Metadata, ValueType, array
+from qformats_gguf.metadata import Keys, Metadata, ValueType, array, u32
 
 __all__ = ["MIXER_KEYS", "complete", "from_metadata", "to_metadata"]
 
@@ -64,7 +64,12 @@ def to_metadata(prefix: str, config: Mapping[str, Any], mixers: Mixers) -> Metad
     """The array that says which layers have attention."""
     attends = [kind == _ATTENTION for kind in config["layer_types"]]
     if mixers.every:
-        return {prefix + _FLAGS: array(ValueType.BOOL, [not each for each in attends])}
+        found: Metadata = {prefix + _FLAGS: array(ValueType.BOOL, [not each for each in attends])}
+        every = config.get(_EVERY) or mixers.every
+        if config["layer_types"] == _in_turn(len(attends), every, mixers):
+            # What older versions of llama.cpp read.
+            found[prefix + _EVERY] = u32(every)
+        return found
     heads = config["num_key_value_heads"]
     return {prefix + _HEADS: array(ValueType.I32, [heads if each else 0 for each in attends])}
 

@@ -27,7 +27,8 @@ A file holds, besides what :class:`Row` and :class:`HFModel` say under the same 
     ``rope.dimension_count``.
 ``[metadata]``
     Keys beside those that all have. A value is the key of the configuration, or a table with ``config`` and any of
-    ``type``, ``default``, ``write``, ``optional``, ``zero``, ``compared`` and ``instead``; see :class:`MetaRule`.
+    ``type``, ``default``, ``write``, ``optional``, ``null``, ``zero``, ``compared`` and ``instead``; see
+    :class:`MetaRule`.
 ``[limits]``, ``[constants]``
     Values of keys that llama.cpp computes, and what a configuration made from a file says beside the first of these.
 """
@@ -147,6 +148,7 @@ def read_row(path: Path) -> Row:
         tells=given("tells", ""),
         output_required=given("output", "") == "required",
         window=given("window", 0),
+        window_pattern=given("window_pattern", False),
         window_width=given("window_width", 0),
         local_theta=float(given("local_theta", 0)),
         unscaled_windows=given("unscaled_windows", False),
@@ -285,8 +287,8 @@ def _metadata(key: str, value: Any) -> MetaRule:
     if isinstance(default, str):
         default = _other(default)
     write, zero, compared = given.pop("write", True), given.pop("zero", False), given.pop("compared", True)
-    instead = given.pop("instead", "")
-    rule = MetaRule(key, make, config, default, write, optional, zero, compared, instead)
+    instead, null = given.pop("instead", ""), given.pop("null", None)
+    rule = MetaRule(key, make, config, default, write, optional, zero, compared, instead, null)
     if given:
         raise ValueError(f"{key}: unknown keys {', '.join(given)}")
     return rule

@@ -368,7 +368,7 @@ class MetaRule:
     write : bool
         Whether upstream's converter writes the key for this architecture; it is read in any case.
     optional : bool
-        Whether the configuration's value may be null, which is written as no key.
+        Whether the configuration's value may be null, which is written as no key, or as the number `null`.
     zero : bool
         Whether the number may be 0.
     compared : bool
@@ -386,6 +386,7 @@ class MetaRule:
     zero: bool = False
     compared: bool = True
     instead: str = ""
+    null: int | None = None
 
     @property
     def computed(self) -> bool:
@@ -520,6 +521,8 @@ class Row:
         Whether llama.cpp loads no model without an output layer of its own: a tied one is written twice.
     window : int
         Every how many layers llama.cpp computes one without a window, where a file does not say; 0 if none has any.
+    window_pattern : bool
+        Whether a file says it even so, as upstream's converter does for this architecture.
     window_width : int
         Width that it assumes where a file does not say; 0 if it then has no window.
     local_theta : float
@@ -562,6 +565,7 @@ class Row:
     tells: str = ""
     output_required: bool = False
     window: int = 0
+    window_pattern: bool = False
     window_width: int = 0
     local_theta: float = 0.0
     unscaled_windows: bool = False

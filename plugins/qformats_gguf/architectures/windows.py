@@ -16,7 +16,7 @@ from qformats_gguf.architectures.numbers import config_number, metadata_number
 from qformats_gguf.architectures.schema import Problem
 from qformats_gguf.metadata import Metadata, ValueType, array, u32
 
-__all__ = ["WINDOW_KEYS", "complete", "from_metadata", "problems", "to_metadata"]
+__all__ = ["WINDOW_KEYS", "complete", "from_metadata", "problems", "slide", "to_metadata"]
 
 WINDOW_KEYS = {"sliding_window", "layer_types", "sliding_window_pattern", "_sliding_window_pattern"}
 """Keys of a configuration that are about windows."""
@@ -40,6 +40,11 @@ def complete(config: dict[str, Any], every: int, source: str) -> None:
         config["layer_types"] = [_KINDS[0]] * layers if every_full else _usual(layers, pattern)
 
 
+def slide(config: Mapping[str, Any]) -> bool:
+    """Whether any layer has a window."""
+    return _KINDS[1] in config["layer_types"]
+
+
 def problems(config: Mapping[str, Any]) -> list[Problem]:
     """Kinds of layers that there are not, and sliding layers without a width."""
     kinds, layers = config["layer_types"], config["num_hidden_layers"]
@@ -51,13 +56,13 @@ def problems(config: Mapping[str, Any]) -> list[Problem]:
     return []
 
 
-def to_metadata(prefix: str, config: Mapping[str, Any], every: int) -> Metadata:
-    """Width and pattern; nothing where no layer slides."""
+def to_metadata(prefix: str, config: Mapping[str, Any], every: int, *, always: bool = False) -> Metadata:
+    """Width and pattern, the usual one if it is written `always`; nothing where no layer slides."""
     kinds = config["layer_types"]
-    if _KINDS[1] not in kinds:
+    if not slide(config):
         return {}
     found: Metadata = {prefix + _WIDTH: u32(config["sliding_window"])}
-    if kinds != _usual(len(kinds), every):
+    if always or kinds != _usual(len(kinds), every):
         found[prefix + _PATTERN] = array(ValueType.BOOL, [kind == _KINDS[1] for kind in kinds])
     return found
 
