@@ -19,10 +19,12 @@ __all__ = [
     "CASES",
     "MULTIMODAL",
     "TRAPS",
+    "WIDE",
     "WITH_CODE",
     "Case",
     "build",
     "build_multimodal",
+    "build_wide",
     "build_with_code",
 ]
 
@@ -366,6 +368,55 @@ CASES: dict[str, Case] = {
     "seed_oss": Case("seed_oss", "SeedOssForCausalLM", {**_WIDE, "attention_bias": True, **_rope(theta=1e6)}),
 }
 
+PLAIN: dict[str, Case] = {
+    "llama": Case("llama", "LlamaForCausalLM"),
+    "mistral": Case("mistral", "MistralForCausalLM", {"sliding_window": None}),
+    "qwen2": Case("qwen2", "Qwen2ForCausalLM", {}, "qwen2"),
+    "qwen3": Case("qwen3", "Qwen3ForCausalLM", _WIDE, "qwen2"),
+    "gpt2": Case("gpt2", "GPT2LMHeadModel", {"n_embd": 256, "n_layer": 2, "n_head": 4}, "gpt-2"),
+    "glm": Case("glm", "GlmForCausalLM", {"head_dim": 64, "attention_bias": True}),
+}
+"""What the smaller models of ``tiny`` and ``chatglm`` are."""
+
+_WIDE_ROWS: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size"), 256),
+    "block_auto_adjust_ff_dim": False,
+}
+_OWN_WIDTHS: dict[str, dict[str, Any]] = {
+    **{name: {"shared_expert_intermediate_size": 256} for name in ("qwen2_moe", "qwen3_next")},
+    "granitemoeshared": {"shared_intermediate_size": 256},
+    "llama4": {"intermediate_size_mlp": 256},
+    "mamba": {"intermediate_size": 512},
+}
+WIDE: tuple[str, ...] = (
+    *PLAIN,
+    *("gemma", "gemma2", "gemma3", "ph3-partial", "granite", "smollm3", "exaone4", "glm4", "olmo2", "olmo3"),
+    *("ministral3", "cohere", "cohere2", "starcoder2", "stablelm", "ernie4_5", "hunyuan", "phi", "nemotron"),
+    *(
+        "qwen3_moe",
+        "qwen2_moe",
+        "mixtral",
+        "falcon",
+        "falcon-40b",
+        "gpt_neox",
+        "internlm3",
+        "qwen3_next",
+        "lfm2",
+    ),
+    *(
+        "mamba",
+        "bloom",
+        "gpt_oss",
+        "deepseek_v2",
+        "deepseek_v3",
+        "glm4_moe",
+        "granitemoe",
+        "granitemoeshared",
+    ),
+    *("llama4", "seed_oss"),
+)
+"""One model of each type whose rows may be long enough for blocks of 256."""
+
 WITH_CODE: dict[str, tuple[Case, dict[str, Any]]] = {
     "internlm2": (
         Case(
@@ -520,6 +571,13 @@ def build(name: str, folder: Path, dtype: str = "float32", **changes: Any) -> Pa
     return _save(CASES[name], folder, dtype, changes)
 
 
+def build_wide(name: str, folder: Path) -> Path:
+    """Write one of `WIDE`, with matrices whose rows divide into blocks of 256."""
+    case = PLAIN.get(name) or CASES[name]
+    # Larger embeddings would predict the token that was read, where they are the output layer too.
+    return _save(case, folder, "float32", _WIDE_ROWS | _OWN_WIDTHS.get(name, {}), embeddings=0.06)
+
+
 def build_with_code(name: str, folder: Path, twin: Path) -> Path:
     """Write a model as its own code keeps it into `folder`, and the one that computes the same into `twin`."""
     import torch
@@ -562,7 +620,7 @@ def _internlm2(name: str) -> str:
     return name
 
 
-def _save(case: Case, folder: Path, dtype: str, changes: dict[str, Any]) -> Path:
+def _save(case: Case, folder: Path, dtype: str, changes: dict[str, Any], *, embeddings: float = 0.5) -> Path:
     import torch
     import transformers
     from transformers import AutoConfig
@@ -574,7 +632,7 @@ def _save(case: Case, folder: Path, dtype: str, changes: dict[str, Any]) -> Path
         # What is not replaced below, some classes draw.
         torch.manual_seed(0)
         model = getattr(transformers, case.cls)(AutoConfig.for_model(case.model_type, **keys)).float()
-    _randomize(model, torch.Generator().manual_seed(0))
+    _randomize(model, torch.Generator().manual_seed(0), embeddings)
     model.to(getattr(torch, dtype))
     model.config.dtype = dtype
     model.save_pretrained(folder)
@@ -614,7 +672,7 @@ def build_multimodal(name: str, folder: Path, *, tied: bool) -> Path:
     return folder
 
 
-def _randomize(model: Any, generator: Any) -> None:
+def _randomize(model: Any, generator: Any, embeddings: float = 0.5) -> None:
     """Make every number of the model random, and large enough that attention and experts matter."""
     import torch
 
@@ -627,6 +685,6 @@ def _randomize(model: Any, generator: Any) -> None:
             if tensor.ndim < 2:
                 tensor.add_(0.1 * noise)
             elif "embed" in name:
-                tensor.copy_(0.5 * noise)
+                tensor.copy_(embeddings * noise)
             else:
                 tensor.copy_(noise / tensor.shape[-1] ** 0.5)
