@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from qformats.cli.bench import bench
+from qformats.cli.chat import chat
 from qformats.cli.check import EXIT_FAILED, check
 from qformats.cli.compare import compare
 from qformats.cli.completion import VARIABLE, completion
@@ -129,6 +130,7 @@ app = typer.Typer(
 )
 app.command(cls=WithDeclaredOptions)(export)
 app.command(cls=Command)(generate)
+app.command(cls=Command)(chat)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(bench)
 app.command(cls=Command)(inspect)

@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["generate"]
 
-_CONTEXT = 4
-"""Ids before a new one that its text may depend on: a space in front, half a character."""
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-
 
 def generate(
     model: Annotated[str, typer.Argument(help="File or folder, a hub id (organisation/name), or demo.")],
@@ -317,22 +313,14 @@ class _Pieces:
     """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], written: _Written, *, shown: bool) -> None:
-        self._decode: Callable[[Sequence[int]], str] = lambda ids: str(
-            tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
-        self._all = list(prompt)
-        self._prompt = len(self._all)
-        self._from = max(0, self._prompt - _CONTEXT)
-        self._told = self._decode(self._all[self._from :])
+        from qformats.chatting.text import Detokenizer
+
+        self._detokenizer = Detokenizer(tokenizer, prompt)
         self._written, self._shown = written, shown
+        self.ids: list[int] = []
         self.text = ""
         self._first = self._last = self._began = 0.0
         self._seen_prompt = False
-
-    @property
-    def ids(self) -> list[int]:
-        """Ids generated so far."""
-        return self._all[self._prompt :]
 
     @property
     def prompt_seconds(self) -> float:
@@ -357,26 +345,19 @@ class _Pieces:
         self._last = time.perf_counter()
         if not self.ids:
             self._first = self._last
-        self._all += [int(each) for each in value.flatten().tolist()]
+        new = [int(each) for each in value.flatten().tolist()]
+        self.ids += new
         self._written.tokens = len(self.ids)
-        text = self._decode(self._all[self._from :])
-        # Half a character decodes to a placeholder: its text comes with the id that completes it.
-        if not text.endswith(_UNFINISHED):
-            self._tell(text)
-
-    def _tell(self, text: str) -> None:
-        new = text[len(self._told) :]
-        self.text += new
-        if self._shown:
-            self._written.show(new)
-        self._from = max(self._from, len(self._all) - _CONTEXT)
-        self._told = self._decode(self._all[self._from :])
+        self._tell(self._detokenizer.put(new))
 
     def end(self) -> None:
         """Write what is left, complete or not."""
-        text = self._decode(self._all[self._from :])
-        if len(text) > len(self._told):
-            self._tell(text)
+        self._tell(self._detokenizer.end())
+
+    def _tell(self, new: str) -> None:
+        self.text += new
+        if self._shown:
+            self._written.show(new)
 
 
 def _peak(device: Any) -> int:

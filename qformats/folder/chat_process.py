@@ -1,4 +1,4 @@
-"""The process in which a chat template is rendered: a request on standard input, one line of JSON as the answer.
+"""The process in which chat templates are rendered: for each line of JSON on standard input, one line as the answer.
 
 A sandbox keeps a template from reaching the system, but not from ``'x' * 10**9`` or loops without an end: only the
 operating system stops these wherever they hide, in operators, filters, formats or the compiler.
@@ -7,6 +7,7 @@ operating system stops these wherever they hide, in operators, filters, formats 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -17,7 +18,7 @@ __all__: list[str] = []
 
 
 def _limit(seconds: int, memory: int) -> None:
-    """Allow so much more CPU time and address space than the imports have taken."""
+    """Allow so much more CPU time and address space than the imports, and what was rendered before, have taken."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     _set(resource.RLIMIT_CPU, int(usage.ru_utime + usage.ru_stime) + 1 + seconds)
     _set(resource.RLIMIT_CORE, 0)
@@ -70,5 +71,14 @@ def _render(request: dict[str, Any]) -> dict[str, str]:
     return {"text": text}
 
 
+def _main() -> None:
+    # Whatever a library prints is no answer.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    for line in sys.stdin:
+        answers.write(json.dumps(_render(json.loads(line))) + "\n")
+        answers.flush()
+
+
 if __name__ == "__main__":
-    print("\n" + json.dumps(_render(json.load(sys.stdin))))
+    _main()

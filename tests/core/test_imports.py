@@ -43,7 +43,7 @@ def test_every_public_name_can_be_had_without_torch(tmp_path):
 @pytest.mark.parametrize(
     "command",
     [
-        *("--help", "export --help", "generate --help", "compare --help", "--version"),
+        *("--help", "export --help", "generate --help", "chat --help", "compare --help", "--version"),
         *("check --help", "new-plugin --help"),
         *("formats", "plugins", "plugins --json"),
         *("inspect demo", "inspect demo --json", "inspect --plan gguf:q4_0 demo", "inspect --plan gptq demo"),

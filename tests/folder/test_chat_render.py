@@ -72,7 +72,7 @@ def test_as_in_transformers(template):
 def test_errors_are_one_sentence(template, reason):
     pattern = reason if reason.endswith(".*") else re.escape(reason)
     whole = (
-        rf"model: its chat template {pattern}; expected one that turns a message into a prompt\. Leave out.*"
+        rf"model: its chat template {pattern}; expected one that turns a message into a prompt\. Replace.*"
     )
     with pytest.raises(CheckpointError) as caught:
         render(template)

@@ -69,6 +69,7 @@ FLOORS = {
     "exporting": 10,
     "runtime": 11,
     "calibration": 12,
+    "chatting": 12,
     "comparing": 12,
     "publishing": 13,
     "api": 14,
