@@ -13,6 +13,7 @@ from typing import Any
 from qformats import Family, Packer
 from qformats.interfaces import ModuleFields
 from qformats_gptq.config import Declared, declared, written
+from qformats_gptq.elsewhere import KNOWN, SIMILAR
 from qformats_gptq.modules import Found, declaration, examine
 from qformats_gptq.packers import FAMILY, GPTQPacker, Reading
 
@@ -43,9 +44,8 @@ class GPTQFamily(Family):
             for bits in (2, 3, 4, 8)
         }
     )
-    # The same grid: 4 bits, a zero point per group of 128 columns.
-    similar = MappingProxyType({"w4a16": (f"4bit-{_USUAL}g-asym",)})
-    known = MappingProxyType({"w4a16": "compressed-tensors has layouts of its own, which are not supported"})
+    similar = MappingProxyType(SIMILAR)
+    known = MappingProxyType(KNOWN)
     config_files = ("quantize_config.json", "quant_config.json")
 
     def hub_name(self, packer: Packer) -> str:

@@ -193,11 +193,16 @@ class FolderCheckpoint(Checkpoint):
             self.notes += (f"{_listed(omitted)} {told} read, as in Transformers",)
 
     def _canonical(self, entries: dict[str, Entry]) -> dict[str, StoredTensor]:
-        floats = find_float8(entries, self._config, self.path)
-        self.left_out |= floats.left_out
-        consumed = {*floats.left_out, *floats.scales.values()}
         quantized = self._quantized or self._declared() or self._undeclared(entries)
         packed = self._packed_modules(entries, *quantized) if quantized else {}
+        asides = quantized[0].asides if quantized else {}
+        for name in entries:
+            if name not in packed and name.rpartition(".")[2] in asides:
+                self.left_out[name] = asides[name.rpartition(".")[2]]
+        plain = {name: entry for name, entry in entries.items() if name not in packed}
+        floats = find_float8(plain, self._config, self.path)
+        self.left_out |= floats.left_out
+        consumed = {*self.left_out, *floats.scales.values()}
         tensors: dict[str, StoredTensor] = {}
         for order, (name, entry) in enumerate(entries.items()):
             if name in consumed:
@@ -285,9 +290,11 @@ class FolderCheckpoint(Checkpoint):
             if detected is not None:
                 return family, detected
         readable = sorted({family.name for family in families if family.reads_folders})
+        method = declared.get("quant_method")
+        about = next(filter(None, (family.about(str(method).lower()) for family in families)), "")
         raise CheckpointError(
             file,
-            f"quantization method {declared.get('quant_method')!r}",
+            f"quantization method {method!r}" + (f": {about}" if about else ""),
             "none, or one that an installed plugin reads: " + ", ".join(readable)
             if readable
             else "none, since no installed plugin reads quantized folders",

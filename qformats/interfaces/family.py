@@ -94,6 +94,9 @@ class Family(Guarded):
     suggested, never taken."""
     known: ClassVar[Mapping[str, str]] = {}
     """What names are, in lower case, that users know from elsewhere: ``{"exl2": "EXL2, which is not supported"}``."""
+    asides: ClassVar[Mapping[str, str]] = {}
+    """Names beside a module of tensors in the family's folders that are no weights, and what each is, for plans and
+    summaries to say: ``{"input_scale": "says how activations are quantized, and weights do without it"}``."""
     config_files: ClassVar[tuple[str, ...]] = ()
     """Files of a folder that hold its ``quantization_config`` if config.json has none."""
 

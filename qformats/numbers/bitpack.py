@@ -74,6 +74,14 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     count = codes.shape[-1]
     if bits == 8:
         return codes.to(torch.uint8)
+    if 8 % bits == 0:
+        each = 8 // bits
+        parts = torch.nn.functional.pad(codes.to(torch.uint8), (0, -count % each))
+        parts = parts.reshape(*codes.shape[:-1], -(-count // each), each)
+        joined = parts[..., 0]
+        for place in range(1, each):
+            joined = joined | parts[..., place] << (place * bits)
+        return joined.contiguous()
     # Eight codes fill exactly `bits` bytes, so every width is the same shift-and-mask over one 64-bit word.
     groups = torch.nn.functional.pad(codes.to(torch.int64), (0, -count % 8))
     groups = groups.reshape(*codes.shape[:-1], -(-count // 8), 8)
@@ -123,6 +131,10 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
         raise ShapeError("packed", tuple(packed.shape), f"(..., {packed_bytes(count, bits)}) bytes")
     if bits == 8:
         return packed.clone()
+    if 8 % bits == 0:
+        mask = (1 << bits) - 1
+        parts = torch.stack([packed >> (place * bits) & mask for place in range(8 // bits)], -1)
+        return parts.flatten(-2)[..., :count].contiguous()
     streams = torch.nn.functional.pad(packed.to(torch.int64), (0, -packed.shape[-1] % bits))
     streams = streams.reshape(*packed.shape[:-1], streams.shape[-1] // bits, bits)
     words = (streams << (torch.arange(bits, device=packed.device) * 8)).sum(-1, keepdim=True)

@@ -132,10 +132,11 @@ def test_what_lacks_something_is_said_in_one_line_with_an_example(capsys, args, 
 @pytest.mark.parametrize(
     ("name", "about", "nearest"),
     [
+        ("exl2", "ExLlamaV2's format, which exllamav2 and TabbyAPI read", "gptq:4bit-128g"),
         (
-            "w4a16",
-            "compressed-tensors has layouts of its own, which are not supported",
-            "gptq:4bit-128g-asym",
+            "AQLM",
+            "additive codebooks of vectors, which Transformers reads with the package aqlm",
+            "gptq:4bit-128g",
         ),
         ("q4_k_xl", "it is a publisher's own mix, which llama-quantize does not make", "gguf:q4_k_m"),
         ("gguf:q6_k_l", "it is a publisher's own mix, which llama-quantize does not make", "gguf:q6_k"),
@@ -158,7 +159,7 @@ def test_short_names_are_no_formats_from_elsewhere(capsys):
 def test_families_are_found_by_names_like_theirs(capsys):
     message, lines = _instead(capsys, "formats", "ggfu")
     assert message.startswith(
-        "no family or format 'ggfu'. Did you mean 'gguf'? Installed: awq, bitsandbytes, "
+        "no family or format 'ggfu'. Did you mean 'gguf'? qformats formats lists all "
     )
     assert lines == ["qformats formats gguf"]
     message, lines = _instead(capsys, "formats", "bitsnbytes")
@@ -179,7 +180,7 @@ def test_merge_takes_outfile_too(capsys, tmp_path):
         (("--format", "q4_km"), ["--format gguf:q4_k_m"]),
         (("--format=q4_km",), ["--format=gguf:q4_k_m"]),
         (("--format", "gguf", "--type", "q4_km"), ["--format gguf --type q4_k_m"]),
-        (("-fw4a16",), ["-fgptq:4bit-128g-asym"]),
+        (("-fexl2",), ["-fgptq:4bit-128g"]),
         (("--format", "gguf:iq3_s"), ["--format gguf:q3_k_m"]),
         (("--format", "int4"), ["--format glm:int4", "--format gptq:4bit-128g"]),
         (("--type", "f16"), ["--type dense:f16", "--type gguf:f16"]),

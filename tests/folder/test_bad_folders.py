@@ -218,7 +218,12 @@ def test_no_config(capsys, copy, tmp_path):
         ({"hidden_size": "x"}, "hidden_size: found 'x'; expected a positive whole number"),
         ({"num_hidden_layers": 10**30}, "num_hidden_layers: found 10"),
         ({"num_attention_heads": 0}, "num_attention_heads: found 0"),
-        ({"quantization_config": {"quant_method": "exl2"}}, "quantization method 'exl2'; expected none"),
+        (
+            {"quantization_config": {"quant_method": "exl2"}},
+            "quantization method 'exl2': ExLlamaV2's format, which exllamav2",
+        ),
+        ({"quantization_config": {"quant_method": "vptq"}}, "reads with the package vptq; expected none"),
+        ({"quantization_config": {"quant_method": "new"}}, "quantization method 'new'; expected none"),
         ({"quantization_config": {"quant_method": "qformats"}}, "quantization_config: no format"),
         ({"quantization_config": "x"}, "quantization_config 'x'; expected an object"),
     ],

@@ -71,7 +71,7 @@ def test_files_decide_between_families():
         ("q4km", "gguf:q4_k_m"),
         ("Q4-K-M", "gguf:q4_k_m"),
         ("gguf:q5_k_l", "gguf:q5_k_m"),
-        ("w4a16", "gptq:4bit-128g-asym"),
+        ("exl2", "gptq:4bit-128g"),
         ("ggufs:q4_0", "gguf:q4_0"),
         ("bitsandbits:nf4", "bitsandbytes:nf4"),
         ("gtpq", "gptq:4bit-128g"),
@@ -89,7 +89,8 @@ def test_what_nobody_has_is_answered_with_what_can_be_written(name, first):
 
 def test_what_resembles_nothing_gets_the_families():
     with pytest.raises(
-        UnknownFormatError, match=r"lists all \d+, of the families awq, bitsandbytes, .*dense, "
+        UnknownFormatError,
+        match=r"lists all \d+, of the families awq, bitsandbytes, compressed-tensors, dense, ",
     ):
         qformats.packer("zzzz")
 

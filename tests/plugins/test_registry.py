@@ -18,7 +18,7 @@ from qformats.errors import UnknownFormatError
 from qformats.registry import SWITCH, Registry
 
 EXTERNAL = Path(__file__).parents[1] / "external"
-BUILT_IN = {"framework", "awq", "bitsandbytes", "glm", "gguf", "gptq"}
+BUILT_IN = {"framework", "awq", "bitsandbytes", "compressed_tensors", "glm", "gguf", "gptq"}
 
 BROKEN = {
     "qformats_broken": ["ModuleNotFoundError", "a_module_that_nobody_has"],

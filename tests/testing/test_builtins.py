@@ -9,7 +9,15 @@ from qformats.testing import checks, parametrize_with_checks
 from qformats.testing.running import chosen_checks
 
 FORMATS = registry().format_names()
-UNLISTED = ("glm:int4-tp2", "bitsandbytes:nf4-bs128-bf16", "gptq:3bit-96g-asym-bf16", "gguf:q8_1", "gguf:f64")
+UNLISTED = (
+    "glm:int4-tp2",
+    "bitsandbytes:nf4-bs128-bf16",
+    "gptq:3bit-96g-asym-bf16",
+    "compressed-tensors:w3a16-96g-asym-bf16",
+    "awq:4bit-96g-bf16",
+    "gguf:q8_1",
+    "gguf:f64",
+)
 """Names that families understand and do not list."""
 QUANTIZERS = [registry().quantizer(name) for name in registry().quantizer_names()]
 LOADERS = [registry().loader(name) for name in ("huggingface", "gguf")]

@@ -1,0 +1,165 @@
+"""The family ``compressed-tensors``: names of its variants, and what its folders declare."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from qformats import Family, Packer
+from qformats.interfaces import ModuleFields
+from qformats_compressed_tensors.integers import (
+    BITS,
+    FAMILY,
+    BytePacker,
+    IntegerPacker,
+    OrderedPacker,
+    PackedPacker,
+)
+from qformats_compressed_tensors.modules import FIELDS, examine
+from qformats_compressed_tensors.scheme import Declared, declared
+
+__all__ = ["CompressedTensors"]
+
+_VARIANT = re.compile(r"(w[234568]a16|w8a8)-(channel|[1-9]\d{0,8}g)((?:-(?:asym|actorder|f16|bf16|f32))*)")
+_EMBEDDING = re.compile(r"(?:^|\.)(?:wte|wpe|embed_\w+|\w*embeddings?)$")
+"""Modules that are looked up: other programs replace linear modules only."""
+_VERSION = "0.20.0"
+"""Version of the library whose layouts are written."""
+_ACTIVATIONS = "says how activations are quantized, and weights do without it"
+
+
+class CompressedTensors(Family):
+    """Widths and groups in use; :meth:`parse` takes any group."""
+
+    name = FAMILY
+    packers = (
+        PackedPacker(4, 128),
+        PackedPacker(4, 128, symmetric=False),
+        PackedPacker(4, 64),
+        PackedPacker(4, 32),
+        PackedPacker(4, 0),
+        PackedPacker(8, 128),
+        PackedPacker(8, 32),
+        PackedPacker(8, 0),
+        BytePacker(0),
+    )
+    other_names = ("compressed_tensors", "llm-compressor", "llmcompressor", "ct")
+    aliases = MappingProxyType(
+        {
+            **{f"w{bits}a16": f"w{bits}a16-128g" for bits in BITS},
+            **{f"w{bits}a16-asym": f"w{bits}a16-128g-asym" for bits in (4, 8)},
+            "w4a16_asym": "w4a16-128g-asym",
+            "w8a8": "w8a8-channel",
+        }
+    )
+    asides = MappingProxyType(
+        dict.fromkeys(
+            (
+                *("input_scale", "input_zero_point", "input_global_scale"),
+                *("output_scale", "output_zero_point", "k_scale", "v_scale", "q_scale"),
+            ),
+            _ACTIVATIONS,
+        )
+    )
+
+    def hub_name(self, packer: Packer) -> str:
+        """``quantized.w4a16``, as vendors publish it."""
+        return "quantized." + packer.spec.variant.removesuffix("-128g")
+
+    def parse(self, variant: str) -> Packer:
+        """Packer of a name such as ``w4a16-64g-asym``; ``channel`` stands for the whole row."""
+        lowered = variant.lower()
+        found = _VARIANT.fullmatch(lowered)
+        flags = found[3].split("-")[1:] if found else []
+        dtypes = [flag for flag in flags if flag in ("f16", "bf16", "f32")]
+        bytes_ = found is not None and found[1] == "w8a8"
+        if found is None or len({*flags}) < len(flags) or len(dtypes) > 1 or (bytes_ and "actorder" in flags):
+            patterns = ["w{2,3,4,5,6,8}a16-{columns}g|channel[-asym][-bf16|-f32]", "w8a8-channel[-asym]"]
+            raise self.unknown(variant, patterns)
+        group = 0 if found[2] == "channel" else int(found[2][:-1])
+        symmetric, dtype = "asym" not in flags, [*dtypes, "f16"][0]
+        if bytes_:
+            return BytePacker(group, symmetric, dtype)
+        kind = OrderedPacker if "actorder" in flags else PackedPacker
+        return kind(int(found[1][1]), group, symmetric, dtype)
+
+    def detect(self, quantization_config: Mapping[str, Any]) -> Packer | None:
+        """Packer of most modules of such a folder; :meth:`locate` decides for each one."""
+        found = declared(quantization_config)
+        if found is None:
+            return None
+        first = next((scheme for scheme in found.schemes if scheme.bits), None)
+        bits = first.bits if first and first.bits in BITS and first.kind == "int" else 4
+        assert bits is not None
+        packer = PackedPacker(bits, (first.group_size if first else None) or 0)
+        packer.declared = found
+        return packer
+
+    def to_config(
+        self,
+        packer: Packer,
+        *,
+        dense_modules: Sequence[str] = (),
+        packed_modules: Sequence[str] = (),
+        dtype: str = "float32",
+    ) -> dict[str, Any]:
+        """``quantization_config`` as the library writes it, for one group of all linear modules that are not plain."""
+        assert isinstance(packer, IntegerPacker)
+        stored = packer.layout
+        weights = _arguments(packer.bits, packer.symmetric)
+        weights |= {"strategy": "group" if packer.group_size else "channel"}
+        weights |= {"group_size": packer.group_size or None, "observer": "minmax"}
+        inputs = None
+        if isinstance(packer, BytePacker):
+            inputs = _arguments(8, symmetric=True) | {"strategy": "token", "dynamic": True}
+        group = {
+            "targets": ["Linear"],
+            "weights": weights,
+            "input_activations": inputs,
+            "output_activations": None,
+            "format": stored,
+        }
+        config: dict[str, Any] = {
+            "quant_method": FAMILY,
+            "format": stored,
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": group},
+            "ignore": list(dense_modules),
+            "kv_cache_scheme": None,
+            "global_compression_ratio": None,
+            "version": _VERSION,
+            "sparsity_config": {},
+            "transform_config": {},
+        }
+        if stored == "pack-quantized" and not packer.symmetric:
+            # Transformers expects zero points that are not packed unless it dequantizes: measured with 5.23.
+            config["dequantize"] = True
+        return config
+
+    def limits(self, packed_modules: Sequence[str]) -> str:
+        """Embeddings, which only qformats loads: the group that is declared is that of linear modules."""
+        found = [name for name in packed_modules if _EMBEDDING.search(name)]
+        told = " and ".join(found) + (" is" if len(found) == 1 else " are")
+        return f"{told} quantized, which qformats loads; vLLM and Transformers do not" if found else ""
+
+    def suffixes(self, packer: Packer) -> frozenset[str]:
+        """Names of all layouts."""
+        return frozenset(FIELDS)
+
+    def locate(self, packer: Packer, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
+        """Format and shape of the weight of a module, by its tensors before what is declared."""
+        known = packer.declared if isinstance(packer, IntegerPacker) else Declared()
+        return examine(module, known)
+
+
+def _arguments(bits: int, symmetric: bool) -> dict[str, Any]:
+    return {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": symmetric,
+        "group_size": None,
+        "strategy": None,
+        "dynamic": False,
+    }
