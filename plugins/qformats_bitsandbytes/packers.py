@@ -84,6 +84,8 @@ class FourBitPacker(_BnBPacker):
 
     def __init__(self, kind: str, nested: bool = False, block_size: int = 64, storage: str = "u8") -> None:
         self.kind, self.nested, self.block_size, self.storage = kind, nested, block_size, storage
+        # Numbers that scales are made of stay on the CPU.
+        self.on_device = not nested
         self.grid = (NestedGrid if nested else FourBitGrid).of(kind, block_size)
         codes = FieldSpec("weight", (f"N * K / {2 * SIZES[storage]}", "1"), storage, "packed codes")
         blocks = f"N * K / {block_size}"
@@ -345,6 +347,7 @@ class Int8Packer(_BnBPacker):
     """LLM.int8(): 8-bit codes and the largest magnitude of each row."""
 
     grid: RowAbsMaxGrid
+    on_device = True
 
     def __init__(self) -> None:
         self.grid = RowAbsMaxGrid(8, 0, scale_dtype="f32", low=1)

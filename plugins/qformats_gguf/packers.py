@@ -160,6 +160,7 @@ class BlockPacker(GGUFPacker):
     """``q8_0``, ``q4_0``, ``q4_1``, ``q5_0``, ``q5_1``: 32 columns share a float16 scale (and minimum)."""
 
     grid: AffineGrid
+    on_device = True
 
     def __init__(self, kind: GGMLType) -> None:
         self.type = kind

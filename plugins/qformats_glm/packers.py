@@ -55,6 +55,7 @@ class GLMPacker(Packer):
     """
 
     grid: RowGrid | None
+    on_device = True
 
     def __init__(self, bits: int, scale_dtype: str = "f16", parts: int = 1) -> None:
         self.bits, self.scale_dtype, self.parts = bits, scale_dtype, parts

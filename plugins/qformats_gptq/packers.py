@@ -84,6 +84,7 @@ class GPTQPacker(Packer):
     """
 
     grid: GroupGrid
+    on_device = True
     default_quantizer = "gptq"
 
     def __init__(

@@ -86,6 +86,9 @@ class Packer(Shown, Guarded):
     """Which numbers can be represented; ``None`` for dense and for read-only formats."""
     dense_dtype: str | None = None
     """Set by formats that store plain numbers (``"f16"``): weights are cast into them, not quantized."""
+    on_device: bool = False
+    """Whether :meth:`pack`, :meth:`unpack` and :meth:`scales` compute where the tensors they are given are; if not,
+    they are given tensors on a CPU."""
     default_quantizer: str = "rtn"
     """Quantizer of a model in this format unless another is requested; ``"rtn"`` is the format's own rule."""
 

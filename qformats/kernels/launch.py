@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -22,16 +23,17 @@ from qformats.kernels.device import (
     DeviceWeight,
     padded_columns,
 )
+from qformats.kernels.dispatch import uses_triton
 from qformats.kernels.triton_decode import quads_of_step
 from qformats.kernels.triton_dequantize import dequantize_kernel
 from qformats.kernels.triton_linear import linear_kernel
 
-__all__ = ["FUSED_ROWS", "Tiles", "choose_tiles", "dequantize", "linear"]
+__all__ = ["FUSED_ROWS", "Tiles", "choose_tiles", "counters", "current", "dequantize", "linear", "programs"]
 
 FUSED_ROWS = 256
 """Rows of activations up to which decoding inside the product is faster than decoding before it.
 
-Measured on one H200 (torch 2.11, Triton 3.6) with scripts/bench_kernels.py; the figures are in docs/kernels.md.
+Measured on one H200 (torch 2.11, Triton 3.6) with scripts/bench_gpu.py; the figures are in docs/kernels.md.
 """
 
 
@@ -59,14 +61,14 @@ class Tiles(NamedTuple):
     warps: int
 
 
-def _programs(device: torch.device) -> int:
+def programs(device: torch.device) -> int:
     """Programs that keep every multiprocessor busy with two."""
     if device.type != "cuda":
         return 4
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _current(device: torch.device) -> AbstractContextManager[object]:
+def current(device: torch.device) -> AbstractContextManager[object]:
     """Make a device the current one: Triton launches there, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
@@ -84,23 +86,32 @@ def choose_tiles(count: int, form: DeviceForm, device: torch.device) -> Tiles:
         Its multiprocessors decide into how many parts columns are split.
     """
     # All numbers below are the fastest of those tried on one H200 (132 multiprocessors; torch 2.11, Triton 3.6) with
-    # scripts/bench_kernels.py, for the shapes of 7 and 8 B models: docs/kernels.md has the figures.
+    # scripts/tune_gpu.py, for the shapes of 7 and 8 B models: docs/kernels.md has the figures.
     batch = next(size for size in (8, 16, 32, 64) if count <= size or size == 64)
     together = quads_of_step(form.bits)
     fine = 0 < form.group < 64 and form.group < form.columns
-    small = -(-form.rows // 128) * 8 <= _programs(device)
+    small = -(-form.rows // 128) * 8 <= programs(device)
     # Codes of two planes, and two groups in a strip, take several times the instructions of others.
     long = len(PLANES[form.bits]) > 1 or (form.outer > 0 and form.group < STRIP)
     plain = form.bits == 5 and not form.outer
     rounds = 3.0
+    shared = 0
     if batch == 64:
         # The sums alone take the registers of four warps or more.
         rows, warps, stages = (64, 4, 3) if small else (128, 4, 3) if form.mode == TABLE else (128, 8, 3)
         rounds = 2.0
+    elif plain and not small and batch <= 16:
+        # Two planes and one level of scales: few warps, which wait for none, hide the long decode best.
+        if form.mode == MINIMUM:
+            rows, warps, stages, rounds = 128, 2, 2, 5.6 if batch == 8 else 12.0
+        elif batch == 8:
+            rows, warps, stages, rounds = 32, 2, 2, 12.0
+        else:
+            rows, warps, stages, shared = 64, 4, 2, 2
     elif long and batch == 8 and not (plain and small):
-        # Many programs of one warp, which waits for no other one, hide a long decode best; with minima, which are
-        # multiplied too, they run out of registers.
-        rows, warps, stages, rounds = (64, 1, 2, 10.0) if plain else (32, 1, 2, 17.0)
+        # Many programs of one warp hide a decode that is longer still; with minima, which are multiplied too, they run
+        # out of registers.
+        rows, warps, stages, rounds = 32, 1, 2, 17.0
         if form.mode == MINIMUM and form.bits == 2:
             rows, warps, stages, rounds = (32, 2, 3, 17.0) if small else (128, 2, 2, 5.0)
         elif form.mode == MINIMUM and form.rows > _TALL:
@@ -111,12 +122,16 @@ def choose_tiles(count: int, form: DeviceForm, device: torch.device) -> Tiles:
         # Looking up costs more than reading: more warps hide it better than more loads.
         rows, warps, stages = (64, 4, 3) if small else (128, 4, 3)
         rounds = 9.0
+        if not small and not form.outer and form.rows <= _TALL and batch <= 16:
+            rows, warps, rounds = 64, 2, 5.9
     else:
         rows, warps, stages = (64, 4, 3) if small and not fine else (128, 2, 4)
         rounds = 4.5 if fine and form.bits == 4 else 3.0
+        if fine and form.mode == MINIMUM and not form.outer and batch <= 16:
+            stages, rounds = 3, 5.6
     tiles = -(-form.rows // rows) * -(-count // batch)
-    wanted = _programs(device) * rounds / 3
-    split = 4 if small and batch == 64 else 8 if small else round(wanted / tiles)
+    wanted = programs(device) * rounds / 3
+    split = shared or (4 if small and batch == 64 else 8 if small else round(wanted / tiles))
     split = max(1, min(split, 8 if batch < 64 else 4, _steps(form) * together // 4))
     if split == 1 and stages == 4:
         stages = 5
@@ -189,7 +204,7 @@ def dequantize(weight: DeviceWeight, dtype: torch.dtype) -> Tensor:
     quads = padded_columns(form.columns, form.bits) // QUAD
     quads = min(quads, -(-form.columns // QUAD))
     kernel: Any = dequantize_kernel
-    with _current(out.device):
+    with current(out.device):
         kernel[(quads, -(-form.rows // rows))](
             *_arguments(weight),
             out,
@@ -208,8 +223,66 @@ def dequantize(weight: DeviceWeight, dtype: torch.dtype) -> Tensor:
     return out
 
 
+class Launch:
+    """A launch of the fused linear for one number of rows, with everything settled that stays the same.
+
+    Parameters
+    ----------
+    grid : tuple of int
+        Programs.
+    arguments : sequence
+        Of the kernel, constants included, in the order of its signature.
+    tiles : Tiles
+        Shape of the programs.
+    compiled : object
+        What Triton has compiled for them.
+    """
+
+    def __init__(self, grid: tuple[int, int, int], arguments: Sequence[Any], tiles: Tiles, compiled: Any) -> None:
+        self._arguments, self._split = list(arguments), tiles.split > 1
+        for place in (_X, _BIAS, _OUT, _PARTIAL, _ARRIVED):
+            self._arguments[place] = None
+        self._counts = grid[0] * grid[2]
+        self._partial = grid[0] * grid[1] * grid[2] * tiles.rows * tiles.batch
+        self._run = compiled[grid]
+
+    def __call__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """Write ``x @ W.T + bias`` into `out`, on the current stream; all are as in the launch this was made of."""
+        arguments = self._arguments.copy()
+        arguments[_X], arguments[_OUT] = x, out
+        arguments[_BIAS] = x if bias is None else bias
+        if self._split:
+            arguments[_PARTIAL] = torch.empty(self._partial, dtype=torch.float32, device=x.device)
+            arguments[_ARRIVED] = counters(self._counts, x.device)
+        else:
+            arguments[_PARTIAL] = arguments[_ARRIVED] = x
+        self._run(*arguments)
+
+
+_X, _BIAS, _OUT, _PARTIAL, _ARRIVED = (
+    linear_kernel.arg_names.index(f"{name}_ptr") for name in ("x", "bias", "out", "partial", "arrived")
+)
+
+
 def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | None = None) -> Tensor:
     """``x @ W.T + bias`` with the weight decoded on the way: ``(M, K)`` to ``(M, N)``, columns in device order."""
+    return _launched(x, weight, bias, tiles)[0]
+
+
+def uses_launcher(x: Tensor) -> bool:
+    """Whether launches can be kept: on a device, by Triton's compiler."""
+    return x.is_cuda and uses_triton(x) and not torch.cuda.is_current_stream_capturing()
+
+
+def prepare(x: Tensor, weight: DeviceWeight, bias: Tensor | None) -> Launch:
+    """A launch for calls like this one, which is made once to find it."""
+    _, grid, arguments, tiles, compiled = _launched(x.contiguous(), weight, bias, None)
+    return Launch(grid, arguments, tiles, compiled)
+
+
+def _launched(
+    x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | None
+) -> tuple[Tensor, tuple[int, int, int], list[Any], Tiles, Any]:
     form = weight.form
     count = x.shape[0]
     x = x.contiguous()
@@ -222,7 +295,7 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | 
     if chosen.split > 1:
         size = grid[0] * grid[1] * grid[2] * chosen.rows * chosen.batch
         partial = torch.empty(size, dtype=torch.float32, device=x.device)
-        arrived = _counters(grid[0] * grid[2], x.device)
+        arrived = counters(grid[0] * grid[2], x.device)
     arguments = (
         x,
         *_arguments(weight),
@@ -244,8 +317,10 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | 
         "BIAS": bias is not None,
         "EVEN_N": form.rows % chosen.rows == 0,
     }
-    _start(grid, arguments, constants, chosen)
-    return out
+    stages, compiled = _start(grid, arguments, constants, chosen)
+    constants |= {"ROWS": chosen.rows, "BATCH": chosen.batch, "SPLIT": chosen.split, "STAGES": stages}
+    names = linear_kernel.arg_names[len(arguments) :]
+    return out, grid, [*arguments, *(constants[name] for name in names)], chosen, compiled
 
 
 def _scales_first(form: DeviceForm, batch: int) -> bool:
@@ -255,20 +330,21 @@ def _scales_first(form: DeviceForm, batch: int) -> bool:
 
 
 _TALL = 1 << 14
-"""Rows beyond which five bits with minima want larger programs."""
+"""Rows from which on programs are large for the card whatever their shape."""
 _stages: dict[tuple[Any, ...], int] = {}
 """Loads in flight that fit into the shared memory of the device, if the chosen number does not."""
 
 
 def _start(
     grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any], tiles: Tiles
-) -> None:
+) -> tuple[int, Any]:
+    """Launch, with as many loads in flight as fit; their number, and what was compiled."""
     key = (*constants.values(), tiles, arguments[0].dtype, arguments[0].device)
     kernel: Any = linear_kernel
     for stages in range(_stages.get(key, tiles.stages), 0, -1):
         try:
-            with _current(arguments[0].device):
-                kernel[grid](
+            with current(arguments[0].device):
+                compiled = kernel[grid](
                     *arguments,
                     **constants,
                     ROWS=tiles.rows,
@@ -282,7 +358,8 @@ def _start(
                 raise
             _stages[key] = stages - 1
         else:
-            return
+            return stages, compiled
+    raise AssertionError("a kernel is launched with one load in flight at least")
 
 
 _POOL = 1 << 20
@@ -291,7 +368,7 @@ _eager: dict[tuple[torch.device, int], Tensor] = {}
 _pools: dict[torch.device, tuple[Tensor, int]] = {}
 
 
-def _counters(count: int, device: torch.device) -> Tensor:
+def counters(count: int, device: torch.device) -> Tensor:
     """`count` int32 zeros, which are zero again after a launch.
 
     Launches of one stream follow each other and share theirs. A launch that is captured into a graph gets counters

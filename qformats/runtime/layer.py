@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from qformats.numbers.dtypes import torch_dtype
 from qformats.numbers.quantized import QuantizedTensor
 from qformats.registry import registry
 from qformats.runtime.codes import Codes
+
+if TYPE_CHECKING:
+    from qformats.kernels.prepared import PreparedLinear
 
 __all__ = ["PackedLayer"]
 
@@ -50,6 +53,7 @@ class PackedLayer(nn.Module):
         self._names: dict[str, str] = {}
         self._form: DeviceForm | None = None
         self._planes = 0
+        self._prepared: PreparedLinear | None = None
         self._reason: str | None = None
         self._kept: dict[str, Tensor] = {}
         self._shell: QuantizedTensor | None = None
@@ -90,7 +94,7 @@ class PackedLayer(nn.Module):
         for name in self._held():
             self._parameters.pop(name, None)
             self._buffers.pop(name, None)
-        self._names, self._form, self._planes = {}, None, 0
+        self._names, self._form, self._planes, self._prepared = {}, None, 0, None
         self._reason, self._kept, self._shell = None, {}, None
 
     def _held(self) -> list[str]:
@@ -173,7 +177,7 @@ class PackedLayer(nn.Module):
         if home._form is None:
             fields = {name: home._tensor(at).detach() for name, at in home._names.items()}
         else:
-            fields = home._repacked()
+            fields = {name: field.cpu() for name, field in home._repacked().items()}
         return PackedTensor(home.packer, home.shape, fields)
 
     def set_packed(self, packed: PackedTensor) -> None:
@@ -198,6 +202,14 @@ class PackedLayer(nn.Module):
         planes = cast("tuple[Tensor, ...]", tuple(tensors[: home._planes]))
         beside = dict(zip(_BESIDE, tensors[home._planes :], strict=True))
         return DeviceWeight(planes, form=home._form, **cast("dict[str, Any]", beside))
+
+    def prepared(self) -> PreparedLinear:
+        """Products with an arranged weight on a CUDA device, without gradients."""
+        if self._prepared is None:
+            from qformats.kernels.prepared import PreparedLinear
+
+            self._prepared = PreparedLinear(self.arranged())
+        return self._prepared
 
     def arrange(self, device: torch.device | str | None = None) -> bool:
         """Move the weight into the layout of the shared kernels, if they support it.
@@ -225,8 +237,9 @@ class PackedLayer(nn.Module):
         if not self.packer.spec.level:
             quantized, reason = None, f"{self.packer.name} has no canonical form"
         else:
-            # Packers run their compiled code on the CPU.
-            fields = {name: field.cpu() for name, field in packed.fields.items()}
+            # Most packers' code is compiled for a CPU.
+            place = device if self.packer.on_device else "cpu"
+            fields = {name: field.to(place) for name, field in packed.fields.items()}
             packed = replace(packed, fields=fields)
             quantized = self.packer.unpack(packed)
             reason = uncovered(quantized, self._bits) or ""
@@ -249,7 +262,9 @@ class PackedLayer(nn.Module):
         """Fields of an arranged weight."""
         if self._kept.keys() == self.packer.stored(self.shape).keys():
             return dict(self._kept)
-        quantized = restore(self.arranged()).to("cpu")
+        quantized = restore(self.arranged())
+        if not self.packer.on_device:
+            quantized = quantized.to("cpu")
         if self._shell is not None:
             scale = quantized.scale.reshape(self._shell.scale.shape)
             quantized = replace(self._shell, codes=quantized.codes, scale=scale)
@@ -262,7 +277,7 @@ class PackedLayer(nn.Module):
         except QFormatsError:
             again = {}
         return {
-            name: field.clone()
+            name: field.to("cpu", copy=True)
             for name, field in packed.fields.items()
             if name not in again or not _same_bytes(field, again[name])
         }
@@ -293,6 +308,7 @@ class PackedLayer(nn.Module):
             return tensor.to(moved.device) if id(tensor) in before and moved.dtype != tensor.dtype else moved
 
         super()._apply(moving, recurse)  # type: ignore[no-untyped-call]
+        self._prepared = None
         if came_from == "cpu" and self.weight.device.type == "cuda" and self._form is None:
             self.arrange()
         return self
@@ -367,7 +383,8 @@ def _emptied(quantized: QuantizedTensor) -> QuantizedTensor:
 def _same_bytes(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    flat = [value.cpu().contiguous().reshape(-1).view(torch.uint8) for value in (one, other)]
+    device = one.device if one.device == other.device else torch.device("cpu")
+    flat = [value.to(device).contiguous().reshape(-1).view(torch.uint8) for value in (one, other)]
     return torch.equal(*flat)
 
 

@@ -66,11 +66,16 @@ class QuantLinear(PackedLayer, nn.Linear):  # type: ignore[override] # `weight` 
     def forward(self, input: Tensor) -> Tensor:
         """``input @ weight.T + bias``: ``(..., K)`` to ``(..., N)``, in the dtype of the input."""
         home, bias = self._home, self._parameters["bias"]
+        learning = torch.is_grad_enabled() and (
+            input.requires_grad or (bias is not None and bias.requires_grad)
+        )
         if home._form is not None:
+            if input.is_cuda and not learning and not torch.compiler.is_compiling():
+                return home.prepared()(input, bias)
             from qformats.kernels import ops
 
             return ops.linear(input, home.arranged(), bias)
-        if torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad)):
+        if learning:
             result: Tensor = _DecodedLinear.apply(input, bias, home)  # type: ignore[no-untyped-call]
             return result
         if not input.is_cpu:

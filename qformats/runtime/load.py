@@ -175,6 +175,10 @@ class _Filling:
             refuse_resizing(self.model)
             if self.device.type == "cpu":
                 single_threaded_steps(self.model)
+        if self.device.type == "cuda":
+            from qformats.runtime.decoding.loop import captured_steps
+
+            captured_steps(self.model)
         return self.model
 
     # Where tensors go.
@@ -227,6 +231,10 @@ class _Filling:
             (values,) = packed.fields.values()
             self._put_values(module, last, place, values)
             return
+        if packed.packer.on_device:
+            # As it is: it is checked, unpacked and arranged there.
+            fields = {name: field.to(self.device) for name, field in packed.fields.items()}
+            packed = replace(packed, fields=fields)
         try:
             require_sound(packed)
         except NonFiniteError as error:

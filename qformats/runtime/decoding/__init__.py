@@ -1,0 +1,1 @@
+"""Decoding on a GPU: one launch for a token, without Python in between."""
