@@ -450,6 +450,7 @@ def load_model(
     model: str | PathLike[str] | Checkpoint,
     *,
     device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     dtype: str | torch.dtype | None = None,
     format: str | None = None,
     quantizer: str | None = None,
@@ -471,6 +472,10 @@ def load_model(
         See :func:`open`.
     device : str or torch.device, optional
         By default the first CUDA device, or the CPU where there is none.
+    device_map : str or mapping of str to device, optional
+        Instead of `device`, for a model over several: ``"auto"`` gives GPUs equal shares of the blocks and leaves
+        what does not fit to the CPU, ``"sequential"`` fills one GPU after the other; or a device for each module, as
+        accelerate has it. Blocks compute where they lie.
     dtype : str or torch.dtype, optional
         Dtype to compute in, to which plain numbers are cast: ``"f32"``, ``"f16"``, ``"bf16"``. By default float32
         on a CPU, elsewhere bfloat16 if the model has it and float16 if not.
@@ -517,6 +522,7 @@ def load_model(
     loaded: PreTrainedModel = load.load_model(
         source,
         device=device,
+        device_map=device_map,
         dtype=dtype,
         format=format,
         quantizer=quantizer,

@@ -52,7 +52,9 @@ def candidates(count: int, form: Any, wide: bool) -> list[Tiles]:
 
 def cases(arguments: argparse.Namespace) -> list[tuple[str, int, int, int]]:
     shapes = [SHAPES[place] for place in arguments.shapes]
-    return [(kind, count, *shape) for kind in arguments.formats for count in arguments.rows for shape in shapes]
+    return [
+        (kind, count, *shape) for kind in arguments.formats for count in arguments.rows for shape in shapes
+    ]
 
 
 def compile_share(arguments: argparse.Namespace) -> None:
@@ -74,11 +76,17 @@ def compile_share(arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--formats", nargs="*", default=list(KINDS)[:7], choices=list(KINDS), metavar="FORMAT")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--formats", nargs="*", default=list(KINDS)[:7], choices=list(KINDS), metavar="FORMAT"
+    )
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 16, 64])
     parser.add_argument("--shapes", type=int, nargs="*", default=[0, 1, 3], help=f"of {SHAPES}")
-    parser.add_argument("--wide", action="store_true", help="more loads in flight for codes of two planes, too")
+    parser.add_argument(
+        "--wide", action="store_true", help="more loads in flight for codes of two planes, too"
+    )
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--out", help="a file for all times, as JSON")
     parser.add_argument("--share", type=int, nargs=2, help=argparse.SUPPRESS)
@@ -95,7 +103,10 @@ def main() -> int:
     ]
     for share in shares:
         share.wait()
-    print(f"compiled in {time.perf_counter() - start:.0f} s; copy {copy_bandwidth() / 1e12:.2f} TB/s", flush=True)
+    print(
+        f"compiled in {time.perf_counter() - start:.0f} s; copy {copy_bandwidth() / 1e12:.2f} TB/s",
+        flush=True,
+    )
     results = []
     for kind, count, rows, columns in cases(arguments):
         x = torch.randn(count, columns, device="cuda", dtype=torch.float16)
@@ -113,7 +124,9 @@ def main() -> int:
         print(f"{kind} m={count} {rows}x{columns}: cuBLAS {plain * 1e6:.1f}, chosen {tuple(chosen)} "
               f"{times[chosen] * 1e6:.1f} us {plain / times[chosen]:.2f}x, best {plain / times[best]:.2f}x; {told}",
               flush=True)  # fmt: skip
-        results.append([kind, count, rows, columns, plain, [[*tiles, spent] for tiles, spent in times.items()]])
+        results.append(
+            [kind, count, rows, columns, plain, [[*tiles, spent] for tiles, spent in times.items()]]
+        )
         del weights
     if arguments.out:
         with open(arguments.out, "w") as file:

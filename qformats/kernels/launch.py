@@ -238,7 +238,9 @@ class Launch:
         What Triton has compiled for them.
     """
 
-    def __init__(self, grid: tuple[int, int, int], arguments: Sequence[Any], tiles: Tiles, compiled: Any) -> None:
+    def __init__(
+        self, grid: tuple[int, int, int], arguments: Sequence[Any], tiles: Tiles, compiled: Any
+    ) -> None:
         self._arguments, self._split = list(arguments), tiles.split > 1
         for place in (_X, _BIAS, _OUT, _PARTIAL, _ARRIVED):
             self._arguments[place] = None

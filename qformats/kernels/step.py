@@ -183,9 +183,7 @@ def attention(
     v_room = _room(v_width, 16)
     split = max(1, min(32, -(-room // (2 * _TOKENS)), programs(q.device) // (batch * kv_heads)))
     out = torch.empty((batch, 1, heads, v_width), dtype=q.dtype, device=q.device)
-    partial = torch.empty(
-        batch * kv_heads * split * 16 * (v_room + 2), dtype=torch.float32, device=q.device
-    )
+    partial = torch.empty(batch * kv_heads * split * 16 * (v_room + 2), dtype=torch.float32, device=q.device)
     kernel: Any = attention_kernel
     with current(q.device):
         kernel[(kv_heads, split, batch)](

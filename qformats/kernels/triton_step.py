@@ -1,7 +1,7 @@
 """What surrounds the products of one token: normalisation, rotary embedding, keys and values, attention, gates.
 
-A step of one token has as many of these small operations as it has products. Each is one launch here, where Transformers'
-own code takes two to ten.
+A step of one token has as many of these small operations as it has products. Each is one launch here, where
+Transformers' own code takes two to ten.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202 (arguments of a kernel are pointers and numbers of the device)

@@ -41,6 +41,7 @@ from qformats.runtime.linear import PackedLayer, QuantEmbedding, QuantLinear
 from qformats.runtime.names import Place, places, tied_names
 from qformats.runtime.one_table import with_one_table
 from qformats.runtime.parallel import join, own_share
+from qformats.runtime.placement import connect, home_of, plan_devices
 from qformats.runtime.read_weights import reads_weight
 from qformats.runtime.report import LoadedWeight, report_of
 from qformats.runtime.resizing import refuse_resizing
@@ -62,6 +63,7 @@ def load_model(
     model: str | PathLike[str] | Checkpoint,
     *,
     device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     dtype: str | torch.dtype | None = None,
     format: str | None = None,
     quantizer: str | None = None,
@@ -78,6 +80,9 @@ def load_model(
     if isinstance(source, FolderCheckpoint):
         refuse_fragments(source)
     progress = progress or Silent()
+    if device_map is not None and (tensor_parallel or device is not None):
+        other = "tensor_parallel" if tensor_parallel else "device"
+        raise ConfigError("device_map", Described(f"a map and {other}"), "one of the two")
     here, place = join(device) if tensor_parallel else (Processes(), chosen_device(device))
     source = own_share(source, here)
     computed = _dtype(dtype, source, place)
@@ -96,7 +101,7 @@ def load_model(
                 _refuse_calibration(recipe)
             source = stack.enter_context(quantized_on_read(source, recipe, options, progress))
             _refuse_fused_experts(source)
-        loaded = _Filling(with_one_table(source), place, computed, progress).go()
+        loaded = _Filling(with_one_table(source), place, computed, progress, device_map).go()
     loaded.qformats_source = origin
     # Transformers is imported by now; without this it would fill our own folders with random numbers in this process.
     from qformats.runtime import transformers_hooks
@@ -149,13 +154,36 @@ class _Filling:
     """Puts the tensors of a checkpoint into its model, one after the other."""
 
     def __init__(
-        self, source: Checkpoint, device: torch.device, dtype: torch.dtype, progress: Progress
+        self,
+        source: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        progress: Progress,
+        device_map: str | Mapping[str, Any] | None = None,
     ) -> None:
-        self.source, self.device, self.dtype, self.progress = source, device, dtype, progress
+        self.source, self.dtype, self.progress = source, dtype, progress
         self.model: Any = bare_model(source, dtype, "run")
         self.places = places(source, self.model)
+        self.devices = {"": device}
+        if device_map is not None:
+            self.devices = plan_devices(self.model, self._sizes(), device_map)
         self.decoded: dict[str, LoadedWeight] = {}
         self.wide = _kept_wide(self.model, dtype)
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of every parameter, as it is stored."""
+        sizes: dict[str, int] = {}
+        for name, place in self.places.items():
+            tensor = self.source.tensors[name]
+            plain = tensor.numel * self.dtype.itemsize
+            nbytes = tensor.nbytes if any(map(_quantized, _stacks(tensor))) else plain
+            sizes[place.name] = sizes.get(place.name, 0) + nbytes
+        return sizes
+
+    def _device(self, name: str) -> torch.device:
+        """Where a parameter or a module of the model lies."""
+        found = home_of(name, self.devices)
+        return next(iter(self.devices.values())) if found is None else found
 
     def go(self) -> Any:
         """Load everything."""
@@ -173,9 +201,11 @@ class _Filling:
         if self.model.qformats_report.weights:
             self.model.save_pretrained = _refuse_saving
             refuse_resizing(self.model)
-            if self.device.type == "cpu":
-                single_threaded_steps(self.model)
-        if self.device.type == "cuda":
+        kinds = {device.type for device in self.devices.values()}
+        if kinds == {"cpu"} and self.model.qformats_report.weights:
+            single_threaded_steps(self.model)
+        connect(self.model, self.devices)
+        if kinds == {"cuda"}:
             from qformats.runtime.decoding.loop import captured_steps
 
             captured_steps(self.model)
@@ -226,14 +256,14 @@ class _Filling:
             return
         module = self.model.get_submodule(owner)
         self._check_shape(tensor, place, module, last)
-        packed = tensor.read()
+        packed, device = tensor.read(), self._device(place.name)
         if not _quantized(tensor):
             (values,) = packed.fields.values()
             self._put_values(module, last, place, values)
             return
         if packed.packer.on_device:
             # As it is: it is checked, unpacked and arranged there.
-            fields = {name: field.to(self.device) for name, field in packed.fields.items()}
+            fields = {name: field.to(device) for name, field in packed.fields.items()}
             packed = replace(packed, fields=fields)
         try:
             require_sound(packed)
@@ -244,7 +274,7 @@ class _Filling:
         if reason is None and (reader := reads_weight(self.model, owner)):
             reason = f"the code of {reader} reads the weight itself"
         if reason is None:
-            self._replace(owner, self._layer(module, packed))
+            self._replace(owner, self._layer(module, packed, device))
             return
         note = f"kept as plain numbers, because {reason}"
         self.decoded[place.name] = LoadedWeight(owner, packed.format, 0, note)
@@ -261,16 +291,16 @@ class _Filling:
             found = f"shape {tuple(tensor.shape)}"
             raise CheckpointError(tensor.file, found, f"{wanted}, from the configuration", tensor=tensor.name)
 
-    def _layer(self, module: nn.Module, packed: PackedTensor) -> PackedLayer:
+    def _layer(self, module: nn.Module, packed: PackedTensor, device: torch.device) -> PackedLayer:
         """Layer of a packed weight in place of a module."""
-        if self.device.type == "cpu":
+        if device.type == "cpu":
             # In its own memory, so that the file may change or disappear.
             fields = {name: field.clone() for name, field in packed.fields.items()}
             packed = replace(packed, fields=fields)
         layer = self._of_kind(module, packed)
-        if self.device.type == "cuda":
-            layer.arrange(self.device)
-        return _finished(layer.to(self.device), module)
+        if device.type == "cuda":
+            layer.arrange(device)
+        return _finished(layer.to(device), module)
 
     def _of_kind(self, module: nn.Module, packed: PackedTensor) -> PackedLayer:
         if isinstance(module, nn.Embedding):
@@ -283,22 +313,23 @@ class _Filling:
 
     def _put_values(self, module: Any, last: str, place: Place, values: Tensor) -> None:
         """Put plain numbers where they belong."""
+        device = self._device(place.name)
         if _transposed(module, last):
             values = values.t()
         if values.is_floating_point():
             values = values.to(torch.float32 if self._stays_wide(place.name) else self.dtype)
         if module._parameters.get(last) is None:
-            module._buffers[last] = _owned(values, self.device)
+            module._buffers[last] = _owned(values, device)
             return
         held = module._parameters[last]
         if place.expert is None or held.ndim != 3:
-            module._parameters[last] = nn.Parameter(_owned(values, self.device), requires_grad=False)
+            module._parameters[last] = nn.Parameter(_owned(values, device), requires_grad=False)
             return
         if held.is_meta:
-            room = torch.empty(held.shape, dtype=values.dtype, device=self.device)
+            room = torch.empty(held.shape, dtype=values.dtype, device=device)
             held = module._parameters[last] = nn.Parameter(room, requires_grad=False)
         rows = held.shape[1] // place.parts
-        held.data[place.expert, place.part * rows : (place.part + 1) * rows] = values.to(self.device)
+        held.data[place.expert, place.part * rows : (place.part + 1) * rows] = values.to(device)
 
     def _stays_wide(self, name: str) -> bool:
         return any(part in name for part in self.wide)
@@ -325,13 +356,13 @@ class _Filling:
             return
         layer = self._of_kind(module, other.packed())
         layer.tie(other)
-        self._replace(target.rpartition(".")[0], _finished(layer.to(self.device), module))
+        self._replace(target.rpartition(".")[0], _finished(layer.to(self._device(home)), module))
 
     def _move_buffers(self) -> None:
-        for module in self.model.modules():
+        for name, module in self.model.named_modules():
             for key, buffer in module._buffers.items():
                 if buffer is not None and not isinstance(module, PackedLayer):
-                    module._buffers[key] = buffer.to(self.device)
+                    module._buffers[key] = buffer.to(self._device(name))
 
     def _tell_decoded(self) -> None:
         if not self.decoded:

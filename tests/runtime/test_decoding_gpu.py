@@ -89,7 +89,9 @@ def test_two_threads_with_one_model(model):
 
 
 def test_adapters_that_come_go_and_change(model):
-    pytest.importorskip("bitsandbytes.nn", reason="PEFT takes the tests' own folder bitsandbytes for the package")
+    pytest.importorskip(
+        "bitsandbytes.nn", reason="PEFT takes the tests' own folder bitsandbytes for the package"
+    )
     peft = pytest.importorskip("peft", reason="adapters need PEFT")
     before = written(model, [PROMPT])
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=4)).eval()

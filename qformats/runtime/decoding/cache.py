@@ -13,7 +13,7 @@ from qformats.kernels import step
 __all__ = ["StepCache"]
 
 
-class _Layer(CacheLayerMixin):
+class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's keys and values, ``(batch, heads, room, width)`` each."""
 
     # A window is what the attention looks at, here: nothing is overwritten.
@@ -21,7 +21,7 @@ class _Layer(CacheLayerMixin):
     is_compileable = False
 
     def __init__(self, owner: StepCache) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.owner = owner
         self.seen = 0
 
@@ -47,7 +47,8 @@ class _Layer(CacheLayerMixin):
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         if self.owner.stepping:
             step.store(_lined(key_states), _lined(value_states), self.keys, self.values, self.owner.length)
             return self.keys, self.values
@@ -98,10 +99,23 @@ class StepCache(Cache):
         self.room = room
         self.stepping = False
         self.length = torch.zeros(1, dtype=torch.int64, device=device)
-        super().__init__(layers=[_Layer(self) for _ in range(layers)])
+        self.parts = [_Layer(self) for _ in range(layers)]
+        super().__init__(layers=list(self.parts))
 
     def reset(self) -> None:
         """Forget everything; the memory stays."""
         self.stepping = False
-        for layer in self.layers:
-            layer.reset()
+        for part in self.parts:
+            part.reset()
+
+    def go_back(self, length: int) -> None:
+        """Forget what was read behind so many tokens."""
+        for part in self.parts:
+            part.seen = length
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values that are there."""
+        keys = self.parts[0].keys
+        assert keys is not None
+        return keys.dtype

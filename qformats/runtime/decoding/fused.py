@@ -101,26 +101,42 @@ def _attention(
         for name, each in given.items()
         if name not in _KNOWN and not (isinstance(each, _PLAIN) and each in _HARMLESS)
     ]
-    held = any(key is layer.keys and value is layer.values for layer in cache.layers)
+    # All there is room for: keys as they are kept, or made of what is kept.
+    held = key.shape[2] == value.shape[2] == cache.room
     shared = query.shape[1] // key.shape[1]
     if strange or attention_mask is not None or not held or query.shape[2] != 1 or shared > _SHARED:
         raise Unfit(f"the attention of {type(module).__name__} is of a kind of its own")
     if given.get("dropout"):
         raise Unfit("it is being trained")
+    window = int(given.get("sliding_window") or 0)
+    if _slides(module) and not window:
+        raise Unfit(f"the code of {type(module).__name__} does not tell its attention the window")
     if query.stride(-1) != 1:
         query = query.contiguous()
     found = step.attention(
         query,
-        key,
-        value,
+        key.contiguous(),
+        value.contiguous(),
         pads,
         cache.length,
         scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        window=int(given.get("sliding_window") or 0),
+        window=window,
         cap=given.get("softcap"),
         sinks=given.get("s_aux"),
     )
     return found, None
+
+
+def _slides(module: Any) -> bool:
+    """Whether a layer's attention has a window, as far as the configuration tells."""
+    config, place = module.config, getattr(module, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None or place is None:
+        return getattr(config, "sliding_window", None) is not None
+    kind = kinds[place]
+    if kind not in ("full_attention", "sliding_attention"):
+        raise Unfit(f"a layer is of the kind {kind}")
+    return bool(kind == "sliding_attention")
 
 
 # Modules.

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.generation import GenerationMode
+from transformers.generation.configuration_utils import GenerationMode
 
 from qformats.kernels.launch import current
 from qformats.runtime.bound import Bound
@@ -27,7 +27,12 @@ _UNIT = 256
 _FEW = 4
 """New tokens from which on capturing pays off."""
 _OWN = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-_PLAIN_ARGUMENTS = frozenset(("attention_mask", "use_cache", "past_key_values", "logits_to_keep", "position_ids"))
+_PLAIN_ARGUMENTS = frozenset(
+    ("attention_mask", "use_cache", "past_key_values", "logits_to_keep", "position_ids")
+)
+
+_ATTENTIVE = frozenset(("DynamicLayer", "DynamicSlidingWindowLayer"))
+"""Layers of a cache, of all kinds that Transformers has, whose place a layer of a session takes."""
 
 _sessions: WeakKeyDictionary[Any, Session] = WeakKeyDictionary()
 _unfit: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
@@ -100,22 +105,22 @@ def _steps(
     **given: Any,
 ) -> Tensor:
     """Generate, in Transformers' terms; what cannot be captured goes to its own code."""
-    session = _session(model, input_ids, generation_config, given)
-    if session is not None:
-        text = _Text(model, session, input_ids, logits_processor, stopping_criteria, generation_config)
-        try:
+    session = text = None
+    try:
+        session = _session(model, input_ids, generation_config, given)
+        if session is not None:
+            text = _Text(model, session, input_ids, logits_processor, stopping_criteria, generation_config)
             with current(input_ids.device):
-                found = text.write(given, heard)
-        except Unfit as reason:
-            _sessions.pop(model, None)
-            _unfit[model] = str(reason)
-            told = f"tokens are computed one operation at a time, because {reason}"
-            warnings.warn(told, UserWarning, stacklevel=2)
-            found = None
-        finally:
+                if text.read(given):
+                    return text.write(heard)
+    except Unfit as reason:
+        _sessions.pop(model, None)
+        _unfit[model] = str(reason)
+        told = f"tokens are computed one operation at a time, because {reason}"
+        warnings.warn(told, UserWarning, stacklevel=2)
+    finally:
+        if session is not None:
             session.busy.release()
-        if found is not None:
-            return found
     with _turns_of(model).together():
         return type(model)._sample(  # type: ignore[no-any-return]
             model,
@@ -136,6 +141,8 @@ def _session(model: Any, ids: Tensor, config: Any, given: dict[str, Any]) -> Ses
     fresh = cache is None or (isinstance(cache, DynamicCache) and not cache.get_seq_length())
     if not (known and fresh and 0 < batch <= _BATCH) or config.max_length - length < _FEW or _watched(model):
         return None
+    if cache is not None and {type(layer).__name__ for layer in cache.layers} - _ATTENTIVE:
+        raise Unfit("not all of its layers are attention with keys and values of their own")
     mask = given.get("attention_mask")
     if mask is not None and (mask.ndim != 2 or bool((mask[:, 1:] < mask[:, :-1]).any())):
         return None
@@ -181,18 +188,42 @@ class _Text:
         # Criteria of others may compare with tensors on the device.
         self.local = all(type(each).__module__.startswith("transformers.") for each in criteria)
 
-    def write(self, given: dict[str, Any], heard: Any) -> Tensor | None:
-        """Everything, from the prompt on; None if another thread keeps the step from being captured now."""
+    def read(self, given: dict[str, Any]) -> bool:
+        """Read the prompt, and get ready for steps; False if another thread keeps the step from being captured now.
+
+        Raises
+        ------
+        Unfit
+            If steps cannot be captured. Nothing was written then.
+        """
         mask = given.get("attention_mask")
         if mask is None:
             mask = torch.ones_like(self.ids[:, : self.length])
-        with _turns_of(self.model).together():
-            first = self._read({**given, "attention_mask": mask})
-        sent = [self._sent(first)]
+        try:
+            with _turns_of(self.model).together():
+                self.first = self._read({**given, "attention_mask": mask})
+            # One token more is known to come: the steps can begin.
+            return self.length + 1 >= self.config.max_length or self._begin(mask)
+        except Unfit:
+            raise
+        except Exception as error:
+            # Each model's code has its own way of failing in a step, and what fails without one fails again there.
+            raise Unfit(" ".join(str(error).split("\n", 1)[0].split())[:160]) from error
+
+    def _begin(self, mask: Tensor) -> bool:
+        """Whether steps can follow the prompt."""
+        if self.session.graph is None:
+            with _turns_of(self.model).alone() as alone:
+                if not alone:
+                    return False
+                self.session.capture(self.model, self.length, self.first, mask)
+        self.session.start(self.length, self.first)
+        return True
+
+    def write(self, heard: Any) -> Tensor:
+        """Everything behind the prompt."""
+        sent = [self._sent(self.first)]
         stop = self.config.max_length
-        # One token more is known to come: the steps can begin.
-        if self.length + 1 < stop and not self._begin(first, mask):
-            return None
         place, done = self.length, False
         launched = self.length + 1
         while not done:
@@ -206,16 +237,6 @@ class _Text:
         if heard is not None:
             heard.end()
         return self.here[:, :place].to(self.ids.device)
-
-    def _begin(self, first: Tensor, mask: Tensor) -> bool:
-        """Whether steps can follow the prompt."""
-        if self.session.graph is None:
-            with _turns_of(self.model).alone() as alone:
-                if not alone:
-                    return False
-                self.session.capture(self.model, self.length, first, mask)
-        self.session.start(self.length, first)
-        return True
 
     @property
     def _as_likeliest(self) -> bool:
@@ -232,7 +253,8 @@ class _Text:
         )
         scores = self.model(**inputs, return_dict=True).logits[:, -1].float()
         if self._as_likeliest:
-            return scores.argmax(-1)
+            first: Tensor = scores.argmax(-1)
+            return first
         return self._chosen(scores, self.length)
 
     def _choose(self, place: int) -> Tensor:
@@ -256,7 +278,7 @@ class _Text:
             return tokens.clone(), None
         copy = torch.empty(self.batch, dtype=tokens.dtype, pin_memory=True)
         copy.copy_(tokens, non_blocking=True)
-        event = torch.cuda.Event()
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         return copy, event
 

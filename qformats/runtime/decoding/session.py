@@ -119,24 +119,15 @@ class Session:
         expected = self._plainly(model, length, tokens, mask)
         self.cache.stepping = True
         self._set(length, tokens)
-        try:
-            self.graph = self._captured(model) if model.device.type == "cuda" else _Again(self, model)
-        except Unfit:
-            raise
-        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-            # A capture that fails leaves an error of its own kind for each thing that is not allowed in it.
-            raise Unfit(" ".join(str(error).split("\n", 1)[0].split())[:160]) from error
-        try:
-            self._prove(expected, length, tokens)
-        except Unfit:
-            self.graph = None
-            raise
+        graph = self._captured(model) if model.device.type == "cuda" else _Again(self, model)
+        self._prove(graph, expected, length, tokens)
+        self.graph = graph
 
     def _captured(self, model: Any) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         now = torch.cuda.current_stream(model.device)
         with fused(model, self.cache, self.pads):
-            beside = torch.cuda.Stream(model.device)
+            beside: Any = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
             beside.wait_stream(now)
             with torch.cuda.stream(beside):
                 for _ in range(_WARM):
@@ -181,17 +172,16 @@ class Session:
             scores = output.logits[:, -1].float()
             found.append((tokens, scores))
             tokens = scores.argmax(-1)
-        for layer in self.cache.layers:
-            layer.seen = length
+        self.cache.go_back(length)
         return found
 
-    def _prove(self, expected: list[tuple[Tensor, Tensor]], length: int, tokens: Tensor) -> None:
+    def _prove(self, graph: Any, expected: list[tuple[Tensor, Tensor]], length: int, tokens: Tensor) -> None:
         """Compare two steps with what the model's own code gave."""
         self._set(length, tokens)
-        near = _AGREE * torch.finfo(self.cache.layers[0].keys.dtype).eps
+        near = _AGREE * torch.finfo(self.cache.dtype).eps
         for given, scores in expected:
             self.tokens.copy_(given[:, None])
-            self.graph.replay()
+            graph.replay()
             apart = float((self.scores - scores).norm() / scores.norm().clamp_min(1e-30))
             if not apart <= near:
                 told = f"its logits are {apart:.1e} of their norm away from those of the model's own code"
