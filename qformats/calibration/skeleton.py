@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Skeleton"]
 
-_LINEAR = ("Linear", "Conv1D")
 _SLICE = 1 << 22
 """Weights that are read at a time."""
 
@@ -145,10 +144,12 @@ class Skeleton:
 
     def linears(self, block: int) -> dict[str, Any]:
         """Linear layers of a block, by their names within it."""
+        from qformats.runtime.linears import is_linear
+
         return {
             name: module
             for name, module in self.blocks[block].named_modules()
-            if type(module).__name__ in _LINEAR
+            if is_linear(type(module)) or type(module).__name__ == "Conv1D"
         }
 
     def _input_embedding(self) -> Any:

@@ -57,7 +57,9 @@ def observe(module: Any, linears: Mapping[str, Any], states: Tensor, arguments: 
         def hook(_: Any, args: Any, output: Any) -> None:
             first, *rest = output if isinstance(output, tuple) else (output,)
             local = outputs.get(id(first))
-            if local is not None and local != name and all(value is None for value in rest):
+            # A dropout at the end gives what it is given, and may end several parts.
+            inside = local is not None and local.startswith(f"{name}.")
+            if local is not None and inside and all(value is None for value in rest):
                 ends[local] = (name, 1 + len(rest) if isinstance(output, tuple) else 0)
 
         return hook

@@ -38,6 +38,7 @@ from qformats.registry import registry
 from qformats.runtime.build import bare_model
 from qformats.runtime.experts import STACKS, QuantExperts, labels_of, refuse_strange_experts
 from qformats.runtime.linear import PackedLayer, QuantEmbedding, QuantLinear
+from qformats.runtime.linears import is_linear
 from qformats.runtime.names import Place, places, tied_names
 from qformats.runtime.one_table import with_one_table
 from qformats.runtime.parallel import join, own_share
@@ -445,7 +446,7 @@ def _transposed(module: Any, last: str) -> bool:
 def _irreplaceable(module: Any, last: str) -> str | None:
     """Why a quantized weight cannot stay packed in this place."""
     kind = type(module)
-    plain = kind in (nn.Linear, nn.Embedding) or kind.__name__ == "Conv1D"
+    plain = kind is nn.Embedding or is_linear(kind) or kind.__name__ == "Conv1D"
     if last == "weight" and (plain or gives_scaled_rows(kind)):
         return None
     return f"{kind.__name__} is neither a linear layer nor an embedding"

@@ -18,6 +18,7 @@ from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.packer import Packer
 from qformats.registry import PluginWarning, registry
 from qformats.runtime.linear import PackedLayer, QuantLinear
+from qformats.runtime.linears import is_linear
 from qformats.runtime.resizing import refuse_resizing
 from qformats.sources import open_model
 from qformats.work.compat import (
@@ -262,7 +263,8 @@ def _name_in(model: Any, modules: Mapping[str, Any], name: str) -> str | None:
     """Name of a linear layer in a model that may have the prefix of its base model, or lack it."""
     prefix = f"{model.base_model_prefix}."
     for candidate in (name, name.removeprefix(prefix), prefix + name):
-        if type(modules.get(candidate)).__name__ in ("Linear", "Conv1D"):
+        kind = type(modules.get(candidate))
+        if is_linear(kind) or kind.__name__ == "Conv1D":
             return candidate
     return None
 
