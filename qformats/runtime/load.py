@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -57,8 +56,6 @@ from qformats.work.progress import Progress, Silent
 
 __all__ = ["load_model"]
 
-_EXPERTS = re.compile(r"(^|\.)experts\.")
-
 
 def load_model(
     model: str | PathLike[str] | Checkpoint,
@@ -101,8 +98,10 @@ def load_model(
             if here.ranks > 1:
                 _refuse_calibration(recipe)
             source = stack.enter_context(quantized_on_read(source, recipe, options, progress))
-            _refuse_fused_experts(source)
-        loaded = _Filling(with_one_table(source), place, computed, progress, device_map).go()
+        filling = _Filling(with_one_table(source), place, computed, progress, device_map)
+        if format is not None:
+            filling.refuse_whole_stacks(format)
+        loaded = filling.go()
     loaded.qformats_source = origin
     # Transformers is imported by now; without this it would fill our own folders with random numbers in this process.
     from qformats.runtime import transformers_hooks
@@ -117,23 +116,6 @@ def _refuse_calibration(recipe: Recipe) -> None:
         found = Described(f"{recipe.quantizer} with tensor parallelism")
         hint = "Export the model to this format first, then load the result"
         raise ConfigError("quantizer", found, "rtn, which needs no more than a share of the model", hint)
-
-
-def _refuse_fused_experts(source: Checkpoint) -> None:
-    """Refuse to leave experts unquantized in a model that is to be quantized."""
-    quantized = any(_quantized(tensor) for tensor in source.tensors.values())
-    fused = [
-        tensor
-        for name, tensor in source.tensors.items()
-        if len(tensor.shape) == 3 and _EXPERTS.search(name) and not _quantized(tensor)
-    ]
-    if quantized and fused:
-        share = 100 * sum(tensor.numel for tensor in fused) / source.parameters
-        raise UnsupportedModelError(
-            f"{source.path}: tensor {fused[0].name!r}",
-            Described(f"stacked experts, which hold {share:.0f} % of the weights and would stay unquantized"),
-            ["a separate matrix for each expert"],
-        )
 
 
 def _dtype(dtype: str | torch.dtype | None, source: Checkpoint, device: torch.device) -> torch.dtype:
@@ -211,6 +193,32 @@ class _Filling:
 
             captured_steps(self.model)
         return self.model
+
+    def refuse_whole_stacks(self, format: str) -> None:
+        """Refuse a model that was to be quantized while loading, and keeps its experts in stacks of another order.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If experts are plain, or their stacks were quantized as they are on disk and not matrix by matrix.
+        """
+        if not any(map(_quantized, self.source.tensors.values())):
+            return
+        stacks = [
+            tensor
+            for name, place in self.places.items()
+            if place.expert is None and (last := place.name.rpartition(".")[2]) in STACKS
+            for tensor in (self.source.tensors[name],)
+            if not any(map(_quantized, _stacks(tensor))) or len(_stacks(tensor)) != len(STACKS[last])
+        ]
+        if stacks:
+            share = 100 * sum(tensor.numel for tensor in stacks) / self.source.parameters
+            raise UnsupportedModelError(
+                f"{self.source.path}: tensor {stacks[0].name!r}",
+                Described(f"stacked experts, which hold {share:.0f} % of the weights"),
+                ["a separate matrix for each expert, where a model is quantized while it is loaded"],
+                "A GGUF file holds such experts: export the model to one and load that",
+            )
 
     # Where tensors go.
 

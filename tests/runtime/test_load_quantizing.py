@@ -4,7 +4,8 @@ import weakref
 
 import pytest
 import torch
-from models import glm, moe
+from models import glm
+from models.architectures import build
 from oracles import hf
 
 import qformats
@@ -115,15 +116,22 @@ def test_a_checkpoint_that_is_open_can_be_given(exported):
     assert not qformats.load_model(wrapped, device="cpu").qformats_report.weights
 
 
-def test_experts_that_stay_plain_are_refused_by_name(tmp_path):
-    folder = moe.build("gpt-oss", tmp_path / "in")
-    refusal = r"mlp\.experts\.\w+'?: found stacked experts, which hold \d+ % of the weights"
+@pytest.mark.parametrize("format", ["glm:int8", "gguf:q8_0"])
+@pytest.mark.parametrize("name", ["gpt_oss", "granitemoe", "llama4"])
+def test_stacked_experts_are_refused_by_name_and_quantized_in_a_file(name, format, tmp_path):
+    folder = build(name, tmp_path / "in")
+    refusal = r"tensor '[\w.]*'?: found stacked experts, which hold \d+ % of the weights.* GGUF file"
     with pytest.raises(UnsupportedModelError, match=refusal):
-        qformats.load_model(folder, device="cpu", format="glm:int8")
-    # As they are, they run.
-    model = qformats.load_model(folder, device="cpu")
-    model.set_attn_implementation("eager")
-    assert abs(hf.logits(model, IDS) - hf.logits(folder, IDS)).max() < 1e-5
+        qformats.load_model(folder, device="cpu", format=format)
+    if format == "glm:int8":
+        # As they are, they run.
+        model = qformats.load_model(folder, device="cpu")
+        model.set_attn_implementation("eager")
+        assert abs(hf.logits(model, IDS) - hf.logits(folder, IDS)).max() < 1e-5
+        return
+    qformats.export(folder, tmp_path / "m.gguf", format=format)
+    model = qformats.load_model(tmp_path / "m.gguf", device="cpu")
+    assert not [name for name, values in model.named_parameters() if values.ndim == 3]
 
 
 def test_wrong_recipes_are_refused(exported):
