@@ -24,7 +24,17 @@ COMMANDS = (
     (),
     *(
         (name,)
-        for name in ("export", "generate", "chat", "compare", "bench", "inspect", "formats", "plugins")
+        for name in (
+            "export",
+            "generate",
+            "chat",
+            "serve",
+            "compare",
+            "bench",
+            "inspect",
+            "formats",
+            "plugins",
+        )
     ),
     *((name,) for name in ("merge", "imatrix", "check", "new-plugin", "completion", "reshard")),
 )

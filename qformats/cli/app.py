@@ -30,6 +30,7 @@ from qformats.cli.inspect import inspect
 from qformats.cli.merge import merge
 from qformats.cli.new_plugin import new_plugin
 from qformats.cli.plugins import plugins
+from qformats.cli.serve import serve
 from qformats.cli.shared import Command, Debug, Quiet, Verbose
 from qformats.cli.suggestions import WrongCommandLine, commands_instead, unknown_command, unknown_option
 
@@ -131,6 +132,7 @@ app = typer.Typer(
 app.command(cls=WithDeclaredOptions)(export)
 app.command(cls=Command)(generate)
 app.command(cls=Command)(chat)
+app.command(cls=Command)(serve)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(bench)
 app.command(cls=Command)(inspect)

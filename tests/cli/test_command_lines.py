@@ -26,7 +26,8 @@ def _instead(capsys, *args):
         (("quantize", "demo", "--format", "nf4"), "qformats export demo --format nf4"),
         (("dequantize", "demo"), "qformats export demo --format dense:f16"),
         (("run", "demo", "a b"), "qformats generate demo 'a b'"),
-        (("chat", "demo", "hi"), "qformats generate demo hi --chat"),
+        (("talk", "demo"), "qformats chat demo"),
+        (("api", "demo"), "qformats serve demo"),
         (("info", "demo"), "qformats inspect demo"),
         (("list",), "qformats formats"),
         (("list", "gguf"), "qformats formats gguf"),
@@ -51,7 +52,7 @@ def test_other_names_of_commands(capsys, args, line):
 
 def test_a_command_like_no_other_lists_all(capsys):
     message, lines = _instead(capsys, "frobnicate")
-    assert "Commands are export, generate, compare, " in message
+    assert "Commands are export, generate, chat, serve, compare, " in message
     assert "reshard" in message
     assert lines == []
 
@@ -158,9 +159,7 @@ def test_short_names_are_no_formats_from_elsewhere(capsys):
 
 def test_families_are_found_by_names_like_theirs(capsys):
     message, lines = _instead(capsys, "formats", "ggfu")
-    assert message.startswith(
-        "no family or format 'ggfu'. Did you mean 'gguf'? qformats formats lists all "
-    )
+    assert message.startswith("no family or format 'ggfu'. Did you mean 'gguf'? qformats formats lists all ")
     assert lines == ["qformats formats gguf"]
     message, lines = _instead(capsys, "formats", "bitsnbytes")
     assert lines == ["qformats formats bitsandbytes"]

@@ -7,7 +7,18 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "numba", "transformers", "triton", "safetensors", "gguf", "huggingface_hub", "llvmlite")
+HEAVY = (
+    "torch",
+    "fastapi",
+    "uvicorn",
+    "numba",
+    "transformers",
+    "triton",
+    "safetensors",
+    "gguf",
+    "huggingface_hub",
+    "llvmlite",
+)
 
 
 def _loaded(program, tmp_path):
@@ -37,13 +48,21 @@ def test_importing_the_package_loads_nothing_heavy(tmp_path):
 
 def test_every_public_name_can_be_had_without_torch(tmp_path):
     heavy, _, _ = _loaded("import qformats\nfor n in qformats.__all__: getattr(qformats, n)", tmp_path)
-    assert not heavy & {"torch", "numba", "transformers", "triton"}
+    assert not heavy & {"torch", "fastapi", "numba", "transformers", "triton"}
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        *("--help", "export --help", "generate --help", "chat --help", "compare --help", "--version"),
+        *(
+            "--help",
+            "export --help",
+            "generate --help",
+            "chat --help",
+            "serve --help",
+            "compare --help",
+            "--version",
+        ),
         *("check --help", "new-plugin --help"),
         *("formats", "plugins", "plugins --json"),
         *("inspect demo", "inspect demo --json", "inspect --plan gguf:q4_0 demo", "inspect --plan gptq demo"),
@@ -54,7 +73,7 @@ def test_commands_that_compute_nothing_load_no_torch(command, tmp_path):
         f"import sys; sys.argv = ['qformats', *{command.split()!r}]\nfrom qformats.cli import main; main()"
     )
     heavy, _, output = _loaded(program, tmp_path)
-    assert not heavy & {"torch", "numba", "transformers", "triton"}
+    assert not heavy & {"torch", "fastapi", "numba", "transformers", "triton"}
     assert output.strip()
 
 
@@ -94,5 +113,5 @@ def test_looking_at_a_model_loads_no_torch(command, model, stored, tmp_path):
     line = [*command.split(), str(stored / model)]
     program = f"import sys; sys.argv = ['qformats', *{line!r}]\nfrom qformats.cli import main; main()"
     heavy, _, output = _loaded(program, tmp_path)
-    assert not heavy & {"torch", "numba", "transformers", "triton"}
+    assert not heavy & {"torch", "fastapi", "numba", "transformers", "triton"}
     assert output.strip()

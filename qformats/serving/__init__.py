@@ -1,0 +1,1 @@
+"""Models behind an OpenAI-compatible server, with a web page to talk to them."""
