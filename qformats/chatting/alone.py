@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,10 +28,12 @@ class Alone:
     ----------
     model : transformers.PreTrainedModel
         The model.
+    wanted : callable, optional
+        Whether the model is wanted elsewhere: then an answer is left as it is.
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, wanted: Callable[[], bool] = lambda: False) -> None:
+        self._model, self._wanted = model, wanted
         self._answer: Answer | None = None
 
     @property
@@ -52,14 +55,20 @@ class Alone:
         self._answer = answer
 
     def step(self) -> None:
-        """Write the whole answer."""
+        """Write the whole answer, or until the model is wanted elsewhere."""
         answer = self._answer
         assert answer is not None
         if answer.cancelled:
             answer.finish("cancelled")
         else:
             self._write(answer)
-        self._answer = None
+        if answer.finished:
+            self._answer = None
+
+    def left(self) -> Answer | None:
+        """The answer that was not finished, which is not in work here any more."""
+        answer, self._answer = self._answer, None
+        return answer
 
     def fail(self, error: Exception) -> None:
         """End the answer with an error."""
@@ -74,10 +83,7 @@ class Alone:
 
     def _write(self, answer: Answer) -> None:
         model, request = self._model, answer.request
-        if not request.sampling.greedy:
-            answer.generator = torch.Generator(model.device)
-            seed = request.sampling.seed
-            _ = answer.generator.seed() if seed is None else answer.generator.manual_seed(seed)
+        answer.draw_on(model.device)
         # Tokens are chosen here, and end the text here: nothing else has a say.
         config: Any = GenerationConfig
         model.generation_config = config(max_new_tokens=request.most, do_sample=False)
@@ -87,7 +93,7 @@ class Alone:
             inputs,
             attention_mask=torch.ones_like(inputs),
             logits_processor=LogitsProcessorList([_Chooser(answer)]),
-            stopping_criteria=StoppingCriteriaList([_Finished(answer)]),
+            stopping_criteria=StoppingCriteriaList([_Finished(answer, self._wanted)]),
         )
 
 
@@ -99,6 +105,9 @@ class _Chooser(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         answer, request = self._answer, self._answer.request
+        if answer.finished:
+            # Captured steps are one ahead of what is known of the text.
+            return scores
         text = (request.ids, answer.new)
         (choice,) = choose(scores, [request.sampling], [answer.generator], [text], [request.logprobs])
         answer.take(choice)
@@ -108,12 +117,13 @@ class _Chooser(LogitsProcessor):
 
 
 class _Finished(StoppingCriteria):
-    """Whether the answer has ended, or is not wanted any more."""
+    """Whether the answer has ended, or the model is wanted elsewhere."""
 
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
+    def __init__(self, answer: Answer, wanted: Callable[[], bool]) -> None:
+        self._answer, self._wanted = answer, wanted
 
     def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Any:
         if self._answer.cancelled:
             self._answer.finish("cancelled")
-        return torch.full((len(input_ids),), self._answer.finished, device=input_ids.device)
+        done = self._answer.finished or self._wanted()
+        return torch.full((len(input_ids),), done, device=input_ids.device)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qformats.chatting.sampling import Choice, Sampling
 from qformats.chatting.text import Detokenizer, Stops, Vocabulary
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Answer", "Piece", "Request", "Timings", "Token"]
 
@@ -159,6 +162,24 @@ class Answer:
     def cancel(self) -> None:
         """Have the answer end before its next token; from any thread."""
         self.cancelled = True
+
+    @property
+    def ids(self) -> list[int]:
+        """Ids of the whole text so far."""
+        return [*self.request.ids, *self.new]
+
+    def draw_on(self, device: torch.device) -> None:
+        """Have random numbers where scores are, if the choice needs any; those of the seed, if there is one."""
+        import torch
+
+        if self.request.sampling.greedy or self.generator is not None:
+            return
+        self.generator = torch.Generator(device)
+        seed = self.request.sampling.seed
+        if seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(seed)
 
     def begin(self) -> None:
         """Its prompt is read from now on."""

@@ -14,6 +14,7 @@ import torch
 
 from qformats.chatting.alone import Alone
 from qformats.chatting.answer import Answer, Piece, Request
+from qformats.chatting.either import Either
 from qformats.chatting.text import Vocabulary
 from qformats.chatting.together import Together
 from qformats.errors import BackendUnavailableError
@@ -50,6 +51,8 @@ class Engine:
         Requests in the queue at most.
     cache_bytes, prefix_bytes : int
         Keys and values of answers in work, and of texts that have ended, at most.
+    captured : bool, optional
+        Whether an answer that is alone is written by ``generate``, whose steps are captured on a GPU; by default there.
 
     Examples
     --------
@@ -73,14 +76,20 @@ class Engine:
         waiting: int = _WAITING,
         cache_bytes: int = _CACHE,
         prefix_bytes: int = _PREFIXES,
+        captured: bool | None = None,
     ) -> None:
         self.tokenizer, self.vocabulary = tokenizer, Vocabulary(tokenizer)
         self.batches = Together.suits(model)
-        self._steps: Together | Alone = (
-            Together(model, most=answers, cache_bytes=cache_bytes, prefix_bytes=prefix_bytes)
-            if self.batches
-            else Alone(model)
-        )
+        if captured is None:
+            captured = model.device.type == "cuda"
+        room = {"most": answers, "cache_bytes": cache_bytes, "prefix_bytes": prefix_bytes}
+        self._steps: Together | Either | Alone
+        if not self.batches:
+            self._steps = Alone(model)
+        elif captured:
+            self._steps = Either(model, lambda: bool(self._waiting), **room)
+        else:
+            self._steps = Together(model, **room)
         self._limit = waiting
         self._changed = threading.Condition()
         self._waiting: deque[Answer] = deque()
@@ -174,6 +183,8 @@ class Engine:
             # An answer that was just being begun has to be told again.
             self._steps.cancel()
             until = time.monotonic() + 0.1
+        # Whoever still knows the engine does not keep the model in memory.
+        self._steps = Alone(None)
 
     def __enter__(self) -> Engine:
         return self

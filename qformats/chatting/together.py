@@ -29,9 +29,10 @@ _PART = 512
 
 @dataclass
 class _Reading:
-    """A prompt that is being read."""
+    """A prompt, or a text that was begun elsewhere, that is being read."""
 
     answer: Answer
+    ids: list[int]
     cache: DynamicCache
     read: int
 
@@ -99,16 +100,15 @@ class Together:
 
     def add(self, answer: Answer) -> None:
         """Begin an answer."""
-        device = self._model.device
-        if not answer.request.sampling.greedy:
-            answer.generator = torch.Generator(device)
-            seed = answer.request.sampling.seed
-            _ = answer.generator.seed() if seed is None else answer.generator.manual_seed(seed)
-        answer.begin()
-        count, held = self._prefixes.find(answer.request.ids)
-        answer.cached = count
+        answer.draw_on(self._model.device)
+        ids = answer.ids
+        if not answer.new:
+            answer.begin()
+        count, held = self._prefixes.find(ids)
+        if not answer.new:
+            answer.cached = count
         cache = growing(self._layers) if held is None else gathered([(held, 0, count)])
-        self._reading.append(_Reading(answer, cache, count))
+        self._reading.append(_Reading(answer, ids, cache, count))
 
     def step(self) -> None:
         """Read a part of a prompt, and write a token of every answer."""
@@ -139,7 +139,7 @@ class Together:
         if answer.cancelled:
             answer.finish("cancelled")
             return
-        ids = answer.request.ids
+        ids = reading.ids
         until = min(len(ids), reading.read + _PART)
         try:
             logits = self._logits([ids[reading.read : until]], reading.cache, [reading.read])
@@ -194,8 +194,7 @@ class Together:
 
     def _keep(self, row: _Row, cache: DynamicCache, number: int) -> None:
         answer = row.answer
-        ids = [*answer.request.ids, *answer.new][: row.tokens]
-        self._prefixes.keep(ids, taken(cache, number, row.tokens))
+        self._prefixes.keep(answer.ids[: row.tokens], taken(cache, number, row.tokens))
 
     def _choose(self, answers: Sequence[Answer], logits: Tensor) -> None:
         requests = [answer.request for answer in answers]

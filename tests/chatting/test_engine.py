@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import queue
 import shutil
 import time
+import weakref
 
 import pytest
 import torch
@@ -120,6 +122,39 @@ def test_architectures(config, batches, words):
     more = {"attention_mask": torch.ones_like(prompt), "eos_token_id": None, "pad_token_id": 0}
     out = model.generate(prompt, max_new_tokens=4, do_sample=False, **more)
     assert first == out[0, len(again.ids) :].tolist()
+
+
+@pytest.mark.parametrize("hot", [{}, {"temperature": 1.3, "seed": 4}], ids=["likeliest", "drawn"])
+def test_one_alone_by_generate_until_another_comes(words, hot):
+    """As on a GPU: nobody's text depends on who else is there, and when they came."""
+    model = tiny(LlamaConfig(**SMALL, **HEADS))
+    sampling = Sampling(**hot)
+    requests = [
+        Request(tuple(words(prompt)["input_ids"]), most=count, sampling=sampling)
+        for prompt, count in zip(PROMPTS, (120, 30, 20, 10), strict=True)
+    ]
+    with Engine(model, words) as engine:
+        expected = [together(engine, [request])[1][0] for request in requests]
+    with Engine(model, words, captured=True) as engine:
+        assert together(engine, requests[:1])[1] == expected[:1]
+        arrived: queue.SimpleQueue = queue.SimpleQueue()
+        first = engine.submit(requests[0], arrived.put)
+        assert arrived.get(timeout=60).text
+        assert together(engine, requests[1:])[1] == expected[1:]
+        while not (piece := arrived.get(timeout=60)).finish:
+            assert piece.text
+        assert (first.new, piece.finish, piece.timings.tokens) == (expected[0], "length", 120)
+
+
+def test_a_closed_engine_keeps_no_model(words):
+    model = tiny(LlamaConfig(**SMALL, **HEADS))
+    alive = weakref.ref(model)
+    with Engine(model, words) as engine:
+        together(engine, [Request((3, 4), most=2)])
+    del model
+    gc.collect()
+    assert alive() is None
+    assert (engine.active, engine.cache_nbytes) == (0, 0)
 
 
 def test_long_prompts_are_read_in_parts(monkeypatch, words):
