@@ -9,6 +9,7 @@ from typing import Any
 
 from qformats import Family, Packer
 from qformats.interfaces import ModuleFields
+from qformats_compressed_tensors.floats import FloatPacker
 from qformats_compressed_tensors.integers import (
     BITS,
     FAMILY,
@@ -23,6 +24,7 @@ from qformats_compressed_tensors.scheme import Declared, declared
 __all__ = ["CompressedTensors"]
 
 _VARIANT = re.compile(r"(w[234568]a16|w8a8)-(channel|[1-9]\d{0,8}g)((?:-(?:asym|actorder|f16|bf16|f32))*)")
+_FLOATS = re.compile(r"fp8-(channel|block|tensor)(?:-(bf16|f16|f32))?")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:wte|wpe|embed_\w+|\w*embeddings?)$")
 """Modules that are looked up: other programs replace linear modules only."""
 _VERSION = "0.20.0"
@@ -44,6 +46,9 @@ class CompressedTensors(Family):
         PackedPacker(8, 32),
         PackedPacker(8, 0),
         BytePacker(0),
+        FloatPacker("channel"),
+        FloatPacker("block"),
+        FloatPacker("tensor"),
     )
     other_names = ("compressed_tensors", "llm-compressor", "llmcompressor", "ct")
     aliases = MappingProxyType(
@@ -52,6 +57,9 @@ class CompressedTensors(Family):
             **{f"w{bits}a16-asym": f"w{bits}a16-128g-asym" for bits in (4, 8)},
             "w4a16_asym": "w4a16-128g-asym",
             "w8a8": "w8a8-channel",
+            "fp8": "fp8-channel",
+            "fp8_dynamic": "fp8-channel",
+            "fp8_block": "fp8-block",
         }
     )
     asides = MappingProxyType(
@@ -71,12 +79,19 @@ class CompressedTensors(Family):
     def parse(self, variant: str) -> Packer:
         """Packer of a name such as ``w4a16-64g-asym``; ``channel`` stands for the whole row."""
         lowered = variant.lower()
+        floats = _FLOATS.fullmatch(lowered)
+        if floats:
+            return FloatPacker(floats[1], floats[2] or "f32")
         found = _VARIANT.fullmatch(lowered)
         flags = found[3].split("-")[1:] if found else []
         dtypes = [flag for flag in flags if flag in ("f16", "bf16", "f32")]
         bytes_ = found is not None and found[1] == "w8a8"
         if found is None or len({*flags}) < len(flags) or len(dtypes) > 1 or (bytes_ and "actorder" in flags):
-            patterns = ["w{2,3,4,5,6,8}a16-{columns}g|channel[-asym][-bf16|-f32]", "w8a8-channel[-asym]"]
+            patterns = [
+                "w{2,3,4,5,6,8}a16-{columns}g|channel[-asym][-bf16|-f32]",
+                "w8a8-channel[-asym]",
+                "fp8-channel|block|tensor[-bf16|-f16]",
+            ]
             raise self.unknown(variant, patterns)
         group = 0 if found[2] == "channel" else int(found[2][:-1])
         symmetric, dtype = "asym" not in flags, [*dtypes, "f16"][0]
@@ -106,14 +121,22 @@ class CompressedTensors(Family):
         dtype: str = "float32",
     ) -> dict[str, Any]:
         """``quantization_config`` as the library writes it, for one group of all linear modules that are not plain."""
-        assert isinstance(packer, IntegerPacker)
+        assert isinstance(packer, IntegerPacker | FloatPacker)
         stored = packer.layout
-        weights = _arguments(packer.bits, packer.symmetric)
-        weights |= {"strategy": "group" if packer.group_size else "channel"}
-        weights |= {"group_size": packer.group_size or None, "observer": "minmax"}
         inputs = None
-        if isinstance(packer, BytePacker):
-            inputs = _arguments(8, symmetric=True) | {"strategy": "token", "dynamic": True}
+        if isinstance(packer, FloatPacker):
+            weights = _arguments(8, True, "float") | {"strategy": packer.strategy}
+            inputs = _arguments(8, True, "float") | {"strategy": "token", "dynamic": True}
+            if packer.strategy == "block":
+                weights["block_structure"] = list(packer.block)
+                inputs |= {"strategy": "group", "group_size": packer.block[1]}
+        else:
+            weights = _arguments(packer.bits, packer.symmetric)
+            weights |= {"strategy": "group" if packer.group_size else "channel"}
+            weights["group_size"] = packer.group_size or None
+            if isinstance(packer, BytePacker):
+                inputs = _arguments(8, symmetric=True) | {"strategy": "token", "dynamic": True}
+        weights["observer"] = "minmax"
         group = {
             "targets": ["Linear"],
             "weights": weights,
@@ -133,7 +156,7 @@ class CompressedTensors(Family):
             "sparsity_config": {},
             "transform_config": {},
         }
-        if stored == "pack-quantized" and not packer.symmetric:
+        if isinstance(packer, PackedPacker) and not packer.symmetric:
             # Transformers expects zero points that are not packed unless it dequantizes: measured with 5.23.
             config["dequantize"] = True
         return config
@@ -150,14 +173,14 @@ class CompressedTensors(Family):
 
     def locate(self, packer: Packer, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
         """Format and shape of the weight of a module, by its tensors before what is declared."""
-        known = packer.declared if isinstance(packer, IntegerPacker) else Declared()
+        known = packer.declared if isinstance(packer, IntegerPacker | FloatPacker) else Declared()
         return examine(module, known)
 
 
-def _arguments(bits: int, symmetric: bool) -> dict[str, Any]:
+def _arguments(bits: int, symmetric: bool, kind: str = "int") -> dict[str, Any]:
     return {
         "num_bits": bits,
-        "type": "int",
+        "type": kind,
         "symmetric": symmetric,
         "group_size": None,
         "strategy": None,

@@ -11,6 +11,7 @@ import struct
 from qformats import Packer
 from qformats.errors import ConfigError, Described
 from qformats.interfaces import ModuleFields
+from qformats_compressed_tensors.floats import STRATEGIES, FloatPacker
 from qformats_compressed_tensors.integers import BITS, BytePacker, OrderedPacker, PackedPacker, older_words
 from qformats_compressed_tensors.scheme import Declared, Scheme
 
@@ -39,6 +40,8 @@ def examine(module: ModuleFields, declared: Declared) -> tuple[Packer, tuple[int
     weight = stored.get("weight")
     if weight is not None and weight[1] == "i8":
         return _bytes(module, scheme)
+    if weight is not None and weight[1] == "f8_e4m3" and len(weight[0]) == 2 and "weight_scale" in stored:
+        return _floats(module, scheme)
     if weight is None and len(stored) > 0:
         found = Described("only " + ", ".join(sorted(stored)))
         raise ConfigError(f"fields of {module.name}", found, "weight_packed or weight as well")
@@ -103,6 +106,31 @@ def _bytes(module: ModuleFields, scheme: Scheme | None) -> tuple[Packer, tuple[i
             found = Described(f"{kind} of shape {zero}")
             raise ConfigError(f"weight_zero_point of {module.name}", found, expected)
     return BytePacker(group, symmetric, dtype), shape
+
+
+def _floats(module: ModuleFields, scheme: Scheme | None) -> tuple[Packer, tuple[int, int]]:
+    (rows, columns), _ = module.stored["weight"]
+    found, dtype = module.stored["weight_scale"]
+    if dtype not in _SCALES or not rows or not columns:
+        expected = f"{' or '.join(_SCALES)}, for a weight that is not empty"
+        raise ConfigError(f"weight_scale of {module.name}", Described(f"{dtype} of shape {found}"), expected)
+    if "weight_zero_point" in module.stored:
+        found_zero = Described("a zero point")
+        raise ConfigError(f"weight_zero_point of {module.name}", found_zero, "none, beside floats", _INSTEAD)
+    height, width = scheme.block if scheme is not None and scheme.block else STRATEGIES["block"]
+    blocks = (-(-rows // height), -(-columns // width))
+    # A matrix of one block, or of one row, has scales of the same shape under several strategies: the declared counts.
+    shapes = {"block": (blocks,), "tensor": ((), (1,), (1, 1)), "channel": ((rows, 1), (rows,))}
+    if scheme is None or not scheme.block:
+        shapes = {name: shapes[name] for name in ("tensor", "channel", "block")}
+    for strategy, fits in shapes.items():
+        if found in fits:
+            if strategy == "block" and (height, width) != STRATEGIES["block"]:
+                told = Described(f"blocks of {height} x {width}")
+                raise ConfigError(f"weight_scale of {module.name}", told, "blocks of 128 x 128", _INSTEAD)
+            return FloatPacker(strategy, dtype), (rows, columns)
+    expected = f"one scale, ({rows}, 1) or {blocks} for a weight of ({rows}, {columns})"
+    raise ConfigError(f"weight_scale of {module.name}", Described(f"shape {found}"), expected)
 
 
 def _need(module: ModuleFields, fields: tuple[str, ...]) -> None:

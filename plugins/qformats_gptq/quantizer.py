@@ -54,7 +54,19 @@ class GPTQ(Quantizer):
         """Calibrate a model: its blocks' linear layers in their new formats, the rest as it was.
 
         See :meth:`qformats.Quantizer.prepare`; `work` keeps one file per finished block.
+
+        Raises
+        ------
+        ConfigError
+            If a format shares scales among several rows: they are chosen row by row here.
         """
+        for packer in formats.values():
+            if packer.grid is not None and packer.grid.block_rows != 1:
+                shared = f"{packer.grid.block_rows or 'all'} rows"
+                hint = f"Add --quantizer {packer.default_quantizer}"
+                raise ConfigError(
+                    "quantizer", self.name, f"another for {packer.name}, where {shared} share a scale", hint
+                )
         method = _method(self.given)
         return calibrate(
             source,

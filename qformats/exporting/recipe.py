@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from qformats.errors import ConfigError, ShapeError, UnknownFormatError
 from qformats.interfaces.checkpoint import Checkpoint
+from qformats.interfaces.float8 import Float8Packer
 from qformats.interfaces.layout import Assignment, Draft
 from qformats.interfaces.loader import Loader
 from qformats.interfaces.packer import Packer
@@ -250,7 +251,8 @@ def with_options(recipes: Sequence[Recipe], options: Mapping[str, str]) -> list[
 
 
 def _is_packed(tensor: StoredTensor) -> bool:
-    return tensor.stored_packer.quantizes
+    """Whether it was quantized by somebody who chose what to leave out; in FP8 models are released as they are."""
+    return tensor.stored_packer.quantizes and not isinstance(tensor.stored_packer, Float8Packer)
 
 
 def _staying_plain(draft: Draft, loader: Loader) -> Draft:

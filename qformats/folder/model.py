@@ -272,8 +272,6 @@ class FolderCheckpoint(Checkpoint):
             return None
         if not isinstance(declared, dict | None):
             raise CheckpointError(file, f"quantization_config {declared!r}", "an object")
-        if is_float8(declared):
-            return None
         declared = {**(declared or {}), **self._corrected}
         if declared.get("quant_method") == "qformats":
             try:
@@ -289,6 +287,9 @@ class FolderCheckpoint(Checkpoint):
                 raise CheckpointError(file, f"quantization_config: {error}") from error
             if detected is not None:
                 return family, detected
+        if is_float8(declared):
+            # Decoded as it is read, where no plugin keeps it packed.
+            return None
         readable = sorted({family.name for family in families if family.reads_folders})
         method = declared.get("quant_method")
         about = next(filter(None, (family.about(str(method).lower()) for family in families)), "")

@@ -12,6 +12,7 @@ from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.dense import DensePacker, dense
 from qformats.interfaces.evaluation import BeamSearch, Evaluation, Scored
 from qformats.interfaces.family import Family, ModuleFields
+from qformats.interfaces.float8 import Float8Packer
 from qformats.interfaces.importance import ColumnSums, Importance
 from qformats.interfaces.layout import Assignment, Draft, Layout, OutputFile, Placement
 from qformats.interfaces.loader import Loader
@@ -36,6 +37,7 @@ __all__ = [
     "Evaluation",
     "Family",
     "FieldSpec",
+    "Float8Packer",
     "FormatSpec",
     "Importance",
     "KernelSpec",

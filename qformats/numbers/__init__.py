@@ -8,6 +8,7 @@ from __future__ import annotations
 from qformats.numbers.affine import AffineGrid
 from qformats.numbers.bitpack import pack_bits, packed_bytes, unpack_bits
 from qformats.numbers.dtypes import COMPUTED, FLOATS, SIZES, dtype_name, torch_dtype
+from qformats.numbers.float8 import E4M3, Float8Grid
 from qformats.numbers.grid import Grid, GridParams
 from qformats.numbers.memory import empty
 from qformats.numbers.nested import NestedScales
@@ -16,9 +17,11 @@ from qformats.numbers.table import TableGrid
 
 __all__ = [
     "COMPUTED",
+    "E4M3",
     "FLOATS",
     "SIZES",
     "AffineGrid",
+    "Float8Grid",
     "Grid",
     "GridParams",
     "NestedScales",

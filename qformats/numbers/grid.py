@@ -111,6 +111,8 @@ class Grid(Guarded, ABC):
     """Columns of a block; 0 for the whole row."""
     flat: bool = False
     """Whether blocks run over the flattened tensor if a row is not a whole number of them; the last may be short."""
+    block_rows: int = 1
+    """Rows that share a scale; 0 for all of them."""
     scale_dtype: str
     reordered: bool = False
     """Whether columns may lie in different blocks from their neighbours (``g_idx``)."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from qformats.interfaces import PackedTensor, Packer
-from qformats.numbers import COMPUTED, SIZES, GridParams, QuantizedTensor, torch_dtype
+from qformats.numbers import FLOATS, SIZES, GridParams, QuantizedTensor, torch_dtype
 from qformats.testing.failure import NotApplicable
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def sample(packer: Packer, shape: tuple[int, int] | None = None, seed: int = 0) 
         return packer.encode_reference(normal(shape, seed))
     packed = random_bytes(packer, shape, seed)
     for name, (dims, dtype) in packer.stored(shape).items():
-        if dtype in COMPUTED:
+        if dtype in FLOATS:
             # Of random bytes a few are NaN or infinite, of which no check of values could tell anything.
             packed.fields[name].copy_(normal(dims, seed, dtype))
     return packed

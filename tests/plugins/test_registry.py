@@ -18,7 +18,7 @@ from qformats.errors import UnknownFormatError
 from qformats.registry import SWITCH, Registry
 
 EXTERNAL = Path(__file__).parents[1] / "external"
-BUILT_IN = {"framework", "awq", "bitsandbytes", "compressed_tensors", "glm", "gguf", "gptq"}
+BUILT_IN = {"framework", "awq", "bitsandbytes", "compressed_tensors", "fp8", "glm", "gguf", "gptq"}
 
 BROKEN = {
     "qformats_broken": ["ModuleNotFoundError", "a_module_that_nobody_has"],
@@ -530,11 +530,11 @@ def test_the_command_line_shows_what_failed():
 
 
 def test_the_command_line_names_failures_beside_unknown_formats():
-    done = _qformats("export", "demo", "--format", "brokn", "--dry-run", trees=["qformats_broken"])
+    done = _qformats("export", "demo", "--format", "qwerty", "--dry-run", trees=["qformats_broken"])
     assert done.returncode == 2
     assert done.stdout == ""
     (error,) = done.stderr.splitlines()
-    assert error.startswith("qformats: no format 'brokn'; qformats formats lists all ")
+    assert error.startswith("qformats: no format 'qwerty'; qformats formats lists all ")
     assert ", of the families awq, bitsandbytes, " in error
     assert "failed to load: qformats_broken qformats-broken 1.0 (ModuleNotFoundError" in error
 

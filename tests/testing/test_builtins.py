@@ -15,6 +15,8 @@ UNLISTED = (
     "gptq:3bit-96g-asym-bf16",
     "compressed-tensors:w3a16-96g-asym-bf16",
     "awq:4bit-96g-bf16",
+    "compressed-tensors:fp8-block-bf16",
+    "fp8:block-64x32-f16",
     "gguf:q8_1",
     "gguf:f64",
 )

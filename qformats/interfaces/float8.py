@@ -1,0 +1,226 @@
+"""Weights in floats of 8 bits with a scale for each block: what packers of such formats share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qformats.errors import ConfigError, Described, NotExactError
+from qformats.exact import Answer, represent
+from qformats.interfaces.packer import PackedTensor, Packer
+from qformats.interfaces.spec import FieldSpec, FormatSpec
+from qformats.numbers import QuantizedTensor, TableGrid, expand_blocks, torch_dtype
+from qformats.numbers.float8 import E4M3, Float8Grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Float8Packer"]
+
+
+class Float8Packer(Packer):
+    """A field ``weight`` of E4M3 numbers as they are, and a field of scales, which multiply.
+
+    Parameters
+    ----------
+    family, variant : str
+        The two halves of the name.
+    scales : str
+        Name of the field of scales.
+    block : tuple of int
+        Rows and columns that share a scale; 0 for all of them. Blocks at the edges may be short.
+    scale_dtype : str
+        ``"f32"``, ``"bf16"`` or ``"f16"``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats.interfaces import Float8Packer
+    >>> packer = Float8Packer("mine", "fp8", "weight_scale", (128, 128))
+    >>> packed = packer.encode_reference(torch.linspace(-1, 1, 200).view(2, 100))
+    >>> {name: tuple(field.shape) for name, field in packed.fields.items()}
+    {'weight': (2, 100), 'weight_scale': (1, 1)}
+    """
+
+    grid: Float8Grid | None
+
+    def __init__(
+        self, family: str, variant: str, scales: str, block: tuple[int, int], scale_dtype: str = "f32"
+    ) -> None:
+        self.block, self.scale_dtype, self.scales_field = block, scale_dtype, scales
+        self.numbers = Float8Grid(block_size=block[1], block_rows=block[0], scale_dtype=scale_dtype)
+        self.grid = self.numbers
+        across = f"K / {block[1]}" if block[1] else "1"
+        down = {0: "1", 1: "N"}.get(block[0], f"N / {block[0]}")
+        each = {(0, 0): "tensor", (1, 0): "row"}.get(block, f"{block[0]} x {block[1]}")
+        self.spec = FormatSpec(
+            family,
+            variant,
+            f"floats of 8 bits (E4M3), one scale per {each}",
+            (
+                FieldSpec("weight", ("N", "K"), "f8_e4m3", "multiples of the scale"),
+                FieldSpec(scales, (down, across) if block != (0, 0) else ("1",), scale_dtype, "factors"),
+            ),
+            bits=8,
+            block_size=block[1],
+            source="OCP 8-bit Floating Point Specification (E4M3)",
+            sqnr_floor_db=31.0,
+        )
+
+    def veto(self, shape: Sequence[int]) -> str | None:
+        """Any matrix that is not empty."""
+        if len(shape) != 2:
+            return f"its number of dimensions is {len(shape)} instead of 2"
+        return None if shape[0] and shape[1] else f"it is empty ({shape[0]} x {shape[1]})"
+
+    def row_step(self, shape: Sequence[int]) -> int:
+        """Rows of blocks."""
+        return self.block[0]
+
+    def row_packer(self, shape: Sequence[int]) -> Packer | None:
+        """A scale of its own for each row, if it has one anyway."""
+        return self if self.block[0] == 1 else None
+
+    def scales(self, packed: PackedTensor) -> Sequence[Tensor]:
+        """The scales."""
+        return [packed.fields[self.scales_field]]
+
+    def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
+        """Numbers and scales, checked for NaN.
+
+        Raises
+        ------
+        ConfigError
+            If a weight is NaN, or a scale is not finite.
+        """
+        import torch
+
+        scale = fields[self.scales_field]
+        wanted, _ = self.stored(shape)[self.scales_field]
+        if tuple(scale.shape) != wanted:
+            scale = scale.reshape(wanted)
+        if not bool(scale.float().isfinite().all()):
+            bad = int((~scale.float().isfinite()).sum())
+            raise ConfigError(
+                self.scales_field, Described(f"{bad} values that are NaN or infinite"), "finite scales"
+            )
+        weight = fields["weight"]
+        if bool(((weight.contiguous().view(torch.uint8) & 127) == 127).any()):
+            raise ConfigError("weight", Described("codes of NaN"), "finite numbers")
+        scale = scale.to(torch_dtype(self.scale_dtype))
+        return PackedTensor(self, shape, {"weight": weight, self.scales_field: scale})
+
+    def foresee(self, source: Packer, shape: Sequence[int]) -> tuple[Answer, str]:
+        """Whether :meth:`represent` accepts what `source` stores; see :meth:`~qformats.Packer.foresee`."""
+        problem = self.veto(shape)
+        if problem:
+            return Answer.NEVER, problem
+        if isinstance(source, Float8Packer):
+            wide = {"f16": 11, "bf16": 8, "f32": 24}
+            known = source.scale_dtype == self.scale_dtype or self.scale_dtype == "f32"
+            within = self._within(source, shape)
+            if known and within:
+                return Answer.ALWAYS, ""
+            if not within:
+                return Answer.DATA, "a block may span several scales"
+            assert source.scale_dtype in wide
+            return Answer.DATA, f"scales in {source.scale_dtype} must be {self.scale_dtype} numbers"
+        answer, reason = super().foresee(source, shape)
+        if self.block[0] == 1 and not (self.block[1] and shape[1] % self.block[1]):
+            return answer, reason
+        if answer is Answer.NEVER and "do not divide into blocks" not in reason:
+            return answer, reason
+        return Answer.DATA, reason or "a block may span several scales"
+
+    def _within(self, source: Float8Packer, shape: Sequence[int]) -> bool:
+        """Whether each block lies in one of the other format's."""
+        sides = zip(self.block, source.block, shape, strict=True)
+        return all(
+            (theirs or size) % (mine or size) == 0 or (theirs or size) >= size for mine, theirs, size in sides
+        )
+
+    def represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
+        """Canonical tensor of the same values; see :meth:`~qformats.Packer.represent`.
+
+        Levels of E4M3 stay as they are; those of other grids may be among them.
+        """
+        import torch
+
+        problem = self.veto(quantized.shape)
+        if problem:
+            raise NotExactError(problem)
+        rows, columns = quantized.shape
+        table = self.numbers.table(quantized.codes)
+        known = quantized.codebook is not None and torch.equal(quantized.codebook.float(), table)
+        if not (known and quantized.minimum is None):
+            width = self.block[1] or columns
+            if columns % width:
+                raise NotExactError(f"rows of {columns} do not divide into blocks of {width}")
+            quantized = represent(quantized, TableGrid(E4M3, self.block[1], self.scale_dtype))
+            if self.block[0] == 1:
+                return quantized
+        block = self.numbers.block_of(quantized.codes)
+        if quantized.block_size == block and quantized.g_idx is None:
+            scale = quantized.scale
+        else:
+            each = expand_blocks(
+                quantized.scale.float(), (rows, columns), quantized.block_size, quantized.g_idx
+            )
+            height, width = block
+            # Padded with the numbers at the edges, so that short blocks are judged by their own.
+            padded = torch.nn.functional.pad(
+                each[None], (0, -columns % width, 0, -rows % height), mode="replicate"
+            )[0]
+            parts = padded.view(padded.shape[0] // height, height, padded.shape[1] // width, width)
+            low, high = parts.amin((1, 3)), parts.amax((1, 3))
+            if bool((low != high).any()):
+                raise NotExactError(f"a block of {height} x {width} spans several scales")
+            scale = low
+        stored = self.numbers.storable(scale.float())
+        if bool((stored != scale).any()):
+            found = float(scale.float()[stored != scale][0])
+            raise NotExactError(f"a scale of {found:.7g} is not a {self.scale_dtype} number")
+        return replace(quantized, scale=stored, block_size=block, g_idx=None)
+
+    def pack(self, quantized: QuantizedTensor) -> PackedTensor:
+        """Bytes of codes and scales; both are stored unchanged.
+
+        Raises
+        ------
+        ConfigError
+            If they do not lie on the grid.
+        ShapeError
+            If the weight is empty.
+        """
+        self.require(quantized.shape)
+        block = self.numbers.block_of(quantized.codes)
+        if quantized.block_size != block or quantized.codebook is None or quantized.minimum is not None:
+            raise ConfigError("block_size", quantized.block_size, f"{block}, with the levels of E4M3")
+        wanted, dtype = self.stored(quantized.shape)[self.scales_field]
+        scale = quantized.scale.to(torch_dtype(dtype)).reshape(wanted)
+        fields = {"weight": self.numbers.stored(quantized.codes), self.scales_field: scale}
+        return PackedTensor(self, quantized.shape, fields)
+
+    def _scale(self, packed: PackedTensor) -> Tensor:
+        """Scales as a matrix of blocks; float16 and float32 as they are."""
+        scale = self.checked(packed).fields[self.scales_field]
+        scale = scale.float() if self.scale_dtype == "bf16" else scale
+        return scale.reshape(1, 1) if self.block == (0, 0) else scale
+
+    def unpack(self, packed: PackedTensor) -> QuantizedTensor:
+        """Codes and scales, exactly as stored; the code of -0 becomes that of 0, and bfloat16 scales float32."""
+        scale = self._scale(packed)
+        codes = self.numbers.places(packed.fields["weight"])
+        return QuantizedTensor(codes, scale, self.numbers.block_of(codes), codebook=self.numbers.table(codes))
+
+    def dequantize(self, packed: PackedTensor) -> Tensor:
+        """Values as float32, without a look at the table."""
+        import torch
+
+        scale = self._scale(packed).float()
+        weight = packed.fields["weight"]
+        if bool(((weight.contiguous().view(torch.uint8) & 127) == 127).any()):
+            raise ConfigError("weight", Described("codes of NaN"), "finite numbers")
+        shape = (int(packed.shape[0]), int(packed.shape[1]))
+        return weight.float().mul_(expand_blocks(scale, shape, self.numbers.block_of(weight)))
