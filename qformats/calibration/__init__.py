@@ -11,17 +11,21 @@ from __future__ import annotations
 from qformats.calibration.importance import measure_importance
 from qformats.calibration.layer import Layer, Rounded
 from qformats.calibration.moments import Moments
+from qformats.calibration.outliers import InputOutliers, OutlierReport, measure_outliers
 from qformats.calibration.run import calibrate
 from qformats.calibration.sensitivity import measure_sensitivity
 from qformats.calibration.settings import OPTIONS, Settings
 
 __all__ = [
     "OPTIONS",
+    "InputOutliers",
     "Layer",
     "Moments",
+    "OutlierReport",
     "Rounded",
     "Settings",
     "calibrate",
     "measure_importance",
+    "measure_outliers",
     "measure_sensitivity",
 ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qformats.calibration.activations import Activations, Memory
 from qformats.calibration.text import check_name, chunks_of
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from qformats.calibration.inputs import InputSums
     from qformats.calibration.skeleton import Skeleton
 
-__all__ = ["measure_importance"]
+__all__ = ["INCLUDED", "measure_importance", "run_inputs"]
+
+INCLUDED = "the calibration text that comes with qformats"
 
 _BATCH_TOKENS = 2048
 """Tokens that run through a block at a time, as in a calibration."""
@@ -90,6 +92,38 @@ def measure_importance(
     >>> found.entries, sums.squares.shape, sums.counts.tolist()
     (28, (1, 256), [64.0])
     """
+    from qformats.calibration.inputs import InputSums
+
+    sums, shape = run_inputs(
+        source,
+        text,
+        InputSums,
+        chunks=chunks,
+        chunk_size=chunk_size,
+        device=device,
+        compute_dtype=compute_dtype,
+        activation_memory=activation_memory,
+        progress=progress,
+    )
+    return Importance(sums, datasets=(text or INCLUDED,), chunks=shape[0], chunk_size=chunk_size)
+
+
+def run_inputs(
+    source: Checkpoint,
+    text: str,
+    watch: Callable[[Any], InputSums],
+    *,
+    chunks: int | None,
+    chunk_size: int,
+    device: str | None,
+    compute_dtype: str,
+    activation_memory: int,
+    progress: Progress | None,
+) -> tuple[dict[str, ColumnSums], tuple[int, int]]:
+    """Run a model over a text, block by block, with what watches each; sums by name, and how many chunks of what size.
+
+    Arguments and errors are those of :func:`measure_importance`.
+    """
     from qformats.folder.context import context_limit
     from qformats.folder.readiness import require_class, require_tokenizer
 
@@ -121,15 +155,17 @@ def measure_importance(
         tokens = chunks_of(source, text, chunk_size, chunks)
         with tempfile.TemporaryDirectory(prefix="qformats-") as work:
             states = Activations(Path(work, "states"), Memory(activation_memory))
-            sums = dict(_sums(skeleton, tokens, states, progress))
-    told = text or "the calibration text that comes with qformats"
-    return Importance(sums, datasets=(told,), chunks=tokens.shape[0], chunk_size=chunk_size)
+            sums = dict(_sums(skeleton, tokens, states, progress, watch))
+    return sums, (int(tokens.shape[0]), chunk_size)
 
 
 def _sums(
-    skeleton: Skeleton, tokens: Tensor, states: Activations, progress: Progress
+    skeleton: Skeleton,
+    tokens: Tensor,
+    states: Activations,
+    progress: Progress,
+    watch: Callable[[Any], InputSums],
 ) -> Iterator[tuple[str, ColumnSums]]:
-    from qformats.calibration.inputs import InputSums
     from qformats.calibration.stream import Stream
 
     progress.start("embedding the text", 0)
@@ -145,14 +181,14 @@ def _sums(
         progress.start(f"block {number + 1} of {len(skeleton.blocks)}", len(states))
         skeleton.load_block(number)
         stream = Stream(block, states, [each[number] for each in arguments], Memory(0), skeleton.device)
-        watch = InputSums(block)
+        watched = watch(block)
         for index in range(len(states)):
-            with watch:
+            with watched:
                 output = stream.run(index)
             states.put(index, output)
             progress.advance(1)
-        missed += [skeleton.name(number, name) for name in watch.missed if not name.endswith("bias")]
-        yield from _by_tensor(skeleton, number, watch, transposed)
+        missed += [skeleton.name(number, name) for name in watched.missed if not name.endswith("bias")]
+        yield from _by_tensor(skeleton, number, watched, transposed)
         skeleton.free_block(number)
         return_freed()
     for names, why in (

@@ -65,12 +65,16 @@ class InputSums(TorchFunctionMode):
         if stack and weight.ndim == 3:
             # Every expert gets a row for every token, of zeros where it is not concerned.
             rows = inputs.reshape(matrices, -1, columns)
-            self._squares[name] += rows.float().square().sum(1, dtype=torch.float64)
+            self._squares[name] += self.counted(rows.float()).sum(1, dtype=torch.float64)
             self._counts[name] += rows.any(-1).sum(1)
             return
         number = weight.storage_offset() * matrices // parameter.numel() if stack else 0
         self._squares[name][number] += self._sum(inputs)
         self._counts[name][number] += inputs.numel() // columns
+
+    def counted(self, rows: Tensor) -> Tensor:
+        """What is summed of every input, float32."""
+        return rows.square()
 
     def _sum(self, inputs: Tensor) -> Tensor:
         """Sums over tokens; queries, keys and values have one input, which is summed once."""
@@ -78,7 +82,7 @@ class InputSums(TorchFunctionMode):
 
         if self._last is None or self._last[0] is not inputs:
             rows = inputs.reshape(-1, inputs.shape[-1]).float()
-            self._last = inputs, rows.square().sum(0, dtype=torch.float64)
+            self._last = inputs, self.counted(rows).sum(0, dtype=torch.float64)
         return self._last[1]
 
     def found(self) -> Iterator[tuple[str, ColumnSums]]:

@@ -29,6 +29,7 @@ from qformats.cli.imatrix import imatrix
 from qformats.cli.inspect import inspect
 from qformats.cli.merge import merge
 from qformats.cli.new_plugin import new_plugin
+from qformats.cli.outliers import outliers
 from qformats.cli.plugins import plugins
 from qformats.cli.serve import serve
 from qformats.cli.shared import Command, Debug, Quiet, Verbose
@@ -140,6 +141,7 @@ app.command(cls=Command)(formats)
 app.command(cls=Command)(plugins)
 app.command(cls=Command)(merge)
 app.command(cls=Command)(imatrix)
+app.command(cls=Command)(outliers)
 app.command(cls=Command)(check)
 app.command(name="new-plugin", cls=Command)(new_plugin)
 app.command(cls=Command)(completion)

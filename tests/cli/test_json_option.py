@@ -91,6 +91,7 @@ COMMANDS = {
     "export": ("export", "demo", "-f", "gguf:q4_0", "--dry-run"),
     "export several": ("export", "demo", "-f", "gguf:q4_0", "-f", "nf4", "--dry-run"),
     "generate": ("generate", "demo", "Once upon", "-n", "2", "--device", "cpu"),
+    "outliers": ("outliers", "demo", "--chunks", "1", "--chunk-size", "32", "--device", "cpu"),
     "imatrix": ("imatrix", "demo", "--chunks", "1", "--chunk-size", "32", "-o", "m.gguf", "--force"),
 }
 
