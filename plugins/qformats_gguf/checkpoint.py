@@ -44,6 +44,9 @@ _BASE_MODELS = 16
 """Most models that a merged one is said to be based on."""
 _LOOK = 1 << 16
 """Bytes that are compared at a time: two tensors that differ nearly always do so at once."""
+_FURTHER = (
+    "part of a layer that predicts further tokens, which the model's class in Transformers does not have"
+)
 _STILL = (
     "What needs no architecture works: inspect, inspect --plan, compare without --text, export to a GGUF type"
 )
@@ -128,6 +131,9 @@ class GGUFCheckpoint(Checkpoint):
         for name, tensor in stored.items():
             if architecture.is_extra(name):
                 self.left_out[name] = "part of the configuration: factors of the rotary scaling"
+                continue
+            if architecture.is_further(name):
+                self.left_out[name] = _FURTHER
                 continue
             mappings = architecture.unmap_tensors(name)
             self.parts[name] = [mapping.canonical for mapping in mappings]

@@ -15,7 +15,7 @@ from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.folder import predicts
 from qformats.interfaces import evaluate
 from qformats_gguf.architectures import llama3, longrope, mixers, multimodal, rope, windows
-from qformats_gguf.architectures.config import computed, limits, normalize, restore
+from qformats_gguf.architectures.config import computed, limits, normalize, predicting, restore
 from qformats_gguf.architectures.keys import strangers
 from qformats_gguf.architectures.numbers import metadata_number, sizes
 from qformats_gguf.architectures.rows import ROWS
@@ -95,6 +95,8 @@ class Architecture:
         What was lost because of ``force=True``; ``str(problem)`` is a warning to show.
     within : bool
         Whether it is the language model in a folder that holds a vision model too.
+    predicting : int
+        Blocks after the model's own that a GGUF file has, which predict further tokens.
     """
 
     row: Row
@@ -102,6 +104,7 @@ class Architecture:
     source: str = ""
     ignored: tuple[Problem, ...] = ()
     within: bool = False
+    predicting: int = 0
 
     @classmethod
     def from_config(
@@ -176,7 +179,8 @@ class Architecture:
         row = _row_of(named, metadata, source)
         separate = frozenset(part for name in names for part in row.separate(name))
         config, problems = restore(metadata, row, separate, extra_tensors or {}, source)
-        return cls(row, config, source, _settle(problems, source, force))
+        further = predicting(metadata, row.arch, source)
+        return cls(row, config, source, _settle(problems, source, force), predicting=further)
 
     @property
     def arch(self) -> str:
@@ -378,6 +382,11 @@ class Architecture:
         """Whether a GGUF tensor is one of those that `extra_tensors` makes: configuration, not weights."""
         longrope_too = name in longrope.TENSORS and "longrope" in self.row.rope
         return longrope_too or (name == "rope_freqs.weight" and "llama3" in self.row.rope)
+
+    def is_further(self, name: str) -> bool:
+        """Whether a GGUF tensor belongs to a block that predicts further tokens, which no class of Transformers has."""
+        found = re.match(r"blk\.(\d+)\.", name)
+        return found is not None and 0 <= int(found[1]) - self.block_count < self.predicting
 
     def _stacks(self) -> list[tuple[int, ...]]:
         """Shapes of the GGUF tensors that hold a matrix of each expert."""

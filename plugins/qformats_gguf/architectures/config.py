@@ -18,7 +18,9 @@ from qformats_gguf.architectures.numbers import config_number, metadata_number, 
 from qformats_gguf.architectures.schema import REQUIRED, Config, HFModel, If, MetaRule, Problem, Row
 from qformats_gguf.metadata import Keys, Metadata, ValueType
 
-__all__ = ["computed", "limits", "normalize", "restore"]
+__all__ = ["computed", "limits", "normalize", "predicting", "restore"]
+
+_PREDICTING = "nextn_predict_layers"
 
 _DERIVED = {"num_key_value_heads", "head_dim", "n_inner"}
 """Keys whose value follows from others where it is null."""
@@ -204,9 +206,10 @@ def restore(
         File, for messages.
     """
     prefix = row.arch + "."
+    further = predicting(metadata, row.arch, source)
     model = row.models[0]
     config: dict[str, Any] = {"architectures": [model.architectures[0]], "model_type": model.model_type}
-    known = {"general.architecture"}
+    known = {"general.architecture", prefix + _PREDICTING}
     for rule in row.metadata:
         key = prefix + rule.key
         known.add(key)
@@ -221,6 +224,14 @@ def restore(
             raise CheckpointError(
                 source, f"{key} = {value}", f"{config[rule.config]}, the model's {rule.config}"
             )
+    if further:
+        blocks = config[row.blocks] - further
+        if blocks < 1:
+            found = f"{prefix}block_count = {config[row.blocks]}"
+            raise CheckpointError(source, found, f"more than the {further} that predict further tokens")
+        config[row.blocks] = blocks
+        inside = re.compile(r"blk\.(\d+)\.")
+        names = [n for n in names if not ((at := inside.match(n)) and int(at[1]) >= blocks)]
     _derive(config, row.restores, source)
     config["vocab_size"] = _vocabulary(metadata, prefix, source)
     config |= {key: _constant(value, config) for key, value in row.constants.items()}
@@ -273,6 +284,11 @@ def restore(
                 config["rope_parameters"] = rope.by_layer(parameters, theta)
     problems += _unknown(metadata, row, known)
     return config, problems
+
+
+def predicting(metadata: Metadata, arch: str, source: str) -> int:
+    """How many of a file's last blocks predict further tokens."""
+    return metadata_number(metadata, f"{arch}.{_PREDICTING}", source, whole=True, zero=True) or 0
 
 
 def computed(rule: MetaRule, config: Config) -> int:
