@@ -23,10 +23,21 @@ LOG_PROB = 1e-4
 # llama.cpp computes GELU from a table of 16-bit floats: measured up to 6e-3.
 LOG_PROB_GELU_TABLE = 2e-2
 # Layers differ among each other, or a key changes several lengths: Transformers' class is asked.
-NOT_RECORDED = ("llama4", "falcon", "internlm3", "deepseek_v2-lite", "qwen3_next", "lfm2", "mamba")
+NOT_RECORDED = (
+    "glm4_moe_lite",
+    "llama4",
+    "falcon",
+    "internlm3",
+    "deepseek_v2-lite",
+    "qwen3_next",
+    "lfm2",
+    "mamba",
+)
 # Linear attention sums in another order: measured up to 2.5e-4.
 LOG_PROB_LINEAR = 5e-4
 LINEAR = ("qwen3_next",)
+# What another expert changed at one position, layers without attention remember: measured a mean of 0.02 to 0.7.
+REMEMBERING = (*LINEAR, "lfm2_moe")
 NAMED = [f"general.{key}" for key in ("name", "basename", "finetune", "version", "size_label")]
 """Keys that say what the model's folder is called."""
 GELU = ("gemma", "starcoder2", "phi", "falcon", "gpt_neox", "bloom")
@@ -118,8 +129,7 @@ def test_quantized_weights_run_as_their_values(model: tuple[str, Path, Path], tm
     # llama.cpp's CPU kernels round activations to 8 bits wherever weights are quantized, which now and then
     # chooses another expert: measured up to 5.2e-3.
     divergences = (np.exp(theirs.astype(np.float64)) * (theirs - ours)).sum(-1)
-    # Linear attention remembers that: measured 0.7 at one position.
-    assert (np.median(divergences) if name.startswith(LINEAR) else divergences.mean()) < 2e-2
+    assert (np.median(divergences) if name.startswith(REMEMBERING) else divergences.mean()) < 2e-2
     packed = qformats.load_model(file, device="cpu", dtype="f32")
     assert {weight.format for weight in packed.qformats_report.weights} == {"gguf:q8_0"}
     assert np.abs(hf.log_probs(packed, ids) - theirs).max() < LOG_PROB

@@ -48,6 +48,8 @@ OWN = {
 OWN["lfm2"] = {"layer_types": ["conv", "full_attention"]}
 OWN["mamba"] = {"intermediate_size": 64}
 OWN["exaone4"] = {"sliding_window": None, "layer_types": ["full_attention"] * 2}
+OWN["lfm2_moe"] = CASES["lfm2_moe"].config | {"layer_types": ["conv", "full_attention"]}
+OWN["glm4_moe_lite"] = CASES["glm4_moe_lite"].config | {"mlp_layer_types": ["dense", "sparse"]}
 OWN = {case.model_type: case.config for case in reversed(CASES.values())} | OWN
 # Keys that every configuration takes though none declares them.
 EXTRA = ("rope_theta", "rope_scaling", "partial_rotary_factor", "per_layer_config")
@@ -100,6 +102,7 @@ OTHER = {
     "full_attn_idxs": [0],
     "full_attention_interval": 2,
     "moe_layers": [0],
+    "mlp_layer_types": ["sparse", "dense"],
     "attention_chunk_size": 8,
     "floor_scale": 4,
     "swiglu_limit": 0.05,

@@ -348,6 +348,26 @@ CASES: dict[str, Case] = {
         "Glm4MoeForCausalLM",
         {**_ROUTED, **_WIDE, "use_qk_norm": True, "attention_bias": True, "num_mtp_layers": 0},
     ),
+    "glm4_moe_lite": Case(
+        "glm4_moe_lite",
+        "Glm4MoeLiteForCausalLM",
+        {
+            **{key: value for key, value in _ROUTED.items() if key != "first_k_dense_replace"},
+            **_LATENT,
+            "mlp_layer_types": ["dense", "dense", "sparse"],
+            "routed_scaling_factor": 1.8,
+        },
+    ),
+    "lfm2_moe": Case(
+        "lfm2_moe",
+        "Lfm2MoeForCausalLM",
+        {
+            **_EXPERTS,
+            "num_dense_layers": 1,
+            "layer_types": ["conv", "full_attention", "conv"],
+            "tie_word_embeddings": True,
+        },
+    ),
     "granitemoe": Case("granitemoe", "GraniteMoeForCausalLM", {**_STACKED, **_GRANITE}),
     "granitemoeshared": Case(
         "granitemoeshared",
@@ -533,6 +553,10 @@ TRAPS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "deepseek_v2-depth": ("deepseek_v2-lite", {"num_hidden_layers": 28}, "q_lora_rank"),
     "deepseek_v3": ("deepseek_v3", {"rope_interleave": False}, "rope_interleave"),
+    "glm4_moe_lite": ("glm4_moe_lite", {"mlp_layer_types": ["dense", "sparse", "dense"]}, "mlp_layer_types"),
+    "lfm2_moe": ("lfm2_moe", {"use_expert_bias": False}, "use_expert_bias"),
+    "lfm2_moe-scale": ("lfm2_moe", {"routed_scaling_factor": 2.0}, "routed_scaling_factor"),
+    "lfm2_moe-weights": ("lfm2_moe", {"norm_topk_prob": False}, "norm_topk_prob"),
     "granitemoe": ("granitemoe", {"hidden_act": "gelu"}, "hidden_act"),
     "llama4": ("llama4", {"attention_chunk_size": 32}, "attention_chunk_size"),
     "llama4-layers": ("llama4", {"moe_layers": [0, 1]}, "moe_layers"),
@@ -677,7 +701,7 @@ def _randomize(model: Any, generator: Any, embeddings: float = 0.5) -> None:
     import torch
 
     # By a buffer, some models choose experts.
-    state = dict(model.named_parameters()) | {k: v for k, v in model.named_buffers() if "correction" in k}
+    state = dict(model.named_parameters()) | {k: v for k, v in model.named_buffers() if "bias" in k}
     with torch.no_grad():
         for name in sorted(state):
             tensor = state[name]

@@ -415,7 +415,7 @@ class Architecture:
         return first
 
     def _has(self, rule: TensorRule, suffix: str, block: int) -> bool:
-        if rule.layers and rule.layers != self.row.kind(block, self.config):
+        if rule.layers and rule.layers not in self.row.kinds(block, self.config):
             return False
         presence = rule.presence(suffix)
         return presence.holds(self.config) if isinstance(presence, If) else presence

@@ -55,6 +55,19 @@ def _every_layer_sparse(config: Config) -> Problem | None:
     )
 
 
+def _dense_then_sparse(config: Config) -> Problem | None:
+    """Name layers without experts after one that has them."""
+    dense, layers, kinds = (
+        config["first_k_dense_replace"],
+        config["num_hidden_layers"],
+        config["mlp_layer_types"],
+    )
+    if kinds == ["dense"] * dense + ["sparse"] * (layers - dense):
+        return None
+    reason = "llama.cpp has experts in every layer after the first ones"
+    return Problem("mlp_layer_types", kinds, (f"dense layers, then sparse ones, {layers} in all",), reason)
+
+
 def _window_with_64_layers(config: Config) -> Problem | None:
     """Name a window in a model other than the one that llama.cpp has it for, or the lack of it there."""
     kinds = config["layer_types"]
@@ -202,6 +215,7 @@ CHECKS: Mapping[str, Callable[[Config], Problem | None]] = {
     "optional_window": _optional_window,
     "layer_types": _layer_types,
     "every_layer_sparse": _every_layer_sparse,
+    "dense_then_sparse": _dense_then_sparse,
     "window_with_64_layers": _window_with_64_layers,
     "always_a_window": _always_a_window,
     "head_norms_from_64_layers": _head_norms_from_64_layers,

@@ -77,7 +77,18 @@ def _mamba(config: dict[str, Any]) -> None:
         config["time_step_rank"] = -(-config["hidden_size"] // 16)
 
 
+def _glm4_moe_lite(config: dict[str, Any]) -> None:
+    """How many layers without experts come first."""
+    kinds = config.get("mlp_layer_types")
+    if not isinstance(kinds, list):
+        # Its class reads nothing else.
+        kinds = ["dense", *["sparse"] * (config["num_hidden_layers"] - 1)]
+    config["mlp_layer_types"] = kinds
+    config["first_k_dense_replace"] = kinds.index("sparse") if "sparse" in kinds else len(kinds)
+
+
 COMPLETE: Mapping[str, Callable[[dict[str, Any]], None]] = {
+    "glm4_moe_lite": _glm4_moe_lite,
     "lfm2": _lfm2,
     "mamba": _mamba,
     "falcon": _falcon,

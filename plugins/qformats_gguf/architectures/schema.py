@@ -577,15 +577,16 @@ class Row:
     restores: Mapping[str, str] = field(default_factory=dict)
     tolerated: tuple[str, ...] = ()
 
-    def kind(self, block: int, config: Config) -> str:
-        """Kind of a layer; where all have attention, ``dense`` or ``sparse``: whether it has experts."""
-        if self.mixers is not None:
-            kinds = config["layer_types"]
-            return str(kinds[block]) if block < len(kinds) else ""
-        if self.sparse is None:
-            return ""
-        how, number = self.sparse[0], int(config[self.sparse[1]])
-        return "sparse" if (block >= number if how == "from" else (block + 1) % number == 0) else "dense"
+    def kinds(self, block: int, config: Config) -> tuple[str, ...]:
+        """What a layer has in the place of attention, and whether it has experts, where they differ in that."""
+        found = []
+        if self.mixers is not None and block < len(config["layer_types"]):
+            found.append(str(config["layer_types"][block]))
+        if self.sparse is not None:
+            how, number = self.sparse[0], int(config[self.sparse[1]])
+            sparse = block >= number if how == "from" else (block + 1) % number == 0
+            found.append("sparse" if sparse else "dense")
+        return tuple(found)
 
     @property
     def local_rope(self) -> bool:

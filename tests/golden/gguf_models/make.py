@@ -36,6 +36,7 @@ GIVEN = {
     "cohere2-pattern": {"rotary_pct": 1.0},
     **{name: {"scoring_func": "softmax"} for name in CASES if name.startswith("deepseek_v2")},
     **{name: {"scoring_func": "sigmoid"} for name in CASES if name.startswith("deepseek_v3")},
+    "glm4_moe_lite": {"scoring_func": "sigmoid", "first_k_dense_replace": 2},
     # Transformers reads and saves the number of all heads here.
     "falcon": {"num_kv_heads": 1},
 }
