@@ -217,7 +217,7 @@ class _Filling:
                 f"{self.source.path}: tensor {stacks[0].name!r}",
                 Described(f"stacked experts, which hold {share:.0f} % of the weights"),
                 ["a separate matrix for each expert, where a model is quantized while it is loaded"],
-                "A GGUF file holds such experts: export the model to one and load that",
+                "Export the model to a format whose files hold such experts, and load that",
             )
 
     # Where tensors go.

@@ -120,7 +120,7 @@ def test_a_checkpoint_that_is_open_can_be_given(exported):
 @pytest.mark.parametrize("name", ["gpt_oss", "granitemoe", "llama4"])
 def test_stacked_experts_are_refused_by_name_and_quantized_in_a_file(name, format, tmp_path):
     folder = build(name, tmp_path / "in")
-    refusal = r"tensor '[\w.]*'?: found stacked experts, which hold \d+ % of the weights.* GGUF file"
+    refusal = r"found stacked experts, which hold \d+ % of the weights.* files hold such experts"
     with pytest.raises(UnsupportedModelError, match=refusal):
         qformats.load_model(folder, device="cpu", format=format)
     if format == "glm:int8":

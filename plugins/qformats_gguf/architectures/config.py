@@ -206,7 +206,6 @@ def restore(
         File, for messages.
     """
     prefix = row.arch + "."
-    further = predicting(metadata, row.arch, source)
     model = row.models[0]
     config: dict[str, Any] = {"architectures": [model.architectures[0]], "model_type": model.model_type}
     known = {"general.architecture", prefix + _PREDICTING}
@@ -224,14 +223,7 @@ def restore(
             raise CheckpointError(
                 source, f"{key} = {value}", f"{config[rule.config]}, the model's {rule.config}"
             )
-    if further:
-        blocks = config[row.blocks] - further
-        if blocks < 1:
-            found = f"{prefix}block_count = {config[row.blocks]}"
-            raise CheckpointError(source, found, f"more than the {further} that predict further tokens")
-        config[row.blocks] = blocks
-        inside = re.compile(r"blk\.(\d+)\.")
-        names = [n for n in names if not ((at := inside.match(n)) and int(at[1]) >= blocks)]
+    names = _without_further(config, row, predicting(metadata, row.arch, source), names, source)
     _derive(config, row.restores, source)
     config["vocab_size"] = _vocabulary(metadata, prefix, source)
     config |= {key: _constant(value, config) for key, value in row.constants.items()}
@@ -284,6 +276,19 @@ def restore(
                 config["rope_parameters"] = rope.by_layer(parameters, theta)
     problems += _unknown(metadata, row, known)
     return config, problems
+
+
+def _without_further(
+    config: dict[str, Any], row: Row, further: int, names: Collection[str], source: str
+) -> Collection[str]:
+    """Names of tensors without those of blocks that predict further tokens, which are no longer counted either."""
+    blocks = config[row.blocks] - further
+    if blocks < 1:
+        count = f"{row.arch}.block_count = {config[row.blocks]}"
+        raise CheckpointError(source, count, f"more than the {further} that predict further tokens")
+    config[row.blocks] = blocks
+    places = {name: re.match(r"blk\.(\d+)\.", name) for name in names}
+    return [name for name, at in places.items() if not further or at is None or int(at[1]) < blocks]
 
 
 def predicting(metadata: Metadata, arch: str, source: str) -> int:
