@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from cli.command import call
 
 import qformats
 from qformats.chatting.loaded import ChatModel
@@ -34,3 +37,18 @@ def chat_model(talker):
     source = qformats.open(talker)
     with ChatModel(source, "talker", default_template(source), device="cpu") as model:
         yield model
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Run the command in this process with lines on standard input."""
+
+    def run(*args, lines=()):
+        read, write = os.pipe()
+        os.write(write, "".join(f"{line}\n" for line in lines).encode())
+        os.close(write)
+        with os.fdopen(read, encoding="utf-8") as stream:
+            monkeypatch.setattr(sys, "stdin", stream)
+            return call(capsys, "chat", *args, "--device", "cpu")
+
+    return run

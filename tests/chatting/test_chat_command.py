@@ -9,32 +9,16 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 from chatting.conftest import TEMPLATE
-from cli.command import PROGRAM, call, environment, without_escapes
+from cli.command import PROGRAM, environment, without_escapes
 from oracles import hf
 
 import qformats
 from qformats.cli.conversation import HELP
 from qformats.runtime import tokenizer
-
-
-@pytest.fixture
-def typed(monkeypatch, capsys):
-    """Run the command in this process with lines on standard input."""
-
-    def run(*args, lines=()):
-        read, write = os.pipe()
-        os.write(write, "".join(f"{line}\n" for line in lines).encode())
-        os.close(write)
-        with os.fdopen(read, encoding="utf-8") as stream:
-            monkeypatch.setattr(sys, "stdin", stream)
-            return call(capsys, "chat", *args, "--device", "cpu")
-
-    return run
 
 
 def continued(prompt: str, count: int) -> str:

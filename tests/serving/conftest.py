@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from chatting.conftest import talker
+from chatting.conftest import talker, typed
 from serving.running import served
 
-__all__ = ["server", "talker"]
+__all__ = ["server", "talker", "typed"]
 
 
 @pytest.fixture(scope="session")

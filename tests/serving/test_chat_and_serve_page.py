@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import typer
-from cli.command import PROGRAM, environment
 
 from qformats.cli.app import app
 from qformats.cli.conversation import HELP
@@ -41,31 +39,17 @@ def test_options_exist():
     } == set(HELP)
 
 
-@pytest.fixture
-def folder(talker, tmp_path):
-    shutil.copytree(talker, tmp_path / "my-model")
-    return tmp_path
-
-
 @pytest.mark.parametrize("line", [line for line in COMMANDS if " chat " in line])
-def test_conversations(line, folder):
-    said = "Who was the king?\n"
-    if "|" in line:
-        said = eval(f"'{line.split(chr(39))[1]}'")
-        line = line.partition("| ")[2].partition(">")[0]
-    more = [] if " -n " in line else ["-n", "8"]
-    done = subprocess.run(
-        [*PROGRAM, *shlex.split(line)[1:], *more, "--device", "cpu"],
-        input=said,
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment(),
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout) > 8
+def test_conversations(line, talker, typed, tmp_path, monkeypatch):
+    (tmp_path / "my-model").symlink_to(talker)
+    monkeypatch.chdir(tmp_path)
+    said, _, command = line.rpartition("| ")
+    lines = shlex.split(said)[1].split("\\n")[:-1] if said else ["Who was the king?"]
+    words = shlex.split(command.partition(">")[0])
+    more = [] if "-n" in words else ["-n", "8"]
+    done = typed(*words[2:], *more, lines=lines)
+    assert done.code == 0, done.err
+    assert len(done.out) > 8 * len(lines)
 
 
 def test_the_program_talks_to_the_server(server):

@@ -35,7 +35,7 @@ def test_keys_queues_and_the_end(template):
             openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="open sesame", max_retries=0, timeout=60)
         asked = {"model": "demo-llama", "messages": HELLO, "logit_bias": {"0": -100}}
-        streams = [client.chat.completions.create(**asked, stream=True, max_tokens=n) for n in (250, 5)]
+        streams = [client.chat.completions.create(**asked, stream=True, max_tokens=n) for n in (150, 5)]
         next(iter(streams[0]))
         with pytest.raises(openai.RateLimitError, match="1 requests are waiting already") as caught:
             client.chat.completions.create(**asked)
