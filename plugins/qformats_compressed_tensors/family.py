@@ -18,6 +18,7 @@ from qformats_compressed_tensors.integers import (
     OrderedPacker,
     PackedPacker,
 )
+from qformats_compressed_tensors.microscaling import MicroscalingPacker
 from qformats_compressed_tensors.modules import FIELDS, examine
 from qformats_compressed_tensors.scheme import Declared, declared
 
@@ -49,6 +50,7 @@ class CompressedTensors(Family):
         FloatPacker("channel"),
         FloatPacker("block"),
         FloatPacker("tensor"),
+        MicroscalingPacker(),
     )
     other_names = ("compressed_tensors", "llm-compressor", "llmcompressor", "ct")
     aliases = MappingProxyType(
@@ -79,6 +81,8 @@ class CompressedTensors(Family):
     def parse(self, variant: str) -> Packer:
         """Packer of a name such as ``w4a16-64g-asym``; ``channel`` stands for the whole row."""
         lowered = variant.lower()
+        if lowered == "mxfp4":
+            return MicroscalingPacker()
         floats = _FLOATS.fullmatch(lowered)
         if floats:
             return FloatPacker(floats[1], floats[2] or "f32")
@@ -121,7 +125,7 @@ class CompressedTensors(Family):
         dtype: str = "float32",
     ) -> dict[str, Any]:
         """``quantization_config`` as the library writes it, for one group of all linear modules that are not plain."""
-        assert isinstance(packer, IntegerPacker | FloatPacker)
+        assert isinstance(packer, IntegerPacker | FloatPacker | MicroscalingPacker)
         stored = packer.layout
         inputs = None
         if isinstance(packer, FloatPacker):
@@ -130,6 +134,13 @@ class CompressedTensors(Family):
             if packer.strategy == "block":
                 weights["block_structure"] = list(packer.block)
                 inputs |= {"strategy": "group", "group_size": packer.block[1]}
+        elif isinstance(packer, MicroscalingPacker):
+            # As the preset MXFP4A16 has it.
+            weights = _arguments(4, True, "float") | {
+                "strategy": "group",
+                "group_size": packer.spec.block_size,
+            }
+            weights |= {"scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
         else:
             weights = _arguments(packer.bits, packer.symmetric)
             weights |= {"strategy": "group" if packer.group_size else "channel"}
@@ -173,7 +184,7 @@ class CompressedTensors(Family):
 
     def locate(self, packer: Packer, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
         """Format and shape of the weight of a module, by its tensors before what is declared."""
-        known = packer.declared if isinstance(packer, IntegerPacker | FloatPacker) else Declared()
+        known = packer.declared if isinstance(packer, IntegerPacker) else Declared()
         return examine(module, known)
 
 

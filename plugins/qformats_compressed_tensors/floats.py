@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from qformats.interfaces import Float8Packer
 from qformats_compressed_tensors.integers import FAMILY
-from qformats_compressed_tensors.scheme import Declared
 
 __all__ = ["STRATEGIES", "FloatPacker"]
 
@@ -24,7 +23,6 @@ class FloatPacker(Float8Packer):
     """
 
     layout = "float-quantized"
-    declared = Declared()
 
     def __init__(self, strategy: str, scale_dtype: str = "f32") -> None:
         self.strategy = strategy

@@ -13,6 +13,7 @@ from qformats.errors import ConfigError, Described
 from qformats.interfaces import ModuleFields
 from qformats_compressed_tensors.floats import STRATEGIES, FloatPacker
 from qformats_compressed_tensors.integers import BITS, BytePacker, OrderedPacker, PackedPacker, older_words
+from qformats_compressed_tensors.microscaling import MicroscalingPacker
 from qformats_compressed_tensors.scheme import Declared, Scheme
 
 __all__ = ["FIELDS", "examine"]
@@ -55,9 +56,7 @@ def _packed(module: ModuleFields, scheme: Scheme | None, version: str) -> tuple[
     stored = module.stored
     words, kind = stored["weight_packed"]
     if kind == "u8":
-        name = "NVFP4" if "weight_global_scale" in stored else "MXFP4"
-        found = Described(f"{name}, floats of 4 bits")
-        raise ConfigError(f"weight_packed of {module.name}", found, "packed integers", _INSTEAD)
+        return _floats4(module)
     _need(module, ("weight_packed", "weight_scale", "weight_shape"))
     if kind != "i32" or len(words) != 2 or not all(words):
         allowed = "i32 of shape (N, words)"
@@ -88,6 +87,22 @@ def _packed(module: ModuleFields, scheme: Scheme | None, version: str) -> tuple[
         if not _in_order(module, group or shape[1]):
             return OrderedPacker(bits, group, symmetric, dtype), shape
     return PackedPacker(bits, group, symmetric, dtype), shape
+
+
+def _floats4(module: ModuleFields) -> tuple[Packer, tuple[int, int]]:
+    if "weight_global_scale" in module.stored:
+        found = Described("NVFP4, floats of 4 bits with scales of two levels")
+        raise ConfigError(f"weight_packed of {module.name}", found, "packed integers, or MXFP4", _INSTEAD)
+    _need(module, ("weight_packed", "weight_scale"))
+    words, _ = module.stored["weight_packed"]
+    packer = MicroscalingPacker()
+    shape = (words[0], 2 * words[1]) if len(words) == 2 else (0, 0)
+    wanted = (shape[0], shape[1] // 32)
+    scales, kind = module.stored["weight_scale"]
+    if not all(shape) or packer.veto(shape) or scales != wanted or kind not in ("u8", "f8_e8m0"):
+        found = Described(f"{kind} of shape {scales} beside weight_packed of shape {words}")
+        raise ConfigError(f"weight_scale of {module.name}", found, "u8, one for each 32 columns", _INSTEAD)
+    return packer, shape
 
 
 def _bytes(module: ModuleFields, scheme: Scheme | None) -> tuple[Packer, tuple[int, int]]:

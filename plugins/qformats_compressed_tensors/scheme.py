@@ -135,9 +135,11 @@ def _preset(name: str, targets: tuple[str, ...]) -> Scheme:
         return Scheme(targets, 8, "float", 0)
     if lowered == "fp8_block":
         return Scheme(targets, 8, "float", None, (128, 128))
+    if lowered in ("mxfp4", "mxfp4a16", "mxfp4xfp8"):
+        return Scheme(targets, 4, "float", 32)
     if lowered == "unquantized":
         return Scheme(targets)
-    expected = "a preset whose weights are integers of 2 to 8 bits or FP8"
+    expected = "a preset whose weights are integers of 2 to 8 bits, FP8 or MXFP4"
     raise ConfigError("config_groups", name, expected, _INSTEAD)
 
 

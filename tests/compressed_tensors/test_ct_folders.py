@@ -27,7 +27,7 @@ def llama(tmp_path_factory):
 def folders(llama, tmp_path_factory):
     """The same model in several formats, one plain module each."""
     out = tmp_path_factory.mktemp("folders")
-    for variant in ("w4a16-32g", "w4a16-32g-asym", "w8a8-channel"):
+    for variant in ("w4a16-32g", "w4a16-32g-asym", "w8a8-channel", "mxfp4"):
         qformats.export(llama, out / variant, format=f"{NAME}:{variant}", tensor_types={DOWN: "dense:f16"})
     return out
 
@@ -61,7 +61,7 @@ def same(first, second):
     )
 
 
-@pytest.mark.parametrize("variant", ["w4a16-32g", "w4a16-32g-asym", "w8a8-channel"])
+@pytest.mark.parametrize("variant", ["w4a16-32g", "w4a16-32g-asym", "w8a8-channel", "mxfp4"])
 def test_transformers_loads_the_same_values(variant, folders, monkeypatch):
     """With the library, which decompresses as it loads or when it first runs; nothing is missing or left over."""
     package_folder("compressed-tensors", "compressed_tensors", "0.20.0")
@@ -69,7 +69,9 @@ def test_transformers_loads_the_same_values(variant, folders, monkeypatch):
     from transformers import AutoModelForCausalLM
 
     folder = folders / variant
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16, output_loading_info=True)
+    # MXFP4, which has no scales of floats to give a dtype, becomes bfloat16 there.
+    dtype = torch.bfloat16 if variant == "mxfp4" else torch.float16
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     assert not any(info.values())
     with torch.inference_mode():
         model(IDS)
@@ -78,7 +80,7 @@ def test_transformers_loads_the_same_values(variant, folders, monkeypatch):
     linear = [name for name in expected if "_proj" in name]
     assert len(linear) == 14
     # The library rounds a product once, to the dtype of the scale.
-    assert all(torch.equal(found[name], expected[name].half()) for name in linear)
+    assert all(torch.equal(found[name], expected[name].to(dtype)) for name in linear)
 
 
 def test_what_is_written_is_what_the_library_declares(folders):

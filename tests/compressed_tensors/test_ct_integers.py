@@ -225,7 +225,10 @@ def test_transforms_of_weights_alone_are_folded_and_harmless():
             lambda f: f.update(weight_scale=f["weight_scale"][:, :5].contiguous()),
             "groups that divide 192 columns",
         ),
-        (lambda f: f.update(weight_packed=f["weight_packed"].view(torch.uint8)), "MXFP4, floats of 4 bits"),
+        (
+            lambda f: f.update(weight_packed=f["weight_packed"].view(torch.uint8)),
+            "u8, one for each 32 columns",
+        ),
         (lambda f: f["weight_scale"].fill_(float("inf")), "NaN or infinite"),
     ],
 )
