@@ -87,6 +87,8 @@ class DeviceForm(NamedTuple):
         1 if float16 levels can be looked up in pairs, and 2 if bfloat16 levels can.
     outer : int
         Columns that share an outer scale, where scales are in two levels; otherwise 0.
+    line : int
+        Rows that lie together in the weight's tensors, where these are a part of larger ones; otherwise 0.
     """
 
     rows: int
@@ -100,6 +102,7 @@ class DeviceForm(NamedTuple):
     levels: int = 0
     paired: int = 0
     outer: int = 0
+    line: int = 0
 
 
 class DeviceWeight(NamedTuple):

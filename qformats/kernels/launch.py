@@ -28,7 +28,17 @@ from qformats.kernels.triton_decode import quads_of_step
 from qformats.kernels.triton_dequantize import dequantize_kernel
 from qformats.kernels.triton_linear import linear_kernel
 
-__all__ = ["FUSED_ROWS", "Tiles", "choose_tiles", "counters", "current", "dequantize", "linear", "programs"]
+__all__ = [
+    "FUSED_ROWS",
+    "Tiles",
+    "choose_tiles",
+    "chosen_linear",
+    "counters",
+    "current",
+    "dequantize",
+    "linear",
+    "programs",
+]
 
 FUSED_ROWS = 256
 """Rows of activations up to which decoding inside the product is faster than decoding before it.
@@ -73,7 +83,7 @@ def current(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def choose_tiles(count: int, form: DeviceForm, device: torch.device) -> Tiles:
+def choose_tiles(count: int, form: DeviceForm, device: torch.device, weights: int = 1) -> Tiles:
     """Tiles for `count` rows of activations and a weight.
 
     Parameters
@@ -84,6 +94,8 @@ def choose_tiles(count: int, form: DeviceForm, device: torch.device) -> Tiles:
         Of the weight.
     device : torch.device
         Its multiprocessors decide into how many parts columns are split.
+    weights : int
+        How many such products one launch computes.
     """
     # All numbers below are the fastest of those tried on one H200 (132 multiprocessors; torch 2.11, Triton 3.6) with
     # scripts/tune_gpu.py, for the shapes of 7 and 8 B models: docs/kernels.md has the figures.
@@ -129,9 +141,11 @@ def choose_tiles(count: int, form: DeviceForm, device: torch.device) -> Tiles:
         rounds = 4.5 if fine and form.bits == 4 else 3.0
         if fine and form.mode == MINIMUM and not form.outer and batch <= 16:
             stages, rounds = 3, 5.6
-    tiles = -(-form.rows // rows) * -(-count // batch)
+    tiles = weights * -(-form.rows // rows) * -(-count // batch)
     wanted = programs(device) * rounds / 3
     split = shared or (4 if small and batch == 64 else 8 if small else round(wanted / tiles))
+    if weights > 1:
+        split = round(wanted / tiles)
     split = max(1, min(split, 8 if batch < 64 else 4, _steps(form) * together // 4))
     if split == 1 and stages == 4:
         stages = 5
@@ -210,6 +224,7 @@ def dequantize(weight: DeviceWeight, dtype: torch.dtype) -> Tensor:
             out,
             form.rows,
             form.columns,
+            form.line or form.rows,
             weight.scale.shape[0],
             **_constants(weight),
             FAST=weight.scale.is_cuda if form.mode == TABLE else _fast(weight, torch.float16),
@@ -271,6 +286,28 @@ def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | 
     return _launched(x, weight, bias, tiles)[0]
 
 
+def chosen_linear(x: Tensor, weight: DeviceWeight, chosen: Tensor, share: int) -> Tensor:
+    """Products of single rows with one of many weights each.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``(M, K)``.
+    weight : DeviceWeight
+        The first of many that lie together, see :mod:`qformats.kernels.stacking`; ``(N, K)``.
+    chosen : Tensor
+        Integers, ``(M * share,)``: number of the weight.
+    share : int
+        How many products take the same row of `x`.
+
+    Returns
+    -------
+    Tensor
+        ``(M * share, N)``.
+    """
+    return _launched(x, weight, None, None, (chosen, share))[0]
+
+
 def uses_launcher(x: Tensor) -> bool:
     """Whether launches can be kept: on a device, by Triton's compiler."""
     return x.is_cuda and uses_triton(x) and not torch.cuda.is_current_stream_capturing()
@@ -283,16 +320,21 @@ def prepare(x: Tensor, weight: DeviceWeight, bias: Tensor | None) -> Launch:
 
 
 def _launched(
-    x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | None
+    x: Tensor,
+    weight: DeviceWeight,
+    bias: Tensor | None,
+    tiles: Tiles | None,
+    many: tuple[Tensor, int] | None = None,
 ) -> tuple[Tensor, tuple[int, int, int], list[Any], Tiles, Any]:
     form = weight.form
     count = x.shape[0]
     x = x.contiguous()
     steps = _steps(form)
-    chosen = tiles or choose_tiles(count, form, x.device)
-    out = torch.empty((count, form.rows), dtype=x.dtype, device=x.device)
+    slots, share = (count, 0) if many is None else (len(many[0]), many[1])
+    chosen = tiles or choose_tiles(1 if many else count, form, x.device, slots if many else 1)
+    out = torch.empty((slots, form.rows), dtype=x.dtype, device=x.device)
     scale = weight.scale
-    grid = (-(-form.rows // chosen.rows), chosen.split, -(-count // chosen.batch))
+    grid = (-(-form.rows // chosen.rows), chosen.split, slots if many else -(-count // chosen.batch))
     partial = arrived = scale
     if chosen.split > 1:
         size = grid[0] * grid[1] * grid[2] * chosen.rows * chosen.batch
@@ -305,9 +347,11 @@ def _launched(
         out,
         partial,
         arrived,
-        count,
+        scale if many is None else many[0],
+        1 if many else count,
         form.rows,
         form.columns,
+        form.line or form.rows,
         scale.shape[0],
         steps,
     )
@@ -319,8 +363,9 @@ def _launched(
         "BIAS": bias is not None,
         "EVEN_N": form.rows % chosen.rows == 0,
     }
-    stages, compiled = _start(grid, arguments, constants, chosen)
+    stages, compiled = _start(grid, arguments, constants, chosen, share)
     constants |= {"ROWS": chosen.rows, "BATCH": chosen.batch, "SPLIT": chosen.split, "STAGES": stages}
+    constants["SHARE"] = share
     names = linear_kernel.arg_names[len(arguments) :]
     return out, grid, [*arguments, *(constants[name] for name in names)], chosen, compiled
 
@@ -338,10 +383,10 @@ _stages: dict[tuple[Any, ...], int] = {}
 
 
 def _start(
-    grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any], tiles: Tiles
+    grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any], tiles: Tiles, share: int
 ) -> tuple[int, Any]:
     """Launch, with as many loads in flight as fit; their number, and what was compiled."""
-    key = (*constants.values(), tiles, arguments[0].dtype, arguments[0].device)
+    key = (*constants.values(), tiles, share > 0, arguments[0].dtype, arguments[0].device)
     kernel: Any = linear_kernel
     for stages in range(_stages.get(key, tiles.stages), 0, -1):
         try:
@@ -353,6 +398,7 @@ def _start(
                     BATCH=tiles.batch,
                     SPLIT=tiles.split,
                     STAGES=stages,
+                    SHARE=share,
                     num_warps=tiles.warps,
                 )
         except OutOfResources:

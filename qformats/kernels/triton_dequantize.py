@@ -101,6 +101,7 @@ def dequantize_kernel(
     out_ptr,
     N,
     K,
+    line,
     groups,
     BITS: tl.constexpr,
     MODE: tl.constexpr,
@@ -117,7 +118,7 @@ def dequantize_kernel(
 
     `GROUP` is 0 where a row has one scale. `OUTER` is not 0 where scales are products of a number of that many columns
     and a factor of each group; `groups` then counts the former. `ZERO` is None where groups have zero points of their
-    own.
+    own. `line` is how many rows lie together in the planes and parameters.
     """
     if EARLY:
         start_early()
@@ -128,23 +129,34 @@ def dequantize_kernel(
     at = row[:, None] * 32 + lane[None, :]
     # A table is looked up in float32; other levels are exact in float16.
     kind: tl.constexpr = tl.float16 if FAST else tl.float32
-    first = first_words(low_ptr, quad, at, inside, N * 32, BITS, EVEN_N)
-    second = second_words(first, low_ptr, high_ptr, quad, at, inside, N * 32, BITS, EVEN_N)
+    first = first_words(low_ptr, quad, at, inside, line * 32, BITS, EVEN_N)
+    second = second_words(first, low_ptr, high_ptr, quad, at, inside, line * 32, BITS, EVEN_N)
     # Everything is loaded before anything is stored: the compiler moves no load across a store.
     if OUTER > 0:
         scale = _products(
-            scale_ptr, factor_ptr, row, N, quad, inside, GROUP, OUTER, groups, FAST, EVEN_N, EVEN_K
+            scale_ptr, factor_ptr, row, line, quad, inside, GROUP, OUTER, groups, FAST, EVEN_N, EVEN_K
         )
         shift = scale
         if has_minimum(MODE):
             shift = _products(
-                shift_ptr, shift_factor_ptr, row, N, quad, inside, GROUP, OUTER, groups, FAST, EVEN_N, EVEN_K
+                shift_ptr,
+                shift_factor_ptr,
+                row,
+                line,
+                quad,
+                inside,
+                GROUP,
+                OUTER,
+                groups,
+                FAST,
+                EVEN_N,
+                EVEN_K,
             )
     else:
-        scale = _parameters(scale_ptr, row, N, quad, inside, GROUP, groups, EVEN_N, EVEN_K)
+        scale = _parameters(scale_ptr, row, line, quad, inside, GROUP, groups, EVEN_N, EVEN_K)
         shift = scale
         if has_minimum(MODE) or ZERO is None:
-            shift = _parameters(shift_ptr, row, N, quad, inside, GROUP, groups, EVEN_N, EVEN_K)
+            shift = _parameters(shift_ptr, row, line, quad, inside, GROUP, groups, EVEN_N, EVEN_K)
     first, second = move_down(first, second, quad, BITS)
     target = out_ptr + row.to(tl.int64)[:, None] * K + quad * 128
     if has_table(MODE):

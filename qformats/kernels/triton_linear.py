@@ -105,9 +105,11 @@ def linear_kernel(
     out_ptr,
     partial_ptr,
     arrived_ptr,
+    chosen_ptr,
     M,
     N,
     K,
+    line,
     groups,
     steps,
     BITS: tl.constexpr,
@@ -125,6 +127,7 @@ def linear_kernel(
     BATCH: tl.constexpr,
     SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
+    SHARE: tl.constexpr,
 ):
     """``out[m, n] = sum over k of x[m, k] * (scale * level + minimum)[n, k] + bias[n]``, sums in float32.
 
@@ -133,6 +136,9 @@ def linear_kernel(
     `OUTER` is as in :func:`~qformats.kernels.triton_dequantize.dequantize_kernel`.
     `SCALED` multiplies levels by float16 scales or factors before the product, where scaling many sums after it costs
     more.
+    `line` is how many rows lie together in the planes and parameters: more than N where the weight is a part of them.
+    Where `SHARE` is not 0, they hold many weights of N rows, one after the other, and ``chosen`` tells for each row of
+    ``out`` which of them it takes; a program makes a part of one row, and so many rows share one of ``x``.
     """
     tile = tl.program_id(0)
     split = tl.program_id(1)
@@ -140,6 +146,14 @@ def linear_kernel(
     row = tile * ROWS + tl.arange(0, ROWS)
     m = tl.program_id(2) * BATCH + tl.arange(0, BATCH)
     inside = (row < N)[:, None]
+    # Where the weight's rows lie.
+    own = row
+    if SHARE > 0:
+        slot = tl.program_id(2)
+        m = tl.arange(0, BATCH)
+        own = row + tl.load(chosen_ptr + slot).to(tl.int32) * N
+        x_ptr += (slot // SHARE).to(tl.int64) * K
+        out_ptr += slot.to(tl.int64) * N
     # Where a strip has two groups, its halves are multiplied one after the other.
     halves: tl.constexpr = 2 if OUTER > 0 and GROUP == 16 else 1
     width: tl.constexpr = 32 // halves
@@ -155,13 +169,13 @@ def linear_kernel(
     for step in tl.range(steps * split // SPLIT, steps * (split + 1) // SPLIT, num_stages=STAGES):
         for half in tl.static_range(halves):
             lane = half * width + tl.arange(0, width)
-            at = row[:, None] * 32 + lane[None, :]
+            at = own[:, None] * 32 + lane[None, :]
             for place in tl.static_range(quads_of_step(BITS)):
                 quad = step * quads_of_step(BITS) + place
                 if place % quads_of_first(BITS) == 0:
-                    first = first_words(low_ptr, quad, at, inside, N * 32, BITS, EVEN_N)
+                    first = first_words(low_ptr, quad, at, inside, line * 32, BITS, EVEN_N)
                 if place % quads_of_second(BITS) == 0:
-                    second = second_words(first, low_ptr, high_ptr, quad, at, inside, N * 32, BITS, EVEN_N)
+                    second = second_words(first, low_ptr, high_ptr, quad, at, inside, line * 32, BITS, EVEN_N)
                 x0 = _activations(x_ptr, m, M, K, quad, lane, 0, EVEN_K)
                 x1 = _activations(x_ptr, m, M, K, quad, lane, 1, EVEN_K)
                 x2 = _activations(x_ptr, m, M, K, quad, lane, 2, EVEN_K)
@@ -172,14 +186,14 @@ def linear_kernel(
                 else:
                     z0 = scale_ptr
                     if ZERO is None:
-                        z0 = of_strip(shift_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
+                        z0 = of_strip(shift_ptr, own, line, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
                     z1 = z0
                     z2 = z0
                     z3 = z0
                     if ZERO is None and GROUP % 128 != 0:
-                        z1 = of_strip(shift_ptr, row, N, quad, 1, inside, GROUP, groups, EVEN_N, EVEN_K)
-                        z2 = of_strip(shift_ptr, row, N, quad, 2, inside, GROUP, groups, EVEN_N, EVEN_K)
-                        z3 = of_strip(shift_ptr, row, N, quad, 3, inside, GROUP, groups, EVEN_N, EVEN_K)
+                        z1 = of_strip(shift_ptr, own, line, quad, 1, inside, GROUP, groups, EVEN_N, EVEN_K)
+                        z2 = of_strip(shift_ptr, own, line, quad, 2, inside, GROUP, groups, EVEN_N, EVEN_K)
+                        z3 = of_strip(shift_ptr, own, line, quad, 3, inside, GROUP, groups, EVEN_N, EVEN_K)
                     level = (
                         level_of(first, second, z0, BITS, ZERO, 0, place, dtype, FAST),
                         level_of(first, second, z1, BITS, ZERO, 1, place, dtype, FAST),
@@ -187,12 +201,12 @@ def linear_kernel(
                         level_of(first, second, z3, BITS, ZERO, 3, place, dtype, FAST),
                     )
                 if OUTER > 0:
-                    scale = of_quad(scale_ptr, row, N, quad, inside, OUTER, groups, EVEN_N, EVEN_K)
-                    words = factor_words(factor_ptr, row, N, quad, inside, GROUP, EVEN_N)
+                    scale = of_quad(scale_ptr, own, line, quad, inside, OUTER, groups, EVEN_N, EVEN_K)
+                    words = factor_words(factor_ptr, own, line, quad, inside, GROUP, EVEN_N)
                     total = _factored(level, words, scale, x, total, half, GROUP, SCALED, FAST)
                     if has_minimum(MODE):
-                        low = of_quad(shift_ptr, row, N, quad, inside, OUTER, groups, EVEN_N, EVEN_K)
-                        words = factor_words(shift_factor_ptr, row, N, quad, inside, GROUP, EVEN_N)
+                        low = of_quad(shift_ptr, own, line, quad, inside, OUTER, groups, EVEN_N, EVEN_K)
+                        words = factor_words(shift_factor_ptr, own, line, quad, inside, GROUP, EVEN_N)
                         total += low * _weighted(words, x, half, GROUP, ROWS)
                 elif GROUP == 0:
                     for strip in tl.static_range(4):
@@ -200,7 +214,7 @@ def linear_kernel(
                         if has_minimum(MODE):
                             sums += tl.sum(x[strip].to(tl.float32), axis=1)
                 elif GROUP % 128 == 0:
-                    scale = of_strip(scale_ptr, row, N, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
+                    scale = of_strip(scale_ptr, own, line, quad, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
                     part = tl.dot(level[0], tl.trans(x0), input_precision="ieee")
                     part = tl.dot(level[1], tl.trans(x1), part, input_precision="ieee")
                     part = tl.dot(level[2], tl.trans(x2), part, input_precision="ieee")
@@ -209,7 +223,7 @@ def linear_kernel(
                 elif GROUP % 64 == 0:
                     for pair in tl.static_range(2):
                         scale = of_strip(
-                            scale_ptr, row, N, quad, 2 * pair, inside, GROUP, groups, EVEN_N, EVEN_K
+                            scale_ptr, own, line, quad, 2 * pair, inside, GROUP, groups, EVEN_N, EVEN_K
                         )
                         part = tl.dot(level[2 * pair], tl.trans(x[2 * pair]), input_precision="ieee")
                         part = tl.dot(
@@ -219,7 +233,7 @@ def linear_kernel(
                 else:
                     for strip in tl.static_range(4):
                         scale = of_strip(
-                            scale_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
+                            scale_ptr, own, line, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
                         )
                         if GROUP % 32 == 0 and SCALED:
                             value = level[strip] * scale
@@ -231,20 +245,20 @@ def linear_kernel(
                             value = level[strip].to(tl.float32) * scale.to(tl.float32)
                             if has_minimum(MODE):
                                 value += of_strip(
-                                    shift_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
+                                    shift_ptr, own, line, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
                                 ).to(tl.float32)
                             total = tl.dot(value.to(dtype), tl.trans(x[strip]), total, input_precision="ieee")
                 if has_minimum(MODE) and GROUP % 32 == 0 and GROUP > 0 and OUTER == 0:
                     for strip in tl.static_range(4):
                         minimum = of_strip(
-                            shift_ptr, row, N, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
+                            shift_ptr, own, line, quad, strip, inside, GROUP, groups, EVEN_N, EVEN_K
                         )
                         total = _minima(minimum, x[strip], total, ROWS)
     if GROUP == 0:
-        scale = of_strip(scale_ptr, row, N, 0, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
+        scale = of_strip(scale_ptr, own, line, 0, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
         total = total * scale.to(tl.float32)
         if has_minimum(MODE):
-            minimum = of_strip(shift_ptr, row, N, 0, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
+            minimum = of_strip(shift_ptr, own, line, 0, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
             total += minimum.to(tl.float32) * sums[None, :]
     if has_table(MODE) and dtype != tl.float32:
         total = total * tl.load(table_ptr + (98 if dtype == tl.bfloat16 else 97))

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from qformats.errors import Described, UnsupportedModelError
+from qformats.kernels.device import DeviceWeight
+from qformats.kernels.stacking import chosen_linear, stack
+from qformats.runtime.layer import PackedLayer
 from qformats.runtime.names import Place
 
 __all__ = ["STACKS", "QuantExperts", "labels_of", "refuse_strange_experts"]
@@ -19,6 +22,8 @@ _BY_EXPERT = {"num_experts", "act_fn", "gate_up_proj", "down_proj"}
 """Attributes of experts that are given tokens expert by expert, as those of Llama 4 are."""
 STACKS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """Their parameters, and the matrices of an expert that are stacked in each."""
+_SLOTS = 256
+"""Pairs of a token and an expert that are multiplied one by one; for more, weights are worth decoding once."""
 _LATER = ("has_post_expert_norm",)
 """Attributes that experts of older versions of Transformers lack."""
 
@@ -110,6 +115,35 @@ class QuantExperts(nn.Module):
         for parameter in labels:
             del rule._parameters[parameter]
         self.rule = rule
+        self._stacks: dict[str, list[DeviceWeight]] | None = None
+
+    def stack(self) -> bool:
+        """Let the experts' weights lie together, if they are arranged and of one kind; the answer tells.
+
+        Tokens one by one then cost as many launches as there are matrices in an expert, however many experts they take.
+        """
+        found = {}
+        for label in (*self.into, *self.out):
+            modules = [self.get_submodule(f"{number}.{label}") for number in range(self.num_experts)]
+            layers = [module for module in modules if isinstance(module, PackedLayer) and module.is_arranged]
+            if len(layers) < len(modules):
+                return False
+            parts = stack([layer.arranged() for layer in layers])
+            if parts is None:
+                return False
+            found[label] = parts
+            for layer, part in zip(layers, parts, strict=True):
+                layer.rearranged(part)
+        self._stacks = found
+        return True
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # Moving takes the weights apart.
+        together, self._stacks = self._stacks is not None, None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if together:
+            self.stack()
+        return self
 
     def forward(
         self, hidden_states: Tensor, top_k_index: Tensor | None = None, top_k_weights: Tensor | None = None
@@ -129,6 +163,12 @@ class QuantExperts(nn.Module):
             parts = hidden_states.view(self.num_experts, -1, hidden_states.shape[-1])
             done = [self._run(number, part) for number, part in enumerate(parts)]
             return torch.cat(done).view(-1, hidden_states.shape[-1])
+        if (
+            self._stacks is not None
+            and top_k_index.numel() <= _SLOTS
+            and not (torch.is_grad_enabled() and hidden_states.requires_grad)
+        ):
+            return self._one_by_one(hidden_states, top_k_index, top_k_weights)
         total = torch.zeros_like(hidden_states)
         for number in top_k_index.unique().tolist():  # type: ignore[no-untyped-call]
             if number >= self.num_experts:
@@ -137,6 +177,25 @@ class QuantExperts(nn.Module):
             result = self._run(number, hidden_states[token])
             weighted = result * top_k_weights[token, choice, None]
             total.index_add_(0, token, weighted.to(total.dtype))
+        return total
+
+    def _one_by_one(self, state: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """The same for a few tokens, without asking the device which experts they have chosen."""
+        assert self._stacks is not None
+        count = index.shape[1]
+        given = index.flatten()
+        some = given < self.num_experts
+        chosen, biases = given.where(some, 0), self.rule._parameters
+        parts = [chosen_linear(state, self._stacks[label], chosen, count) for label in self.into]
+        joined = torch.stack(parts, -1).flatten(-2) if self.alternating else torch.cat(parts, -1)
+        if "gate_up_proj_bias" in biases:
+            joined = joined + biases["gate_up_proj_bias"][chosen]
+        inner = self.rule._apply_gate(joined)
+        result = chosen_linear(inner, self._stacks[self.out[0]], chosen, 1)
+        if "down_proj_bias" in biases:
+            result = result + biases["down_proj_bias"][chosen]
+        weighted = result * (weights.flatten() * some)[:, None]
+        total: Tensor = weighted.view(*index.shape, -1).to(state.dtype).sum(1)
         return total
 
     def _run(self, number: int, state: Tensor) -> Tensor:

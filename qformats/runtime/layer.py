@@ -13,6 +13,7 @@ from qformats.errors import QFormatsError, ShapeError
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.rows import cut
 from qformats.kernels.device import DeviceForm, DeviceWeight, arrange, restore, uncovered
+from qformats.kernels.stacking import alone
 from qformats.numbers.dtypes import torch_dtype
 from qformats.numbers.quantized import QuantizedTensor
 from qformats.registry import registry
@@ -203,6 +204,14 @@ class PackedLayer(nn.Module):
         beside = dict(zip(_BESIDE, tensors[home._planes :], strict=True))
         return DeviceWeight(planes, form=home._form, **cast("dict[str, Any]", beside))
 
+    def rearranged(self, weight: DeviceWeight) -> None:
+        """Hold the same arranged weight in other memory."""
+        for number, plane in enumerate(weight.planes):
+            self._buffers[f"device_plane{number}"] = plane
+        for part in _BESIDE:
+            self._buffers[f"device_{part}"] = getattr(weight, part)
+        self._form, self._prepared = weight.form, None
+
     def prepared(self) -> PreparedLinear:
         """Products with an arranged weight on a CUDA device, without gradients."""
         if self._prepared is None:
@@ -299,6 +308,9 @@ class PackedLayer(nn.Module):
         return values
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        if self._form is not None and self._form.line:
+            # What lies together with others is taken apart: it may move alone.
+            self.rearranged(alone(self.arranged()))
         before = {id(self._tensor(name)) for name in self._held()}
         came_from = None if self._tied else self.weight.device.type
 

@@ -179,6 +179,8 @@ class _Filling:
         self._tie()
         self._move_buffers()
         self._tell_decoded()
+        for name in self.opened:
+            self.model.get_submodule(name).stack()
         self.model.qformats_report = report_of(self.model, self.decoded.values())
         self._generation()
         if self.model.qformats_report.weights:

@@ -25,7 +25,7 @@ KINDS = {
     "groups of 32 in 256, table": (4, 2, 0, 32, 256, "fp16", "fp16"),
     "three bits, float32": (3, 0, 4, 128, 0, "fp16", "fp32"),
 }
-NUMBERS = ("M", "N", "K", "groups", "steps")
+NUMBERS = ("M", "N", "K", "line", "groups", "steps")
 
 
 def types(scale, activations, zero):
@@ -33,7 +33,7 @@ def types(scale, activations, zero):
         "low_ptr": "i16", "high_ptr": "i16", "scale_ptr": scale, "shift_ptr": "fp16" if zero is None else scale,
         "table_ptr": "fp32", "lookup_ptr": "i32", "factor_ptr": "i32", "shift_factor_ptr": "i32",
         "x_ptr": activations, "bias_ptr": activations,
-        "out_ptr": activations, "partial_ptr": "fp32", "arrived_ptr": "i32",
+        "out_ptr": activations, "partial_ptr": "fp32", "arrived_ptr": "i32", "chosen_ptr": "i64",
     }  # fmt: skip
     return {**{name: f"*{kind}" for name, kind in pointers.items()}, **dict.fromkeys(NUMBERS, "i32")}
 
@@ -43,7 +43,7 @@ def compiled(kernel, constants, kinds, **options):
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or (name in ("N", "K") and name not in constants)
+        if signature[name].startswith("*") or (name in ("N", "K", "line") and name not in constants)
     }
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=aligned)
@@ -61,10 +61,13 @@ for name, (bits, mode, zero, group, outer, scale, activations) in KINDS.items():
         "EVEN_K": True,
     }
     kinds = types(scale, activations, zero)
-    tiles = {"ROWS": 64, "BATCH": 16, "SPLIT": 4, "STAGES": 2}
+    tiles = {"ROWS": 64, "BATCH": 16, "SPLIT": 4, "STAGES": 2, "SHARE": 0}
     chosen = {"FAST": activations != "fp32", "PAIRED": mode == 2, "SCALED": False, "BIAS": True}
     size = compiled(linear_kernel, {**common, **tiles, **chosen}, kinds, num_warps=4)
     print(f"linear, {name}: {size}")
+    if name == "affine":
+        several = {**common, **tiles, **chosen, "SHARE": 2}
+        print(f"linear, one of several weights: {compiled(linear_kernel, several, kinds, num_warps=4)}")
     fast = {"FAST": True, "ROWS": 32, "EARLY": True}
     size = compiled(dequantize_kernel, {**common, **fast}, kinds, num_warps=4, launch_pdl=True)
     print(f"dequantize, {name}: {size}")

@@ -124,3 +124,19 @@ def test_says_why_it_computes_token_by_token(exported, monkeypatch):
         found = written(model, [PROMPT])
     assert torch.equal(found, written(model, [PROMPT], own=True))
     assert "logits" in loop.why_not(model)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe"])
+def test_experts_are_chosen_on_the_device(name, tmp_path):
+    from models import moe
+
+    from qformats.runtime.experts import QuantExperts
+
+    qformats.export(moe.build(name, tmp_path / "model"), tmp_path / "packed", format="glm:int8")
+    model = qformats.load_model(tmp_path / "packed", device="cuda", dtype="f32")
+    assert all(module._stacks for module in model.modules() if isinstance(module, QuantExperts))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = written(model, [PROMPT])
+    assert captured(model)
+    assert torch.equal(found, written(model, [PROMPT], own=True))

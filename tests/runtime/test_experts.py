@@ -67,3 +67,32 @@ def test_experts_of_a_folder_stay_packed(name, format, tmp_path):
         layers = [module for module in experts.modules() if isinstance(module, QuantLinear)]
         assert len(layers) == 3 * experts.num_experts
         assert {layer.packer.name for layer in layers} == {format}
+
+
+@pytest.mark.parametrize("name", ["mixtral", "granitemoe"])
+def test_tokens_one_by_one_take_the_chosen_experts(name, tmp_path, monkeypatch):
+    """Experts that lie together, through the kernels of a GPU, which Triton's interpreter runs here."""
+    pytest.importorskip("triton", reason="needs Triton")
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter runs where there is no CUDA device")
+    monkeypatch.setenv("QFORMATS_KERNEL", "triton")
+    qformats.export(build(name, tmp_path / name), tmp_path / "m.gguf", format="gguf:q8_0")
+    model = qformats.load_model(tmp_path / "m.gguf", device="cpu")
+    ids = torch.tensor([IDS[:7]])
+    with torch.no_grad():
+        expected = model(ids).logits
+        experts = list(_experts(model).values())
+        for module in experts:
+            for layer in module.modules():
+                if isinstance(layer, QuantLinear):
+                    assert layer.arrange()
+            assert module.stack()
+        assert (model(ids).logits - expected).abs().max() < 2e-5 * expected.abs().max()
+        before = [layer.packed() for layer in experts[0].modules() if isinstance(layer, QuantLinear)]
+        # Moving takes them apart and puts them together again.
+        model.to(torch.float32)
+        assert all(module._stacks for module in experts)
+        assert (model(ids).logits - expected).abs().max() < 2e-5 * expected.abs().max()
+    after = [layer.packed() for layer in experts[0].modules() if isinstance(layer, QuantLinear)]
+    for one, other in zip(before, after, strict=True):
+        assert all(torch.equal(one.fields[key], other.fields[key]) for key in one.fields)
