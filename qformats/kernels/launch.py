@@ -269,8 +269,7 @@ class Launch:
         arguments[_X], arguments[_OUT] = x, out
         arguments[_BIAS] = x if bias is None else bias
         if self._split:
-            arguments[_PARTIAL] = torch.empty(self._partial, dtype=torch.float32, device=x.device)
-            arguments[_ARRIVED] = counters(self._counts, x.device)
+            arguments[_PARTIAL], arguments[_ARRIVED] = _shared(self._partial, self._counts, x.device)
         else:
             arguments[_PARTIAL] = arguments[_ARRIVED] = x
         self._run(*arguments)
@@ -408,6 +407,23 @@ def _start(
         else:
             return stages, compiled
     raise AssertionError("a kernel is launched with one load in flight at least")
+
+
+_scratch: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+"""What the programs of a launch share, by device and stream: launches of a stream follow each other."""
+
+
+def _shared(partial: int, counts: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Memory for sums of programs, float32, and counters that are zero."""
+    if torch.cuda.is_current_stream_capturing():
+        return torch.empty(partial, dtype=torch.float32, device=device), counters(counts, device)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    found = _scratch.get((device.index, stream))
+    if found is None or found[0].numel() < partial or found[1].numel() < counts:
+        with torch.inference_mode(False):
+            sums = torch.empty(max(partial, 1 << 18), dtype=torch.float32, device=device)
+        found = _scratch[device.index, stream] = sums, counters(max(counts, 4096), device)
+    return found
 
 
 _POOL = 1 << 20

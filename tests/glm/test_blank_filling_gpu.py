@@ -16,6 +16,7 @@ pytestmark = [
 FILES = {"chatglm-6b": (chatglm_6b, ""), "glm-130b": (glm_130b, "gmask.")}
 
 
+@pytest.mark.filterwarnings("ignore:tokens are computed one operation at a time")
 @pytest.mark.parametrize("bits", [0, 8, 4])
 @pytest.mark.parametrize("name", FILES)
 def test_logits_and_greedy_texts(name, bits, tmp_path):

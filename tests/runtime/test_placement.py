@@ -84,12 +84,13 @@ def test_refuses_a_map_and_a_device(exported):
 @pytest.mark.parametrize("name", ["llama", "llama-tied"])
 def test_blocks_compute_where_they_lie(name, exported):
     path = exported(name, "gguf:q8_0")
-    devices = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    # The first block tells Transformers where a model is.
+    devices = [*(f"cuda:{number}" for number in range(torch.cuda.device_count())), "cpu"]
     whole = qformats.load_model(path, device="cuda:0", dtype="f32")
     layers = whole.config.num_hidden_layers
     wanted = {"": "cuda:0"} | {f"model.layers.{n}": devices[n % len(devices)] for n in range(layers)}
     model = qformats.load_model(path, device_map=wanted, dtype="f32")
-    assert {str(value.device) for value in model.parameters()} == set(devices[: layers + 1])
+    assert {str(value.device) for value in model.parameters()} == {"cuda:0", *devices[:layers]}
     ids = IDS.to("cuda:0")
     with torch.no_grad():
         found, expected = model(ids).logits, whole(ids).logits

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.utils import GenerationMixin
 
 from qformats.kernels.launch import current
 from qformats.runtime.bound import Bound
@@ -141,6 +142,8 @@ def _session(model: Any, ids: Tensor, config: Any, given: dict[str, Any]) -> Ses
     fresh = cache is None or (isinstance(cache, DynamicCache) and not cache.get_seq_length())
     if not (known and fresh and 0 < batch <= _BATCH) or config.max_length - length < _FEW or _watched(model):
         return None
+    if _prepares(model):
+        raise Unfit("its class has a way of its own to prepare each token")
     if cache is not None and {type(layer).__name__ for layer in cache.layers} - _ATTENTIVE:
         raise Unfit("not all of its layers are attention with keys and values of their own")
     mask = given.get("attention_mask")
@@ -155,6 +158,17 @@ def _session(model: Any, ids: Tensor, config: Any, given: dict[str, Any]) -> Ses
         del session
         session = _sessions[model] = Session(model, batch, wanted)
     return session if session.busy.acquire(blocking=False) else None
+
+
+def _prepares(model: Any) -> bool:
+    """Whether tokens take more than themselves and their place: positions in a block, a prefix of an adapter."""
+    names = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+    if any(getattr(type(model), name) is not getattr(GenerationMixin, name) for name in names):
+        return True
+    # PEFT puts its own in place of the model's, which differs where an adapter is a prompt.
+    given = model.__dict__.get(names[0])
+    adapter = getattr(getattr(given, "__self__", None), "active_peft_config", None)
+    return given is not None and getattr(adapter, "is_prompt_learning", True)
 
 
 def _watched(model: Any) -> bool:
