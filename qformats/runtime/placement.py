@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qformats.errors import ConfigError, Described, UnsupportedModelError
 from qformats.work.device import chosen_device
 
-__all__ = ["PLANS", "connect", "home_of", "plan_devices"]
+__all__ = ["PLANS", "connect", "home_of", "plan_devices", "spread"]
 
 PLANS = ("auto", "sequential")
 """``auto``: GPUs get equal shares; ``sequential``: each is filled before the next. The CPU takes what does not fit."""
@@ -159,10 +159,35 @@ def connect(model: nn.Module, devices: Mapping[str, torch.device]) -> None:
         See :func:`plan_devices`.
     """
     if len(set(devices.values())) > 1:
-        for name, device in devices.items():
+        for name, device in spread(model, devices).items():
             model.get_submodule(name).register_forward_pre_hook(_Arriving(device), with_kwargs=True)
         model.register_forward_hook(_returning, with_kwargs=True)
     model.hf_device_map = {name: str(device) for name, device in devices.items()}  # type: ignore[assignment]
+
+
+def spread(model: nn.Module, devices: Mapping[str, torch.device]) -> dict[str, torch.device]:
+    """The same plan with a device for every module that computes, where others within it lie elsewhere.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Whose plan it is.
+    devices : mapping of str to torch.device
+        By name of a module; ``""`` is the whole model.
+    """
+    found: dict[str, torch.device] = {}
+
+    def visit(name: str, module: nn.Module, device: torch.device | None) -> None:
+        device = devices.get(name, device)
+        within = f"{name}." if name else ""
+        whole = not any(other != name and other.startswith(within) for other in devices)
+        if device is not None and (whole or module._parameters or module._buffers):
+            found[name] = device
+        for child, part in [] if whole else module.named_children():
+            visit(f"{within}{child}", part, device)
+
+    visit("", model, None)
+    return found
 
 
 class _Arriving:

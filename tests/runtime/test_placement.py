@@ -5,7 +5,7 @@ import torch
 
 import qformats
 from qformats.errors import ConfigError
-from qformats.runtime.placement import plan_devices
+from qformats.runtime.placement import plan_devices, spread
 
 IDS = torch.tensor([[5, 17, 90, 3, 3, 44, 61]])
 FIRST, SECOND, CPU = torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cpu")
@@ -49,6 +49,16 @@ def test_tied_weights_stay_together(exported):
     nbytes = {name: value.nbytes for name, value in model.named_parameters()}
     found = plan_devices(model, nbytes, "auto", {FIRST: 1 << 40, SECOND: 1 << 40})
     assert found["lm_head"] == found["model.embed_tokens"]
+
+
+def test_a_map_within_a_map_reaches_every_module_that_computes(sizes):
+    model, _ = sizes
+    count = model.config.num_hidden_layers
+    found = spread(model, {"": FIRST, "model.layers.1": SECOND})
+    expected = {f"model.layers.{number}": SECOND if number == 1 else FIRST for number in range(count)}
+    others = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    assert found == expected | dict.fromkeys(others, FIRST)
+    assert spread(model, {"": CPU}) == {"": CPU}
 
 
 def test_a_map_of_the_users(exported):
