@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qformats.errors import ConfigError
 from qformats.numbers import pack_bits, unpack_bits
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ __all__ = ["from_fast", "interleave", "padded_groups", "plain", "separate", "to_
 
 BITS = 4
 IN_A_WORD = 8
+_TOP = 15
+_PAIRS = ((0, 2), (4, 6), (1, 3), (5, 7))
+"""Outputs in the low and the high half of each byte of a word of gemm."""
 
 
 def interleave(values: Tensor) -> Tensor:
@@ -34,26 +38,42 @@ def interleave(values: Tensor) -> Tensor:
     Parameters
     ----------
     values : Tensor
-        Codes or zero points, any integer dtype, ``(R, N)``, `N` a multiple of 8.
+        Codes or zero points, any integer dtype, ``(N, C)``, `N` a multiple of 8; contiguous ones are packed faster.
 
     Returns
     -------
     Tensor
-        int32, ``(R, N / 8)``.
+        int32, ``(C, N / 8)``.
+
+    Raises
+    ------
+    ConfigError
+        If a number does not fit 4 bits.
     """
     import torch
 
-    rows, outputs = values.shape
-    # Outputs 0, 2, 4, 6 before 1, 3, 5, 7.
-    ordered = values.reshape(rows, outputs // IN_A_WORD, 4, 2).transpose(2, 3).reshape(rows, outputs)
-    return pack_bits(ordered, BITS).contiguous().view(torch.int32)
+    if values.numel() and (int(values.min()) < 0 or int(values.max()) > _TOP):
+        raise ConfigError("codes", f"[{int(values.min())}, {int(values.max())}]", f"[0, {_TOP}]")
+    outputs, columns = values.shape
+    parts = values.to(torch.uint8).reshape(outputs // IN_A_WORD, IN_A_WORD, columns)
+    words = torch.zeros((outputs // IN_A_WORD, columns), dtype=torch.int32, device=values.device)
+    # Joined along the outputs first: an eighth of the numbers is left to be transposed.
+    for byte, (low, high) in enumerate(_PAIRS):
+        words |= (parts[:, low] | parts[:, high] << BITS).to(torch.int32) << (8 * byte)
+    return words.t().contiguous()
 
 
 def separate(packed: Tensor) -> Tensor:
-    """Codes or zero points of words of gemm, the inverse of :func:`interleave`: uint8, ``(R, N)``."""
-    ordered = plain(packed)
-    rows, outputs = ordered.shape
-    return ordered.view(rows, outputs // IN_A_WORD, 2, 4).transpose(2, 3).reshape(rows, outputs)
+    """Codes or zero points of words of gemm, the inverse of :func:`interleave`: uint8, ``(N, C)`` of ``(C, N / 8)``."""
+    import torch
+
+    words = packed.t().clone(memory_format=torch.contiguous_format)
+    columns = words.shape[1]
+    stored = words.view(torch.uint8).view(words.shape[0], columns, 4)
+    parts = torch.empty((words.shape[0], IN_A_WORD, columns), dtype=torch.uint8, device=packed.device)
+    for byte, (low, high) in enumerate(_PAIRS):
+        parts[:, low], parts[:, high] = stored[..., byte] & _TOP, stored[..., byte] >> BITS
+    return parts.view(-1, columns)
 
 
 def plain(packed: Tensor) -> Tensor:

@@ -105,8 +105,8 @@ class AWQPacker(_Groups):
             scales = kept["scales"][:, :groups]
             zeros = layouts.plain(kept["qzeros"])[:, :groups]
             kept = {
-                "qweight": layouts.interleave(layouts.plain(kept["qweight"]).t()),
-                "qzeros": layouts.interleave(zeros.t()),
+                "qweight": layouts.interleave(layouts.plain(kept["qweight"])),
+                "qzeros": layouts.interleave(zeros),
                 "scales": scales.t().contiguous(),
             }
         if not bool(kept["scales"].isfinite().all()):
@@ -144,8 +144,8 @@ class AWQPacker(_Groups):
         if zero.is_floating_point() and bool((zero != zero.round()).any()):
             raise ConfigError("zero_point", Described("fractions"), "whole numbers from 0 to 15")
         fields = {
-            "qweight": layouts.interleave(quantized.codes.t()),
-            "qzeros": layouts.interleave(zero.to(torch.int32).expand(grid_shape).t()),
+            "qweight": layouts.interleave(quantized.codes),
+            "qzeros": layouts.interleave(zero.to(torch.int32).expand(grid_shape)),
             "scales": quantized.scale.to(torch_dtype(self.scale_dtype)).t().contiguous(),
         }
         return PackedTensor(self, shape, fields)
@@ -153,9 +153,9 @@ class AWQPacker(_Groups):
     def unpack(self, packed: PackedTensor) -> QuantizedTensor:
         """Codes and parameters, exactly as stored; bfloat16 scales become float32."""
         fields = self.checked(packed).fields
-        codes = layouts.separate(fields["qweight"]).t().contiguous()
+        codes = layouts.separate(fields["qweight"])
         scale = fields["scales"].float() if self.scale_dtype == "bf16" else fields["scales"]
-        zero = layouts.separate(fields["qzeros"]).t().contiguous()
+        zero = layouts.separate(fields["qzeros"])
         return QuantizedTensor(codes, scale.t().contiguous(), self.grid.block_of(codes), zero_point=zero)
 
 

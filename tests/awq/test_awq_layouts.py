@@ -68,7 +68,7 @@ def test_the_same_bytes_as_autoawq(group):
 
 def test_the_order_of_a_word():
     word = torch.tensor([[0x76543210]], dtype=torch.int32)
-    assert layouts.separate(word).tolist() == [[0, 4, 1, 5, 2, 6, 3, 7]]
+    assert layouts.separate(word).flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
     assert torch.equal(layouts.interleave(layouts.separate(word)), word)
 
 
