@@ -94,6 +94,9 @@ class Together:
         """Whether another answer can be begun now."""
         if not self.count:
             return True
+        if not self._per_token:
+            # The first answer tells how much a token takes.
+            return False
         everyone = [*(each.answer for each in self._reading), *(row.answer for row in self._rows), answer]
         longest = max(len(each.request.ids) + each.request.most for each in everyone)
         return self.count < self._most and len(everyone) * longest * self._per_token <= self._limit

@@ -247,6 +247,26 @@ def test_the_queue_is_bounded_and_closing_ends_everybody(words):
         engine.submit(Request(ids, most=1), arrived.put)
 
 
+@pytest.mark.parametrize(("tokens", "most"), [(1, 1), (70, 2), (10_000, 4)])
+def test_the_cache_bounds_how_many_are_answered_at_a_time(words, tokens, most):
+    """Each may need 30 tokens of the cache; one alone is always answered."""
+    model = tiny(LlamaConfig(**SMALL, **HEADS))
+    nbytes = 2 * 2 * HEADS["num_key_value_heads"] * HEADS["head_dim"] * 4
+    seen = set()
+    finished: queue.SimpleQueue = queue.SimpleQueue()
+    with Engine(model, words, cache_bytes=tokens * nbytes) as engine:
+
+        def sink(piece):
+            seen.add(engine.active)
+            if piece.finish:
+                finished.put(piece)
+
+        for start in range(4):
+            engine.submit(Request(tuple(range(start, start + 10)), most=20), sink)
+        assert [finished.get(timeout=60).finish for _ in range(4)] == ["length"] * 4
+    assert max(seen) == most
+
+
 def test_what_a_model_raises_ends_its_answers_and_nothing_else(words):
     model = tiny(LlamaConfig(**SMALL, **HEADS))
     with Engine(model, words) as engine:
