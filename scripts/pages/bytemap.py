@@ -72,7 +72,10 @@ def _differing(
         packed.append(packer.pack(dataclasses.replace(base, codes=codes)).fields)
     for name, field in packed[0].items():
         size, stride = field.element_size(), math.prod(field.shape[1:]) if field.element_size() > 1 else 1
-        stored = [fields[name].contiguous().view(torch.uint8).flatten() for fields in packed]
+        stored = [
+            fields[name].flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8)
+            for fields in packed
+        ]
         changed = torch.zeros_like(stored[0])
         for other in stored[1:]:
             changed |= other ^ stored[0]

@@ -76,6 +76,7 @@ FLOORS = {
     "api": 14,
     "": 15,
     "testing": 16,
+    "evaluation": 17,
     "cli": 17,
     "__main__": 18,
 }
@@ -297,6 +298,7 @@ OPTIONAL = {
     "starlette": "comes with fastapi",
     "pydantic": "comes with fastapi",
     "uvicorn": "extra",
+    "lm_eval": "extra",
     "datasets": "asked for by name",
     "pyarrow": "reads data sets that lie in a cache",
     "pytest": "runs the tests that import it",
