@@ -80,6 +80,17 @@ def test_sampling_and_processors(model_of):
     assert torch.equal(steps, own)
 
 
+def test_only_positions_that_are_counted_are_continued():
+    place = torch.arange(5)[None]
+    padded = torch.tensor([[0, 0, 1, 1, 1]])
+    assert loop._in_order(None, None)
+    assert loop._in_order(place, None)
+    assert loop._in_order(torch.tensor([[0, 0, 0, 1, 2]]), padded)
+    assert not loop._in_order(place, padded)
+    assert not loop._in_order(3 * place, None)
+    assert not loop._in_order(place.expand(3, 1, 5), None)
+
+
 def test_rows_that_end_are_filled(model_of):
     ids = random_ids(2, 9)
     whole = written(model_of("gemma2"), ids, max_new_tokens=8)[0]

@@ -119,9 +119,14 @@ def _steps(
         _unfit[model] = str(reason)
         told = f"tokens are computed one operation at a time, because {reason}"
         warnings.warn(told, UserWarning, stacklevel=2)
+    except torch.OutOfMemoryError:
+        # Transformers' own cache takes no more than the text needs.
+        _sessions.pop(model, None)
     finally:
         if session is not None:
             session.busy.release()
+        # Their memory is needed now.
+        session = text = None
     with _turns_of(model).together():
         return type(model)._sample(  # type: ignore[no-any-return]
             model,
@@ -149,6 +154,8 @@ def _session(model: Any, ids: Tensor, config: Any, given: dict[str, Any]) -> Ses
     mask = given.get("attention_mask")
     if mask is not None and (mask.ndim != 2 or bool((mask[:, 1:] < mask[:, :-1]).any())):
         return None
+    if not _in_order(given.get("position_ids"), mask):
+        return None
     wanted = -(-(config.max_length + 1) // _UNIT) * _UNIT
     session = _sessions.get(model)
     if session is None or not session.fits(model, batch, config.max_length + 1):
@@ -158,6 +165,17 @@ def _session(model: Any, ids: Tensor, config: Any, given: dict[str, Any]) -> Ses
         del session
         session = _sessions[model] = Session(model, batch, wanted)
     return session if session.busy.acquire(blocking=False) else None
+
+
+def _in_order(positions: Tensor | None, mask: Tensor | None) -> bool:
+    """Whether tokens that are seen are counted from 0 on, as steps count them."""
+    if positions is None:
+        return True
+    if positions.ndim != 2:
+        return False
+    seen = torch.ones_like(positions) if mask is None else mask
+    wanted = seen.cumsum(-1) - 1
+    return positions.shape[-1] == wanted.shape[-1] and bool(((positions == wanted) | (seen == 0)).all())
 
 
 def _prepares(model: Any) -> bool:
@@ -218,7 +236,7 @@ class _Text:
                 self.first = self._read({**given, "attention_mask": mask})
             # One token more is known to come: the steps can begin.
             return self.length + 1 >= self.config.max_length or self._begin(mask)
-        except Unfit:
+        except (Unfit, torch.OutOfMemoryError):
             raise
         except Exception as error:
             # Each model's code has its own way of failing in a step, and what fails without one fails again there.
