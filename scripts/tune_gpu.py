@@ -3,7 +3,7 @@
     python scripts/tune_gpu.py --formats gguf:q5_0 gguf:q5_1 --rows 1 16 --out tiles.json
 
 Every candidate is compiled first, on all cores, into Triton's cache; then they are timed one by one. Beside the fastest
-one stands what :func:`qformats.kernels.launch.choose_tiles` takes: it is the place for what is found here.
+one stands what :func:`qformats.kernels.tiles.choose_tiles` takes: it is the place for what is found here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bench_gpu import KINDS, SHAPES, copy_bandwidth, seconds, weight_of, weights
 
 from qformats.kernels import launch
 from qformats.kernels.device import PLANES
-from qformats.kernels.launch import Tiles, choose_tiles
+from qformats.kernels.tiles import Tiles, choose_tiles, programs, steps_of
 from qformats.kernels.triton_decode import quads_of_step
 
 
@@ -34,7 +34,7 @@ def candidates(count: int, form: Any, wide: bool) -> list[Tiles]:
     batch = next(size for size in (8, 16, 32, 64) if count <= size or size == 64)
     device = torch.device("cuda")
     together = quads_of_step(form.bits)
-    steps = launch._steps(form)
+    steps = steps_of(form)
     found = {choose_tiles(count, form, device)}
     rows = (32, 64, 128) if batch < 64 else (64, 128)
     warps = (1, 2, 4) if batch < 32 else (4, 8)
@@ -44,7 +44,7 @@ def candidates(count: int, form: Any, wide: bool) -> list[Tiles]:
             continue
         tiles = -(-form.rows // height) * -(-count // batch)
         for waves in (1, 2, 4, 8):
-            split = round(waves * launch.programs(device) / 2 / tiles)
+            split = round(waves * programs(device) / 2 / tiles)
             split = max(1, min(split, 8 if batch < 64 else 4, steps * together // 4))
             found.add(Tiles(height, batch, split, depth, width))
     return sorted(found)

@@ -1,11 +1,11 @@
-"""How the Triton kernels are started: the shape of their tiles, and the memory that programs share."""
+"""How the Triton kernels are started."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,20 +24,20 @@ from qformats.kernels.device import (
     padded_columns,
 )
 from qformats.kernels.dispatch import uses_triton
-from qformats.kernels.triton_decode import quads_of_step
+from qformats.kernels.scratch import counters, shared
+from qformats.kernels.tiles import Tiles, choose_tiles, steps_of
 from qformats.kernels.triton_dequantize import dequantize_kernel
 from qformats.kernels.triton_linear import linear_kernel
 
 __all__ = [
     "FUSED_ROWS",
-    "Tiles",
-    "choose_tiles",
+    "Launch",
     "chosen_linear",
-    "counters",
     "current",
     "dequantize",
     "linear",
-    "programs",
+    "prepare",
+    "uses_launcher",
 ]
 
 FUSED_ROWS = 256
@@ -47,115 +47,9 @@ Measured on one H200 (torch 2.11, Triton 3.6) with scripts/bench_gpu.py; the fig
 """
 
 
-class Tiles(NamedTuple):
-    """Shape of the programs of a fused linear; the benchmarks show the choices.
-
-    Attributes
-    ----------
-    rows : int
-        Rows of the weight that a program decodes.
-    batch : int
-        Rows of activations that it multiplies with.
-    split : int
-        Programs that share the columns of a tile.
-    stages : int
-        Loads in flight.
-    warps : int
-        Warps of a program.
-    """
-
-    rows: int
-    batch: int
-    split: int
-    stages: int
-    warps: int
-
-
-def programs(device: torch.device) -> int:
-    """Programs that keep every multiprocessor busy with two."""
-    if device.type != "cuda":
-        return 4
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def current(device: torch.device) -> AbstractContextManager[object]:
     """Make a device the current one: Triton launches there, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def choose_tiles(count: int, form: DeviceForm, device: torch.device, weights: int = 1) -> Tiles:
-    """Tiles for `count` rows of activations and a weight.
-
-    Parameters
-    ----------
-    count : int
-        Rows of activations.
-    form : DeviceForm
-        Of the weight.
-    device : torch.device
-        Its multiprocessors decide into how many parts columns are split.
-    weights : int
-        How many such products one launch computes.
-    """
-    # All numbers below are the fastest of those tried on one H200 (132 multiprocessors; torch 2.11, Triton 3.6) with
-    # scripts/tune_gpu.py, for the shapes of 7 and 8 B models: docs/kernels.md has the figures.
-    batch = next(size for size in (8, 16, 32, 64) if count <= size or size == 64)
-    together = quads_of_step(form.bits)
-    fine = 0 < form.group < 64 and form.group < form.columns
-    small = -(-form.rows // 128) * 8 <= programs(device)
-    # Codes of two planes, and two groups in a strip, take several times the instructions of others.
-    long = len(PLANES[form.bits]) > 1 or (form.outer > 0 and form.group < STRIP)
-    plain = form.bits == 5 and not form.outer
-    rounds = 3.0
-    shared = 0
-    if batch == 64:
-        # The sums alone take the registers of four warps or more.
-        rows, warps, stages = (64, 4, 3) if small else (128, 4, 3) if form.mode == TABLE else (128, 8, 3)
-        rounds = 2.0
-    elif plain and not small and batch <= 16:
-        # Two planes and one level of scales: few warps, which wait for none, hide the long decode best.
-        if form.mode == MINIMUM:
-            rows, warps, stages, rounds = 128, 2, 2, 5.6 if batch == 8 else 12.0
-        elif batch == 8:
-            rows, warps, stages, rounds = 32, 2, 2, 12.0
-        else:
-            rows, warps, stages, shared = 64, 4, 2, 2
-    elif long and batch == 8 and not (plain and small):
-        # Many programs of one warp hide a decode that is longer still; with minima, which are multiplied too, they run
-        # out of registers.
-        rows, warps, stages, rounds = 32, 1, 2, 17.0
-        if form.mode == MINIMUM and form.bits == 2:
-            rows, warps, stages, rounds = (32, 2, 3, 17.0) if small else (128, 2, 2, 5.0)
-        elif form.mode == MINIMUM and form.rows > _TALL:
-            rows, warps, stages, rounds = 64, 4, 3, 10.0
-    elif long or (form.outer and batch == 32):
-        rows, warps, stages = 64, 4, 2
-    elif form.mode == TABLE:
-        # Looking up costs more than reading: more warps hide it better than more loads.
-        rows, warps, stages = (64, 4, 3) if small else (128, 4, 3)
-        rounds = 9.0
-        if not small and not form.outer and form.rows <= _TALL and batch <= 16:
-            rows, warps, rounds = 64, 2, 5.9
-    else:
-        rows, warps, stages = (64, 4, 3) if small and not fine else (128, 2, 4)
-        rounds = 4.5 if fine and form.bits == 4 else 3.0
-        if fine and form.mode == MINIMUM and not form.outer and batch <= 16:
-            stages, rounds = 3, 5.6
-    tiles = weights * -(-form.rows // rows) * -(-count // batch)
-    wanted = programs(device) * rounds / 3
-    split = shared or (4 if small and batch == 64 else 8 if small else round(wanted / tiles))
-    if weights > 1:
-        split = round(wanted / tiles)
-    split = max(1, min(split, 8 if batch < 64 else 4, _steps(form) * together // 4))
-    if split == 1 and stages == 4:
-        stages = 5
-    return Tiles(rows, batch, split, max(2, stages // (1 if together == 4 else together)), warps)
-
-
-def _steps(form: DeviceForm) -> int:
-    """Steps of quads along the columns."""
-    together: int = quads_of_step(form.bits)
-    return padded_columns(form.columns, form.bits) // QUAD // together
 
 
 def _arguments(weight: DeviceWeight) -> tuple[Tensor, ...]:
@@ -269,7 +163,7 @@ class Launch:
         arguments[_X], arguments[_OUT] = x, out
         arguments[_BIAS] = x if bias is None else bias
         if self._split:
-            arguments[_PARTIAL], arguments[_ARRIVED] = _shared(self._partial, self._counts, x.device)
+            arguments[_PARTIAL], arguments[_ARRIVED] = shared(self._partial, self._counts, x.device)
         else:
             arguments[_PARTIAL] = arguments[_ARRIVED] = x
         self._run(*arguments)
@@ -328,7 +222,7 @@ def _launched(
     form = weight.form
     count = x.shape[0]
     x = x.contiguous()
-    steps = _steps(form)
+    steps = steps_of(form)
     slots, share = (count, 0) if many is None else (len(many[0]), many[1])
     chosen = tiles or choose_tiles(1 if many else count, form, x.device, slots if many else 1)
     out = torch.empty((slots, form.rows), dtype=x.dtype, device=x.device)
@@ -375,8 +269,6 @@ def _scales_first(form: DeviceForm, batch: int) -> bool:
     return batch >= 32 or (halved and (batch == 16 or form.mode == MINIMUM))
 
 
-_TALL = 1 << 14
-"""Rows from which on programs are large for the card whatever their shape."""
 _stages: dict[tuple[Any, ...], int] = {}
 """Loads in flight that fit into the shared memory of the device, if the chosen number does not."""
 
@@ -407,48 +299,3 @@ def _start(
         else:
             return stages, compiled
     raise AssertionError("a kernel is launched with one load in flight at least")
-
-
-_scratch: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-"""What the programs of a launch share, by device and stream: launches of a stream follow each other."""
-
-
-def _shared(partial: int, counts: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Memory for sums of programs, float32, and counters that are zero."""
-    if torch.cuda.is_current_stream_capturing():
-        return torch.empty(partial, dtype=torch.float32, device=device), counters(counts, device)
-    stream = torch.cuda.current_stream(device).cuda_stream
-    found = _scratch.get((device.index, stream))
-    if found is None or found[0].numel() < partial or found[1].numel() < counts:
-        with torch.inference_mode(False):
-            sums = torch.empty(max(partial, 1 << 18), dtype=torch.float32, device=device)
-        found = _scratch[device.index, stream] = sums, counters(max(counts, 4096), device)
-    return found
-
-
-_POOL = 1 << 20
-"""Counters of one device that captured graphs take theirs from: 4 MB."""
-_eager: dict[tuple[torch.device, int], Tensor] = {}
-_pools: dict[torch.device, tuple[Tensor, int]] = {}
-
-
-def counters(count: int, device: torch.device) -> Tensor:
-    """`count` int32 zeros, which are zero again after a launch.
-
-    Launches of one stream follow each other and share theirs. A launch that is captured into a graph gets counters
-    of its own, since graphs may run side by side; when these are used up, the graph clears some in every run.
-    """
-    if device.type != "cuda":
-        return torch.zeros(count, dtype=torch.int32, device=device)
-    if torch.cuda.is_current_stream_capturing():
-        pool, used = _pools.get(device, (None, 0))
-        if pool is None or used + count > _POOL:
-            return torch.zeros(count, dtype=torch.int32, device=device)
-        _pools[device] = (pool, used + count)
-        return pool[used : used + count]
-    if device not in _pools:
-        _pools[device] = (torch.zeros(_POOL, dtype=torch.int32, device=device), 0)
-    key = (device, torch.cuda.current_stream(device).cuda_stream)
-    if key not in _eager or _eager[key].numel() < count:
-        _eager[key] = torch.zeros(max(count, 4096), dtype=torch.int32, device=device)
-    return _eager[key]

@@ -8,7 +8,9 @@ import torch
 import triton
 from torch import Tensor
 
-from qformats.kernels.launch import counters, current, programs
+from qformats.kernels.launch import current
+from qformats.kernels.scratch import counters
+from qformats.kernels.tiles import programs
 from qformats.kernels.triton_step import (
     attention_kernel,
     gate_kernel,
