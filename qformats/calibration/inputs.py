@@ -12,7 +12,7 @@ from qformats.interfaces.importance import ColumnSums
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["InputSums"]
+__all__ = ["InputSums", "InputsThatReach"]
 
 _PRODUCTS = {
     **dict.fromkeys(("linear", "matmul", "__matmul__", "mm", "bmm"), (0, 1)),
@@ -95,3 +95,23 @@ class InputSums(TorchFunctionMode):
     def missed(self) -> list[str]:
         """Parameters that nothing was multiplied with."""
         return [name for name, _ in self._watched.values() if name not in self._squares]
+
+
+class InputsThatReach(InputSums):
+    """Counts the tokens at which each input reaches a threshold.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The block, loaded.
+    threshold : float
+        A magnitude.
+    """
+
+    def __init__(self, module: Any, threshold: float) -> None:
+        super().__init__(module)
+        self._threshold = threshold
+
+    def counted(self, rows: Tensor) -> Tensor:
+        """One where it does."""
+        return (rows.abs() >= self._threshold).float()

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qformats.calibration.importance import INCLUDED, run_inputs
-from qformats.calibration.inputs import InputSums
 from qformats.errors import ConfigError
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.importance import ColumnSums
 from qformats.work.progress import Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 __all__ = ["InputOutliers", "OutlierReport", "measure_outliers"]
 
@@ -157,18 +156,6 @@ class OutlierReport:
         }
 
 
-class _Reached(InputSums):
-    """Counts the tokens at which each input reaches a threshold."""
-
-    def __init__(self, module: Any, threshold: float) -> None:
-        super().__init__(module)
-        self._threshold = threshold
-
-    def counted(self, rows: Tensor) -> Tensor:
-        """One where it does."""
-        return (rows.abs() >= self._threshold).float()
-
-
 def measure_outliers(
     source: Checkpoint,
     text: str = "",
@@ -208,10 +195,12 @@ def measure_outliers(
     """
     if not 0 < threshold < float("inf"):
         raise ConfigError("threshold", threshold, "a magnitude above 0, such as 6")
+    from qformats.calibration.inputs import InputsThatReach
+
     sums, (count, size) = run_inputs(
         source,
         text,
-        lambda block: _Reached(block, threshold),
+        lambda block: InputsThatReach(block, threshold),
         chunks=chunks,
         chunk_size=chunk_size,
         device=device,

@@ -11,6 +11,7 @@ import qformats
 from qformats.calibration import importance as measuring
 from qformats.calibration import measure_importance
 from qformats.calibration.activations import Activations, Memory
+from qformats.calibration.inputs import InputSums
 from qformats.calibration.skeleton import Skeleton
 from qformats.calibration.text import calibration_text, chunks_of
 from qformats.errors import ConfigError
@@ -119,7 +120,9 @@ def test_experts_are_counted_apart(name, tmp_path):
     tokens = torch.randint(0, 128, (6, 32), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         skeleton = Skeleton(source, torch.float32, torch.device("cpu"), experts_apart=True)
-        found = dict(measuring._sums(skeleton, tokens, Activations(tmp_path, Memory(10**9)), Silent()))
+        found = dict(
+            measuring._sums(skeleton, tokens, Activations(tmp_path, Memory(10**9)), Silent(), InputSums)
+        )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     expected = _experts(model, tokens)
     place, parts = PARTS[name]

@@ -399,7 +399,7 @@ CHATGLM2: dict[str, Any] = {
             {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
             "rope_type: found 'llama3'; expected one of default, linear, yarn",
         ),
-        ({"model_type": "glm4_moe_lite"}, "model_type: found 'glm4_moe_lite'"),
+        ({"model_type": "glm_moe_dsa"}, "model_type: found 'glm_moe_dsa'"),
         ({"model_type": "chatglm"}, "model_type: found 'chatglm'"),
         ({"architectures": ["GlmForSequenceClassification"]}, "GlmForSequenceClassification"),
     ],
