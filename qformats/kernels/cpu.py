@@ -18,7 +18,6 @@ as uint16 and bf16 as int16 (numba has no float16), see :func:`for_reading`, and
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import sys
 from collections.abc import Callable
@@ -35,9 +34,9 @@ from qformats.errors import ConfigError, ShapeError
 from qformats.kernels.kernel_cache import secure
 
 if "colorama" in sys.modules:
-    # numba starts it where it is installed; at the end of the process it would reset the colours of a terminal that has
-    # none, after what a command has written.
-    atexit.unregister(sys.modules["colorama"].initialise.reset_all)
+    # numba starts it where it is installed. At the end of the process it would reset the colours of a terminal that has
+    # none, behind what a command has written.
+    sys.modules["colorama"].initialise.atexit_done = True
 
 __all__ = [
     "FLOATS",
