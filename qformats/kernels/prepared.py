@@ -42,7 +42,7 @@ class PreparedLinear:
     def __init__(self, weight: DeviceWeight) -> None:
         self._order = weight.order
         self._weight = weight._replace(order=None)
-        self._launches: dict[tuple[Any, ...], launch.Launch | None] = {}
+        self._launches: dict[tuple[Any, ...], launch.Launch] = {}
         self._rows, self._columns = weight.form.rows, weight.form.columns
         self._device = weight.scale.device
 

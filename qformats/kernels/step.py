@@ -34,6 +34,11 @@ def _room(count: int, least: int = 1) -> int:
     return size
 
 
+def _lined(states: Tensor) -> Tensor:
+    """With a contiguous last dimension, which is all that the kernels ask of heads."""
+    return states if states.stride(-1) == 1 else states.contiguous()
+
+
 def norm(x: Tensor, weight: Tensor, eps: float, *, plus_one: bool = False, late: bool = True) -> Tensor:
     """Root mean square normalisation, computed in float32.
 
@@ -67,7 +72,7 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     Parameters
     ----------
     q, k : Tensor
-        ``(batch, heads, 1, D)``, last dimension contiguous.
+        ``(batch, heads, 1, D)``.
     cos, sin : Tensor
         ``(batch or 1, 1, D)``.
 
@@ -76,6 +81,7 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     tuple of Tensor
         Both, contiguous.
     """
+    q, k = _lined(q), _lined(k)
     batch, heads, _, width = q.shape
     kv_heads, half = k.shape[1], width // 2
     cos, sin = cos.contiguous(), sin.contiguous()
@@ -111,12 +117,13 @@ def store(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, length: Tensor) ->
     Parameters
     ----------
     k, v : Tensor
-        ``(batch, heads, 1, D)``, last dimension contiguous; the widths of both may differ.
+        ``(batch, heads, 1, D)``; the widths of both may differ.
     keys, values : Tensor
         ``(batch, heads, room, D)``, contiguous.
     length : Tensor
         int64, ``(1,)``: place of the token.
     """
+    k, v = _lined(k), _lined(v)
     batch, heads, room, k_width = keys.shape
     v_width = values.shape[-1]
     kernel: Any = store_kernel
@@ -158,9 +165,9 @@ def attention(
     Parameters
     ----------
     q : Tensor
-        ``(batch, heads, 1, D)``, last dimension contiguous.
+        ``(batch, heads, 1, D)``.
     keys, values : Tensor
-        ``(batch, kv heads, room, D)``, contiguous; the newest token's are there already. Up to 16 heads share one.
+        ``(batch, kv heads, room, D)``; the newest token's are there already. Up to 16 heads share one.
     pads : Tensor
         int64, ``(batch,)``: places at the front of each sequence that are not seen.
     length : Tensor
@@ -179,6 +186,7 @@ def attention(
     Tensor
         ``(batch, 1, heads, D of the values)``, contiguous.
     """
+    q, keys, values = _lined(q), keys.contiguous(), values.contiguous()
     batch, heads = q.shape[:2]
     kv_heads, room, k_width = keys.shape[1:]
     v_width = values.shape[-1]

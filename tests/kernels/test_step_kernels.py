@@ -105,3 +105,22 @@ def test_gated(random, kind):
     wide = gate.double()
     act = functional.silu(wide) if kind == "silu" else functional.gelu(wide, approximate="tanh")
     close(step.gated(gate, up, kind), act * up.double())
+
+
+def test_heads_of_any_strides(random, device):
+    q, k, v = (random(2, heads, 32, 3)[..., :1].transpose(-1, -2) for heads in (4, 2, 2))
+    assert q.stride(-1) != 1
+    cos, sin = random(1, 1, 32), random(1, 1, 32)
+    for found, expected in zip(
+        step.rotary(q, k, cos, sin), step.rotary(q.contiguous(), k.contiguous(), cos, sin), strict=True
+    ):
+        assert torch.equal(found, expected)
+    keys, values = random(2, 2, 8, 32), random(2, 2, 8, 32)
+    where, pads = torch.tensor([5], device=device), torch.zeros(2, dtype=torch.int64, device=device)
+    others = keys.clone(), values.clone()
+    step.store(k, v, keys, values, where)
+    step.store(k.contiguous(), v.contiguous(), *others, where)
+    assert torch.equal(keys, others[0])
+    assert torch.equal(values, others[1])
+    found = step.attention(q, keys, values, pads, where, scaling=0.3)
+    assert torch.equal(found, step.attention(q.contiguous(), *others, pads, where, scaling=0.3))

@@ -70,7 +70,7 @@ def test_what_cannot_be_captured_is_said_and_computed(name, model_of):
     with pytest.warns(UserWarning, match=f"one operation at a time, because .*{REFUSED[name]}"):
         steps, own = written(model_of(name), random_ids(1, 9))
     assert torch.equal(steps, own)
-    assert loop.why_not(model_of(name))
+    assert loop._unfit[model_of(name)]
 
 
 def test_sampling_and_processors(model_of):

@@ -123,7 +123,7 @@ def test_says_why_it_computes_token_by_token(exported, monkeypatch):
     with pytest.warns(UserWarning, match="one operation at a time, because captured, its logits are"):
         found = written(model, [PROMPT])
     assert torch.equal(found, written(model, [PROMPT], own=True))
-    assert "logits" in loop.why_not(model)
+    assert "logits" in loop._unfit[model]
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2-moe"])

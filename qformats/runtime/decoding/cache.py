@@ -50,7 +50,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         assert self.keys is not None
         assert self.values is not None
         if self.owner.stepping:
-            step.store(_lined(key_states), _lined(value_states), self.keys, self.values, self.owner.length)
+            step.store(key_states, value_states, self.keys, self.values, self.owner.length)
             return self.keys, self.values
         stop = self.seen + key_states.shape[-2]
         self.keys[:, :, self.seen : stop] = key_states
@@ -73,10 +73,6 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def reset(self) -> None:
         """Forget what was read."""
         self.seen = 0
-
-
-def _lined(states: Tensor) -> Tensor:
-    return states if states.stride(-1) == 1 else states.contiguous()
 
 
 class StepCache(Cache):

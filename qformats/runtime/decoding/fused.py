@@ -111,12 +111,10 @@ def _attention(
     window = int(given.get("sliding_window") or 0)
     if _slides(module) and not window:
         raise Unfit(f"the code of {type(module).__name__} does not tell its attention the window")
-    if query.stride(-1) != 1:
-        query = query.contiguous()
     found = step.attention(
         query,
-        key.contiguous(),
-        value.contiguous(),
+        key,
+        value,
         pads,
         cache.length,
         scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
@@ -243,11 +241,7 @@ def _rotary(
 ) -> Any:
     if rest or more or q.shape[2] != 1 or not q.shape[-1] == k.shape[-1] == cos.shape[-1] == sin.shape[-1]:
         return own(q, k, cos, sin, *rest, **more)
-    return step.rotary(_lined(q), _lined(k), cos, sin)
-
-
-def _lined(states: Tensor) -> Tensor:
-    return states if states.stride(-1) == 1 else states.contiguous()
+    return step.rotary(q, k, cos, sin)
 
 
 @functools.cache

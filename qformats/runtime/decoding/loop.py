@@ -53,11 +53,6 @@ def captured_steps(model: Any) -> None:
     model.generate = Bound(_generate, model)
 
 
-def why_not(model: Any) -> str | None:
-    """Why a model computes token by token, as far as it was tried; None if it does not."""
-    return _unfit.get(model)
-
-
 def _generate(model: Any, inputs: Any = None, generation_config: Any = None, **given: Any) -> Any:
     own = functools.partial(type(model).generate, model, inputs, generation_config)
     if not _ordinary(model, generation_config, given):

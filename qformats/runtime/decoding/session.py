@@ -210,7 +210,8 @@ def fingerprint(model: nn.Module) -> int:
     for module in model.modules():
         seen += [value.data_ptr() for value in module._parameters.values() if value is not None]
         seen += [value.data_ptr() for value in module._buffers.values() if value is not None]
-        seen.append(module.training)
+        # Code may have been put in place of a module's own.
+        seen += [module.training, id(module.__dict__.get("forward"))]
         if hasattr(module, "active_adapters"):
             seen.append(str(module.active_adapters))
         if hasattr(module, "disable_adapters"):
