@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qformats.cli import completing
-from qformats.cli.commands import ComputeDtype, Device, LoaderOptions, meant, opened, pairs
+from qformats.cli.commands import ComputeDtype, Device, LoadedFormat, LoaderOptions, meant, opened, pairs
 
 if TYPE_CHECKING:
     from qformats.chatting.loaded import ChatModel
@@ -77,15 +76,7 @@ def chat(
     ] = None,
     device: Device = None,
     dtype: ComputeDtype = None,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            "-f",
-            autocompletion=completing.formats,
-            help="Quantize into this format while loading.",
-        ),
-    ] = None,
+    format: LoadedFormat = None,
     option: LoaderOptions = None,
 ) -> None:
     """Talk with a model in any format; /help lists what can be typed besides messages.

@@ -26,6 +26,7 @@ __all__ = [
     "Force",
     "Json",
     "KeepPartial",
+    "LoadedFormat",
     "LoaderOptions",
     "RequireExact",
     "Workers",
@@ -48,6 +49,15 @@ Device = Annotated[
 ]
 ComputeDtype = Annotated[
     str | None, typer.Option(metavar="TYPE", help="Dtype to compute in: f32, f16 or bf16.")
+]
+LoadedFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        "-f",
+        autocompletion=completing.formats,
+        help="Quantize into this format while loading.",
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing target.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with exact sizes; write nothing.")]

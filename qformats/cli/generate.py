@@ -11,7 +11,16 @@ from unicodedata import category
 import typer
 
 from qformats.cli import completing
-from qformats.cli.commands import ComputeDtype, Device, Json, LoaderOptions, meant, opened, pairs
+from qformats.cli.commands import (
+    ComputeDtype,
+    Device,
+    Json,
+    LoadedFormat,
+    LoaderOptions,
+    meant,
+    opened,
+    pairs,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,15 +54,7 @@ def generate(
     ] = False,
     device: Device = None,
     dtype: ComputeDtype = None,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            "-f",
-            autocompletion=completing.formats,
-            help="Quantize into this format while loading.",
-        ),
-    ] = None,
+    format: LoadedFormat = None,
     quantizer: Annotated[
         str | None,
         typer.Option(
