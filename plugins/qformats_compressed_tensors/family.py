@@ -20,6 +20,7 @@ from qformats_compressed_tensors.integers import (
 )
 from qformats_compressed_tensors.microscaling import MicroscalingPacker
 from qformats_compressed_tensors.modules import FIELDS, examine
+from qformats_compressed_tensors.nvfp4 import NvidiaPacker
 from qformats_compressed_tensors.scheme import Declared, declared
 
 __all__ = ["CompressedTensors"]
@@ -51,6 +52,7 @@ class CompressedTensors(Family):
         FloatPacker("block"),
         FloatPacker("tensor"),
         MicroscalingPacker(),
+        NvidiaPacker(),
     )
     other_names = ("compressed_tensors", "llm-compressor", "llmcompressor", "ct")
     aliases = MappingProxyType(
@@ -62,6 +64,8 @@ class CompressedTensors(Family):
             "fp8": "fp8-channel",
             "fp8_dynamic": "fp8-channel",
             "fp8_block": "fp8-block",
+            "mxfp4a16": "mxfp4",
+            "nvfp4a16": "nvfp4",
         }
     )
     asides = MappingProxyType(
@@ -83,6 +87,8 @@ class CompressedTensors(Family):
         lowered = variant.lower()
         if lowered == "mxfp4":
             return MicroscalingPacker()
+        if lowered == "nvfp4":
+            return NvidiaPacker()
         floats = _FLOATS.fullmatch(lowered)
         if floats:
             return FloatPacker(floats[1], floats[2] or "f32")
@@ -125,7 +131,7 @@ class CompressedTensors(Family):
         dtype: str = "float32",
     ) -> dict[str, Any]:
         """``quantization_config`` as the library writes it, for one group of all linear modules that are not plain."""
-        assert isinstance(packer, IntegerPacker | FloatPacker | MicroscalingPacker)
+        assert isinstance(packer, IntegerPacker | FloatPacker | MicroscalingPacker | NvidiaPacker)
         stored = packer.layout
         inputs = None
         if isinstance(packer, FloatPacker):
@@ -141,6 +147,13 @@ class CompressedTensors(Family):
                 "group_size": packer.spec.block_size,
             }
             weights |= {"scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
+        elif isinstance(packer, NvidiaPacker):
+            # As the preset NVFP4A16 has it: activations stay as they are, for which no scale is known.
+            weights = _arguments(4, True, "float") | {
+                "strategy": "tensor_group",
+                "group_size": packer.spec.block_size,
+            }
+            weights |= {"scale_dtype": "torch.float8_e4m3fn", "zp_dtype": "torch.float8_e4m3fn"}
         else:
             weights = _arguments(packer.bits, packer.symmetric)
             weights |= {"strategy": "group" if packer.group_size else "channel"}

@@ -14,6 +14,7 @@ from qformats.interfaces import ModuleFields
 from qformats_compressed_tensors.floats import STRATEGIES, FloatPacker
 from qformats_compressed_tensors.integers import BITS, BytePacker, OrderedPacker, PackedPacker, older_words
 from qformats_compressed_tensors.microscaling import MicroscalingPacker
+from qformats_compressed_tensors.nvfp4 import NvidiaPacker
 from qformats_compressed_tensors.scheme import Declared, Scheme
 
 __all__ = ["FIELDS", "examine"]
@@ -90,18 +91,21 @@ def _packed(module: ModuleFields, scheme: Scheme | None, version: str) -> tuple[
 
 
 def _floats4(module: ModuleFields) -> tuple[Packer, tuple[int, int]]:
-    if "weight_global_scale" in module.stored:
-        found = Described("NVFP4, floats of 4 bits with scales of two levels")
-        raise ConfigError(f"weight_packed of {module.name}", found, "packed integers, or MXFP4", _INSTEAD)
     _need(module, ("weight_packed", "weight_scale"))
     words, _ = module.stored["weight_packed"]
-    packer = MicroscalingPacker()
+    whole = module.stored.get("weight_global_scale")
+    packer = MicroscalingPacker() if whole is None else NvidiaPacker()
+    block, kinds = (32, ("u8", "f8_e8m0")) if whole is None else (16, ("f8_e4m3",))
     shape = (words[0], 2 * words[1]) if len(words) == 2 else (0, 0)
-    wanted = (shape[0], shape[1] // 32)
+    wanted = (shape[0], shape[1] // block)
     scales, kind = module.stored["weight_scale"]
-    if not all(shape) or packer.veto(shape) or scales != wanted or kind not in ("u8", "f8_e8m0"):
+    if not all(shape) or packer.veto(shape) or scales != wanted or kind not in kinds:
         found = Described(f"{kind} of shape {scales} beside weight_packed of shape {words}")
-        raise ConfigError(f"weight_scale of {module.name}", found, "u8, one for each 32 columns", _INSTEAD)
+        expected = f"{kinds[0]}, one for each {block} columns"
+        raise ConfigError(f"weight_scale of {module.name}", found, expected, _INSTEAD)
+    if whole is not None and (whole[0] not in ((), (1,)) or whole[1] not in _SCALES):
+        found = Described(f"{whole[1]} of shape {whole[0]}")
+        raise ConfigError(f"weight_global_scale of {module.name}", found, "f32 of shape (1,)", _INSTEAD)
     return packer, shape
 
 

@@ -137,9 +137,11 @@ def _preset(name: str, targets: tuple[str, ...]) -> Scheme:
         return Scheme(targets, 8, "float", None, (128, 128))
     if lowered in ("mxfp4", "mxfp4a16", "mxfp4xfp8"):
         return Scheme(targets, 4, "float", 32)
+    if lowered in ("nvfp4", "nvfp4a16"):
+        return Scheme(targets, 4, "float", 16)
     if lowered == "unquantized":
         return Scheme(targets)
-    expected = "a preset whose weights are integers of 2 to 8 bits, FP8 or MXFP4"
+    expected = "a preset whose weights are integers of 2 to 8 bits, FP8, MXFP4 or NVFP4"
     raise ConfigError("config_groups", name, expected, _INSTEAD)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from qformats_gguf.architectures import Architecture, TensorMapping
 from qformats_gguf.architectures.longrope import TENSORS
 from qformats_gguf.architectures.rows import ROWS
 from qformats_gguf.metadata import Keys, Metadata, ValueType
+from qformats_gguf.nvfp4 import FACTOR, factor_name
 from qformats_gguf.options import ignore_unsupported
 from qformats_gguf.reader import StoredTensor as Entry
 from qformats_gguf.rearrange import assembled, from_gguf
@@ -47,6 +49,8 @@ _LOOK = 1 << 16
 _FURTHER = (
     "part of a layer that predicts further tokens, which the model's class in Transformers does not have"
 )
+_INPUT_FACTOR = ".input_scale"
+_ACTIVATIONS = "a factor of quantized activations, which weights do without"
 _STILL = (
     "What needs no architecture works: inspect, inspect --plan, compare without --text, export to a GGUF type"
 )
@@ -80,7 +84,12 @@ class GGUFCheckpoint(Checkpoint):
             self.version = model.files[0].version
             self._files = [file.path for file in model.files]
             entries = {name: (tensor, model.file_of(name).path) for name, tensor in model.tensors.items()}
-        self.stored = {name: _stored(name, entry, file, self._map) for name, (entry, file) in entries.items()}
+        factors = _factors(entries)
+        self.stored = {
+            name: _stored(name, entry, file, self._map, entries.get(factors.get(name, "")))
+            for name, (entry, file) in entries.items()
+            if name not in factors.values()
+        }
         self._copies = _copies(entries) if _copied(self.native) else {}
         self._unsupported: UnsupportedModelError | CheckpointError | None = None
         self._architecture: Architecture | None = None
@@ -112,7 +121,7 @@ class GGUFCheckpoint(Checkpoint):
         extra = {name: self.stored[name].dequantize().numpy() for name in factors}
         return Architecture.from_metadata(
             self.native,
-            [name for name in self.stored if name not in self._copies],
+            [name for name in self.stored if name not in self._copies and not name.endswith(_INPUT_FACTOR)],
             extra_tensors=extra,
             source=str(self.path),
             force=ignore_unsupported(self._options),
@@ -124,13 +133,16 @@ class GGUFCheckpoint(Checkpoint):
             return dict(self.stored)
         self.left_out |= self._copies
         stored = {name: tensor for name, tensor in self.stored.items() if name not in self._copies}
-        architecture.require(list(stored))
+        architecture.require([name for name in stored if not name.endswith(_INPUT_FACTOR)])
         tensors = {}
         pieces: dict[str, list[tuple[StoredTensor, TensorMapping]]] = {}
         self.parts = {}
         for name, tensor in stored.items():
             if architecture.is_extra(name):
                 self.left_out[name] = "part of the configuration: factors of the rotary scaling"
+                continue
+            if name.endswith(_INPUT_FACTOR):
+                self.left_out[name] = _ACTIVATIONS
                 continue
             if architecture.is_further(name):
                 self.left_out[name] = _FURTHER
@@ -247,6 +259,28 @@ def _copied(metadata: Metadata) -> bool:
     return arch is not None and any(row.output_required for row in ROWS.values() if row.arch == arch.data)
 
 
+def _factors(entries: Mapping[str, tuple[Entry, Path]]) -> dict[str, str]:
+    """Names of the tensors of factors of nvfp4 weights, by the names of these.
+
+    Raises
+    ------
+    CheckpointError
+        If one does not hold a float32 for each matrix.
+    """
+    found = {}
+    for name, (entry, _) in entries.items():
+        beside = factor_name(name)
+        if entry.type is None or entry.type.name != "nvfp4" or beside == name or beside not in entries:
+            continue
+        factors, file = entries[beside]
+        wanted = math.prod(entry.shape[:-2])
+        if factors.type is None or factors.type.name != "f32" or math.prod(factors.shape) != wanted:
+            told = f"{factors.type.name if factors.type else 'an unknown type'} of shape {factors.shape}"
+            raise CheckpointError(file, told, f"f32, one for each matrix ({wanted})", tensor=beside)
+        found[name] = beside
+    return found
+
+
 def _copies(entries: Mapping[str, tuple[Entry, Path]]) -> dict[str, str]:
     """The output layer, if its bytes are those of the token embedding, and why it is left out."""
     found = [entries.get(name) for name in ("token_embd.weight", "output.weight")]
@@ -277,8 +311,14 @@ def _readable(item: Any) -> Any:
     return item.item() if isinstance(item, np.generic) else item
 
 
-def _stored(name: str, entry: Entry, file: Path, data_of: Callable[[Path], Tensor]) -> StoredTensor:
-    """A tensor as stored, read by rows from the mapped file."""
+def _stored(
+    name: str,
+    entry: Entry,
+    file: Path,
+    data_of: Callable[[Path], Tensor],
+    beside: tuple[Entry, Path] | None = None,
+) -> StoredTensor:
+    """A tensor as stored, read by rows from the mapped file; `beside` holds its factors, if it has any there."""
     from qformats_gguf.packers import UnknownTypePacker, packer_of
 
     packer = packer_of(entry.type) if entry.type else UnknownTypePacker(entry.type_id)
@@ -307,7 +347,25 @@ def _stored(name: str, entry: Entry, file: Path, data_of: Callable[[Path], Tenso
             # An odd alignment is legal in GGUF; torch cannot view such bytes as wider numbers.
             part = part.clone()
         values = part if wanted == torch.uint8 else part.view(wanted)
-        return PackedTensor(packer, shape, {field: values.reshape(stored_shape)})
+        fields = {field: values.reshape(stored_shape)}
+        if FACTOR in packer.stored(shape):
+            fields[FACTOR] = factors(start, stop)
+        return PackedTensor(packer, shape, fields)
 
-    step = 0 if whole else 1
-    return StoredTensor(name, entry.shape, packer, entry.nbytes, file, load, offset=entry.offset, step=step)
+    def factors(start: int, stop: int) -> Tensor:
+        import torch
+
+        matrices = math.prod(entry.shape[:-2])
+        if beside is None:
+            values = torch.ones(matrices)
+        else:
+            data = data_of(beside[1])[beside[0].offset : beside[0].offset + beside[0].nbytes]
+            values = data.clone().view(torch.float32)
+        return values if len(entry.shape) < 3 else values.view(entry.shape[0], -1)[start:stop].reshape(-1)
+
+    step = 0 if whole or not packer.row_step(entry.shape or (1,)) else 1
+    nbytes = entry.nbytes + (beside[0].nbytes if beside is not None else 0)
+    names = frozenset() if beside is None else frozenset([factor_name(name)])
+    return StoredTensor(
+        name, entry.shape, packer, nbytes, file, load, offset=entry.offset, step=step, names=names
+    )

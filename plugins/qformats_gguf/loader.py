@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from qformats.interfaces import (
     switch,
 )
 from qformats_gguf import policy
+from qformats_gguf.nvfp4 import FACTOR, factor_name
 from qformats_gguf.options import OPTIONS, ignore_unsupported
 
 if TYPE_CHECKING:
@@ -169,12 +170,15 @@ class GGUFLoader(Loader):
         elif switch(options, "mmproj", False):
             run_with = 'llama-mtmd-cli -m MODEL.gguf --mmproj {target} --image IMAGE -p "What is this?"'
         metadata = _metadata(source, default, options)
-        infos = [
-            TensorInfo(a.draft.name, a.draft.source.shape, by_name(a.packer.spec.variant))
-            for a in assignments
-        ]
+        infos, fields = [], {}
+        for number, a in enumerate(assignments):
+            infos.append(TensorInfo(a.draft.name, a.draft.source.shape, by_name(a.packer.spec.variant)))
+            fields[a.draft.name] = number, a.packer.spec.fields[0].name
+            factors = _factors(a, source)
+            if factors is not None:
+                infos.append(factors)
+                fields[factors.name] = number, FACTOR
         _check_vocabulary(metadata, infos, source)
-        index = {info.name: i for i, info in enumerate(infos)}
         limited = options.get("max-shard-size")
         groups = split(infos, max_bytes=size(options, "max-shard-size", "")) if limited else [infos]
         files = []
@@ -182,18 +186,13 @@ class GGUFLoader(Loader):
             part = shard_metadata(metadata, number, len(groups), len(infos))
             header = serialize(part, group)
             placements = tuple(
-                Placement(
-                    index[info.name],
-                    assignments[index[info.name]].packer.spec.fields[0].name,
-                    at,
-                    info.nbytes,
-                )
+                Placement(*fields[info.name], at, info.nbytes)
                 for info, at in zip(group, header.offsets, strict=True)
             )
             prefix = target.name.removesuffix(self.suffix)
             name = target.name if len(groups) == 1 else shard_name(prefix, number, len(groups))
             files.append(OutputFile(name, header.total_size, header.data, placements))
-        return Layout(tuple(files), folder=False, run_with=run_with)
+        return Layout(tuple(files), folder=False, run_with=run_with, notes=_not_loaded(fields))
 
     def read_importance(self, path: Path) -> Importance | None:
         """llama.cpp's importance matrices, in both forms."""
@@ -258,6 +257,28 @@ def _constant(name: str, values: np.ndarray, source: Checkpoint) -> StoredTensor
         return PackedTensor(dense("f32"), tuple(part.shape), {"weight": part})
 
     return StoredTensor(name, values.shape, dense("f32"), values.nbytes, source.files[0], load)
+
+
+def _not_loaded(names: Collection[str]) -> tuple[str, ...]:
+    """What llama.cpp does not load: it multiplies products by factors, and rows of an embedding are looked up."""
+    found = [name for name in names if name.endswith(f"_embd.{FACTOR}")]
+    return (f"llama.cpp does not load {found[0]}: give that matrix another type (q8_0)",) if found else ()
+
+
+def _factors(assignment: Assignment, source: Checkpoint) -> TensorInfo | None:
+    """The tensor of factors beside an nvfp4 weight; None for other types, and where a file has none itself."""
+    from qformats_gguf.checkpoint import GGUFCheckpoint
+    from qformats_gguf.header import TensorInfo
+    from qformats_gguf.types import by_name
+
+    draft, packer = assignment.draft, assignment.packer
+    fields = packer.stored(draft.source.shape)
+    if FACTOR not in fields:
+        return None
+    name, own = factor_name(draft.name), draft.source.stored_format == packer.name
+    if own and isinstance(source, GGUFCheckpoint) and name not in draft.source.names:
+        return None
+    return TensorInfo(name, fields[FACTOR][0], by_name("f32"))
 
 
 def _check_vocabulary(metadata: Metadata, infos: Sequence[TensorInfo], source: Checkpoint) -> None:

@@ -168,6 +168,9 @@ def choose(
                 found[name] = "q8_0", "attention keys of eight experts"
         if mix in ("tq1_0", "tq2_0"):
             found["token_embd.weight"] = "q4_k", "token embedding"
+        if mix == "nvfp4":
+            # A factor belongs to what a matrix gives; rows that are looked up have none.
+            found["token_embd.weight"] = "q8_0", "token embedding"
     if output in tensors:
         fits = tensors[output][-1] % by_name(base).block_size == 0
         high = not fits or facts.architecture == "falcon" or mix in ("q8_0", "mxfp4_moe")

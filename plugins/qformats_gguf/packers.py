@@ -29,6 +29,7 @@ from qformats.numbers import empty
 from qformats_gguf.base import SOURCE, GGUFPacker, spec_of
 from qformats_gguf.grids import AbsMaxGrid, MinMaxGrid, SignedMaxGrid
 from qformats_gguf.microscaling import Mxfp4Packer
+from qformats_gguf.nvfp4 import NvidiaPacker
 from qformats_gguf.superblocks.layout import LAYOUTS
 from qformats_gguf.superblocks.packer import SuperBlockPacker
 from qformats_gguf.ternary import TERNARY, TernaryPacker
@@ -73,10 +74,7 @@ _GRIDS: dict[str, AffineGrid] = {
     "q5_1": MinMaxGrid(5, BLOCK, kind="minimum"),
 }
 _SQNR_DB = {"q8_0": 45.0, "q4_0": 21.0, "q4_1": 21.8, "q5_0": 27.0, "q5_1": 28.0}
-DECODE_ONLY = (
-    "nvfp4",
-    *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
-)
+DECODE_ONLY = (*("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),)
 """Types that gguf-py decodes and nothing here encodes yet."""
 _SUMMARIES = {
     "f32": "float32",
@@ -380,12 +378,14 @@ def packer_of(kind: GGMLType) -> GGUFPacker:
         return TernaryPacker(kind)
     if kind.name == "mxfp4":
         return Mxfp4Packer(kind)
+    if kind.name == "nvfp4":
+        return NvidiaPacker(kind)
     return SuperBlockPacker(kind) if kind.name in LAYOUTS else DecodeOnlyPacker(kind)
 
 
 LISTED = tuple(
     packer_of(kind)
-    for name in ("f32", "f16", "bf16", *_GRIDS, *sorted(LAYOUTS), "mxfp4", *TERNARY, *DECODE_ONLY)
+    for name in ("f32", "f16", "bf16", *_GRIDS, *sorted(LAYOUTS), "mxfp4", "nvfp4", *TERNARY, *DECODE_ONLY)
     for kind in TYPES.values()
     if kind.name == name
 )

@@ -394,6 +394,8 @@ def encode(
     source = tensor.source
     dense: Tensor | None = None
     encoder: Encoder = quantizer
+    if packer.quantizes and packer.by_matrix(part.shape) and part.shape[0] > 1 and part.format != packer.name:
+        return _by_matrix(tensor, part, quantizer, start)
     if tensor.importance is not None:
         if len(tensor.importance) > 1 and part.shape[0] > 1:
             return _by_matrix(tensor, part, quantizer, start)
@@ -427,10 +429,12 @@ def encode(
 def _by_matrix(
     tensor: TensorPlan, part: PackedTensor, quantizer: Quantizer, start: int
 ) -> tuple[PackedTensor, Measure | None]:
-    """A slice of stacked matrices, each with importances of its own."""
+    """A slice of stacked matrices, each with importances or with stored numbers of its own."""
     done = [encode(tensor, cut(part, i, i + 1), quantizer, start + i) for i in range(part.shape[0])]
     measures = [measure for _, measure in done if measure is not None]
-    return stack(part.shape, [packed for packed, _ in done]), total(measures) if measures else None
+    # Packed by itself, a matrix has two dimensions.
+    matrices = [dataclasses.replace(packed, shape=(1, *part.shape[1:])) for packed, _ in done]
+    return stack(part.shape, matrices), total(measures) if measures else None
 
 
 def _measure_of(tensor: TensorPlan, part: PackedTensor, start: int) -> Measure | None:

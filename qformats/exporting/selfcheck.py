@@ -75,6 +75,7 @@ class SelfCheck:
         if step:
             width = math.prod(packed.shape) // rows
             rows = min(rows, max(2 * step, _WEIGHTS // width // step * step))
+            rows = 1 if packer.by_matrix(packed.shape) else rows
             packed = cut(packed, 0, rows)
         told = f"{packer.name}: tensor {tensor.name!r}"
         try:

@@ -12,6 +12,7 @@ from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.dense import DensePacker, dense
 from qformats.interfaces.evaluation import BeamSearch, Evaluation, Scored
 from qformats.interfaces.family import Family, ModuleFields
+from qformats.interfaces.float4 import Float4Packer
 from qformats.interfaces.float8 import Float8Packer
 from qformats.interfaces.importance import ColumnSums, Importance
 from qformats.interfaces.layout import Assignment, Draft, Layout, OutputFile, Placement
@@ -37,6 +38,7 @@ __all__ = [
     "Evaluation",
     "Family",
     "FieldSpec",
+    "Float4Packer",
     "Float8Packer",
     "FormatSpec",
     "Importance",

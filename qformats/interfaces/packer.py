@@ -236,6 +236,10 @@ class Packer(Shown, Guarded):
         """
         return int(all(field.shape[:1] == ("N",) for field in self.spec.fields))
 
+    def by_matrix(self, shape: Sequence[int]) -> bool:
+        """Whether this is a stack of matrices each of which is packed by itself, with numbers for all of its rows."""
+        return len(shape) > 2 and self.row_step(shape) == 1 and not self.row_step(shape[1:])
+
     def span(self, field: str, shape: Sequence[int], start: int, stop: int) -> tuple[int, int]:
         """First and last byte (exclusive) of a field in which rows ``[start, stop)`` lie."""
         ends = []

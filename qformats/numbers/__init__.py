@@ -8,6 +8,7 @@ from __future__ import annotations
 from qformats.numbers.affine import AffineGrid
 from qformats.numbers.bitpack import pack_bits, packed_bytes, unpack_bits
 from qformats.numbers.dtypes import COMPUTED, FLOATS, SIZES, dtype_name, torch_dtype
+from qformats.numbers.float4 import E2M1, Float4Grid, Float4Tensor
 from qformats.numbers.float8 import E4M3, Float8Grid
 from qformats.numbers.grid import Grid, GridParams
 from qformats.numbers.memory import empty
@@ -17,10 +18,13 @@ from qformats.numbers.table import TableGrid
 
 __all__ = [
     "COMPUTED",
+    "E2M1",
     "E4M3",
     "FLOATS",
     "SIZES",
     "AffineGrid",
+    "Float4Grid",
+    "Float4Tensor",
     "Float8Grid",
     "Grid",
     "GridParams",

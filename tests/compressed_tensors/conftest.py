@@ -26,7 +26,7 @@ def library():
         found = BaseCompressor.get_value_from_registry(format).decompress(dict(tensors), scheme(args))
         return found["weight"]
 
-    def parameters(low, high, **args):
-        return calculate_qparams(low, high, QuantizationArgs(**args))
+    def parameters(low, high, global_scale=None, **args):
+        return calculate_qparams(low, high, QuantizationArgs(**args), global_scale=global_scale)
 
     return SimpleNamespace(pack=pack, unpack=unpack, parameters=parameters)

@@ -190,7 +190,7 @@ def test_groups_are_found_as_the_library_finds_them():
             },
             "u, which is applied to activations",
         ),
-        ({"config_groups": {"NVFP4": ["Linear"]}}, "a preset whose weights are integers"),
+        ({"config_groups": {"MXFP6A16": ["Linear"]}}, "a preset whose weights are integers"),
         ({"config_groups": [1]}, "an object, with a name for each group"),
         ({"config_groups": {"a": {"targets": ["Linear"], "weights": {"num_bits": "x"}}}}, "num_bits"),
         (

@@ -21,14 +21,16 @@ from qformats_gguf.ternary import TERNARY
 from qformats_gguf.types import by_name
 
 NAME = "model.layers.1.mlp.down_proj.weight"
-BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", *LAYOUTS, "mxfp4", *TERNARY, *DECODE_ONLY)
+BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", *LAYOUTS, "mxfp4", "nvfp4", *TERNARY, *DECODE_ONLY)
 TINY = 1e-9
 """Weights whose scales are zero in float16."""
 
 
 def _packed(kind, blocks):
     width = blocks.shape[0] * kind.block_size
-    return PackedTensor(packer_of(kind), (1, width), {"blocks": torch.from_numpy(blocks.reshape(1, -1))})
+    fields = {"blocks": torch.from_numpy(blocks.reshape(1, -1))}
+    more = {"scale": torch.ones(1)} if kind.name == "nvfp4" else {}
+    return PackedTensor(packer_of(kind), (1, width), fields | more)
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -18,7 +18,17 @@ from qformats.errors import UnknownFormatError
 from qformats.registry import SWITCH, Registry
 
 EXTERNAL = Path(__file__).parents[1] / "external"
-BUILT_IN = {"framework", "awq", "bitsandbytes", "compressed_tensors", "fp8", "glm", "gguf", "gptq"}
+BUILT_IN = {
+    "framework",
+    "awq",
+    "bitsandbytes",
+    "compressed_tensors",
+    "fp8",
+    "glm",
+    "gguf",
+    "gptq",
+    "modelopt",
+}
 
 BROKEN = {
     "qformats_broken": ["ModuleNotFoundError", "a_module_that_nobody_has"],
