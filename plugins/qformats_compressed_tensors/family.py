@@ -131,59 +131,20 @@ class CompressedTensors(Family):
         dtype: str = "float32",
     ) -> dict[str, Any]:
         """``quantization_config`` as the library writes it, for one group of all linear modules that are not plain."""
-        assert isinstance(packer, IntegerPacker | FloatPacker | MicroscalingPacker | NvidiaPacker)
-        stored = packer.layout
-        inputs = None
-        if isinstance(packer, FloatPacker):
-            weights = _arguments(8, True, "float") | {"strategy": packer.strategy}
-            inputs = _arguments(8, True, "float") | {"strategy": "token", "dynamic": True}
-            if packer.strategy == "block":
-                weights["block_structure"] = list(packer.block)
-                inputs |= {"strategy": "group", "group_size": packer.block[1]}
-        elif isinstance(packer, MicroscalingPacker):
-            # As the preset MXFP4A16 has it.
-            weights = _arguments(4, True, "float") | {
-                "strategy": "group",
-                "group_size": packer.spec.block_size,
-            }
-            weights |= {"scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
-        elif isinstance(packer, NvidiaPacker):
-            # As the preset NVFP4A16 has it: activations stay as they are, for which no scale is known.
-            weights = _arguments(4, True, "float") | {
-                "strategy": "tensor_group",
-                "group_size": packer.spec.block_size,
-            }
-            weights |= {"scale_dtype": "torch.float8_e4m3fn", "zp_dtype": "torch.float8_e4m3fn"}
-        else:
-            weights = _arguments(packer.bits, packer.symmetric)
-            weights |= {"strategy": "group" if packer.group_size else "channel"}
-            weights["group_size"] = packer.group_size or None
-            if isinstance(packer, BytePacker):
-                inputs = _arguments(8, symmetric=True) | {"strategy": "token", "dynamic": True}
-        weights["observer"] = "minmax"
-        group = {
-            "targets": ["Linear"],
-            "weights": weights,
-            "input_activations": inputs,
-            "output_activations": None,
-            "format": stored,
-        }
-        config: dict[str, Any] = {
-            "quant_method": FAMILY,
-            "format": stored,
-            "quantization_status": "compressed",
-            "config_groups": {"group_0": group},
-            "ignore": list(dense_modules),
-            "kv_cache_scheme": None,
-            "global_compression_ratio": None,
-            "version": _VERSION,
-            "sparsity_config": {},
-            "transform_config": {},
-        }
-        if isinstance(packer, PackedPacker) and not packer.symmetric:
-            # Transformers expects zero points that are not packed unless it dequantizes: measured with 5.23.
-            config["dequantize"] = True
-        return config
+        return _declaration({"group_0": (packer, ["Linear"])}, dense_modules)
+
+    def to_mixed_config(
+        self, packer: Packer, packed: Mapping[str, Packer], *, dense_modules: Sequence[str], dtype: str
+    ) -> dict[str, Any]:
+        """The same with a group for each format: modules of others than the requested one by their names."""
+        groups: dict[str, tuple[Packer, list[str]]] = {"group_0": (packer, ["Linear"])}
+        number = {packer.name: "group_0"}
+        for name, own in packed.items():
+            if own.name == packer.name:
+                continue
+            key = number.setdefault(own.name, f"group_{len(number)}")
+            groups.setdefault(key, (own, []))[1].append(name)
+        return _declaration(groups, dense_modules)
 
     def limits(self, packed_modules: Sequence[str]) -> str:
         """Embeddings, which only qformats loads: the group that is declared is that of linear modules."""
@@ -199,6 +160,67 @@ class CompressedTensors(Family):
         """Format and shape of the weight of a module, by its tensors before what is declared."""
         known = packer.declared if isinstance(packer, IntegerPacker) else Declared()
         return examine(module, known)
+
+
+def _declaration(
+    groups: Mapping[str, tuple[Packer, list[str]]], dense_modules: Sequence[str]
+) -> dict[str, Any]:
+    found = {name: _group(packer, targets) for name, (packer, targets) in groups.items()}
+    formats = {group["format"] for group in found.values()}
+    config: dict[str, Any] = {
+        "quant_method": FAMILY,
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "config_groups": found,
+        "ignore": list(dense_modules),
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+        "version": _VERSION,
+        "sparsity_config": {},
+        "transform_config": {},
+    }
+    packers = [packer for packer, _ in groups.values()]
+    if any(isinstance(packer, PackedPacker) and not packer.symmetric for packer in packers):
+        # Transformers expects zero points that are not packed unless it dequantizes: measured with 5.23.
+        config["dequantize"] = True
+    return config
+
+
+def _group(packer: Packer, targets: list[str]) -> dict[str, Any]:
+    """Scheme of the modules that `targets` name."""
+    assert isinstance(packer, IntegerPacker | FloatPacker | MicroscalingPacker | NvidiaPacker)
+    inputs = None
+    if isinstance(packer, FloatPacker):
+        weights = _arguments(8, True, "float") | {"strategy": packer.strategy}
+        inputs = _arguments(8, True, "float") | {"strategy": "token", "dynamic": True}
+        if packer.strategy == "block":
+            weights["block_structure"] = list(packer.block)
+            inputs |= {"strategy": "group", "group_size": packer.block[1]}
+    elif isinstance(packer, MicroscalingPacker):
+        # As the preset MXFP4A16 has it.
+        weights = _arguments(4, True, "float") | {"strategy": "group", "group_size": packer.spec.block_size}
+        weights |= {"scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
+    elif isinstance(packer, NvidiaPacker):
+        # As the preset NVFP4A16 has it: activations stay as they are, for which no scale is known.
+        weights = _arguments(4, True, "float") | {
+            "strategy": "tensor_group",
+            "group_size": packer.spec.block_size,
+        }
+        weights |= {"scale_dtype": "torch.float8_e4m3fn", "zp_dtype": "torch.float8_e4m3fn"}
+    else:
+        weights = _arguments(packer.bits, packer.symmetric)
+        weights |= {"strategy": "group" if packer.group_size else "channel"}
+        weights["group_size"] = packer.group_size or None
+        if isinstance(packer, BytePacker):
+            inputs = _arguments(8, symmetric=True) | {"strategy": "token", "dynamic": True}
+    weights["observer"] = "minmax"
+    return {
+        "targets": targets,
+        "weights": weights,
+        "input_activations": inputs,
+        "output_activations": None,
+        "format": packer.layout,
+    }
 
 
 def _arguments(bits: int, symmetric: bool, kind: str = "int") -> dict[str, Any]:

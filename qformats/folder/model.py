@@ -268,6 +268,9 @@ class FolderCheckpoint(Checkpoint):
                 if declared is None and (self.path / name).is_file():
                     self._beside = file = self.path / name
                     declared = read_json(file, self.path)
+        own = self._under_other_keys()
+        if own is not None:
+            return own
         if declared is None and not self._corrected:
             return None
         if not isinstance(declared, dict | None):
@@ -301,6 +304,21 @@ class FolderCheckpoint(Checkpoint):
             else "none, since no installed plugin reads quantized folders",
             hint="install a plugin for this method, or use the unquantized model",
         )
+
+    def _under_other_keys(self) -> tuple[Family, Packer] | None:
+        """Format that a key of config.json declares which only one family knows."""
+        for family in registry().families():
+            for key in family.config_keys:
+                declared = self._config.get(key)
+                if not isinstance(declared, dict):
+                    continue
+                try:
+                    detected = family.detect({**declared, **self._corrected})
+                except ConfigError as error:
+                    raise CheckpointError(self.path / "config.json", f"{key}: {error}") from error
+                if detected is not None:
+                    return family, detected
+        return None
 
     def _undeclared(self, entries: dict[str, Entry]) -> tuple[Family, Packer] | None:
         """Format of a quantized folder that declares nothing, by what its tensors are called and hold."""

@@ -92,9 +92,11 @@ def lay_out_folder(
     ['config.json', 'model-00001-of-00003.safetensors', 'model-00002-of-00003.safetensors',
     'model-00003-of-00003.safetensors']
     """
+    family = registry().family(default)
     for assignment in assignments:
         packer = assignment.packer
-        if packer.quantizes and packer.name != default.name:
+        one = packer.family == default.family and family.mixes
+        if packer.quantizes and packer.name != default.name and not one:
             raise ConfigError(
                 f"type of {assignment.draft.name}",
                 packer.name,
@@ -121,7 +123,7 @@ def lay_out_folder(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         files.append(_json_file("model.safetensors.index.json", index))
     tokenizer = source.tokenizer_files() if tokenizer is None else tokenizer
-    declared, family = written.get("quantization_config"), registry().family(default)
+    declared = written.get("quantization_config")
     more = family.extra_files(default, declared) if default.quantizes and declared else {}
     for name, content in {**tokenizer, **more, **(extra_files or {})}.items():
         files.append(OutputFile(name, len(content), content))
@@ -189,7 +191,8 @@ def _safetensors(name: str, fields: list[_Field]) -> OutputFile:
 
 
 def _config(source: Checkpoint, assignments: Sequence[Assignment], default: Packer) -> dict[str, Any]:
-    config = {k: v for k, v in source.config.items() if k not in _OF_THE_SOURCE}
+    keys = {key for family in registry().families() for key in family.config_keys}
+    config = {k: v for k, v in source.config.items() if k not in (*_OF_THE_SOURCE, *keys)}
     names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
     weights = dict.fromkeys(names, 0)
     for assignment in assignments:
@@ -199,21 +202,22 @@ def _config(source: Checkpoint, assignments: Sequence[Assignment], default: Pack
         # The dtype of most weights; of two with as many, the wider one.
         config["dtype"] = names[max(weights, key=lambda name: weights[name])]
     if default.quantizes:
-        modules: dict[bool, list[str]] = {True: [], False: []}
+        packed: dict[str, Packer] = {}
+        plain: list[str] = []
         for assignment in assignments:
-            packed = assignment.packer.quantizes
-            if packed or assignment.draft.linear:
-                modules[packed].append(assignment.draft.name.removesuffix(".weight"))
-        config["quantization_config"] = (
-            registry()
-            .family(default)
-            .to_config(
-                default,
-                dense_modules=modules[False],
-                packed_modules=modules[True],
-                dtype=str(config.get("dtype", "float32")),
+            name = assignment.draft.name.removesuffix(".weight")
+            if assignment.packer.quantizes:
+                packed[name] = assignment.packer
+            elif assignment.draft.linear:
+                plain.append(name)
+        family, dtype = registry().family(default), str(config.get("dtype", "float32"))
+        if {packer.name for packer in packed.values()} <= {default.name}:
+            declared = family.to_config(
+                default, dense_modules=plain, packed_modules=list(packed), dtype=dtype
             )
-        )
+        else:
+            declared = family.to_mixed_config(default, packed, dense_modules=plain, dtype=dtype)
+        config |= dict.fromkeys((*family.config_keys, "quantization_config"), declared)
     return config
 
 

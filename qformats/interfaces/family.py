@@ -70,6 +70,7 @@ class Family(Guarded):
         "detect",
         "undeclared",
         "to_config",
+        "to_mixed_config",
         "limits",
         "extra_files",
         "suffixes",
@@ -99,6 +100,10 @@ class Family(Guarded):
     summaries to say: ``{"input_scale": "says how activations are quantized, and weights do without it"}``."""
     config_files: ClassVar[tuple[str, ...]] = ()
     """Files of a folder that hold its ``quantization_config`` if config.json has none."""
+
+    config_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys of config.json under which its folders declare the same as ``quantization_config``; they are looked at
+    first, and written beside it."""
 
     @property
     def default_variant(self) -> str:
@@ -193,6 +198,27 @@ class Family(Guarded):
             If readers of such folders could not load one of these modules.
         """
         return {"quant_method": "qformats", "format": packer.name}
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a folder can declare several of its formats."""
+        return type(self).to_mixed_config is not Family.to_mixed_config
+
+    def to_mixed_config(
+        self, packer: Packer, packed: Mapping[str, Packer], *, dense_modules: Sequence[str], dtype: str
+    ) -> dict[str, Any]:
+        """``quantization_config`` of a folder with several formats; families whose folders can say that override it.
+
+        Parameters
+        ----------
+        packer : Packer
+            The format that was asked for.
+        packed : mapping of str to Packer
+            Format of each module that is packed.
+        dense_modules, dtype
+            As for :meth:`to_config`.
+        """
+        raise NotImplementedError
 
     def limits(self, packed_modules: Sequence[str]) -> str:
         """What other programs do not load of a folder with these modules: a sentence for users, without the full stop.

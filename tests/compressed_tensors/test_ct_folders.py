@@ -11,7 +11,7 @@ from oracles import package_folder
 from safetensors.torch import load_file, save_file
 
 import qformats
-from qformats.errors import CheckpointError, InexactExportError
+from qformats.errors import CheckpointError, ConfigError, InexactExportError
 
 DOWN = "model.layers.1.mlp.down_proj"
 IDS = torch.tensor([[1, 5, 9, 33, 7, 2, 60, 12]])
@@ -182,6 +182,39 @@ def test_groups_of_several_formats_in_one_folder(folders, tmp_path):
     assert found.tensors[f"{up}.weight"].format == f"{NAME}:w8a8-channel"
     assert found.tensors["model.layers.0.mlp.gate_proj.weight"].format == f"{NAME}:w4a16-32g"
     assert torch.equal(found.read(f"{up}.weight"), other.read(f"{up}.weight"))
+
+
+def test_several_formats_are_written_and_loaded(llama, tmp_path, monkeypatch):
+    """A group for each, by the names of its modules; the library and Transformers find the same."""
+    package_folder("compressed-tensors", "compressed_tensors", "0.20.0")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    from compressed_tensors.quantization import QuantizationConfig
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "mixed"
+    types = {DOWN: "dense:f16", "down_proj": "fp8-channel-f16", "v_proj": "w8a16-32g"}
+    qformats.export(llama, folder, format=f"{NAME}:w4a16-32g", tensor_types=types)
+    found = declared(folder)
+    assert found["format"] == "mixed-precision"
+    read = QuantizationConfig.model_validate(found)
+    groups = {
+        (scheme.format, scheme.weights.num_bits): scheme.targets for scheme in read.config_groups.values()
+    }
+    assert groups == {
+        ("pack-quantized", 4): ["Linear"],
+        ("pack-quantized", 8): ["model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.v_proj"],
+        ("float-quantized", 8): ["model.layers.0.mlp.down_proj"],
+    }
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16, output_loading_info=True)
+    assert not any(info.values())
+    with torch.inference_mode():
+        model(IDS)
+    expected, loaded = values(folder), dict(model.named_parameters())
+    assert all(torch.equal(loaded[n], expected[n].half()) for n in expected if "_proj" in n)
+    with pytest.raises(ConfigError, match="can declare only one quantized format"):
+        qformats.export(
+            llama, tmp_path / "no", format=f"{NAME}:w4a16-32g", tensor_types={"v_proj": "gptq:4bit-32g"}
+        )
 
 
 def test_scales_of_activations_are_left_out_and_named(folders, tmp_path):

@@ -27,6 +27,7 @@ BUILT_IN = {
     "glm",
     "gguf",
     "gptq",
+    "mlx",
     "modelopt",
 }
 
