@@ -43,6 +43,14 @@ class Float4Tensor(QuantizedTensor):
     ----------
     outer : float
         A float32 number; see the module.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats.numbers import Float4Grid
+    >>> grid = Float4Grid()
+    >>> type(grid.quantize(torch.ones(1, 16))).__name__, round(2688 * grid.quantize(torch.ones(1, 16)).outer, 6)
+    ('Float4Tensor', 1.0)
     """
 
     outer: float = 1.0

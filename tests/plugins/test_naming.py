@@ -23,7 +23,7 @@ from qformats.registry import registry
         ("q8", "gguf:q8_0"),
         ("gguf:q8", "gguf:q8_0"),
         ("GGUF", "gguf:q8_0"),
-        ("3bit-32g", "gptq:3bit-32g"),
+        ("3bit-1024g", "gptq:3bit-1024g"),
         ("autogptq", "gptq:4bit-128g"),
         ("int3", "gptq:3bit-128g"),
     ],
@@ -49,7 +49,7 @@ def test_reports_hold_the_full_name(tmp_path):
     [
         ("int8", {"bitsandbytes:int8", "glm:int8", "gptq:8bit-128g"}),
         ("int4", {"glm:int4", "gptq:4bit-128g"}),
-        ("4bit", {"bitsandbytes:nf4", "gptq:4bit-128g"}),
+        ("4bit", {"bitsandbytes:nf4", "gptq:4bit-128g", "mlx:4bit-64g"}),
         ("fp16", {"dense:f16", "gguf:f16"}),
     ],
 )
