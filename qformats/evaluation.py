@@ -10,6 +10,7 @@ from typing import Any
 
 import qformats
 from qformats.errors import BackendUnavailableError
+from qformats.folder.readiness import require_class
 
 try:
     from lm_eval.api.registry import register_model
@@ -54,6 +55,7 @@ class QFormatsLM(HFLM):  # type: ignore[misc]
         **more: Any,
     ) -> None:
         how: dict[str, Any] = {"format": format, "quantizer": quantizer, "dtype": dtype, "device": device}
+        require_class(qformats.open(pretrained), "run")
         model = qformats.load_model(
             pretrained, **{name: value for name, value in how.items() if value is not None}
         )

@@ -300,7 +300,7 @@ def record() -> str:
     """Content of the file."""
     import transformers
 
-    from qformats.folder.config_class import ask
+    from qformats.folder.config_class import ask, ask_encoders
     from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     classes = {}
@@ -318,6 +318,7 @@ def record() -> str:
         "transformers": transformers.__version__,
         "classes": classes,
         "causal_types": sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        "encoders": ask_encoders(),
     }
     text = json.dumps(content, indent=1, allow_nan=False)
     # A list of words on one line.

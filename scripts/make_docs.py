@@ -111,7 +111,8 @@ def architectures_page() -> str:
         "| GGUF | `model_type` | class in Transformers | rotary scaling |",
         "| --- | --- | --- | --- |",
     ]
-    shared = set.intersection(*({limit.key for limit in row.limits} for row in ROWS.values()))
+    causal = [row for row in ROWS.values() if row.causal]
+    shared = set.intersection(*({limit.key for limit in row.limits} for row in causal))
     for row in sorted(ROWS.values(), key=lambda row: (row.arch, row.name)):
         types = [f"`{m.model_type}`" for m in row.models]
         types += [f"text of `{outer}`" for m in row.models for outer in m.within]
@@ -121,8 +122,8 @@ def architectures_page() -> str:
         lines.append(
             f"| [{row.arch}](#{row.name}) | {', '.join(dict.fromkeys(types))}{note} | {classes} | {scalings} |"
         )
-    lines += ["", "## What is refused", "", "In every architecture:", ""]
-    lines += [f"- {told}" for told in _refused(next(iter(ROWS.values())), shared, only=True)]
+    lines += ["", "## What is refused", "", "In every architecture of models that write text:", ""]
+    lines += [f"- {told}" for told in _refused(causal[0], shared, only=True)]
     for row in sorted(ROWS.values(), key=lambda row: (row.arch, row.name)):
         lines += ["", f'<a id="{row.name}"></a>', "", f"### {row.name}", "", _described(row), ""]
         lines += [f"- {told}" for told in _refused(row, shared)]

@@ -14,7 +14,7 @@ import numpy as np
 from qformats import Checkpoint, PackedTensor, StoredTensor
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.work.files import map_file
-from qformats_gguf import tokenizer
+from qformats_gguf import pooling, tokenizer
 from qformats_gguf.architectures import Architecture, TensorMapping
 from qformats_gguf.architectures.longrope import TENSORS
 from qformats_gguf.architectures.rows import ROWS
@@ -231,7 +231,7 @@ class GGUFCheckpoint(Checkpoint):
                 source=str(self.path),
                 max_length=Keys(self.native, str(self.path)).integer(context, None, minimum=1),
                 pre=self._options.get("pre"),
-            )
+            ) | pooling.from_metadata(self.native, str(self.path))
         return dict(self._tokenizer)
 
     @property

@@ -159,6 +159,7 @@ class GGUFLoader(Loader):
     ) -> Layout:
         """One file, or several of a limited size."""
         from qformats_gguf.header import TensorInfo, serialize, shard_metadata, shard_name, split
+        from qformats_gguf.metadata import boolean, string
         from qformats_gguf.types import by_name
 
         run_with = 'llama-cli -m {target} -p "Once upon a time"'
@@ -170,6 +171,9 @@ class GGUFLoader(Loader):
         elif switch(options, "mmproj", False):
             run_with = 'llama-mtmd-cli -m MODEL.gguf --mmproj {target} --image IMAGE -p "What is this?"'
         metadata = _metadata(source, default, options)
+        arch = metadata.get("general.architecture", string(""))
+        if metadata.get(f"{arch.data}.attention.causal") == boolean(False):
+            run_with = 'llama-embedding -m {target} -p "Once upon a time"'
         infos, fields = [], {}
         for number, a in enumerate(assignments):
             infos.append(TensorInfo(a.draft.name, a.draft.source.shape, by_name(a.packer.spec.variant)))
@@ -320,7 +324,7 @@ def _card(source: Checkpoint) -> Mapping[str, Any]:
 
 
 def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -> Metadata:
-    from qformats_gguf import tokenizer
+    from qformats_gguf import pooling, tokenizer
     from qformats_gguf.authorship import authorship
     from qformats_gguf.checkpoint import GGUFCheckpoint
     from qformats_gguf.metadata import u32
@@ -352,6 +356,7 @@ def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -
         files = source.tokenizer_files()
         if not files:
             raise CheckpointError(source.path, "no tokenizer files", "tokenizer.json or tokenizer.model")
+        metadata |= pooling.to_metadata(architecture.arch + ".", files, str(source.path))
         metadata |= tokenizer.to_gguf(files, source.config, pre=options.get("pre"), source=str(source.path))
         metadata = with_safe_name(metadata, str(source.path))
     variant = default.spec.variant

@@ -14,6 +14,7 @@ from qformats.chatting.prompts import Prompts
 from qformats.chatting.sampling import Sampling, usual
 from qformats.errors import ConfigError, Described
 from qformats.folder.context import context_limit
+from qformats.folder.readiness import require_class
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.runtime import load_model, tokenizer
 from qformats.work.progress import Progress, Silent
@@ -91,6 +92,7 @@ class ChatModel:
         waiting: int = 256,
         progress: Progress | None = None,
     ) -> None:
+        require_class(source, "run")
         self.name, self.format, self.source = name, format, source
         progress = progress or Silent()
         words = tokenizer(source)

@@ -51,9 +51,11 @@ class LoadedModel:
         self, source: Checkpoint, device: torch.device, dtype: torch.dtype | None, **loading: Any
     ) -> None:
         from qformats.folder.context import context_limit
+        from qformats.folder.readiness import require_class
         from qformats.runtime.load import load_model
         from qformats.runtime.prefix import text_prefix
 
+        require_class(source, "run")
         self.device, self.name = device, source.name
         self.limit = context_limit(source.config)
         self.prefix = text_prefix(source)

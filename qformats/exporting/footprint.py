@@ -10,6 +10,7 @@ from typing import Any
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.exporting.account import LeftOut, account
 from qformats.exporting.recipe import Recipe
+from qformats.folder.classes import embedding_class
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.values import Values
 
@@ -177,13 +178,14 @@ def footprint(
     hidden = _number(config, "hidden_size", "n_embd")
     inner = _number(config, "intermediate_size", "n_inner", "inner_hidden_size", default=4 * hidden)
     vocabulary = _number(config, "vocab_size", default=0)
-    tokens = min(chunk, context)
+    tokens, writes = min(chunk, context), not embedding_class(source.config)
     return replace(
         stored,
         context=context,
         chunk=tokens,
-        cache=_cache(config, hidden) * context // len(ranks),
-        activations=tokens * (4 * hidden + 2 * inner // len(ranks)) * _WIDTH + 4 * vocabulary,
+        # A model that makes embeddings keeps nothing from one text to the next, and has no logits.
+        cache=writes * _cache(config, hidden) * context // len(ranks),
+        activations=tokens * (4 * hidden + 2 * inner // len(ranks)) * _WIDTH + writes * 4 * vocabulary,
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qformats.folder.config_class import causal_types
+from qformats.folder.config_class import causal_types, encoders
 from qformats.registry import registry
 
-__all__ = ["causal_model", "own_class", "runs", "without_storage"]
+__all__ = ["embedding_class", "new_model", "own_class", "runs", "without_storage"]
 
 _NOT_CONFIGURATION = ("quantization_config", "auto_map")
 """Keys of config.json that are about how weights are stored, and about code that is not run."""
@@ -60,8 +60,25 @@ def runs(config: Mapping[str, Any]) -> bool:
     return str(config.get("model_type")) in known
 
 
-def causal_model(config: Mapping[str, Any], **options: Any) -> Any:
-    """A new causal language model of a config.json for which :func:`runs` is true.
+def embedding_class(config: Mapping[str, Any]) -> str:
+    """Class of Transformers of a model that makes embeddings and writes no text; empty for other models.
+
+    It is one if its configuration names the class without a head, of a type whose tokens see all others.
+
+    >>> embedding_class({"model_type": "bert", "architectures": ["BertModel"]})
+    'BertModel'
+    >>> embedding_class({"model_type": "llama", "architectures": ["LlamaModel"]})
+    ''
+    """
+    named, kind = config.get("architectures"), config.get("model_type")
+    if config.get("is_decoder") or not isinstance(named, list) or not isinstance(kind, str):
+        return ""
+    own = encoders().get(kind, "")
+    return own if own in named else ""
+
+
+def new_model(config: Mapping[str, Any], **options: Any) -> Any:
+    """A new model of a config.json for which :func:`runs` is true, or which :func:`embedding_class` has a class for.
 
     Parameters
     ----------
@@ -78,16 +95,16 @@ def causal_model(config: Mapping[str, Any], **options: Any) -> Any:
     Examples
     --------
     >>> import qformats, torch
-    >>> from qformats.folder.classes import causal_model
+    >>> from qformats.folder.classes import new_model
     >>> with torch.device("meta"):
-    ...     type(causal_model(qformats.open("demo").config)).__name__
+    ...     type(new_model(qformats.open("demo").config)).__name__
     'LlamaForCausalLM'
     """
     own = own_class(config)
     if own is not None:
         parsed, model_class = own
         return model_class._from_config(parsed, **options)
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    known: Any = AutoModelForCausalLM
+    known: Any = AutoModel if embedding_class(config) else AutoModelForCausalLM
     return known.from_config(AutoConfig.for_model(**without_storage(config)), **options)

@@ -18,10 +18,21 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RECORD", "ConfigClass", "Recorded", "ask", "causal_types", "config_class", "layout", "recorded"]
+__all__ = [
+    "RECORD",
+    "ConfigClass",
+    "Recorded",
+    "ask",
+    "ask_encoders",
+    "causal_types",
+    "config_class",
+    "encoders",
+    "layout",
+    "recorded",
+]
 
 RECORD = Path(__file__).with_name("config_classes.json")
-"""Version of Transformers, its classes by model type, and every type that has a causal language model."""
+"""Version of Transformers, its classes by model type, and the types that write text or make embeddings."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,21 @@ def causal_types() -> Collection[str] | None:
     """Model types that Transformers has a causal language model for; None if they are not recorded."""
     types: list[str] = _record()["causal_types"]
     return types if _same_version() else None
+
+
+def encoders() -> Mapping[str, str]:
+    """Types of models whose tokens see all others, and the class of each without a head: it makes embeddings."""
+    recorded: dict[str, str] = _record()["encoders"]
+    return recorded if _same_version() else ask_encoders()
+
+
+def ask_encoders() -> dict[str, str]:
+    """The same, from the installed Transformers."""
+    from qformats.work.compat import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
+
+    names: Mapping[str, Any] = MODEL_MAPPING_NAMES
+    found = ((kind, names.get(kind)) for kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    return {kind: name for kind, name in sorted(found) if isinstance(name, str)}
 
 
 def _of(model_type: object) -> dict[str, Any] | None:

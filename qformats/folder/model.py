@@ -17,6 +17,7 @@ from qformats.folder.float8 import find_float8, is_float8
 from qformats.folder.json_object import read_json
 from qformats.folder.plain import plain_tensor
 from qformats.folder.resolve import find_weights
+from qformats.folder.sentence_modules import sentence_files, sentence_note
 from qformats.folder.shards import BinShard, SafetensorsShard, Shard
 from qformats.folder.stacked import apart
 from qformats.folder.tied import Ties, settle_ties
@@ -113,7 +114,12 @@ class FolderCheckpoint(Checkpoint):
             SafetensorsShard(file) if file.suffix == ".safetensors" else BinShard(file)
             for file in weights.files
         ]
-        self.notes = (*weights.notes, *adapter_beside(path), *ignored_template(path))
+        self.notes = (
+            *weights.notes,
+            *adapter_beside(path),
+            *ignored_template(path),
+            *sentence_note(path),
+        )
         entries = self._entries(weights.index)
         self._stored = list(entries)
         settled = settle_ties(self._unwrapped(self._canonical(entries)), self._config)
@@ -151,6 +157,7 @@ class FolderCheckpoint(Checkpoint):
     def _tokenizer_paths(self) -> list[Path]:
         """Those that are there; looked at each time, since what a name leads to may change."""
         found = [file for pattern in _TOKENIZER_FILES for file in sorted(self.path.glob(pattern))]
+        found += sentence_files(self.path)
         for file in found:
             refuse_link_out(file, self.path)
         return [file for file in found if file.is_file()]

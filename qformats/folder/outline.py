@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
-from qformats.folder.classes import causal_model, runs
+from qformats.folder.classes import embedding_class, new_model, runs
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.shapes import MOST_TENSORS, known_shapes
 from qformats.interfaces.checkpoint import Checkpoint
@@ -101,7 +101,7 @@ def outline(config: Mapping[str, Any], path: Path) -> Outline:
         if not isinstance(layers, int) or not 1 <= layers <= _MOST_LAYERS:
             expected = f"a whole number from 1 to {_MOST_LAYERS}"
             raise CheckpointError(path, f"{key} {layers!r}", expected)
-    shapes = known_shapes(config)
+    shapes = None if embedding_class(config) else known_shapes(config)
     if shapes is None:
         shapes = _built(config, path, model_type)
     named = config.get("dtype", config.get("torch_dtype")) or "float16"
@@ -114,12 +114,12 @@ def _built(config: Mapping[str, Any], path: Path, model_type: str) -> dict[str, 
 
     from qformats.work.compat import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if not runs(config):
+    if not runs(config) and not embedding_class(config):
         known = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise UnsupportedModelError("model_type", model_type, known)
     try:
         with torch.device("meta"):
-            model = causal_model(config)
+            model = new_model(config)
             stored = _saved(model)
     except Exception as error:
         # Each model class has its own ways of being wrong.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from qformats.errors import CheckpointError, UnsupportedModelError
-from qformats.folder.classes import runs, without_storage
+from qformats.errors import CheckpointError, Described, UnsupportedModelError
+from qformats.folder.classes import embedding_class, runs, without_storage
 from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["require_class", "require_tokenizer", "require_weights"]
@@ -58,7 +58,7 @@ def require_tokenizer(source: Checkpoint) -> None:
         raise CheckpointError(source.path, "has only the settings of a tokenizer", expected, hint=hint)
 
 
-def require_class(source: Checkpoint, purpose: str) -> dict[str, Any]:
+def require_class(source: Checkpoint, purpose: str, *, text: bool = True) -> dict[str, Any]:
     """Refuse a model that there is no code to run for, before anything else is found to be missing.
 
     Parameters
@@ -67,6 +67,8 @@ def require_class(source: Checkpoint, purpose: str) -> dict[str, Any]:
         The model.
     purpose : str
         What the class is for, for messages: ``"run"``.
+    text : bool
+        Whether it has to write text: models that make embeddings do not.
 
     Returns
     -------
@@ -76,7 +78,7 @@ def require_class(source: Checkpoint, purpose: str) -> dict[str, Any]:
     Raises
     ------
     UnsupportedModelError
-        If neither Transformers nor a plugin has a causal language model for this configuration.
+        If neither Transformers nor a plugin has such a class for this configuration.
 
     Examples
     --------
@@ -87,6 +89,15 @@ def require_class(source: Checkpoint, purpose: str) -> dict[str, Any]:
     """
     config = without_storage(source.config)
     kind = config["model_type"] = str(config.get("model_type") or source.architecture)
+    if own := embedding_class(config):
+        if text:
+            raise UnsupportedModelError(
+                f"{source.path}: model to {purpose}",
+                Described(f"{own}, which makes embeddings and writes no text"),
+                ["a causal language model"],
+                "qformats.load_model loads it, and its tensors can be converted and compared",
+            )
+        return config
     if not runs(config):
         raise UnsupportedModelError(
             f"{source.path}: model to {purpose}",

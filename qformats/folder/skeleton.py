@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from qformats.folder.classes import own_class, without_storage
 
-__all__ = ["Shapes", "Verdict", "classes_of", "is_computed", "judge"]
+__all__ = ["Shapes", "Verdict", "classes_of", "is_computed", "judge", "pooler_of", "takes_no_pooler"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor as Transformers stores it, by name."""
@@ -176,6 +177,8 @@ def judge(model_class: Any, config: Any, shapes: Shapes) -> Verdict:
     found.broken = {name: " ".join(why.split())[-160:] for name, why in info.conversion_errors.items()}
     found.misshapen = [(name, tuple(was), tuple(own)) for name, was, own in sorted(info.mismatched_keys)]
     missing = _untied(set(info.missing_keys), dict(model.all_tied_weights_keys)) - broken
+    if takes_no_pooler(model_class) and pooler_of(wanted) <= missing:
+        missing -= pooler_of(wanted)
     found.missing = [
         name for name in wanted if name in missing and not (name in computed and _COMPUTED.search(name))
     ]
@@ -215,6 +218,30 @@ def _sort_out(
             found.ignored.append(name)
         else:
             found.unexpected.append(name)
+
+
+def takes_no_pooler(model_class: Any) -> bool:
+    """Whether a class can be made without the layer that turns the first token's state into one of a whole text.
+
+    Embeddings of texts are made without it, and many models come without its weights.
+
+    Examples
+    --------
+    >>> from transformers import BertModel, LlamaModel
+    >>> from qformats.folder.skeleton import takes_no_pooler
+    >>> takes_no_pooler(BertModel), takes_no_pooler(LlamaModel)
+    (True, False)
+    """
+    return "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+
+
+def pooler_of(names: Iterable[str]) -> set[str]:
+    """Names of that layer's tensors.
+
+    >>> pooler_of(["pooler.dense.bias", "encoder.layer.0.output.dense.bias"])
+    {'pooler.dense.bias'}
+    """
+    return {name for name in names if name.startswith("pooler.")}
 
 
 def is_computed(name: str, prefix: str, buffers: Collection[str]) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qformats.errors import ConfigError, ShapeError
+from qformats.folder.classes import embedding_class
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.layout import Assignment, Layout, OutputFile, Placement
 from qformats.interfaces.packer import Packer
@@ -20,6 +21,10 @@ _ALIGNMENT = 8
 """safetensors pads its header with spaces to this many bytes."""
 _OF_THE_SOURCE = ("quantization_config", "torch_dtype", "dtype", "transformers_weights")
 """Keys of config.json that say how the source is stored."""
+_EMBED_WITH = (
+    'python -c "import sys; from transformers import pipeline; '
+    "print(pipeline('feature-extraction', sys.argv[1])('Hello')[0][0])\" {target}"
+)
 _RUN_WITH = (
     'python -c "import sys; from transformers import pipeline; '
     "print(pipeline('text-generation', sys.argv[1])('Hello'))\" {target}"
@@ -133,7 +138,7 @@ def lay_out_folder(
     return Layout(
         tuple(files),
         folder=True,
-        run_with=_RUN_WITH if runs else "",
+        run_with=(_EMBED_WITH if embedding_class(source.config) else _RUN_WITH) if runs else "",
         notes=(limits,) if limits else (),
     )
 

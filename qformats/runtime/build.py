@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from qformats.errors import Described, QFormatsError, UnsupportedModelError
-from qformats.folder.classes import causal_model
+from qformats.folder.classes import new_model
 from qformats.folder.readiness import require_class
+from qformats.folder.skeleton import pooler_of, takes_no_pooler
 from qformats.interfaces.checkpoint import Checkpoint
 
 __all__ = ["bare_model"]
@@ -32,12 +33,18 @@ def bare_model(source: Checkpoint, dtype: torch.dtype, purpose: str) -> Any:
     Raises
     ------
     UnsupportedModelError
-        If neither Transformers nor a plugin has a causal language model for this configuration.
+        If neither Transformers nor a plugin has a class for this configuration.
     """
-    config = require_class(source, purpose)
+    config = require_class(source, purpose, text=False)
     try:
         with _parameters_on_meta():
-            model = causal_model(config, dtype=dtype)
+            model = new_model(config, dtype=dtype)
+            if (
+                pooler_of(model.state_dict())
+                and not pooler_of(source.tensors)
+                and takes_no_pooler(type(model))
+            ):
+                model.pooler = None
     except QFormatsError:
         raise
     except Exception as error:

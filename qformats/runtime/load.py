@@ -35,6 +35,7 @@ from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import COMPUTED, dtype_name, torch_dtype
 from qformats.registry import registry
 from qformats.runtime.build import bare_model
+from qformats.runtime.divided import divided
 from qformats.runtime.experts import STACKS, QuantExperts, labels_of, refuse_strange_experts
 from qformats.runtime.linear import PackedLayer, QuantEmbedding, QuantLinear
 from qformats.runtime.linears import is_linear
@@ -144,8 +145,9 @@ class _Filling:
         progress: Progress,
         device_map: str | Mapping[str, Any] | None = None,
     ) -> None:
-        self.source, self.dtype, self.progress = source, dtype, progress
+        self.dtype, self.progress = dtype, progress
         self.model: Any = bare_model(source, dtype, "run")
+        self.source = source = divided(source, self.model)
         self.places = places(source, self.model)
         self.devices = {"": device}
         if device_map is not None:

@@ -18,6 +18,8 @@ __all__ = [
     "AUTO_QUANTIZATION_CONFIG_MAPPING",
     "MODEL_ATTRIBUTES",
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "MODEL_MAPPING_NAMES",
     "ConversionOps",
     "DisableTorchFunctionSubclass",
     "HfQuantizer",
@@ -52,7 +54,11 @@ try:
         revert_weight_conversion,
     )
     from transformers.modeling_utils import LoadStateDictConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        MODEL_MAPPING_NAMES,
+    )
     from transformers.quantizers.auto import (
         AUTO_QUANTIZATION_CONFIG_MAPPING,
         register_quantization_config,

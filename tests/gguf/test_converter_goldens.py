@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 from models import portable, tokenizers
+from models.converter_goldens import GOLDEN, MODELS, content_of
 
 import qformats
 from qformats.errors import UnsupportedModelError
@@ -20,12 +19,12 @@ from qformats_gguf.architectures import Architecture
 from qformats_gguf.architectures.rows import ROWS
 from qformats_gguf.metadata import Metadata, Value, ValueType, array, f32
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "gguf_models"
-MODELS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "models.json").read_text())
 DIFFERENCES: list[dict[str, Any]] = tomllib.loads((GOLDEN / "differences.toml").read_text())["difference"]
 SIZES = ("feed_forward_length", "attention.head_count_kv")
 TYPES = {"UINT32": "U32", "FLOAT32": "F32", "STRING": "STRING", "BOOL": "BOOL", "INT32": "I32"}
-each_model = pytest.mark.parametrize("name", MODELS)
+ENCODERS = {name for name, golden in MODELS.items() if "files" in golden}
+"""Those have a test of their own, with tokenizers: test_encoders.py."""
+each_model = pytest.mark.parametrize("name", sorted(MODELS.keys() - ENCODERS))
 
 
 @pytest.fixture(scope="module")
@@ -43,31 +42,6 @@ def folder_of(name: str, path: Path, files_of_tokenizers: Path) -> Path:
     (path / "config.json").write_text(json.dumps(golden["config"]))
     portable.write(path / "model.safetensors", golden["shapes"])
     return path
-
-
-def found(file: Path, golden: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Metadata and tensors of a file in the form of the golden ones."""
-    reader = gguf.GGUFReader(file)
-    metadata = {
-        field.name: [[kind.name for kind in field.types], field.contents()]
-        for field in reader.fields.values()
-        if not field.name.startswith(("GGUF.", "tokenizer."))
-    }
-    tensors = {}
-    for tensor in reader.tensors:
-        expected = golden.get(tensor.name)
-        data = np.array(tensor.data)
-        numbers: Any = hashlib.sha256(data.tobytes()).hexdigest()
-        if expected is not None and isinstance(expected[2], list):
-            numbers = pytest.approx(expected[2], rel=1e-6)
-            assert data.reshape(-1)[:16].astype(float).tolist() == numbers, tensor.name
-            numbers = expected[2]
-        tensors[tensor.name] = [
-            tensor.tensor_type.name,
-            [int(each) for each in reversed(tensor.shape)],
-            numbers,
-        ]
-    return {"metadata": metadata, "tensors": tensors}
 
 
 def excused(name: str, key: str, theirs: Any, ours: Any) -> bool:
@@ -88,7 +62,7 @@ def test_the_file_is_that_of_upstreams_converter(
     golden = MODELS[name]
     folder = folder_of(name, tmp_path / name, files_of_tokenizers)
     qformats.export(folder, tmp_path / "m.gguf", format="gguf:f16")
-    ours = found(tmp_path / "m.gguf", golden["tensors"])
+    ours = content_of(tmp_path / "m.gguf", golden["tensors"])
     arch = golden["metadata"]["general.architecture"][1]
     blocks = {key.split(".")[1] for key in golden["tensors"] if key.startswith("blk.")}
     ours["tensors"] = {

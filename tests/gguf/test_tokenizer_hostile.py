@@ -85,7 +85,7 @@ def test_malformed_tokenizer_config(settings_file):
 
 
 def test_other_models_are_refused_by_name():
-    for model in ({"type": "WordPiece", "vocab": {}}, {"type": "BPE", "vocab": {}, "byte_fallback": True}):
+    for model in ({"type": "WordLevel", "vocab": {}}, {"type": "BPE", "vocab": {}, "byte_fallback": True}):
         tokenizer = byte_level() | {"model": model}
         with pytest.raises(UnsupportedModelError, match="byte-level BPE"):
             to_gguf(as_files(tokenizer), {}, source="folder")
@@ -202,8 +202,8 @@ def test_missing_metadata():
     for key in ("tokenizer.ggml.model", TOKENS, MERGES):
         with pytest.raises(CheckpointError, match=key):
             from_gguf({name: value for name, value in GOOD.items() if name != key}, source="file.gguf")
-    with pytest.raises(UnsupportedModelError, match="'bert'"):
-        from_gguf({**GOOD, "tokenizer.ggml.model": string("bert")})
+    with pytest.raises(UnsupportedModelError, match="'t5'"):
+        from_gguf({**GOOD, "tokenizer.ggml.model": string("t5")})
     odd = {
         **GOOD,
         "tokenizer.ggml.bos_token_id": f32(float("nan")),

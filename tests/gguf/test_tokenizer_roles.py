@@ -250,8 +250,8 @@ def test_other_kinds_of_vocabulary_are_refused_with_their_name(tmp_path):
     from tokenizers import Tokenizer, models
 
     unigram = {"model": json.loads(Tokenizer(models.Unigram([("<unk>", 0.0)], 0)).to_str())["model"]}
-    wordpiece = {"model": json.loads(Tokenizer(models.WordPiece({"[UNK]": 0})).to_str())["model"]}
-    for tokenizer, name in ((unigram, "Unigram"), (wordpiece, "WordPiece")):
+    words = {"model": json.loads(Tokenizer(models.WordLevel({"[UNK]": 0}, "[UNK]")).to_str())["model"]}
+    for tokenizer, name in ((unigram, "Unigram"), (words, "WordLevel")):
         with pytest.raises(UnsupportedModelError, match=name):
             to_gguf(as_files(tokenizer), {}, source="folder")
     with pytest.raises(UnsupportedModelError, match="unigram"):

@@ -26,6 +26,7 @@ __all__ = [
     "build_multimodal",
     "build_wide",
     "build_with_code",
+    "randomize",
 ]
 
 _DENSE = {
@@ -656,7 +657,7 @@ def _save(case: Case, folder: Path, dtype: str, changes: dict[str, Any], *, embe
         # What is not replaced below, some classes draw.
         torch.manual_seed(0)
         model = getattr(transformers, case.cls)(AutoConfig.for_model(case.model_type, **keys)).float()
-    _randomize(model, torch.Generator().manual_seed(0), embeddings)
+    randomize(model, torch.Generator().manual_seed(0), embeddings)
     model.to(getattr(torch, dtype))
     model.config.dtype = dtype
     model.save_pretrained(folder)
@@ -691,12 +692,12 @@ def build_multimodal(name: str, folder: Path, *, tied: bool) -> Path:
     more = {"mm_tokens_per_image": 4, "image_token_index": 100, "tie_word_embeddings": tied}
     config = AutoConfig.for_model(model_type, text_config=text, vision_config=vision, **more)
     model = getattr(transformers, cls)(config).float()
-    _randomize(model, torch.Generator().manual_seed(0))
+    randomize(model, torch.Generator().manual_seed(0))
     model.save_pretrained(folder)
     return folder
 
 
-def _randomize(model: Any, generator: Any, embeddings: float = 0.5) -> None:
+def randomize(model: Any, generator: Any, embeddings: float = 0.5) -> None:
     """Make every number of the model random, and large enough that attention and experts matter."""
     import torch
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from models.text import CHATML, CORPUS
 
-__all__ = ["KINDS", "Special", "build"]
+__all__ = ["KINDS", "WORDPIECE", "Special", "build"]
 
 Special = dict[str, int]
 """Ids of ``bos``, ``eos`` and, where there is one, ``pad``, as ``config.json`` names them; and ``size``."""
@@ -31,9 +32,9 @@ QWEN2_PATTERN = _WORDS + r"\p{N}" + _REST
 
 
 def build(kind: str, folder: Path) -> Special:
-    """Write the tokenizer `kind` (a key of `KINDS`) into `folder`; return its special ids and size."""
+    """Write the tokenizer `kind` (a key of `KINDS` or `WORDPIECE`) into `folder`; return its special ids and size."""
     folder.mkdir(parents=True, exist_ok=True)
-    return KINDS[kind](folder)
+    return (KINDS | WORDPIECE)[kind](folder)
 
 
 def _gpt2(folder: Path) -> Special:
@@ -157,6 +158,52 @@ def _llama2(folder: Path) -> Special:
     return {"bos": 1, "eos": 2, "size": tokenizer.get_vocab_size()}
 
 
+def _wordpiece(folder: Path, *, lowercase: bool = True) -> Special:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    roles = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    tokenizer: Any = Tokenizer(models.WordPiece(unk_token=roles["unk"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The library's trainer draws its pieces in another order each time.
+    counts: Counter[str] = Counter()
+    for line in CORPUS.splitlines():
+        text = tokenizer.normalizer.normalize_str(line)
+        counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+    letters = sorted({letter for word in counts for letter in word})
+    endings = Counter(word[at:] for word in counts for at in range(1, len(word) - 1))
+    pieces = [
+        *roles.values(),
+        *("[unused0]", "[unused1]", *letters, *(f"##{letter}" for letter in letters)),
+        *(f"##{ending}" for ending in sorted(endings) if endings[ending] > 2),
+        *(word for word in sorted(counts) if counts[word] > 1 and len(word) > 1),
+    ]
+    tokenizer.model = models.WordPiece(
+        vocab={piece: number for number, piece in enumerate(pieces)}, unk_token=roles["unk"]
+    )
+    _add(tokenizer, list(roles.values()))
+    ids = {text: tokenizer.token_to_id(text) for text in roles.values()}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(text, ids[text]) for text in ("[CLS]", "[SEP]")],
+    )
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    # As files of embedding models have it.
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=16, pad_token="[PAD]")
+    names = {f"{role}_token": text for role, text in roles.items()}
+    more = {"do_lower_case": lowercase, "strip_accents": None, "tokenize_chinese_chars": True}
+    _write(folder, tokenizer, "BertTokenizer", {**names, **more, "clean_up_tokenization_spaces": True})
+    _json(folder / "special_tokens_map.json", names)
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
+    return {"pad": ids["[PAD]"], "size": tokenizer.get_vocab_size()}
+
+
+def _wordpiece_cased(folder: Path) -> Special:
+    return _wordpiece(folder, lowercase=False)
+
+
 KINDS: dict[str, Callable[[Path], Special]] = {
     "gpt-2": _gpt2,
     "smollm": _smollm,
@@ -164,6 +211,11 @@ KINDS: dict[str, Callable[[Path], Special]] = {
     "qwen2": _qwen2,
     "llama-spm": _llama2,
 }
+WORDPIECE: dict[str, Callable[[Path], Special]] = {
+    "wordpiece": _wordpiece,
+    "wordpiece-cased": _wordpiece_cased,
+}
+"""Those of models that make embeddings, which have no ends."""
 
 
 def _split(pattern: str) -> Any:

@@ -70,6 +70,8 @@ class LlamaCpp:
         A GGUF file of a LoRA adapter, as ``--lora`` takes it.
     watch : callable, optional
         ``cb_eval`` of the context: ``(address of the tensor, whether only asked, user data) -> bool``.
+    embeddings : bool
+        Make embeddings of whole texts, pooled as the file says.
 
     Raises
     ------
@@ -88,6 +90,7 @@ class LlamaCpp:
         vocab_only: bool = False,
         adapter: str | PathLike[str] | None = None,
         watch: abi.EvalCallback | None = None,
+        embeddings: bool = False,
     ) -> None:
         self._lib = _library()
         self._model: int | None = None
@@ -111,6 +114,7 @@ class LlamaCpp:
         context.n_threads = context.n_threads_batch = threads
         context.type_k = context.type_v = _KV_TYPES[kv_type]
         context.flash_attn_type = int(flash_attention)
+        context.embeddings = embeddings
         if watch is not None:
             # C keeps only the address.
             self._watch = abi.EVAL_CALLBACK(watch)
@@ -151,6 +155,25 @@ class LlamaCpp:
         """Logits at every position: float32 ``[len(ids), n_vocab]``."""
         self._forget()
         return self._decode(ids, 0, every=True)
+
+    def embedding(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """What a model that makes embeddings makes of a text: float32 ``[width]``, not normalized."""
+        batch = self._lib.llama_batch_init(len(ids), 0, 1)
+        try:
+            batch.n_tokens = len(ids)
+            for i, token in enumerate(ids):
+                batch.token[i], batch.pos[i] = token, i
+                batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, True
+            _log.clear()
+            status = self._lib.llama_encode(self._context, batch)
+        finally:
+            self._lib.llama_batch_free(batch)
+        if status != 0:
+            raise self._error(f"llama_encode returned {status}")
+        values = self._lib.llama_get_embeddings_seq(self._context, 0)
+        if not values:
+            raise self._error("llama.cpp pools no embedding")
+        return np.ctypeslib.as_array(values, shape=(self._lib.llama_model_n_embd(self._model),)).copy()
 
     def log_probs(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Natural logarithms of the next-token probabilities: float32 ``[len(ids), n_vocab]``."""

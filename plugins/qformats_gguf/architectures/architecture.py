@@ -32,11 +32,12 @@ from qformats_gguf.architectures.schema import (
     TensorMapping,
     TensorRule,
 )
-from qformats_gguf.metadata import Metadata, ValueType, f32, string, u32
+from qformats_gguf.metadata import Metadata, ValueType, boolean, f32, string, u32
 
 __all__ = ["Architecture", "size_label", "supported_models"]
 
 _QUANTIZATION_VERSION = 2
+_CAUSAL = "attention.causal"
 _ELSEWHERE = "formats that stay in a Hugging Face folder, such as gptq or bitsandbytes, need no architecture"
 
 
@@ -214,7 +215,8 @@ class Architecture:
             return None
         if self.within:
             name = multimodal.bare(name)
-        if predicts(name, self.config) or name.startswith(self.row.further):
+        name = self.row.own(name)
+        if predicts(name, self.config) or name.startswith((*self.row.further, *self.row.heads)):
             return None
         found = self._match(name, "canonical") or self._match(self.row.prefix + name, "canonical")
         if found is None:
@@ -232,14 +234,16 @@ class Architecture:
             return "part of the vision model: the file holds the language model"
         if name.endswith(self.row.junk):
             return "computed by every reader"
-        own = multimodal.bare(name) if self.within else name
+        own = self.row.own(multimodal.bare(name) if self.within else name)
+        if own.startswith(self.row.heads):
+            return "part of a head: the file holds the model that makes embeddings"
         if predicts(own, self.config) or own.startswith(self.row.further):
             return "part of a layer that predicts further tokens: the file holds the model without it"
         return "the same weight as the token embedding, from which llama.cpp takes it"
 
     def home_of(self, name: str) -> str | None:
         """Canonical name of the tensor that `name` is a copy of where the configuration ties them."""
-        own = multimodal.bare(name) if self.within else name
+        own = self.row.own(multimodal.bare(name) if self.within else name)
         found = self._match(own, "canonical") or self._match(self.row.prefix + own, "canonical")
         if found is None or found[0].alias_of is None:
             return None
@@ -302,7 +306,7 @@ class Architecture:
             raise CheckpointError(
                 self.source, f"only {len(there)} tensors", f"enough for {self.block_count} blocks"
             )
-        there |= {self.row.prefix + name for name in there}
+        there |= {self.row.prefix + name for name in there} | {self.row.own(name) for name in there}
         return [t for t in self.expected_tensors() if t.canonical not in there and t.gguf not in there]
 
     def require(self, names: Collection[str]) -> None:
@@ -355,7 +359,9 @@ class Architecture:
             value = computed(rule, self.config) if rule.computed else self.config.get(rule.config)
             value = rule.null if value is None and rule.optional else value
             if value is not None:
-                metadata[prefix + rule.key] = rule.make(value)
+                metadata[rule.under(prefix)] = rule.make(value)
+        if not self.row.causal:
+            metadata[prefix + _CAUSAL] = boolean(False)
         if self.row.window:
             always = self.row.window_pattern
             metadata |= windows.to_metadata(prefix, self.config, self.row.window, always=always)

@@ -50,17 +50,17 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
         # The table may know a key by what is another name for it in Transformers, whose other names win.
         full[key] = full.get(key, value) if theirs.get(key) == alias else value
     full |= model.fixed
-    for key, old in OLD_NAMES.items():
+    for key, old in {**OLD_NAMES, **model.old_names}.items():
         if full.get(key) is None and full.get(old) is not None:
             full[key] = full[old]
     assumed = defaults(row, model)
     for key, default in assumed.items():
         full.setdefault(key, default)
-    known = understood(row, model)
+    known = understood(row, model) - set(model.aliases)
     for key in known & _DERIVED:
         full.setdefault(key, None)
     if model.complete is not None:
-        for key in sorted((SIZES & known) - set(model.aliases)):
+        for key in sorted(SIZES & known):
             if full.get(key) is None:
                 raise CheckpointError(source, f"no {key!r}", f"a {model.model_type} configuration")
             config_number(full[key], key, source, whole=True)
@@ -210,7 +210,7 @@ def restore(
     config: dict[str, Any] = {"architectures": [model.architectures[0]], "model_type": model.model_type}
     known = {"general.architecture", prefix + _PREDICTING}
     for rule in row.metadata:
-        key = prefix + rule.key
+        key = rule.under(prefix)
         known.add(key)
         if rule.config == "vocab_size":
             continue
@@ -231,7 +231,7 @@ def restore(
     for key, flag in _flags(row, names).items():
         if key not in config or bool(config[key]) is not flag:
             config[key] = flag
-    config |= _tokens(metadata, config["vocab_size"])
+    config |= _tokens(metadata, config["vocab_size"], row.causal)
     if row.restore is not None:
         row.restore(config)
     problems: list[Problem] = []
@@ -274,6 +274,9 @@ def restore(
                 problems.append(Problem(key, theta, (str(usual),), reason))
             if row.local_rope:
                 config["rope_parameters"] = rope.by_layer(parameters, theta)
+    if not row.causal and prefix + "attention.causal" not in metadata:
+        reason = "without it llama.cpp lets a token see only those before it"
+        problems.append(Problem(prefix + "attention.causal", None, ("false",), reason))
     problems += _unknown(metadata, row, known)
     return config, problems
 
@@ -352,10 +355,10 @@ def _flags(row: Row, names: Collection[str]) -> dict[str, bool | int]:
     return flags
 
 
-def _tokens(metadata: Metadata, vocab_size: int) -> dict[str, int | None]:
+def _tokens(metadata: Metadata, vocab_size: int, causal: bool) -> dict[str, int | None]:
     """Ids of the special tokens; some files store -1 or an id past the vocabulary for "none"."""
     ids: dict[str, int | None] = {}
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))[0 if causal else 2 :]:
         value = metadata.get(f"tokenizer.ggml.{key}_token_id")
         there = value is not None and value.type in _INTEGERS and 0 <= value.data < vocab_size
         ids[f"{name}_token_id"] = int(value.data) if value is not None and there else None

@@ -85,7 +85,7 @@ def understood(row: Row, model: HFModel) -> set[str]:
         keys |= MIXER_KEYS | {"num_key_value_heads"}
     if row.attention_scale:
         keys.add(row.attention_scale[0])
-    keys |= {old for new, old in OLD_NAMES.items() if new in keys}
+    keys |= {old for new, old in OLD_NAMES.items() if new in keys} | {*model.old_names.values()}
     if row.local_theta:
         keys.add("rope_local_base_freq")
     return keys | set(ROTARY) if row.rope else keys

@@ -71,7 +71,7 @@ _PLAIN = {
     "relu2": ("relu2",),
 }
 """Activations by their name in the table, and what else they are called."""
-_NEUTRAL = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "tensor_data_layout": None}
+_NEUTRAL = {"expert_count": 0, "expert_used_count": 0, "tensor_data_layout": None, "pooling_type": None}
 
 
 def read_row(path: Path) -> Row:
@@ -100,7 +100,8 @@ def read_row(path: Path) -> Row:
                         _tensor(arch, prefix + name, each | {"layers": kind}, biases, permute, offset)
                     )
     writes = given("writes", [])
-    limits = [_CAUSAL]
+    causal = given("causal", True)
+    limits = [_CAUSAL] if causal else []
     constants = given("constants", {})
     activation = given("activation", "silu")
     if activation:
@@ -143,7 +144,7 @@ def read_row(path: Path) -> Row:
         constants=constants,
         restore=RESTORE[restore] if restore else None,
         only=given("only", ""),
-        neutral=_NEUTRAL | given("neutral", {}),
+        neutral=_NEUTRAL | {"attention.causal": causal} | given("neutral", {}),
         junk=tuple(given("junk", (".rotary_emb.inv_freq",))),
         tells=given("tells", ""),
         output_required=given("output", "") == "required",
@@ -159,6 +160,9 @@ def read_row(path: Path) -> Row:
         derived=given("derived", {}),
         restores=given("restores", {}),
         tolerated=tuple(given("tolerated", ())),
+        causal=causal,
+        around=given("around", ""),
+        heads=tuple(given("heads", ())),
     )
     if content:
         raise ValueError(f"{path}: unknown keys {', '.join(content)}")
@@ -339,6 +343,7 @@ def _model(name: str, given: dict[str, Any], sized: bool) -> HFModel:
         fixed=given.pop("fixed", {}) | dict.fromkeys(given.pop("derived", ())),
         neutral=neutral,
         aliases=given.pop("aliases", {}),
+        old_names=given.pop("old_names", {}),
         theta=float(given.pop("rope_theta", 10000.0)),
         within=given.pop("within", {}),
     )

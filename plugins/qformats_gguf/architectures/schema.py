@@ -38,6 +38,9 @@ __all__ = [
 Config = Mapping[str, Any]
 """A Hugging Face ``config.json``."""
 
+_OLD_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}
+"""What the first files of BERT call the tensors of its norms."""
+
 REQUIRED: Any = object()
 """Default of a metadata key that llama.cpp requires."""
 
@@ -356,7 +359,7 @@ class MetaRule:
     Attributes
     ----------
     key : str
-        Key after the ``ARCHITECTURE.`` prefix.
+        Key after the ``ARCHITECTURE.`` prefix; one that begins with ``tokenizer.`` has none.
     make : callable
         Constructor of the typed value: `u32`, `f32`...
     config : str
@@ -387,6 +390,10 @@ class MetaRule:
     compared: bool = True
     instead: str = ""
     null: int | None = None
+
+    def under(self, prefix: str) -> str:
+        """The whole key, in a file whose keys begin with `prefix`."""
+        return self.key if self.key.startswith("tokenizer.") else prefix + self.key
 
     @property
     def computed(self) -> bool:
@@ -454,6 +461,8 @@ class HFModel:
         Keys that the row leaves out, and the value with which they mean nothing; ``None`` for any value.
     aliases : mapping of str to str
         Other names for keys; where both are given, Transformers takes the value of the other name.
+    old_names : mapping of str to str
+        Keys, and what config.json calls them instead where the model's own code wrote it.
     theta : float
         Base of the rotary embedding where the configuration says nothing.
     within : mapping of str to str
@@ -469,6 +478,7 @@ class HFModel:
     fixed: Config = field(default_factory=dict)
     neutral: Config = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    old_names: Mapping[str, str] = field(default_factory=dict)
     theta: float = 10000.0
     within: Mapping[str, str] = field(default_factory=dict)
 
@@ -538,6 +548,12 @@ class Row:
         Beginnings of names of tensors that predict further tokens, whose model class leaves them out.
     derived, restores : mapping of str to str
         Keys of a configuration that follow from others, by expressions: on the way to GGUF and on the way back.
+    causal : bool
+        Whether a token sees only those before it; models that make embeddings of texts see all.
+    around : str
+        Prefix of canonical names in models that have a head.
+    heads : tuple of str
+        Beginnings of names of tensors of such heads, which no file holds.
     tolerated : tuple of str
         Keys whose unsupported values are only warned of, since what is lost is small.
     attention_scale : (str, int), optional
@@ -576,6 +592,9 @@ class Row:
     derived: Mapping[str, str] = field(default_factory=dict)
     restores: Mapping[str, str] = field(default_factory=dict)
     tolerated: tuple[str, ...] = ()
+    causal: bool = True
+    around: str = ""
+    heads: tuple[str, ...] = ()
 
     def kinds(self, block: int, config: Config) -> tuple[str, ...]:
         """What a layer has in the place of attention, and whether it has experts, where they differ in that."""
@@ -592,6 +611,15 @@ class Row:
     def local_rope(self) -> bool:
         """Whether sliding layers have rotary parameters of their own."""
         return bool(self.local_theta) or self.unscaled_windows
+
+    def own(self, name: str) -> str:
+        """A name as a model without a head has it today."""
+        if not self.around:
+            return name
+        name = name.removeprefix(self.around)
+        for old, new in _OLD_ENDINGS.items():
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        return name
 
     def separate(self, name: str) -> list[str]:
         """GGUF names of the tensors in the GGUF tensor `name`, in the order of their rows: usually just itself."""

@@ -1,12 +1,13 @@
 """Tokenizers between Hugging Face folders and GGUF metadata, in both directions.
 
-Two kinds of tokenizer exist on both sides:
+Three kinds of tokenizer exist on both sides:
 
 =======================  =======================================  ===========================
 kind                     Hugging Face                             GGUF
 =======================  =======================================  ===========================
 byte-level BPE           tokenizer.json, vocab.json + merges.txt  model ``gpt2``, with ``pre``
 SentencePiece BPE        tokenizer.model, tokenizer.json          model ``llama``
+WordPiece                tokenizer.json, vocab.txt                model ``bert``
 =======================  =======================================  ===========================
 """
 

@@ -11,8 +11,9 @@ from typing import Any
 from qformats.errors import CheckpointError, UnsupportedModelError
 
 from .added import added_tokens, looks_special
+from .backend import ids_of_text
 from .files import TokenizerFiles
-from .hashes import TEXT, name_of_ids
+from .hashes import name_of_ids
 from .recognize import checked_name, choose, splitter_of
 from .unlisted import with_unlisted
 from .vocabulary import TokenType, Vocabulary, padded_size, padding_token, with_rows
@@ -70,7 +71,7 @@ def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: s
             splitter_of(tokenizer),
             ignore_merges=bool(model.get("ignore_merges")),
             prefer=_PREFERRED.get(str(config.get("model_type")), ()),
-            hashed=lambda: _hashed_name(files),
+            hashed=lambda: name_of_ids(ids_of_text(files)),
             merges_reach_all=_reach_check(vocabulary, merges),
             source=files.source,
         )
@@ -175,21 +176,6 @@ def _build(
     result = Vocabulary("gpt2", pre, tokens, types, merges=merges)
     result.check(file)
     return result
-
-
-def _backend(files: TokenizerFiles) -> Any:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_buffer(files.bytes("tokenizer.json"))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(
-            files.path("tokenizer.json"), f"the tokenizers library cannot load it ({error})"
-        ) from error
-
-
-def _hashed_name(files: TokenizerFiles) -> str | None:
-    return name_of_ids(_backend(files).encode(TEXT).ids)
 
 
 def _reach_check(vocabulary: Mapping[str, int], merges: list[str]) -> Callable[[], bool]:

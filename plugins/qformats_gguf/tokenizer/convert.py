@@ -8,7 +8,7 @@ from typing import Any
 from qformats.errors import CheckpointError, UnsupportedModelError
 
 from ..metadata import Metadata, ValueType, boolean, string
-from . import byte_bpe, chatglm, spm
+from . import byte_bpe, chatglm, spm, wordpiece
 from .files import TokenizerFiles
 from .pretokenizers import BY_NAME
 from .rebuild_spm import PREPEND_SCHEME
@@ -23,6 +23,7 @@ __all__ = ["to_gguf"]
 _SUPPORTED = (
     "byte-level BPE (tokenizer.json, or vocab.json with merges.txt)",
     "SentencePiece BPE (tokenizer.model, or the tokenizer.json made from one)",
+    "WordPiece (tokenizer.json, or vocab.txt)",
 )
 
 
@@ -35,7 +36,7 @@ def to_gguf(
     ----------
     files : mapping of str to bytes
         Any of tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json,
-        generation_config.json, tokenizer.model, vocab.json, merges.txt, chat_template.jinja
+        generation_config.json, tokenizer.model, vocab.json, merges.txt, vocab.txt, chat_template.jinja
         and additional_chat_templates/NAME.jinja, by path inside the folder; of ChatGLM also
         tokenization_chatglm.py, which is searched for names and never run.
     config : mapping
@@ -79,13 +80,15 @@ def to_gguf(
         values["tokenizer.ggml.add_space_prefix"] = boolean(prefix != spm.NEVER)
     if prefix in (spm.ALWAYS, spm.FIRST):
         values[PREPEND_SCHEME] = string(prefix)
+    if vocabulary.model == "bert":
+        values |= wordpiece.normalizer_metadata(folder)
     row = BY_NAME.get(vocabulary.pre)
     values |= special_metadata(
         folder,
         config,
         vocabulary,
-        add_bos=vocabulary.model == "llama",
-        add_sep=row is not None and row.add_sep,
+        add_bos=vocabulary.model != "gpt2",
+        add_sep=vocabulary.model == "bert" or (row is not None and row.add_sep),
     )
     templates = template_metadata(folder)
     if vocabulary.pre == chatglm.PRE:
@@ -107,6 +110,8 @@ def _vocabulary(
         # First: such a folder's tokenizer.model, if any, is the same vocabulary in tiktoken's format.
         if byte_bpe.is_byte_level(tokenizer):
             return byte_bpe.from_tokenizer_json(files, config, pre), None
+        if wordpiece.is_wordpiece(tokenizer):
+            return wordpiece.from_tokenizer_json(files, config, pre), None
     if "tokenizer.model" in files:
         return spm.from_model_file(files, config, pre)
     if tokenizer is not None:
@@ -118,10 +123,12 @@ def _vocabulary(
         )
     if "vocab.json" in files:
         return byte_bpe.from_slow_files(files, config, pre), None
+    if "vocab.txt" in files:
+        return wordpiece.from_vocab_txt(files, config, pre), None
     raise CheckpointError(
         files.source,
         "no tokenizer",
-        "tokenizer.json, tokenizer.model, or vocab.json with merges.txt in the folder",
+        "tokenizer.json, tokenizer.model, vocab.txt, or vocab.json with merges.txt in the folder",
     )
 
 

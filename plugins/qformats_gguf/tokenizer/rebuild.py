@@ -10,7 +10,7 @@ from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.vocabularies import EVERY, added_token, around
 
 from ..metadata import Keys, Metadata, string
-from . import chatglm, rebuild_spm
+from . import chatglm, rebuild_spm, rebuild_wordpiece
 from .ends import INTEGERS, default_ends, stored_ends
 from .pretokenizers import BY_NAME, DEFAULT, PRE_TOKENIZERS, SPLITTERS, PreTokenizer
 from .special import ID_KEYS
@@ -21,6 +21,11 @@ from .vocabulary import TokenType, padding_token
 
 __all__ = ["from_gguf", "special_ids"]
 
+_KINDS = {
+    "gpt2": "gpt2 (byte-level BPE)",
+    "llama": "llama (SentencePiece BPE)",
+    "bert": "bert (WordPiece)",
+}
 _F32_MAX = 3.4028234e38
 
 
@@ -70,15 +75,15 @@ def from_gguf(
     CheckpointError
         If the metadata is incomplete or contradicts itself.
     UnsupportedModelError
-        If the tokenizer is of another kind than byte-level BPE or SentencePiece BPE, or splits text in a way
+        If the tokenizer is of another kind than byte-level BPE, SentencePiece BPE or WordPiece, or splits text in a way
         that tokenizer.json cannot express.
     """
     file = source or "GGUF metadata"
     model = _text(metadata, "tokenizer.ggml.model", file)
-    if model not in ("gpt2", "llama"):
-        raise UnsupportedModelError(
-            f"{file}: tokenizer.ggml.model", model, ["gpt2 (byte-level BPE)", "llama (SentencePiece BPE)"]
-        )
+    if model not in _KINDS:
+        raise UnsupportedModelError(f"{file}: tokenizer.ggml.model", model, _KINDS.values())
+    if model == "bert":
+        return _wordpiece(metadata, file, max_length)
     tokens = _tokens(metadata, file)
     own = model == "llama" and metadata.get("tokenizer.ggml.pre") == string(chatglm.PRE)
     if own:
@@ -155,6 +160,26 @@ def from_gguf(
             name: chatglm.spelled(text.decode(), gguf=False).encode() for name, text in templates.items()
         }
     return files | templates
+
+
+def _wordpiece(metadata: Metadata, file: str, max_length: int | None) -> dict[str, bytes]:
+    # The one that goes on with a word and has no letters is no fault here.
+    tokens = _tokens(metadata, file, named=False)
+    types = _numbers(metadata, "tokenizer.ggml.token_type", len(tokens), int(TokenType.NORMAL), file)
+    found = rebuild_wordpiece.content(
+        tokens,
+        types,
+        rebuild_wordpiece.usual_roles(_roles(metadata, len(tokens)), len(tokens)),
+        stored_flags(metadata, len(tokens)),
+        file,
+        lowercase=_flag(metadata, "normalizer.lowercase", True, file),
+        strip_accents=_flag(metadata, "normalizer.strip_accents", False, file, default_none=True),
+        max_length=max_length,
+    )
+    return {
+        name: _json(value, file, indent=None if name == "tokenizer.json" else 2)
+        for name, value in found.items()
+    }
 
 
 def _row(metadata: Metadata, pre: str | None, file: str) -> PreTokenizer:
@@ -253,10 +278,11 @@ def _strings(metadata: Metadata, key: str, file: str) -> list[str]:
     return list(Keys(metadata, file).strings(key))
 
 
-def _tokens(metadata: Metadata, file: str) -> list[str]:
+def _tokens(metadata: Metadata, file: str, *, named: bool = True) -> list[str]:
     tokens = _strings(metadata, "tokenizer.ggml.tokens", file)
-    # llama.cpp's name for empty tokens.
-    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
+    if named:
+        # llama.cpp's name for empty tokens.
+        tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
     for index, token in enumerate(tokens):
         try:
             token.encode("utf-8")

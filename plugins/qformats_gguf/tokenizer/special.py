@@ -79,6 +79,9 @@ def special_metadata(
         if isinstance(said, bool):
             flags.setdefault(role, said)
     flags = {"bos": add_bos, "eos": False} | flags
+    if vocabulary.model == "bert":
+        # The loader puts the first role's token before a text; llama.cpp's converter names both so.
+        roles["bos"], roles["eos"] = roles["bos"] or roles["cls"], roles["eos"] or roles["sep"]
     if pre in _GLM_ROLES:
         for role, default in _GLM_ROLES[pre].items():
             if default in ids and roles[role] is None and _configured(config, files, role) is None:
@@ -91,10 +94,16 @@ def special_metadata(
             index = _configured(config, files, role)
         if index is not None and 0 <= index < len(vocabulary.tokens):
             found[role] = index
-    more, listed = place_ends(
-        end_ids(config, files), found, vocabulary.tokens, vocabulary.types, source=files.source
-    )
-    found |= more
+    listed: Metadata = {}
+    if vocabulary.model == "bert":
+        # Nothing is written with a vocabulary of WordPiece, and so nothing ends.
+        if found.get("cls") == found.get("bos"):
+            found.pop("cls", None)
+    else:
+        more, listed = place_ends(
+            end_ids(config, files), found, vocabulary.tokens, vocabulary.types, source=files.source
+        )
+        found |= more
     values = {key: u32(found[role]) for role, key in ID_KEYS.items() if role in found} | listed
     for role in ("bos", "eos"):
         # llama.cpp stops the process if it is to add a token that it does not know.
@@ -132,10 +141,11 @@ def _apply(processor: Mapping[str, Any], roles: dict[str, str | None], flags: di
     elif kind == "RobertaProcessing":
         flags.update(bos=True, eos=True, sep=True)
         for role, fallback in (("cls", "bos"), ("sep", "eos")):
-            entry = processor.get(role)
-            text = entry[0] if isinstance(entry, list) and entry and isinstance(entry[0], str) else None
-            roles[role] = roles[role] or text
+            roles[role] = roles[role] or _first(processor.get(role))
             roles[fallback] = roles[fallback] or roles[role]
+    elif kind == "BertProcessing":
+        for role in ("cls", "sep"):
+            roles[role] = roles[role] or _first(processor.get(role))
     elif kind == "TemplateProcessing":
         single = processor.get("single")
         steps = [_special(step) for step in single] if isinstance(single, list) else []
@@ -155,6 +165,11 @@ def _apply(processor: Mapping[str, Any], roles: dict[str, str | None], flags: di
                 roles[role] = roles["eos"]
             roles["eos"] = last
             flags["eos"] = True
+
+
+def _first(entry: Any) -> str | None:
+    """Text of a pair of text and id."""
+    return entry[0] if isinstance(entry, list) and entry and isinstance(entry[0], str) else None
 
 
 def _special(step: Any) -> str | None:

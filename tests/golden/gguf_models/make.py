@@ -25,6 +25,7 @@ from models.architectures import (
     build_multimodal,
     build_with_code,
 )
+from models.encoders import ENCODERS, build_encoder
 from safetensors import safe_open
 
 GIVEN = {
@@ -37,6 +38,12 @@ GIVEN = {
     **{name: {"scoring_func": "softmax"} for name in CASES if name.startswith("deepseek_v2")},
     **{name: {"scoring_func": "sigmoid"} for name in CASES if name.startswith("deepseek_v3")},
     "glm4_moe_lite": {"scoring_func": "sigmoid", "first_k_dense_replace": 2},
+    # Of the hub's own code, which the converter knows.
+    "nomic_bert": {
+        **{"n_positions": 8192, "activation_function": "swiglu", "causal": False, "prenorm": False},
+        **dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), False),
+        **{"rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False, "rotary_emb_scale_base": None},
+    },
     # Transformers reads and saves the number of all heads here.
     "falcon": {"num_kv_heads": 1},
 }
@@ -56,7 +63,7 @@ FEW = 8
 """Of models with more layers, only the first and the last one are kept."""
 
 
-def convert(folder: Path, target: Path, given: dict, *, no_mtp: bool) -> None:
+def convert(folder: Path, target: Path, given: dict, *, no_mtp: bool, vocabulary: bool) -> None:
     from conversion import get_model_class
     from conversion.base import ModelBase, gguf
 
@@ -66,18 +73,20 @@ def convert(folder: Path, target: Path, given: dict, *, no_mtp: bool) -> None:
     hparams = ModelBase.load_hparams(folder, False) | given
     converter = cls(folder, gguf.LlamaFileType.MOSTLY_F16, target, hparams=hparams, eager=True)
     # Tokenizers have their own tests; the converter knows those of the hub by a hash.
-    converter.set_vocab = lambda: None
+    if not vocabulary:
+        converter.set_vocab = lambda: None
     converter.write()
 
 
-def content(path: Path) -> dict:
+def content(path: Path, *, vocabulary: bool = False) -> dict:
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
+    left = ("GGUF.",) if vocabulary else ("GGUF.", "tokenizer.")
     metadata = {
         field.name: [[kind.name for kind in field.types], field.contents()]
         for field in reader.fields.values()
-        if not field.name.startswith(("GGUF.", "tokenizer."))
+        if not field.name.startswith(left)
     }
     tensors = {}
     for tensor in reader.tensors:
@@ -100,15 +109,15 @@ def content(path: Path) -> dict:
     return {"metadata": metadata, "tensors": tensors}
 
 
-def golden(name: str, kind: str, folder: Path) -> dict:
+def golden(name: str, kind: str, folder: Path, *, vocabulary: bool = False) -> dict:
     with safe_open(folder / "model.safetensors", "np") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in sorted(file.keys())}
     portable.write(folder / "model.safetensors", shapes)
     config = json.loads((folder / "config.json").read_text())
     target = folder.with_suffix(".gguf")
     with torch.inference_mode():
-        convert(folder, target, GIVEN.get(name, {}), no_mtp=name in NO_MTP)
-    return {"tokenizer": kind, "config": config, "shapes": shapes, **content(target)}
+        convert(folder, target, GIVEN.get(name, {}), no_mtp=name in NO_MTP, vocabulary=vocabulary)
+    return {"tokenizer": kind, "config": config, "shapes": shapes, **content(target, vocabulary=vocabulary)}
 
 
 def main() -> None:
@@ -123,6 +132,11 @@ def main() -> None:
         for name in TINY:
             kind, _ = tiny.TINY[name]
             found[name] = golden(name, kind, tiny.build(name, Path(path) / name))
+        for name in ENCODERS:
+            folder = build_encoder(name, Path(path) / name)
+            found[name] = golden(name, ENCODERS[name][2], folder, vocabulary=True)
+            beside = ("modules.json", "1_Pooling/config.json")
+            found[name]["files"] = {each: json.loads((folder / each).read_text()) for each in beside}
         for name in CASES.keys() - FAILS.keys():
             folder = build(name, Path(path) / name, **CHANGED.get(name, {}))
             found[name] = golden(name, CASES[name].tokenizer, folder)
