@@ -56,7 +56,7 @@ def normalize(config: Config, model: HFModel, row: Row, source: str) -> dict[str
     assumed = defaults(row, model)
     for key, default in assumed.items():
         full.setdefault(key, default)
-    known = understood(row, model) - set(model.aliases)
+    known = understood(row, model) - {*model.aliases, *model.old_names.values()}
     for key in known & _DERIVED:
         full.setdefault(key, None)
     if model.complete is not None:
