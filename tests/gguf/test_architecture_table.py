@@ -38,6 +38,8 @@ LOG_PROB_LINEAR = 5e-4
 LINEAR = ("qwen3_next",)
 # What another expert changed at one position, layers without attention remember: measured a mean of 0.02 to 0.7.
 REMEMBERING = (*LINEAR, "lfm2_moe")
+ONE_EACH = [*{case.model_type: name for name, case in reversed(CASES.items())}.values()]
+"""A model of each type: what its other features are is the same for packed weights."""
 NAMED = [f"general.{key}" for key in ("name", "basename", "finetune", "version", "size_label")]
 """Keys that say what the model's folder is called."""
 GELU = ("gemma", "starcoder2", "phi", "falcon", "gpt_neox", "bloom")
@@ -115,6 +117,7 @@ def test_the_configuration_alone_says_which_tensors_there_are(model: tuple[str, 
 
 
 # Classes of Transformers that compute more than a linear layer or an embedding keep their weights as plain numbers.
+@pytest.mark.parametrize("model", ONE_EACH, indirect=True, scope="module")
 @pytest.mark.filterwarnings("ignore:.* are kept as plain numbers")
 def test_quantized_weights_run_as_their_values(model: tuple[str, Path, Path], tmp_path: Path) -> None:
     """The packed file in llama.cpp and in our own runtime, against Transformers on its weights dequantized by us."""

@@ -116,12 +116,16 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("kind", [*WRONG, "returned"])
-def test_a_wrong_one_is_left_out_and_takes_no_other_down(tmp_path, kind):
-    files, expected = WRONG.get(kind, ({}, "returned 'arcee.toml', expected a list of paths"))
-    plugin(tmp_path / "site", "qformats_other", files, repr("arcee.toml") if kind == "returned" else None)
+def test_wrong_ones_are_left_out_and_take_no_other_down(tmp_path):
+    for kind, (files, _) in WRONG.items():
+        plugin(tmp_path / "site", f"qformats_{kind}", files)
+    plugin(tmp_path / "site", "qformats_returned", {}, repr("arcee.toml"))
     done = run([tmp_path / "site"], "export", "demo", "--format", "gguf:q8_0", "-o", tmp_path / "m.gguf")
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stderr.split())
-    assert expected in said
-    assert "plugin 'qformats_other' of qformats-other 1.0" in said
+    for kind, expected in {
+        **{kind: expected for kind, (_, expected) in WRONG.items()},
+        "returned": "returned 'arcee.toml', expected a list of paths",
+    }.items():
+        assert expected in said, kind
+        assert f"plugin 'qformats_{kind}' of qformats-{kind} 1.0" in said

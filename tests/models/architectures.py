@@ -326,7 +326,14 @@ CASES: dict[str, Case] = {
     "deepseek_v2-lite": Case(
         "deepseek_v2",
         "DeepseekV2ForCausalLM",
-        {**_ROUTED, **_LATENT, "q_lora_rank": None, "num_hidden_layers": 27},
+        # So many layers it must have; that most have no experts makes it small.
+        {
+            **_ROUTED,
+            **_LATENT,
+            "q_lora_rank": None,
+            "num_hidden_layers": 27,
+            "first_k_dense_replace": 25,
+        },
     ),
     "deepseek_v2-yarn": Case(
         "deepseek_v2",
