@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qformats import Checkpoint, Loader, PackedTensor, Packer, StoredTensor
-from qformats.errors import CheckpointError, ConfigError, Described
+from qformats.errors import CheckpointError, ConfigError, Described, QFormatsError
 from qformats.folder import AdapterCheckpoint
 from qformats.interfaces import (
     Assignment,
@@ -59,6 +59,17 @@ class GGUFLoader(Loader):
         from qformats_gguf.checkpoint import GGUFCheckpoint
 
         return GGUFCheckpoint(path, options)
+
+    def shapes(self, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]] | None:
+        """Those that the architecture's row says."""
+        from qformats_gguf.architectures import Architecture
+
+        try:
+            architecture = Architecture.from_config(config)
+        except QFormatsError:
+            # Whoever is asked next says what is wrong with it, or knows it.
+            return None
+        return architecture.folder_shapes()
 
     def draft(self, source: Checkpoint, options: Mapping[str, str]) -> list[Draft]:
         """Tensors under their GGUF names; between GGUF files, tensors and names stay as they are."""

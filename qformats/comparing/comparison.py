@@ -209,8 +209,6 @@ def _require_comparable(
             # A model that nothing runs needs no tokenizer.
             require_class(base, "run")
             raise
-        for model in (base, *models):
-            require_class(model, "run")
     if settings.text is not None:
         require_window(settings.window, context_limit(base.config))
 

@@ -16,6 +16,7 @@ from qformats.interfaces.dense import dense
 from qformats.interfaces.packer import PackedTensor
 from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import SIZES
+from qformats.registry import registry
 
 __all__ = ["Outline", "outline"]
 
@@ -103,9 +104,18 @@ def outline(config: Mapping[str, Any], path: Path) -> Outline:
             raise CheckpointError(path, f"{key} {layers!r}", expected)
     shapes = None if embedding_class(config) else known_shapes(config)
     if shapes is None:
-        shapes = _built(config, path, model_type)
+        shapes = _told(config) or _built(config, path, model_type)
     named = config.get("dtype", config.get("torch_dtype")) or "float16"
     return Outline(path, config, shapes, _DTYPES.get(str(named), "f16"))
+
+
+def _told(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    """What a container knows of a causal language model whose class is Transformers' own."""
+    if not runs(config) or registry().model_for(config) is not None:
+        return None
+    found = (loader.shapes(config) for loader in registry().loaders())
+    shapes = next((each for each in found if each is not None), None)
+    return None if shapes is None else dict(shapes)
 
 
 def _built(config: Mapping[str, Any], path: Path, model_type: str) -> dict[str, tuple[int, ...]]:

@@ -51,7 +51,7 @@ class Loader(Shown, Guarded, ABC):
     """
 
     guarded = (
-        *("accepts", "detect", "open", "outline", "draft", "mixes", "alternatives", "room"),
+        *("accepts", "detect", "open", "outline", "shapes", "draft", "mixes", "alternatives", "room"),
         *("fallback", "lay_out", "finish"),
         *("read_importance", "name_importance", "importance_file"),
     )
@@ -111,6 +111,23 @@ class Loader(Shown, Guarded, ABC):
         -------
         Checkpoint or None
             ``None`` if this container holds no such models.
+        """
+        return None
+
+    def shapes(self, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]] | None:
+        """Names and shapes of the tensors in a Hugging Face folder, where this container knows such models.
+
+        Asked for a lone ``config.json``, since to ask the model's class takes seconds.
+
+        Parameters
+        ----------
+        config : mapping
+            ``config.json``.
+
+        Returns
+        -------
+        mapping of str to tuple of int, or None
+            Canonical names and shapes; ``None`` if the model's class must tell.
         """
         return None
 

@@ -119,6 +119,23 @@ for model in sys.argv[1:]:
 """
 
 
+def test_a_plan_of_layers_of_several_kinds_needs_no_transformers(tmp_path):
+    """Whose tensors the architecture's table tells, of a config.json alone."""
+    from models.architectures import CASES, SHARED_SIZES
+    from transformers import AutoConfig
+
+    names = ["falcon-40b", "llama4", "internlm3", "qwen3_next", "lfm2", "lfm2_moe", "mamba", "glm4_moe_lite"]
+    files = []
+    for name in names:
+        case = CASES[name]
+        config = AutoConfig.for_model(case.model_type, **{**SHARED_SIZES, "vocab_size": 96, **case.config})
+        config.architectures = [case.cls]
+        config.save_pretrained(tmp_path / name)
+        files.append(tmp_path / name / "config.json")
+    done = subprocess.run([sys.executable, "-c", PLANS, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_plan_of_any_architecture_needs_no_transformers(tmp_path, name):
     folder = MODELS[name](tmp_path / "model")

@@ -18,6 +18,7 @@ from models import tokenizers
 __all__ = [
     "CASES",
     "MULTIMODAL",
+    "SHARED_SIZES",
     "TRAPS",
     "WIDE",
     "WITH_CODE",
@@ -29,7 +30,7 @@ __all__ = [
     "randomize",
 ]
 
-_DENSE = {
+SHARED_SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
@@ -619,7 +620,7 @@ def build_with_code(name: str, folder: Path, twin: Path) -> Path:
     _save(case, twin, "float32", {})
     shutil.copytree(twin, folder)
     config = json.loads((twin / "config.json").read_text())
-    kept = (*_DENSE, "vocab_size", "rms_norm_eps", "hidden_act", "bos_token_id", "eos_token_id")
+    kept = (*SHARED_SIZES, "vocab_size", "rms_norm_eps", "hidden_act", "bos_token_id", "eos_token_id")
     cls = {"internlm2": "InternLM2ForCausalLM", "minicpm": "MiniCPMForCausalLM"}[name]
     code = {"AutoModelForCausalLM": f"modeling_{name}.{cls}"}
     own = {"model_type": name, "architectures": [cls], "auto_map": code, **keys}
@@ -659,7 +660,7 @@ def _save(case: Case, folder: Path, dtype: str, changes: dict[str, Any], *, embe
 
     special = tokenizers.build(case.tokenizer, folder)
     keys = {"vocab_size": special["size"], "bos_token_id": special["bos"], "eos_token_id": special["eos"]}
-    keys |= copy.deepcopy({**_DENSE, **case.config, **changes})
+    keys |= copy.deepcopy({**SHARED_SIZES, **case.config, **changes})
     with torch.random.fork_rng():
         # What is not replaced below, some classes draw.
         torch.manual_seed(0)
@@ -693,7 +694,7 @@ def build_multimodal(name: str, folder: Path, *, tied: bool) -> Path:
     cls, model_type, own, text_type = MULTIMODAL[name]
     special = tokenizers.build("llama-spm", folder)
     tokens = {"vocab_size": special["size"], "bos_token_id": special["bos"], "eos_token_id": special["eos"]}
-    text = {**_DENSE, **own, **tokens, "tie_word_embeddings": tied, "model_type": text_type}
+    text = {**SHARED_SIZES, **own, **tokens, "tie_word_embeddings": tied, "model_type": text_type}
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = {**sizes, "image_size": 56, "patch_size": 14, "head_dim": 16}
     more = {"mm_tokens_per_image": 4, "image_token_index": 100, "tie_word_embeddings": tied}

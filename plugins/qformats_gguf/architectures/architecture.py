@@ -37,6 +37,8 @@ from qformats_gguf.metadata import Metadata, ValueType, boolean, f32, string, u3
 __all__ = ["Architecture", "size_label", "supported_models"]
 
 _QUANTIZATION_VERSION = 2
+_MOST_TENSORS = 1 << 20
+"""61 layers of 384 experts have 70,000."""
 _CAUSAL = "attention.causal"
 _ELSEWHERE = "formats that stay in a Hugging Face folder, such as gptq or bitsandbytes, need no architecture"
 
@@ -290,6 +292,13 @@ class Architecture:
             if self._has(rule, suffix, block)
             for expert in range(int(self.config[rule.experts]) if rule.experts else 1)
         ]
+
+    def folder_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """Shape of every tensor of a folder by its name; None if it has others besides, or absurdly many."""
+        experts = sum(int(self.config[rule.experts]) if rule.experts else 1 for rule in self.row.tensors)
+        if self.within or self.row.heads or experts * self.block_count > _MOST_TENSORS:
+            return None
+        return {mapping.canonical: mapping.shape for mapping in self.expected_tensors()}
 
     def missing(self, names: Collection[str]) -> list[TensorMapping]:
         """List the tensors that the model needs and that `names` (of either kind) lacks.
