@@ -27,14 +27,34 @@ def code_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if code_blocks(page, "python")], ids=lambda p: p.name
-)
-def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
-    program = "\n".join(code_blocks(page, "python"))
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+WITH_PYTHON = [page for page in PAGES if code_blocks(page, "python")]
+EACH_BY_ITSELF = """
+import os, sys
+# Seconds for each page otherwise; nothing of this project is among it.
+import torch, transformers.generation, transformers.models.llama.modeling_llama
+for program, folder in zip(sys.argv[1::2], sys.argv[2::2]):
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        exec(compile(open(program, encoding="utf-8").read(), program, "exec"), globals())
+        sys.exit()
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{program} failed")
+"""
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_python_blocks_run(part: int, tmp_path: Path) -> None:
+    """Those of each page from top to bottom, in a process and a folder of its own."""
+    arguments: list[Path] = []
+    for page in WITH_PYTHON[part::3]:
+        folder = tmp_path / "-".join(page.relative_to(ROOT).with_suffix("").parts)
+        folder.mkdir()
+        program = tmp_path / f"{folder.name}.py"
+        program.write_text("\n".join(code_blocks(page, "python")), encoding="utf-8")
+        arguments += [program, folder]
+    command = [sys.executable, "-c", EACH_BY_ITSELF, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models.architectures import build_wide
 from oracles import ggml
 from safetensors.torch import load_file
 
@@ -20,9 +21,10 @@ KINDS = ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "t
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Demo model as float32 GGUF."""
-    target = tmp_path_factory.mktemp("plain") / "demo.gguf"
-    qformats.export("demo", target, format="gguf:f32")
+    """A small model, whose rows divide into blocks of 256, as float32 GGUF."""
+    path = tmp_path_factory.mktemp("plain")
+    target = path / "model.gguf"
+    qformats.export(build_wide("llama", path / "model"), target, format="gguf:f32")
     return target
 
 

@@ -76,9 +76,10 @@ def test_tokens_one_by_one_take_the_chosen_experts(name, tmp_path, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("the interpreter runs where there is no CUDA device")
     monkeypatch.setenv("QFORMATS_KERNEL", "triton")
-    qformats.export(build(name, tmp_path / name), tmp_path / "m.gguf", format="gguf:q8_0")
+    folder = build(name, tmp_path / name, num_hidden_layers=1)
+    qformats.export(folder, tmp_path / "m.gguf", format="gguf:q8_0")
     model = qformats.load_model(tmp_path / "m.gguf", device="cpu")
-    ids = torch.tensor([IDS[:7]])
+    ids = torch.tensor([IDS[:4]])
     with torch.no_grad():
         expected = model(ids).logits
         experts = list(_experts(model).values())
