@@ -2,6 +2,7 @@
 
     python scripts/bench_gpu.py                    everything, about three minutes
     python scripts/bench_gpu.py --only linear
+    python scripts/bench_gpu.py --only humming     beside Humming, where humming-kernels is installed
 
 Times are medians of CUDA graph replays that rotate through more memory than the L2 cache holds, in microseconds a call.
 Ratios are of one run: fractions of the bandwidth that a device-to-device copy reaches (bytes read and written), and
@@ -221,11 +222,52 @@ def products(bandwidth: float, counts: list[int], kinds: list[str]) -> None:
                 del weights
 
 
+def beside_humming(counts: list[int], kinds: list[str]) -> None:
+    """What users call, of both kernels; Humming compiles its own first."""
+    from qformats.kernels.humming import HummingLinear, unfit
+
+    header(
+        "format",
+        "m",
+        "N x K",
+        "cuBLAS us",
+        "shared us",
+        "Humming us",
+        "shared, times Humming",
+        "Humming's error",
+    )
+    for rows, columns in SHAPES:
+        copies = max(2, int(ROTATED / (2 * rows * columns)) + 1)
+        dense = [torch.randn(rows, columns, device="cuda", dtype=torch.float16) for _ in range(copies)]
+        cases = [torch.randn(count, columns, device="cuda", dtype=torch.float16) for count in counts]
+        plain = [seconds([partial(torch.nn.functional.linear, x, d) for d in dense]) for x in cases]
+        del dense
+        for kind in kinds:
+            weights = weights_of(kind, rows, columns)
+            if unfit(weights[0], torch.float16) is not None:
+                continue
+            theirs = [HummingLinear(weight) for weight in weights]
+            for x, cublas in zip(cases, plain, strict=True):
+                ours = seconds([partial(ops.linear, x, weight) for weight in weights])
+                peer = seconds([partial(each, x) for each in theirs])
+                expected = x.double() @ ops.dequantize(weights[0], torch.float32).double().T
+                error = float((theirs[0](x).double() - expected).norm() / expected.norm())
+                line(
+                    kind,
+                    len(x),
+                    f"{rows} x {columns}",
+                    *(f"{each * 1e6:.1f}" for each in (cublas, ours, peer)),
+                    f"{peer / ours:.2f}",
+                    f"{error:.0e}",
+                )
+            del weights, theirs
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=["dequantize", "linear"])
+    parser.add_argument("--only", choices=["dequantize", "linear", "humming"])
     parser.add_argument(
         "--rows", type=int, nargs="*", default=[1, 16, 64, 512, 4096], help="rows of activations, m"
     )
@@ -241,9 +283,11 @@ def main() -> int:
     bandwidth = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}, "
           f"Python {platform.python_version()}; copy {bandwidth / 1e12:.2f} TB/s")  # fmt: skip
-    if arguments.only != "linear":
+    if arguments.only in (None, "dequantize"):
         dequantizing(bandwidth, arguments.formats)
-    if arguments.only != "dequantize":
+    if arguments.only == "humming":
+        beside_humming(arguments.rows, arguments.formats)
+    if arguments.only in (None, "linear"):
         products(bandwidth, arguments.rows, arguments.formats)
     return 0
 

@@ -12,9 +12,9 @@ from qformats.errors import BackendUnavailableError, ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CHOICES", "uses_triton"]
+__all__ = ["CHOICES", "uses_humming", "uses_triton"]
 
-CHOICES = ("auto", "reference", "triton")
+CHOICES = ("auto", "reference", "triton", "humming")
 """Values of QFORMATS_KERNEL."""
 
 
@@ -25,6 +25,24 @@ def _has_triton() -> bool:
 
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _choice() -> str:
+    choice = os.environ.get("QFORMATS_KERNEL", "auto")
+    if choice not in CHOICES:
+        raise ConfigError("QFORMATS_KERNEL", choice, "one of " + ", ".join(CHOICES))
+    return choice
+
+
+def uses_humming(tensor: Tensor) -> bool:
+    """Whether many rows of activations, such as this tensor has, are Humming's; see :mod:`qformats.kernels.humming`.
+
+    Raises
+    ------
+    ConfigError
+        If QFORMATS_KERNEL holds anything other than the values it has.
+    """
+    return tensor.is_cuda and _choice() == "humming"
 
 
 def uses_triton(tensor: Tensor) -> bool:
@@ -38,14 +56,12 @@ def uses_triton(tensor: Tensor) -> bool:
     Raises
     ------
     ConfigError
-        If QFORMATS_KERNEL holds anything other than ``auto``, ``reference`` or ``triton``.
+        If QFORMATS_KERNEL holds anything other than the values it has.
     BackendUnavailableError
         If it asks for Triton where that cannot run.
     """
-    choice = os.environ.get("QFORMATS_KERNEL", "auto")
-    if choice not in CHOICES:
-        raise ConfigError("QFORMATS_KERNEL", choice, "one of " + ", ".join(CHOICES))
-    if choice == "auto":
+    choice = _choice()
+    if choice in ("auto", "humming"):
         return tensor.is_cuda and _has_triton()
     if choice == "triton":
         if not _has_triton():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -35,6 +36,8 @@ __all__ = [
     "chosen_linear",
     "current",
     "dequantize",
+    "divided",
+    "joined_linear",
     "linear",
     "prepare",
     "uses_launcher",
@@ -201,14 +204,29 @@ def chosen_linear(x: Tensor, weight: DeviceWeight, chosen: Tensor, share: int) -
     return _launched(x, weight, None, None, (chosen, share))[0]
 
 
+def joined_linear(
+    x: Tensor, weight: DeviceWeight, bias: Tensor | None, rows: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """Products with several weights that lie together, of so many rows each: see :mod:`qformats.kernels.joining`."""
+    out = _launched(x, weight, bias, None, rows=rows)[0]
+    return divided(out, (len(x),), rows)
+
+
+def divided(out: Tensor, lead: Sequence[int], rows: Sequence[int]) -> tuple[Tensor, ...]:
+    """What a launch for several weights has written, as a tensor for each: ``(*lead, rows)``, contiguous."""
+    count = math.prod(lead)
+    parts = out.view(-1).split_with_sizes([count * each for each in rows])
+    return tuple([part.view(*lead, each) for part, each in zip(parts, rows, strict=True)])
+
+
 def uses_launcher(x: Tensor) -> bool:
     """Whether launches can be kept: on a device, by Triton's compiler."""
     return x.is_cuda and uses_triton(x) and not torch.cuda.is_current_stream_capturing()
 
 
-def prepare(x: Tensor, weight: DeviceWeight, bias: Tensor | None) -> Launch:
-    """A launch for calls like this one, which is made once to find it."""
-    _, grid, arguments, tiles, compiled = _launched(x.contiguous(), weight, bias, None)
+def prepare(x: Tensor, weight: DeviceWeight, bias: Tensor | None, rows: Sequence[int] = ()) -> Launch:
+    """A launch for calls like this one, which is made once to find it; `rows` as in :func:`joined_linear`."""
+    _, grid, arguments, tiles, compiled = _launched(x.contiguous(), weight, bias, None, rows=rows)
     return Launch(grid, arguments, tiles, compiled)
 
 
@@ -218,6 +236,7 @@ def _launched(
     bias: Tensor | None,
     tiles: Tiles | None,
     many: tuple[Tensor, int] | None = None,
+    rows: Sequence[int] = (),
 ) -> tuple[Tensor, tuple[int, int, int], list[Any], Tiles, Any]:
     form = weight.form
     count = x.shape[0]
@@ -233,6 +252,8 @@ def _launched(
         size = grid[0] * grid[1] * grid[2] * chosen.rows * chosen.batch
         partial = torch.empty(size, dtype=torch.float32, device=x.device)
         arrived = counters(grid[0] * grid[2], x.device)
+    # Where the second and the third weight begin; numbers that are not read where there are fewer.
+    borders = (form.rows, form.rows) if not rows else (rows[0], sum(rows[:2]))
     arguments = (
         x,
         *_arguments(weight),
@@ -247,6 +268,7 @@ def _launched(
         form.line or form.rows,
         scale.shape[0],
         steps,
+        *borders,
     )
     constants = {
         **_constants(weight),
@@ -255,6 +277,7 @@ def _launched(
         "SCALED": x.dtype == scale.dtype == torch.float16 and _scales_first(form, chosen.batch),
         "BIAS": bias is not None,
         "EVEN_N": form.rows % chosen.rows == 0,
+        "PARTS": max(1, len(rows)),
     }
     stages, compiled = _start(grid, arguments, constants, chosen, share)
     constants |= {"ROWS": chosen.rows, "BATCH": chosen.batch, "SPLIT": chosen.split, "STAGES": stages}

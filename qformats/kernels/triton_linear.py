@@ -112,6 +112,8 @@ def linear_kernel(
     line,
     groups,
     steps,
+    border,
+    border2,
     BITS: tl.constexpr,
     MODE: tl.constexpr,
     ZERO: tl.constexpr,
@@ -128,6 +130,7 @@ def linear_kernel(
     SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
     SHARE: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """``out[m, n] = sum over k of x[m, k] * (scale * level + minimum)[n, k] + bias[n]``, sums in float32.
 
@@ -139,6 +142,8 @@ def linear_kernel(
     `line` is how many rows lie together in the planes and parameters: more than N where the weight is a part of them.
     Where `SHARE` is not 0, they hold many weights of N rows, one after the other, and ``chosen`` tells for each row of
     ``out`` which of them it takes; a program makes a part of one row, and so many rows share one of ``x``.
+    Where `PARTS` is 2 or 3, the weight is that many of N rows in all, the later ones from row `border` and `border2`
+    on, and ``out`` holds their products one after the other, each contiguous.
     """
     tile = tl.program_id(0)
     split = tl.program_id(1)
@@ -156,7 +161,7 @@ def linear_kernel(
         out_ptr += slot.to(tl.int64) * N
     # Where a strip has two groups, its halves are multiplied one after the other.
     halves: tl.constexpr = 2 if OUTER > 0 and GROUP == 16 else 1
-    width: tl.constexpr = 32 // halves
+    columns: tl.constexpr = 32 // halves
     # The levels, stretched as the look-up tables are.
     levels_ptr = table_ptr
     if dtype != tl.float32:
@@ -168,7 +173,7 @@ def linear_kernel(
     sums = tl.zeros((BATCH,), dtype=tl.float32)
     for step in tl.range(steps * split // SPLIT, steps * (split + 1) // SPLIT, num_stages=STAGES):
         for half in tl.static_range(halves):
-            lane = half * width + tl.arange(0, width)
+            lane = half * columns + tl.arange(0, columns)
             at = own[:, None] * 32 + lane[None, :]
             for place in tl.static_range(quads_of_step(BITS)):
                 quad = step * quads_of_step(BITS) + place
@@ -281,5 +286,15 @@ def linear_kernel(
     if last:
         if BIAS:
             total += tl.load(bias_ptr + row, mask=row < N, other=0.0).to(tl.float32)[:, None]
-        target = out_ptr + m.to(tl.int64)[None, :] * N + row[:, None]
+        if PARTS == 1:
+            target = out_ptr + m.to(tl.int64)[None, :] * N + row[:, None]
+        else:
+            end = N if PARTS == 2 else border2
+            start = tl.where(row < border, 0, border)
+            width = tl.where(row < border, border, end - border)
+            if PARTS == 3:
+                start = tl.where(row < border2, start, border2)
+                width = tl.where(row < border2, width, N - border2)
+            inner = m.to(tl.int64)[None, :] * width[:, None] + (row - start)[:, None]
+            target = out_ptr + start.to(tl.int64)[:, None] * M + inner
         tl.store(target, total.to(dtype), mask=inside & (m < M)[None, :])

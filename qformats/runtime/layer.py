@@ -21,6 +21,7 @@ from qformats.runtime.codes import Codes
 
 if TYPE_CHECKING:
     from qformats.kernels.prepared import PreparedLinear
+    from qformats.runtime.neighbours import Neighbours
 
 __all__ = ["PackedLayer"]
 
@@ -55,6 +56,7 @@ class PackedLayer(nn.Module):
         self._form: DeviceForm | None = None
         self._planes = 0
         self._prepared: PreparedLinear | None = None
+        self.neighbours: Neighbours | None = None
         self._reason: str | None = None
         self._kept: dict[str, Tensor] = {}
         self._shell: QuantizedTensor | None = None
@@ -92,11 +94,18 @@ class PackedLayer(nn.Module):
         self._form, self._planes = weight.form, len(weight.planes)
 
     def _drop(self) -> None:
+        self._part()
         for name in self._held():
             self._parameters.pop(name, None)
             self._buffers.pop(name, None)
         self._names, self._form, self._planes, self._prepared = {}, None, 0, None
         self._reason, self._kept, self._shell = None, {}, None
+
+    def _part(self) -> None:
+        """Be computed alone from now on."""
+        if self.neighbours is not None:
+            self.neighbours.part()
+            self.neighbours = None
 
     def _held(self) -> list[str]:
         """Names of the module's tensors that hold the weight."""
@@ -310,6 +319,7 @@ class PackedLayer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         if self._form is not None and self._form.line:
             # What lies together with others is taken apart: it may move alone.
+            self._part()
             self.rearranged(alone(self.arranged()))
         before = {id(self._tensor(name)) for name in self._held()}
         came_from = None if self._tied else self.weight.device.type

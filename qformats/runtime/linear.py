@@ -71,6 +71,11 @@ class QuantLinear(PackedLayer, nn.Linear):  # type: ignore[override] # `weight` 
         )
         if home._form is not None:
             if input.is_cuda and not learning and not torch.compiler.is_compiling():
+                # Where the weight is another module's, that one's neighbours are given other states.
+                if self.neighbours is not None:
+                    found = self.neighbours.product(self, input)
+                    if found is not None:
+                        return found
                 return home.prepared()(input, bias)
             from qformats.kernels import ops
 

@@ -40,6 +40,7 @@ from qformats.runtime.experts import STACKS, QuantExperts, labels_of, refuse_str
 from qformats.runtime.linear import PackedLayer, QuantEmbedding, QuantLinear
 from qformats.runtime.linears import is_linear
 from qformats.runtime.names import Place, places, tied_names
+from qformats.runtime.neighbours import join_neighbours
 from qformats.runtime.one_table import with_one_table
 from qformats.runtime.parallel import join, own_share
 from qformats.runtime.placement import connect, home_of, plan_devices
@@ -183,6 +184,7 @@ class _Filling:
         self._tell_decoded()
         for name in self.opened:
             self.model.get_submodule(name).stack()
+        join_neighbours(self.model)
         self.model.qformats_report = report_of(self.model, self.decoded.values())
         self._generation()
         if self.model.qformats_report.weights:

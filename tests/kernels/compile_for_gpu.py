@@ -25,7 +25,7 @@ KINDS = {
     "groups of 32 in 256, table": (4, 2, 0, 32, 256, "fp16", "fp16"),
     "three bits, float32": (3, 0, 4, 128, 0, "fp16", "fp32"),
 }
-NUMBERS = ("M", "N", "K", "line", "groups", "steps")
+NUMBERS = ("M", "N", "K", "line", "groups", "steps", "border", "border2")
 
 
 def types(scale, activations, zero):
@@ -61,13 +61,15 @@ for name, (bits, mode, zero, group, outer, scale, activations) in KINDS.items():
         "EVEN_K": True,
     }
     kinds = types(scale, activations, zero)
-    tiles = {"ROWS": 64, "BATCH": 16, "SPLIT": 4, "STAGES": 2, "SHARE": 0}
+    tiles = {"ROWS": 64, "BATCH": 16, "SPLIT": 4, "STAGES": 2, "SHARE": 0, "PARTS": 1}
     chosen = {"FAST": activations != "fp32", "PAIRED": mode == 2, "SCALED": False, "BIAS": True}
     size = compiled(linear_kernel, {**common, **tiles, **chosen}, kinds, num_warps=4)
     print(f"linear, {name}: {size}")
     if name == "affine":
         several = {**common, **tiles, **chosen, "SHARE": 2}
         print(f"linear, one of several weights: {compiled(linear_kernel, several, kinds, num_warps=4)}")
+        joined = {**common, **tiles, **chosen, "PARTS": 3}
+        print(f"linear, three weights: {compiled(linear_kernel, joined, kinds, num_warps=4)}")
     fast = {"FAST": True, "ROWS": 32, "EARLY": True}
     size = compiled(dequantize_kernel, {**common, **fast}, kinds, num_warps=4, launch_pdl=True)
     print(f"dequantize, {name}: {size}")

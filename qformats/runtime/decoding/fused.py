@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from qformats.kernels import step
 from qformats.runtime.decoding.cache import StepCache
+from qformats.runtime.neighbours import trusted
 
 __all__ = ["ATTENTION", "Unfit", "fused"]
 
@@ -73,7 +74,8 @@ def fused(model: Any, cache: StepCache, pads: Tensor) -> Iterator[None]:
             if forward is not None and "forward" not in module.__dict__:
                 module.forward = forward
                 replaced.append(module)
-        yield
+        with trusted():
+            yield
     finally:
         del _now.step
         for module in replaced:
