@@ -101,9 +101,7 @@ def test_what_is_unfit_stays_and_says_so(cuda, monkeypatch):
 def test_a_package_that_is_missing(cuda, monkeypatch):
     monkeypatch.setenv("QFORMATS_KERNEL", "humming")
     made = weight("gguf:q4_0", cuda)
-    with pytest.raises(
-        BackendUnavailableError, match="humming: the package is not installed"
-    ):
+    with pytest.raises(BackendUnavailableError, match="humming: the package is not installed"):
         PreparedLinear(made)(torch.randn(64, 512, device=cuda, dtype=torch.float16))
     with pytest.raises(BackendUnavailableError):
         HummingLinear(made)

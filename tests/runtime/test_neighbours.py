@@ -31,7 +31,10 @@ def layer(rows, seed, device, bias=False, format="gguf:q4_0"):
 
 
 def neighbours(device, *biases):
-    layers = [layer(rows, seed, device, bias) for seed, (rows, bias) in enumerate(zip((32, 16, 16), biases, strict=True))]
+    layers = [
+        layer(rows, seed, device, bias)
+        for seed, (rows, bias) in enumerate(zip((32, 16, 16), biases, strict=True))
+    ]
     alone = [each.arranged() for each in layers]
     whole, parts = join(alone)
     made = Neighbours(layers, whole)
