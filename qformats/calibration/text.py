@@ -102,7 +102,7 @@ def _file_text(path: Path) -> str:
 
 def _hub_text(name: str, characters: int) -> str:
     try:
-        from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
+        from datasets import load_dataset  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:
         hint = "Install it (pip install datasets), or give a text file"
         raise BackendUnavailableError(

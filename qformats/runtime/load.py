@@ -55,6 +55,7 @@ from qformats.work.device import chosen_device
 from qformats.work.files import json_kind, parse_json
 from qformats.work.processes import Processes
 from qformats.work.progress import Progress, Silent
+from qformats.work.read_ahead import ReadAhead
 
 __all__ = ["load_model"]
 
@@ -175,10 +176,12 @@ class _Filling:
         """Load everything."""
         self._open_experts()
         self.progress.start("loading", sum(self.source.tensors[name].nbytes for name in self.places))
-        for name, place in self.places.items():
-            tensor = self.source.tensors[name]
-            self._put(tensor, place)
-            self.progress.advance(tensor.nbytes)
+        with ReadAhead() as ahead:
+            for name, place in self.places.items():
+                tensor = self.source.tensors[name]
+                ahead.reach(tensor.file, tensor.offset, tensor.nbytes)
+                self._put(tensor, place)
+                self.progress.advance(tensor.nbytes)
         self._tie()
         self._move_buffers()
         self._tell_decoded()

@@ -136,14 +136,10 @@ class Neighbours:
 
 def join_neighbours(model: nn.Module) -> None:
     """Let the arranged layers of a model lie together that are given the same states, where they are of one kind."""
-    from qformats.runtime.linear import QuantLinear
-
     for module in model.modules():
         for names in _NAMES:
             layers = [module._modules.get(name) for name in names]
-            fit = [
-                layer for layer in layers if isinstance(layer, QuantLinear) and _joinable(layer, layers[0])
-            ]
+            fit: list[Any] = [layer for layer in layers if _joinable(layer, layers[0])]
             if len(fit) < len(layers):
                 continue
             found = join([layer.arranged() for layer in fit])
@@ -157,7 +153,7 @@ def join_neighbours(model: nn.Module) -> None:
 
 
 def _joinable(layer: Any, first: Any) -> bool:
-    weight = layer.weight
-    return bool(
-        layer.is_arranged and not layer.is_tied and weight.is_cuda and layer.shape[1] == first.shape[1]
-    )
+    if not (isinstance(layer, nn.Linear) and getattr(layer, "is_arranged", False)):
+        return False
+    packed: Any = layer
+    return bool(not packed.is_tied and packed.weight.is_cuda and packed.shape[1] == first.shape[1])

@@ -299,6 +299,7 @@ OPTIONAL = {
     "pydantic": "comes with fastapi",
     "uvicorn": "extra",
     "lm_eval": "extra",
+    "humming": "extra",
     "datasets": "asked for by name",
     "pyarrow": "reads data sets that lie in a cache",
     "pytest": "runs the tests that import it",
