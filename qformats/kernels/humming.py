@@ -115,8 +115,11 @@ class HummingLinear:
 
             from humming.tune import get_heuristics_config
 
+            # From more than so many rows on, up to so many, and what to do.
             choices = get_heuristics_config(layer_config=self._layer.humming_config)
-            self._chosen: str = json.dumps([each for each in choices if each[1] >= _LONG_ROWS])
+            (_, *first), *rest = [each for each in choices if each[1] >= _LONG_ROWS]
+            # They must begin with 0.
+            self._chosen: str = json.dumps([[0, *first], *rest])
         return self._chosen
 
 
