@@ -2,6 +2,7 @@
 
     python scripts/bench_gpu.py                    everything, about three minutes
     python scripts/bench_gpu.py --only linear
+    python scripts/bench_gpu.py --only crossing --rows 32 64 96 128 192 256
     python scripts/bench_gpu.py --only humming     beside Humming, where humming-kernels is installed
 
 Times are medians of CUDA graph replays that rotate through more memory than the L2 cache holds, in microseconds a call.
@@ -222,6 +223,25 @@ def products(bandwidth: float, counts: list[int], kinds: list[str]) -> None:
                 del weights
 
 
+def crossing(counts: list[int], kinds: list[str]) -> None:
+    """Where decoding before the product becomes faster than decoding inside it."""
+    header("format", "N x K", "m", "inside us", "before us", "inside, times before")
+    for rows, columns in (SHAPES[0], SHAPES[1], SHAPES[3]):
+        for kind in kinds:
+            weights = weights_of(kind, rows, columns)
+            for count in counts:
+                x = torch.randn(count, columns, device="cuda", dtype=torch.float16)
+                inside = seconds([partial(launch.linear, x, weight, None) for weight in weights], 3)
+                before = seconds([partial(_decoded_first, x, weight) for weight in weights], 3)
+                cells = (f"{each * 1e6:.1f}" for each in (inside, before))
+                line(kind, f"{rows} x {columns}", count, *cells, f"{before / inside:.2f}")
+            del weights
+
+
+def _decoded_first(x: Tensor, weight: DeviceWeight) -> Tensor:
+    return torch.nn.functional.linear(x, launch.dequantize(weight, x.dtype))
+
+
 def beside_humming(counts: list[int], kinds: list[str]) -> None:
     """What users call, of both kernels; Humming compiles its own first."""
     from qformats.kernels.humming import HummingLinear, unfit
@@ -267,7 +287,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=["dequantize", "linear", "humming"])
+    parser.add_argument("--only", choices=["dequantize", "linear", "humming", "crossing"])
     parser.add_argument(
         "--rows", type=int, nargs="*", default=[1, 16, 64, 512, 4096], help="rows of activations, m"
     )
@@ -285,6 +305,8 @@ def main() -> int:
           f"Python {platform.python_version()}; copy {bandwidth / 1e12:.2f} TB/s")  # fmt: skip
     if arguments.only in (None, "dequantize"):
         dequantizing(bandwidth, arguments.formats)
+    if arguments.only == "crossing":
+        crossing(arguments.rows, arguments.formats)
     if arguments.only == "humming":
         beside_humming(arguments.rows, arguments.formats)
     if arguments.only in (None, "linear"):

@@ -24,6 +24,7 @@ from qformats.kernels.device import (
     DeviceWeight,
     padded_columns,
 )
+from qformats.kernels.direct import direct
 from qformats.kernels.dispatch import uses_triton
 from qformats.kernels.scratch import counters, shared
 from qformats.kernels.tiles import Tiles, choose_tiles, steps_of
@@ -31,7 +32,6 @@ from qformats.kernels.triton_dequantize import dequantize_kernel
 from qformats.kernels.triton_linear import linear_kernel
 
 __all__ = [
-    "FUSED_ROWS",
     "Launch",
     "chosen_linear",
     "current",
@@ -42,12 +42,6 @@ __all__ = [
     "prepare",
     "uses_launcher",
 ]
-
-FUSED_ROWS = 256
-"""Rows of activations up to which decoding inside the product is faster than decoding before it.
-
-Measured on one H200 (torch 2.11, Triton 3.6) with scripts/bench_gpu.py; the figures are in docs/kernels.md.
-"""
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
@@ -154,6 +148,10 @@ class Launch:
         self, grid: tuple[int, int, int], arguments: Sequence[Any], tiles: Tiles, compiled: Any
     ) -> None:
         self._arguments, self._split = list(arguments), tiles.split > 1
+        self._direct = direct(
+            compiled, dict(zip(linear_kernel.arg_names, arguments, strict=True)), grid, _CHANGING
+        )
+        self._device: int = arguments[_X].device.index
         for place in (_X, _BIAS, _OUT, _PARTIAL, _ARRIVED):
             self._arguments[place] = None
         self._counts = grid[0] * grid[2]
@@ -162,19 +160,22 @@ class Launch:
 
     def __call__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """Write ``x @ W.T + bias`` into `out`, on the current stream; all are as in the launch this was made of."""
-        arguments = self._arguments.copy()
-        arguments[_X], arguments[_OUT] = x, out
-        arguments[_BIAS] = x if bias is None else bias
+        partial = arrived = x
+        stream = torch._C._cuda_getCurrentRawStream(self._device)
         if self._split:
-            arguments[_PARTIAL], arguments[_ARRIVED] = shared(self._partial, self._counts, x.device)
-        else:
-            arguments[_PARTIAL] = arguments[_ARRIVED] = x
+            partial, arrived = shared(self._partial, self._counts, x.device, stream)
+        changing = (x, x if bias is None else bias, out, partial, arrived)
+        if self._direct is not None:
+            self._direct(stream, [each.data_ptr() for each in changing])
+            return
+        arguments = self._arguments.copy()
+        for place, each in zip((_X, _BIAS, _OUT, _PARTIAL, _ARRIVED), changing, strict=True):
+            arguments[place] = each
         self._run(*arguments)
 
 
-_X, _BIAS, _OUT, _PARTIAL, _ARRIVED = (
-    linear_kernel.arg_names.index(f"{name}_ptr") for name in ("x", "bias", "out", "partial", "arrived")
-)
+_CHANGING = ("x_ptr", "bias_ptr", "out_ptr", "partial_ptr", "arrived_ptr")
+_X, _BIAS, _OUT, _PARTIAL, _ARRIVED = (linear_kernel.arg_names.index(name) for name in _CHANGING)
 
 
 def linear(x: Tensor, weight: DeviceWeight, bias: Tensor | None, tiles: Tiles | None = None) -> Tensor:
@@ -215,6 +216,8 @@ def joined_linear(
 def divided(out: Tensor, lead: Sequence[int], rows: Sequence[int]) -> tuple[Tensor, ...]:
     """What a launch for several weights has written, as a tensor for each: ``(*lead, rows)``, contiguous."""
     count = math.prod(lead)
+    if count == 1:
+        return out.view(*lead, -1).split_with_sizes(rows, -1)
     parts = out.view(-1).split_with_sizes([count * each for each in rows])
     return tuple([part.view(*lead, each) for part, each in zip(parts, rows, strict=True)])
 

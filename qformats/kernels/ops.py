@@ -67,8 +67,9 @@ def _linear(x: Tensor, bias: Tensor | None, *parts: Any) -> Tensor:
         rows = rows.index_select(1, weight.order)
     if uses_triton(x):
         from qformats.kernels import launch
+        from qformats.kernels.tiles import fused_rows
 
-        if 0 < len(rows) <= launch.FUSED_ROWS:
+        if 0 < len(rows) <= fused_rows(weight.form):
             out = launch.linear(rows, weight, bias)
         else:
             # The tensor cores alone are faster for many rows than together with a decode.

@@ -16,6 +16,7 @@ from qformats.kernels import launch, ops
 from qformats.kernels.device import DeviceWeight
 from qformats.kernels.dispatch import uses_humming, uses_triton
 from qformats.kernels.humming import HummingLinear, is_worth, unfit, warn_of
+from qformats.kernels.tiles import fused_rows
 
 __all__ = ["JoinedLinear", "PreparedLinear"]
 
@@ -51,6 +52,7 @@ class PreparedLinear:
         self._humming: dict[torch.dtype, HummingLinear | None] = {}
         self._rows, self._columns = weight.form.rows, weight.form.columns
         self._device = weight.scale.device
+        self._fused = fused_rows(weight.form)
 
     def __reduce__(self) -> Any:
         # A copy of a layer prepares its own.
@@ -63,7 +65,7 @@ class PreparedLinear:
         count = x.numel() // self._columns
         if count > _FEW and uses_humming(x) and (many := self._many(x, count)) is not None:
             return many(x, bias)
-        key = (count, x.dtype, bias is None, x.data_ptr() & 15)
+        key = (count, x.dtype, -1 if bias is None else bias.data_ptr() & 15, x.data_ptr() & 15)
         ready = self._launches.get(key)
         if ready is None or not self._usual(x):
             out = ops.linear(x, self._weight, bias)
@@ -90,14 +92,14 @@ class PreparedLinear:
             x.shape[-1] == self._columns
             and x.is_contiguous()
             and x.device == self._device
-            and (not x.is_cuda or torch.cuda.current_device() == self._device.index)
+            and (not x.is_cuda or torch._C._cuda_getDevice() == self._device.index)
         )
 
     def _prepare(
         self, x: Tensor, bias: Tensor | None, key: tuple[Any, ...], count: int, rows: Sequence[int] = ()
     ) -> launch.Launch | None:
         """Remember a launch, if there can be one."""
-        if not (0 < count <= launch.FUSED_ROWS and launch.uses_launcher(x)):
+        if not (0 < count <= self._fused and launch.uses_launcher(x)):
             return None
         if len(self._launches) >= _KEPT:
             self._launches.clear()
@@ -126,11 +128,11 @@ class JoinedLinear(PreparedLinear):
         if self._order is not None:
             x = x.index_select(-1, self._order)
         count = x.numel() // self._columns
-        if not (0 < count <= launch.FUSED_ROWS and self._usual(x) and uses_triton(x)):
+        if not (0 < count <= self._fused and self._usual(x) and uses_triton(x)):
             return None
         if count > _FEW and uses_humming(x):
             return None
-        key = (count, x.dtype, bias is None, x.data_ptr() & 15)
+        key = (count, x.dtype, -1 if bias is None else bias.data_ptr() & 15, x.data_ptr() & 15)
         ready = self._launches.get(key) or self._prepare(x, bias, key, count, self._each)
         if ready is None:
             parts = launch.joined_linear(x.view(count, self._columns), self._weight, bias, self._each)

@@ -11,11 +11,10 @@ _scratch: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 """What the programs of a launch share, by device and stream: launches of a stream follow each other."""
 
 
-def shared(partial: int, counts: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Memory for sums of programs, float32, and counters that are zero."""
+def shared(partial: int, counts: int, device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
+    """Memory for sums of programs, float32, and counters that are zero, for launches on one stream."""
     if torch.cuda.is_current_stream_capturing():
         return torch.empty(partial, dtype=torch.float32, device=device), counters(counts, device)
-    stream = torch.cuda.current_stream(device).cuda_stream
     found = _scratch.get((device.index, stream))
     if found is None or found[0].numel() < partial or found[1].numel() < counts:
         with torch.inference_mode(False):

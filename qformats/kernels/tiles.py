@@ -9,7 +9,7 @@ import torch
 from qformats.kernels.device import MINIMUM, PLANES, QUAD, STRIP, TABLE, DeviceForm, padded_columns
 from qformats.kernels.triton_decode import quads_of_step
 
-__all__ = ["Tiles", "choose_tiles", "programs", "steps_of"]
+__all__ = ["Tiles", "choose_tiles", "fused_rows", "programs", "steps_of"]
 
 _TALL = 1 << 14
 """Rows from which on programs are large for the card whatever their shape."""
@@ -113,6 +113,18 @@ def choose_tiles(count: int, form: DeviceForm, device: torch.device, weights: in
     if split == 1 and stages == 4:
         stages = 5
     return Tiles(rows, batch, split, max(2, stages // (1 if together == 4 else together)), warps)
+
+
+def fused_rows(form: DeviceForm) -> int:
+    """Rows of activations up to which decoding inside the product is faster than decoding before it.
+
+    Measured on one H200 (torch 2.11, Triton 3.6) with ``scripts/bench_gpu.py --only crossing``; the figures are in
+    docs/kernels.md. At 256 nothing is faster inside but the largest weights in 4 bits.
+    """
+    if form.bits == 5:
+        return 64 if form.rows > _TALL else 16
+    coarse = form.group >= QUAD or form.group >= form.columns
+    return 192 if form.bits <= 4 and (coarse or (form.mode == TABLE and not form.outer)) else 64
 
 
 def steps_of(form: DeviceForm) -> int:
