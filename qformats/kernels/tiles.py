@@ -123,8 +123,8 @@ def fused_rows(form: DeviceForm) -> int:
     """
     if form.bits == 5:
         return 64 if form.rows > _TALL else 16
-    coarse = form.group >= QUAD or form.group >= form.columns
-    return 192 if form.bits <= 4 and (coarse or (form.mode == TABLE and not form.outer)) else 64
+    coarse = form.group >= QUAD or form.group >= form.columns or (form.mode == TABLE and not form.outer)
+    return 192 if coarse and len(PLANES[form.bits]) == 1 else 64
 
 
 def steps_of(form: DeviceForm) -> int:

@@ -37,6 +37,15 @@ def trusted() -> Iterator[None]:
         _trust.on = before
 
 
+class _Own(threading.local):
+    """What the calls of one thread leave to the next ones."""
+
+    last: tuple[weakref.ref[Tensor], int, list[Tensor | None]] | None = None
+    """States, their version, and products of them that were not taken yet."""
+    missed = 0
+    """Times that some were not."""
+
+
 class Neighbours:
     """Layers of one kind whose products with the same states take one launch.
 
@@ -55,9 +64,8 @@ class Neighbours:
         self._layers, self._weight = list(layers), weight
         self._rows = tuple(layer.shape[0] for layer in layers)
         self._joined: Any = None
-        self._last: tuple[weakref.ref[Tensor], int, list[Tensor | None]] | None = None
         self._biases: tuple[tuple[Any, ...], Tensor | None] | None = None
-        self._missed = 0
+        self._own = _Own()
         self.together = True
 
     def __reduce__(self) -> Any:
@@ -66,7 +74,7 @@ class Neighbours:
 
     def part(self) -> None:
         """Compute the layers one by one from now on."""
-        self.together, self._last, self._joined = False, None, None
+        self.together, self._own = False, _Own()
 
     def product(self, layer: Any, x: Tensor) -> Tensor | None:
         """What a layer gives for states, its bias included; None if it has to be computed alone.
@@ -87,28 +95,29 @@ class Neighbours:
         else:
             return None
         place = next(n for n, each in enumerate(self._layers) if each is layer)
-        last = self._last
+        own = self._own
+        last = own.last
         if last is not None and last[0]() is x and last[1] == version:
             found = last[2][place]
             if found is not None:
                 last[2][place] = None
                 return found
         if last is not None and any(each is not None for each in last[2]):
-            self._missed += 1
-            if self._missed > _PATIENCE:
+            own.missed += 1
+            if own.missed > _PATIENCE:
                 self.part()
                 return None
         parts = self._products(x)
         if parts is None:
-            self._last = None
+            own.last = None
             return None
         given: list[Tensor | None] = list(parts)
         given[place] = None
-        self._last = weakref.ref(x), version, given
+        own.last = weakref.ref(x), version, given
         return parts[place]
 
     def _products(self, x: Tensor) -> tuple[Tensor, ...] | None:
-        bias = self._bias(x.dtype)
+        bias = self._bias()
         if bias is False:
             return None
         if self._joined is None:
@@ -118,7 +127,7 @@ class Neighbours:
         parts: tuple[Tensor, ...] | None = self._joined.products(x, bias)
         return parts
 
-    def _bias(self, dtype: torch.dtype) -> Any:
+    def _bias(self) -> Any:
         """Biases of all layers, one after the other; None without any, False if only some have one."""
         biases = [layer._parameters["bias"] for layer in self._layers]
         having = [bias for bias in biases if bias is not None]

@@ -6,6 +6,7 @@ from kernels.weights import BY_HAND, FORMATS, by_hand, moved, of_format
 
 from qformats.kernels import ops, reference
 from qformats.kernels.device import arrange
+from qformats.kernels.prepared import PreparedLinear
 
 pytestmark = [
     pytest.mark.gpu,
@@ -76,6 +77,20 @@ def test_layers_of_real_size(format, count):
     found = ops.linear(x, weight)
     assert error(found, weight, x) < 1e-3
     assert torch.equal(found, ops.linear(x, weight)), "sums are made in one order"
+
+
+@pytest.mark.parametrize("format", ["gguf:q4_0", "gguf:q5_1", "bitsandbytes:nf4", "gptq:4bit-128g"])
+def test_launches_past_tritons_launcher_give_the_same_bits(format):
+    weight = on_gpu(*of_format(format, 1152, 4224))
+    linear = PreparedLinear(weight)
+    bias = activations(1, 1152, torch.float16)[0]
+    for count in (1, 16):
+        for seed in range(3):
+            x = activations(count, 4224, torch.float16, seed=seed)
+            assert torch.equal(linear(x), ops.linear(x, weight))
+            assert torch.equal(linear(x, bias), ops.linear(x, weight, bias))
+    assert len(linear._launches) == 4
+    assert all(each._direct is not None for each in linear._launches.values())
 
 
 def test_large_activations_do_not_overflow():

@@ -1,6 +1,7 @@
 """Layers that are given the same states are computed together; every product is that of the layer alone."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -86,6 +87,31 @@ def test_layers_of_other_states_part(device):
         found = made.product(layers[seed % 3], x)
         assert found is None or near(found, plain(layers[seed % 3], x))
     assert not made.together
+
+
+@torch.no_grad()
+def test_threads_do_not_take_each_others(device):
+    layers, made = neighbours(device, False, False, False)
+    states = [torch.randn(1, 128, generator=torch.Generator().manual_seed(n)).to(device) for n in range(2)]
+    # Triton's interpreter runs one kernel at a time.
+    found, turn, alone = {}, threading.Barrier(2), threading.Lock()
+
+    def run(number):
+        with torch.no_grad():
+            for _ in range(3):
+                for place, each in enumerate(layers):
+                    turn.wait(60)
+                    with alone:
+                        found[number, place] = made.product(each, states[number])
+
+    others = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in others:
+        thread.start()
+    for thread in others:
+        thread.join()
+    assert len(found) == 6
+    assert all(near(each, plain(layers[place], states[number])) for (number, place), each in found.items())
+    assert made.together
 
 
 def test_some_biases(device):
