@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,66 +15,21 @@ from qformats.folder import predicts
 from qformats.interfaces import evaluate
 from qformats_gguf.architectures import llama3, longrope, mixers, multimodal, rope, windows
 from qformats_gguf.architectures.config import computed, limits, normalize, predicting, restore
+from qformats_gguf.architectures.find import around, find, row_of
 from qformats_gguf.architectures.keys import strangers
-from qformats_gguf.architectures.numbers import metadata_number, sizes
-from qformats_gguf.architectures.rows import ROWS
-from qformats_gguf.architectures.schema import (
-    Config,
-    HFModel,
-    If,
-    Permute,
-    Piece,
-    PieceRule,
-    Problem,
-    Regroup,
-    Row,
-    TensorMapping,
-    TensorRule,
-)
+from qformats_gguf.architectures.limits import Config, Problem
+from qformats_gguf.architectures.numbers import sizes
+from qformats_gguf.architectures.orders import Permute, Regroup
+from qformats_gguf.architectures.schema import If, Piece, PieceRule, Row, TensorMapping, TensorRule
+from qformats_gguf.architectures.size_label import size_label
 from qformats_gguf.metadata import Metadata, ValueType, boolean, f32, string, u32
 
-__all__ = ["Architecture", "size_label", "supported_models"]
+__all__ = ["Architecture"]
 
 _QUANTIZATION_VERSION = 2
 _MOST_TENSORS = 1 << 20
 """61 layers of 384 experts have 70,000."""
 _CAUSAL = "attention.causal"
-_ELSEWHERE = "formats that stay in a Hugging Face folder, such as gptq or bitsandbytes, need no architecture"
-
-
-def supported_models() -> dict[str, tuple[str, ...]]:
-    """Hugging Face model types of each GGUF architecture."""
-    found: dict[str, tuple[str, ...]] = {}
-    for row in (row for row in ROWS.values() if row.only != "read"):
-        found[row.arch] = found.get(row.arch, ()) + tuple(model.model_type for model in row.models)
-    return found
-
-
-def size_label(parameters: int, stacks: Sequence[tuple[int, ...]] = ()) -> str:
-    """Abbreviate a number of parameters as upstream does: ``135M``, ``8.0B``, ``8x7B``.
-
-    Parameters
-    ----------
-    parameters : int
-        All of the model's.
-    stacks : sequence of tuple of int
-        Shapes of the tensors that hold a matrix of each expert. With any, the size is that of a model with one expert.
-
-    Examples
-    --------
-    >>> from qformats_gguf.architectures import size_label
-    >>> size_label(8_030_261_248)
-    '8.0B'
-    >>> size_label(46_702_792_704, [(8, 14336, 4096)] * 96)
-    '8x7.2B'
-    """
-    units = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
-    experts = sum(shape[0] for shape in stacks) // max(len(stacks), 1)
-    parameters -= sum(prod(shape) - prod(shape[1:]) for shape in stacks)
-    scale, unit = next(((s, u) for s, u in units if parameters > s), (1e3, "K"))
-    scaled = parameters / scale
-    digits = len(str(round(scaled)).lstrip("0"))
-    return f"{experts}x" * bool(experts) + f"{scaled:.{max(2 - digits, 0)}f}{unit}"
 
 
 @dataclass(frozen=True)
@@ -135,15 +89,15 @@ class Architecture:
         CheckpointError, ConfigError
             If a size is missing or impossible.
         """
-        around = _around(config, source)
-        if around:
-            config = multimodal.text_part(config, around[0][1])
-        row, model, identified = _find(config, override, source, around)
+        outer = around(config, source)
+        if outer:
+            config = multimodal.text_part(config, outer[0][1])
+        row, model, identified = find(config, override, source, outer)
         full = normalize(config, model, row, source)
         problems = limits(full, row, model) + strangers(config, row, model, identified=identified)
         if row.rope:
             problems += _rope_metadata("", full, row)[1]
-        return cls(row, full, source, _settle(problems, source, force, row.tolerated), bool(around))
+        return cls(row, full, source, _settle(problems, source, force, row.tolerated), bool(outer))
 
     @classmethod
     def from_metadata(
@@ -179,7 +133,7 @@ class Architecture:
         """
         arch = metadata.get("general.architecture")
         named = arch.data if arch is not None and arch.type is ValueType.STRING else None
-        row = _row_of(named, metadata, source)
+        row = row_of(named, metadata, source)
         separate = frozenset(part for name in names for part in row.separate(name))
         config, problems = restore(metadata, row, separate, extra_tensors or {}, source)
         further = predicting(metadata, row.arch, source)
@@ -503,85 +457,6 @@ def _piece(rule: PieceRule | None, numbers: Mapping[str, int]) -> Piece | None:
         evaluate(each, **numbers) if each else 0 for each in (rule.start, rule.stop, rule.groups)
     )
     return Piece(rule.axis, start, stop, rule.step, groups, rule.swapped)
-
-
-def _around(config: Config, source: str) -> list[tuple[Row, HFModel]]:
-    """Rows of the language model in a folder that holds a vision model too; none for other folders."""
-    outer, given = config.get("model_type"), config.get("architectures")
-    found = [
-        (row, m) for row in ROWS.values() for m in row.models if isinstance(outer, str) and outer in m.within
-    ]
-    if not found:
-        return []
-    cls = found[0][1].within[str(outer)]
-    if isinstance(given, list) and given and cls not in given:
-        raise UnsupportedModelError(f"{source}: architectures", given[0], (cls,), _ELSEWHERE)
-    inner = multimodal.text_type(config)
-    named = [(row, m) for row, m in found if inner == m.model_type or (inner is None and len(found) == 1)]
-    if not named:
-        types = [model.model_type for _, model in found]
-        raise UnsupportedModelError(f"{source}: text_config.model_type", inner, types, _ELSEWHERE)
-    return named
-
-
-def _find(
-    config: Config, override: str | None, source: str, among: list[tuple[Row, HFModel]]
-) -> tuple[Row, HFModel, bool]:
-    """Row and model of a configuration, and whether the configuration itself says so.
-
-    The model's own type decides. Another type's tensors may well have the same names and shapes, but its code
-    computes something else with them.
-    """
-    archs = list(dict.fromkeys(row.arch for row in ROWS.values()))
-    if override is not None and override not in archs:
-        raise UnsupportedModelError("--arch", override, archs)
-    model_type, given = config.get("model_type"), config.get("architectures")
-    classes = [str(name) for name in given] if isinstance(given, list) else []
-    known = among or [(row, model) for row in ROWS.values() if row.only != "read" for model in row.models]
-    if model_type is not None:
-        found = [(row, model) for row, model in known if model.model_type == model_type]
-        if found and classes and not any(set(classes) & set(model.architectures) for _, model in found):
-            supported = [name for _, model in found for name in model.architectures]
-            raise UnsupportedModelError(f"{source}: architectures", classes[0], supported, _ELSEWHERE)
-    else:
-        found = [(row, model) for row, model in known if set(classes) & set(model.architectures)]
-    if not found and model_type is None and not classes and override is not None:
-        rows = (row for row, _ in known if row.arch == override and not row.tells)
-        row = min(rows, key=lambda row: bool(row.only))
-        return row, row.models[0], False
-    if not found:
-        types = dict.fromkeys(model.model_type for _, model in known)
-        hint = _ELSEWHERE
-        if isinstance(model_type, str) and model_type in archs:
-            # Its name is like the model's type, but --arch with it would write a file that computes something else.
-            own = " and ".join(supported_models()[model_type])
-            hint = (
-                f"GGUF's architecture {model_type} is that of models of type {own}, not of this one; {hint}"
-            )
-        raise UnsupportedModelError(f"{source}: model_type", model_type or classes or None, types, hint)
-    if override is None:
-        return *found[0], True
-    chosen = [(row, model) for row, model in found if row.arch == override]
-    if not chosen:
-        type_ = found[0][1].model_type
-        hint = f"{source} describes a model of type {type_}, and another architecture computes something else"
-        raise UnsupportedModelError("--arch", override, (row.arch for row, _ in found), hint)
-    return *chosen[0], True
-
-
-def _row_of(arch: object, metadata: Metadata, source: str) -> Row:
-    """Row of a file: the one whose keys it has, where an architecture has several."""
-    rows = [row for row in ROWS.values() if row.arch == arch and row.only != "write"]
-    if not rows:
-        raise UnsupportedModelError(f"{source}: general.architecture", arch, supported_models())
-    told = (row for row in rows if row.tells and _tells(row, metadata, source))
-    return next(told, None) or next(r for r in rows if not r.tells)
-
-
-def _tells(row: Row, metadata: Metadata, source: str) -> bool:
-    key, _, wanted = row.tells.partition(" = ")
-    number = metadata_number(metadata, f"{row.arch}.{key}", source, zero=True)
-    return number == int(wanted) if wanted else bool(number)
 
 
 def _rope_metadata(prefix: str, config: Config, row: Row) -> tuple[Metadata, list[Problem]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from qformats.interfaces import Values
-from qformats_gguf.architectures.schema import Config, Problem
+from qformats_gguf.architectures.limits import Config, Problem
 
 __all__ = ["CHECKS", "whole_heads"]
 

@@ -14,8 +14,11 @@ from qformats.folder import config_class
 from qformats.interfaces import Values, evaluate
 from qformats_gguf.architectures import llama3, longrope, mixers, rope, windows
 from qformats_gguf.architectures.keys import OLD_NAMES, ROTARY, SIZES, understood
+from qformats_gguf.architectures.limits import Config, Problem
+from qformats_gguf.architectures.metadata_rules import REQUIRED, MetaRule
+from qformats_gguf.architectures.models import HFModel
 from qformats_gguf.architectures.numbers import config_number, metadata_number, sizes
-from qformats_gguf.architectures.schema import REQUIRED, Config, HFModel, If, MetaRule, Problem, Row
+from qformats_gguf.architectures.schema import If, Row
 from qformats_gguf.metadata import Keys, Metadata, ValueType
 
 __all__ = ["computed", "limits", "normalize", "predicting", "restore"]

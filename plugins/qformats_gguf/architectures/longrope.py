@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qformats.errors import CheckpointError
-from qformats_gguf.architectures.schema import Problem
+from qformats_gguf.architectures.limits import Problem
 
 __all__ = ["TENSORS", "attention_factor", "problems", "restored", "tensors"]
 

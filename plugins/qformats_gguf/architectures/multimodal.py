@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qformats_gguf.architectures.schema import Config, HFModel
+from qformats_gguf.architectures.limits import Config
+from qformats_gguf.architectures.models import HFModel
 
 __all__ = ["bare", "inside", "text_part", "text_type", "wrapped_like"]
 

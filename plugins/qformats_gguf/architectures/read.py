@@ -44,20 +44,11 @@ from typing import Any
 from qformats.interfaces import evaluate
 from qformats_gguf.architectures.checks import CHECKS, whole_heads
 from qformats_gguf.architectures.derived import COMPLETE, RESTORE
+from qformats_gguf.architectures.limits import Config, Limit
+from qformats_gguf.architectures.metadata_rules import REQUIRED, MetaRule
+from qformats_gguf.architectures.models import HFModel
 from qformats_gguf.architectures.numbers import sizes
-from qformats_gguf.architectures.schema import (
-    REQUIRED,
-    Config,
-    Fused,
-    HFModel,
-    If,
-    Limit,
-    MetaRule,
-    Mixers,
-    PieceRule,
-    Row,
-    TensorRule,
-)
+from qformats_gguf.architectures.schema import Fused, If, Mixers, PieceRule, Row, TensorRule
 from qformats_gguf.metadata import Value, boolean, f32, u32
 
 __all__ = ["read_row"]

@@ -20,8 +20,8 @@ import numpy as np
 
 from qformats.errors import CheckpointError, ConfigError
 from qformats_gguf.architectures import longrope
+from qformats_gguf.architectures.limits import Config, Problem
 from qformats_gguf.architectures.numbers import config_number, metadata_number
-from qformats_gguf.architectures.schema import Config, Problem
 from qformats_gguf.metadata import Keys, Metadata, f32, string, u32
 
 __all__ = [

@@ -11,131 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from qformats_gguf.architectures.limits import Config, Limit
+from qformats_gguf.architectures.metadata_rules import MetaRule
+from qformats_gguf.architectures.models import HFModel
+from qformats_gguf.architectures.orders import Permute, Regroup
 
-from qformats.errors import ShapeError
-from qformats_gguf.metadata import Value
+__all__ = ["Fused", "If", "Mixers", "Piece", "PieceRule", "Row", "TensorMapping", "TensorRule"]
 
-__all__ = [
-    "REQUIRED",
-    "Config",
-    "Fused",
-    "HFModel",
-    "If",
-    "Limit",
-    "MetaRule",
-    "Mixers",
-    "Permute",
-    "Piece",
-    "PieceRule",
-    "Regroup",
-    "Row",
-    "TensorMapping",
-    "TensorRule",
-]
-
-Config = Mapping[str, Any]
-"""A Hugging Face ``config.json``."""
 
 _OLD_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}
 """What the first files of BERT call the tensors of its norms."""
-
-REQUIRED: Any = object()
-"""Default of a metadata key that llama.cpp requires."""
-
-
-@dataclass(frozen=True)
-class Permute:
-    """Reorder the rows of a q or k projection from Transformers' rotary layout to llama.cpp's.
-
-    Transformers rotates element j of a head with element j + d/2, llama.cpp (rope type NORM) with its
-    neighbour: new row ``h*d + 2*j + s`` is old row ``h*d + s*d/2 + j``, with d rows per head. Whole rows move,
-    so the permutation commutes with every format that packs rows. It holds for weights and biases.
-
-    Attributes
-    ----------
-    heads : int
-        Heads of this projection: all of them for q, the key-value heads for k.
-    """
-
-    heads: int
-
-    def rows(self, n_rows: int) -> npt.NDArray[np.intp]:
-        """Index array for ``new = old[rows]``, shape ``(n_rows,)``.
-
-        Raises
-        ------
-        ShapeError
-            If `n_rows` does not split into heads of an even number of rows.
-        """
-        return self._split(n_rows, 2, n_rows // self.heads // 2)
-
-    def inverse(self, n_rows: int) -> npt.NDArray[np.intp]:
-        """Index array for ``old = new[inverse]``, shape ``(n_rows,)``."""
-        return self._split(n_rows, n_rows // self.heads // 2, 2)
-
-    def _split(self, n_rows: int, *inner: int) -> npt.NDArray[np.intp]:
-        if n_rows <= 0 or n_rows % (2 * self.heads):
-            raise ShapeError(
-                "q/k projection",
-                f"({n_rows}, ...)",
-                f"a multiple of {2 * self.heads} rows for {self.heads} heads",
-            )
-        index = np.arange(n_rows, dtype=np.intp)
-        return np.ascontiguousarray(index.reshape(self.heads, *inner).swapaxes(1, 2)).reshape(-1)
-
-
-@dataclass(frozen=True)
-class Regroup:
-    """Reorder the rows of a fused projection from groups of parts to parts of groups.
-
-    Falcon, GPT-NeoX and BLOOM keep the rows of each head (or group of heads) together, first those of q, then k and v;
-    llama.cpp wants all q, then all k, then all v. As for `Permute`, whole rows move.
-
-    Attributes
-    ----------
-    groups : int
-        How many there are.
-    parts : tuple of int
-        Rows of each part in a group.
-    only : tuple of int
-        The parts that the GGUF tensor holds, where it does not hold all: another holds the others.
-    heads : int
-        Heads whose rows are then reordered as by `Permute`, which leaves no way back; 0 if they stay.
-    """
-
-    groups: int
-    parts: tuple[int, ...]
-    only: tuple[int, ...] = ()
-    heads: int = 0
-
-    @property
-    def count(self) -> int:
-        """Rows of the GGUF tensor."""
-        return self.groups * sum(self.parts[number] for number in self.only or range(len(self.parts)))
-
-    def rows(self, n_rows: int) -> npt.NDArray[np.intp]:
-        """Index array for ``new = old[rows]``, shape ``(n_rows,)``.
-
-        Raises
-        ------
-        ShapeError
-            If there are not that many rows in the groups.
-        """
-        if n_rows != self.groups * sum(self.parts):
-            expected = f"{self.groups} groups of {' + '.join(map(str, self.parts))} rows"
-            raise ShapeError("fused projection", f"({n_rows}, ...)", expected)
-        index = np.arange(n_rows, dtype=np.intp).reshape(self.groups, -1)
-        found = np.split(index, np.cumsum(self.parts)[:-1], axis=1)
-        if self.only:
-            found = [found[number] for number in self.only]
-        rows = np.concatenate([part.reshape(-1) for part in found])
-        return rows[Permute(self.heads).rows(len(rows))] if self.heads else rows
-
-    def inverse(self, n_rows: int) -> npt.NDArray[np.intp]:
-        """Index array for ``old = new[inverse]``, shape ``(n_rows,)``."""
-        return np.argsort(self.rows(n_rows))
 
 
 @dataclass(frozen=True)
@@ -353,55 +238,6 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class MetaRule:
-    """A metadata key and the configuration key that it stands for.
-
-    Attributes
-    ----------
-    key : str
-        Key after the ``ARCHITECTURE.`` prefix; one that begins with ``tokenizer.`` has none.
-    make : callable
-        Constructor of the typed value: `u32`, `f32`...
-    config : str
-        Key in the (normalized) configuration; or whole numbers and keys with operators between them, such as
-        ``4 * hidden_size``, where nothing says the value and a file may hold no other.
-    default : object
-        What llama.cpp assumes if the key is absent: a constant, a function of the configuration
-        collected so far, or `REQUIRED`.
-    write : bool
-        Whether upstream's converter writes the key for this architecture; it is read in any case.
-    optional : bool
-        Whether the configuration's value may be null, which is written as no key, or as the number `null`.
-    zero : bool
-        Whether the number may be 0.
-    compared : bool
-        Whether a file with another value than the computed one is refused.
-    instead : str
-        Key that older files have instead.
-    """
-
-    key: str
-    make: Callable[[Any], Value]
-    config: str
-    default: Any = REQUIRED
-    write: bool = True
-    optional: bool = False
-    zero: bool = False
-    compared: bool = True
-    instead: str = ""
-    null: int | None = None
-
-    def under(self, prefix: str) -> str:
-        """The whole key, in a file whose keys begin with `prefix`."""
-        return self.key if self.key.startswith("tokenizer.") else prefix + self.key
-
-    @property
-    def computed(self) -> bool:
-        """Whether the value follows from the configuration's other keys."""
-        return not self.config.isidentifier()
-
-
-@dataclass(frozen=True)
 class Mixers:
     """Layers that have something else in the place of attention.
 
@@ -416,71 +252,6 @@ class Mixers:
 
     other: str
     every: int = 0
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A configuration key of which llama.cpp computes only some values.
-
-    Attributes
-    ----------
-    allowed : tuple
-        Values that are computed as Transformers does; an absent key counts as the first. Empty if only null is.
-    reason : str
-        What llama.cpp does instead.
-    """
-
-    key: str
-    allowed: tuple[Any, ...]
-    reason: str
-
-
-@dataclass(frozen=True)
-class HFModel:
-    """A Hugging Face model type that a row stands for: one whose model code computes what the row describes.
-
-    Every key of its configuration class is in one of the mappings, in a rule of the row, or in
-    ``keys.HARMLESS``; a key that is in none of them is refused.
-
-    Attributes
-    ----------
-    architectures : tuple of str
-        Model classes whose tensors the row describes.
-    defaults : mapping
-        What the model code assumes for keys that its configuration class has no default for.
-    complete : callable, optional
-        Adds to a normalized configuration, in place, what its model code makes of several keys.
-    checks : tuple of callable
-        Limits that take more than one key: return a `Problem` or None for a normalized configuration.
-    judged : tuple of str
-        Keys that only `checks` read.
-    fixed : mapping
-        Keys of the row that this type's model code ignores, and what it does instead; ``None`` if that follows from
-        other keys.
-    neutral : mapping
-        Keys that the row leaves out, and the value with which they mean nothing; ``None`` for any value.
-    aliases : mapping of str to str
-        Other names for keys; where both are given, Transformers takes the value of the other name.
-    old_names : mapping of str to str
-        Keys, and what config.json calls them instead where the model's own code wrote it.
-    theta : float
-        Base of the rotary embedding where the configuration says nothing.
-    within : mapping of str to str
-        Types of models that contain one of this type beside a vision model, and their classes.
-    """
-
-    model_type: str
-    architectures: tuple[str, ...]
-    defaults: Config = field(default_factory=dict)
-    complete: Callable[[dict[str, Any]], None] | None = None
-    checks: tuple[Callable[[Config], Problem | None], ...] = ()
-    judged: tuple[str, ...] = ()
-    fixed: Config = field(default_factory=dict)
-    neutral: Config = field(default_factory=dict)
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    old_names: Mapping[str, str] = field(default_factory=dict)
-    theta: float = 10000.0
-    within: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -629,28 +400,3 @@ class Row:
             if match:
                 return [part.replace("{i}", match[1]) + match[2] for part in rule.parts]
         return [name]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something in a model that the other side does not compute.
-
-    Attributes
-    ----------
-    key : str
-        Configuration or metadata key.
-    found : object
-        Its value.
-    supported : tuple of str
-        Values that would have worked.
-    reason : str
-        What would go wrong; one sentence.
-    """
-
-    key: str
-    found: Any
-    supported: tuple[str, ...]
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.key} = {self.found!r} was ignored: {self.reason}"

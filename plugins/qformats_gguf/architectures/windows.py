@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from qformats.errors import CheckpointError
+from qformats_gguf.architectures.limits import Problem
 from qformats_gguf.architectures.numbers import config_number, metadata_number
-from qformats_gguf.architectures.schema import Problem
 from qformats_gguf.metadata import Metadata, ValueType, array, u32
 
 __all__ = ["WINDOW_KEYS", "complete", "from_metadata", "problems", "slide", "to_metadata"]
