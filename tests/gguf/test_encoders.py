@@ -116,6 +116,9 @@ def test_there_and_back(
         assert other.encode(text, "a pair").ids == one.encode(text, "a pair").ids
         assert other.encode(text, "a pair").type_ids == one.encode(text, "a pair").type_ids
     ids = one.encode(PROMPTS[0]).ids
+    given = [dict(hf.tokenizer(folder)("a ship", "a lamp")) for folder in (folders[name], backs[name])]
+    assert given[0] == given[1]
+    assert 1 in given[0]["token_type_ids"]
     from transformers import AutoModel
 
     back = AutoModel.from_pretrained(backs[name], attn_implementation="eager").eval()

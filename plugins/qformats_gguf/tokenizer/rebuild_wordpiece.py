@@ -83,6 +83,7 @@ def content(
         "tokenizer_class": "PreTrainedTokenizerFast",
         **named,
         "clean_up_tokenization_spaces": True,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "do_lower_case": lowercase,
         "strip_accents": strip_accents,
     }
