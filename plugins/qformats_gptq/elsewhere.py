@@ -18,9 +18,6 @@ KNOWN = {
     "sinq": "scales along both dimensions, which Transformers reads with the package sinq",
     "bitnet": _BITNET,
     "bitlinear": _BITNET,
-    "hqq": "levels around float zero points, which Transformers reads with the package hqq",
-    "quanto": "Quanto's own containers, which Transformers reads with the package optimum-quanto",
-    "torchao": "TorchAO's tensors, which Transformers reads with the package torchao",
     "eetq": "bytes in the order of CUTLASS's kernels, which Transformers reads with the package eetq",
 }
 """By ``quant_method``, which is also what users call them."""

@@ -27,8 +27,11 @@ BUILT_IN = {
     "glm",
     "gguf",
     "gptq",
+    "hqq",
     "mlx",
     "modelopt",
+    "quanto",
+    "torchao",
 }
 
 BROKEN = {

@@ -1,0 +1,14 @@
+"""HQQ: folders that other programs have quantized are read."""
+
+from __future__ import annotations
+
+from qformats import Family, hookimpl
+from qformats_hqq.family import HQQ
+
+__all__: list[str] = []
+
+
+@hookimpl
+def qformats_register_families() -> list[type[Family]]:
+    """The family ``hqq``."""
+    return [HQQ]

@@ -1,0 +1,87 @@
+"""The family ``quanto``: what folders of optimum-quanto hold.
+
+Source: optimum-quanto:optimum/quanto/models/transformers_models.py, nn/qmodule.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from qformats import Family, Packer
+from qformats.errors import ConfigError, Described
+from qformats.interfaces import ModuleFields
+from qformats_quanto.packers import FAMILY, BytePacker, ShiftedPacker
+
+__all__ = ["Quanto"]
+
+_VARIANT = re.compile(r"qint([842])(?:-(f32|bf16|f16))?")
+_SCALES = ("f32", "bf16", "f16")
+_CODES, _SCALE, _SHIFT = "weight._data", "weight._scale", "weight._shift"
+_INSTEAD = "use the model before it was quantized"
+_ACTIVATIONS = "says how activations are quantized, and weights do without it"
+
+
+class Quanto(Family):
+    """A scale per row; read only."""
+
+    name = FAMILY
+    packers = (BytePacker(), ShiftedPacker(4), ShiftedPacker(2))
+    other_names = ("optimum-quanto",)
+    config_files = ("quanto_qmap.json",)
+    asides = MappingProxyType(dict.fromkeys(("input_scale", "output_scale"), _ACTIVATIONS))
+
+    def parse(self, variant: str) -> Packer:
+        """Packer of a name such as ``qint4-f16``."""
+        found = _VARIANT.fullmatch(variant.lower())
+        if found is None:
+            raise self.unknown(variant, ["qint{8,4,2}[-bf16|-f16]"])
+        bits, dtype = int(found[1]), found[2] or "f32"
+        return BytePacker(dtype) if bits == 8 else ShiftedPacker(bits, dtype)
+
+    def detect(self, quantization_config: Mapping[str, Any]) -> Packer | None:
+        """A packer of such folders, which declare a ``quant_method`` or have a map of modules beside config.json."""
+        config = quantization_config
+        mapped = bool(config) and all(isinstance(v, Mapping) and "weights" in v for v in config.values())
+        return self.packers[0] if mapped or config.get("quant_method") == FAMILY else None
+
+    def suffixes(self, packer: Packer) -> frozenset[str]:
+        """Names of all layouts."""
+        return frozenset((_CODES, f"{_CODES}._data", _SCALE, _SHIFT, "weight"))
+
+    def locate(self, packer: Packer, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
+        """Format and shape of the weight of a module, by its tensors."""
+        stored = module.stored
+        if not any(name.startswith("weight._") for name in stored):
+            return None
+        name = next((each for each in (_CODES, f"{_CODES}._data") if each in stored), None)
+        if name is None or _SCALE not in stored:
+            raise ConfigError(f"fields of {module.name}", sorted(stored), f"{_CODES} and {_SCALE}")
+        (shape, kind), (scales, dtype) = stored[name], stored[_SCALE]
+        if len(shape) != 2 or not all(shape) or dtype not in _SCALES:
+            told = Described(f"{kind} of shape {shape}, scales in {dtype}")
+            raise ConfigError(f"{name} of {module.name}", told, "a matrix", _INSTEAD)
+        if name == _CODES and kind == "i8" and scales == (shape[0], 1) and _SHIFT not in stored:
+            return BytePacker(dtype), (shape[0], shape[1])
+        if kind == "u8" and stored.get(_SHIFT) == (scales, dtype) and scales[1:] == (1,):
+            return self._shifted(module, shape, scales[0], dtype)
+        told = ", ".join(f"{field} {of[1]} {of[0]}" for field, of in sorted(stored.items()))
+        raise ConfigError(
+            f"fields of {module.name}", Described(told), "those of qint8, qint4 or qint2", _INSTEAD
+        )
+
+    @staticmethod
+    def _shifted(
+        module: ModuleFields, shape: tuple[int, ...], rows: int, dtype: str
+    ) -> tuple[Packer, tuple[int, int]]:
+        parts = [each for each in (2, 4) if -(-rows // each) == shape[0]]
+        if len(parts) != 1:
+            told = Described(f"{shape[0]} rows of bytes for {rows} scales")
+            raise ConfigError(f"fields of {module.name}", told, "2 or 4 codes in a byte")
+        if shape[1] == 128:
+            # Rows of more than 128 weights are cut into groups, and nothing tells how many belong to a row.
+            told = Described(f"{rows} groups of 128, of a weight whose shape is not stored")
+            raise ConfigError(f"fields of {module.name}", told, "one group per row, or qint8", _INSTEAD)
+        return ShiftedPacker(8 // parts[0], dtype), (rows, shape[1])

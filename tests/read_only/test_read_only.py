@@ -1,0 +1,132 @@
+"""HQQ, optimum-quanto and TorchAO: their own values, folders that declare them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny
+from safetensors.torch import load_file, save_file
+
+import qformats
+from qformats.errors import CheckpointError, ConfigError
+from qformats.interfaces import ModuleFields
+from qformats.numbers import dtype_name
+from qformats_hqq.family import HQQ
+from qformats_quanto.family import Quanto
+from qformats_torchao.family import TorchAO
+
+GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "read_only" / "layers.safetensors")
+FAMILIES = {family.name: family() for family in (HQQ, Quanto, TorchAO)}
+REFUSED = "quanto-qint4-256"
+CASES = sorted({name.partition(".")[0] for name in GOLDEN} - {REFUSED})
+MODULE = "model.layers.0.self_attn.k_proj"
+IDS = torch.tensor([[1, 5, 9, 33, 7, 2, 60, 12]])
+
+
+def layer(case):
+    """Fields of a layer, and its values as the program decodes them."""
+    fields = {name.partition(".")[2]: value for name, value in GOLDEN.items() if name.startswith(f"{case}.")}
+    return fields, fields.pop("values")
+
+
+def located(case, fields):
+    family = FAMILIES[case.partition("-")[0]]
+    packer = family.detect({"quant_method": family.name})
+    known = {name: value for name, value in fields.items() if name in family.suffixes(packer)}
+
+    def read(name):
+        return known[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+    stored = {name: (tuple(value.shape), dtype_name(value.dtype)) for name, value in known.items()}
+    own, shape = family.locate(packer, ModuleFields("m", stored, read))
+    return own.from_stored(known, shape)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_values_of_the_program(case):
+    """Where it computes in float32, bit for bit; where in 16 bits, up to its two roundings."""
+    fields, values = layer(case)
+    found = located(case, fields).dequantize()
+    assert found.shape == values.shape
+    if values.dtype == torch.float32:
+        assert torch.equal(found, values)
+    else:
+        step = torch.finfo(values.dtype).eps * found.abs().max()
+        assert (found - values.float()).abs().max() <= 2 * step
+
+
+def folder(case, target, source):
+    """A llama of which one module is a layer of the program."""
+    target.mkdir()
+    fields, values = layer(case)
+    tensors = load_file(source / "model.safetensors")
+    del tensors[f"{MODULE}.weight"]
+    more = {f"{MODULE}.{name}": value for name, value in fields.items()}
+    save_file(tensors | more, target / "model.safetensors")
+    config, name = json.loads((source / "config.json").read_text()), case.partition("-")[0]
+    if name == "quanto":
+        modules = {MODULE: {"weights": "qint8", "activations": "none"}}
+        (target / "quanto_qmap.json").write_text(json.dumps(modules))
+    else:
+        config["quantization_config"] = {"quant_method": name}
+    (target / "config.json").write_text(json.dumps(config))
+    return values
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return tiny.build("llama", tmp_path_factory.mktemp("models") / "llama", "float32")
+
+
+@pytest.mark.parametrize("case", ["hqq-4bit-axis1-float16", "quanto-qint8-64", "torchao-row-float32"])
+def test_folders_are_read_run_and_converted(case, llama, tmp_path):
+    values = folder(case, tmp_path / "model", llama)
+    model = qformats.open(tmp_path / "model")
+    own = model.tensors[f"{MODULE}.weight"].format
+    assert own.startswith(f"{case.partition('-')[0]}:")
+    assert {tensor.format for tensor in model.tensors.values()} == {"dense:f32", own}
+    qformats.export(tmp_path / "model", tmp_path / "plain", format="dense:f32")
+    packed, plain = (qformats.load_model(tmp_path / name, dtype="f32") for name in ("model", "plain"))
+    with torch.inference_mode():
+        first, second = (each(IDS).logits for each in (packed, plain))
+    assert torch.allclose(first, second, rtol=1e-5, atol=1e-5)
+    if values.dtype == torch.float32:
+        # Bytes with float32 scales are the same numbers elsewhere.
+        target = tmp_path / "ct"
+        same = "compressed-tensors:w8a8-channel-f32"
+        qformats.export(tmp_path / "model", target, format=same, require_exact=True)
+        assert torch.equal(qformats.open(target).read(f"{MODULE}.weight"), values)
+
+
+def test_what_is_not_read_is_refused():
+    with pytest.raises(ConfigError, match="64 groups of 128, of a weight whose shape is not stored"):
+        located(REFUSED, layer(REFUSED)[0])
+    fields, _ = layer("hqq-4bit-axis1-float32")
+    for name, told in (("quant_zero", "quantized themselves"), ("view_as_float", "a dtype of floats")):
+        with pytest.raises(ConfigError, match=told):
+            located("hqq", fields | {name: torch.ones_like(fields[name])})
+    with pytest.raises(ConfigError, match="also shape"):
+        located("hqq", {name: value for name, value in fields.items() if name != "shape"})
+    with pytest.raises(ConfigError, match=r"W_q u8 \(16, 64\)"):
+        located("hqq", fields | {"W_q": fields["W_q"][:16]})
+    fields, _ = layer("torchao-row-float32")
+    # Four bits: half as many bytes, and scales of the other orientation.
+    four = {"_weight_qdata": fields["_weight_qdata"][:, :32], "_weight_scale": torch.ones(2, 32)}
+    with pytest.raises(ConfigError, match="those of Int8Tensor"):
+        located("torchao", four | {"_weight_zero_point": torch.ones(2, 32)})
+
+
+@pytest.mark.parametrize(
+    ("method", "told"), [("eetq", "CUTLASS"), ("aqlm", "package aqlm"), ("exl3", "TabbyAPI")]
+)
+def test_methods_that_no_plugin_reads_have_a_sentence(method, told, llama, tmp_path):
+    config = json.loads((llama / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": method}
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=told):
+        qformats.open(tmp_path)
