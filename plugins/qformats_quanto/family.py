@@ -67,9 +67,9 @@ class Quanto(Family):
             return BytePacker(dtype), (shape[0], shape[1])
         if kind == "u8" and stored.get(_SHIFT) == (scales, dtype) and scales[1:] == (1,):
             return self._shifted(module, shape, scales[0], dtype)
-        told = ", ".join(f"{field} {of[1]} {of[0]}" for field, of in sorted(stored.items()))
+        fields = ", ".join(f"{field} {of[1]} {of[0]}" for field, of in sorted(stored.items()))
         raise ConfigError(
-            f"fields of {module.name}", Described(told), "those of qint8, qint4 or qint2", _INSTEAD
+            f"fields of {module.name}", Described(fields), "those of qint8, qint4 or qint2", _INSTEAD
         )
 
     @staticmethod
