@@ -132,6 +132,7 @@ def export(
     pure: bool = False,
     mix: str = "named",
     container: str | None = None,
+    program: str | None = None,
     require_exact: bool = False,
     force: bool = False,
     workers: int | None = None,
@@ -169,6 +170,9 @@ def export(
         and so on are `quantizer_options`.
     container : str, optional
         Loader that writes the output, if not the format's usual one.
+    program : str, optional
+        ``"vllm"``, ``"llama.cpp"``, ``"transformers"`` or ``"mlx"``: refuse what that program does not load, such as
+        neighbours (queries, keys and values) in different formats, which vLLM joins into one matrix.
     require_exact : bool
         Refuse, before anything is written, if a value of the source would change.
     force : bool
@@ -216,6 +220,7 @@ def export(
         pure=pure,
         container=container,
         quantizer_options=tuple(mapping("quantizer_options", quantizer_options).items()),
+        program=program or "",
     )
     if mix != "named":
         from qformats.calibration.measured import with_mix

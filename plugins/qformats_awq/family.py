@@ -31,6 +31,7 @@ class AWQFamily(Family):
     name = FAMILY
     packers = (AWQPacker(128), AWQPacker(64), AWQPacker(32), FastPacker(128))
     other_names = ("autoawq", "auto-awq")
+    programs = ("vllm", "transformers")
     aliases = MappingProxyType({"gemm": f"4bit-{_USUAL}g"})
     config_files = ("quant_config.json", "quantize_config.json")
 

@@ -41,6 +41,7 @@ class BitsAndBytes(Family):
         FourBitPacker("fp4", nested=True),
     )
     other_names = ("bnb",)
+    programs = ("vllm", "transformers")
     aliases = MappingProxyType(
         {
             **dict.fromkeys(("4bit", "bnb4", "bnb-4bit", "normalfloat4"), "nf4"),

@@ -29,6 +29,8 @@ _VARIANT = re.compile(r"(w[234568]a16|w8a8)-(channel|[1-9]\d{0,8}g)((?:-(?:asym|
 _FLOATS = re.compile(r"fp8-(channel|block|tensor)(?:-(bf16|f16|f32))?")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:wte|wpe|embed_\w+|\w*embeddings?)$")
 """Modules that are looked up: other programs replace linear modules only."""
+_SERVED = (4, 8)
+"""Widths of integers in vLLM (compressed_tensors_wNa16.py)."""
 _VERSION = "0.20.0"
 """Version of the library whose layouts are written."""
 _ACTIVATIONS = "says how activations are quantized, and weights do without it"
@@ -55,6 +57,7 @@ class CompressedTensors(Family):
         NvidiaPacker(),
     )
     other_names = ("compressed_tensors", "llm-compressor", "llmcompressor", "ct")
+    programs = ("vllm", "transformers")
     aliases = MappingProxyType(
         {
             **{f"w{bits}a16": f"w{bits}a16-128g" for bits in BITS},
@@ -151,6 +154,13 @@ class CompressedTensors(Family):
         found = [name for name in packed_modules if _EMBEDDING.search(name)]
         told = " and ".join(found) + (" is" if len(found) == 1 else " are")
         return f"{told} quantized, which qformats loads; vLLM and Transformers do not" if found else ""
+
+    def refusal(self, program: str, packed: Mapping[str, Packer]) -> str:
+        """Also widths that a program has no kernel for."""
+        odd = [p.name for p in packed.values() if isinstance(p, IntegerPacker) and p.bits not in _SERVED]
+        if program == "vllm" and odd:
+            return f"of packed integers it has kernels for 4 and 8 bits, not for {odd[0]}"
+        return super().refusal(program, packed)
 
     def suffixes(self, packer: Packer) -> frozenset[str]:
         """Names of all layouts."""

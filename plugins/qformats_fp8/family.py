@@ -31,6 +31,7 @@ class FP8(Family):
     name = FAMILY
     packers = (BlockPacker(), WholePacker("tensor"), WholePacker("channel"))
     other_names = ("deepseek-fp8", "finegrained-fp8")
+    programs = ("vllm", "transformers")
     asides = MappingProxyType(
         dict.fromkeys(
             ("input_scale", "activation_scale", "input_scale_ub", "k_scale", "v_scale"), _ACTIVATIONS

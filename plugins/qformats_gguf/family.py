@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from qformats import Family, Packer
@@ -18,6 +19,10 @@ __all__ = ["GGUF"]
 _LATTICE = ("iq2_m", "iq3_xs", "iq3_m")
 _OTHERS = re.compile(r"q\d_k_x?l")
 """Names that publishers give to mixes of their own."""
+
+
+_ONLY_LLAMA_CPP = ("mxfp4", "nvfp4", "tq1_0", "tq2_0")
+"""Types that vLLM's kernels for GGUF lack (csrc/quantization/gguf)."""
 
 
 class _Mix(Mixture):
@@ -48,6 +53,7 @@ class GGUF(Family):
     mixtures = _mixtures()
     default_variant = "q8_0"
     other_names = ("llama.cpp", "llamacpp")
+    programs = ("llama.cpp", "transformers", "vllm")
     aliases = MappingProxyType({"q8": "q8_0", "fp16": "f16", "fp32": "f32"})
     # llama.cpp's mixes, and short names of several types: of what can be written, the next in quality and size.
     similar = MappingProxyType(
@@ -69,6 +75,11 @@ class GGUF(Family):
     def hub_name(self, packer: Packer) -> str:
         """As llama.cpp names files: ``Q4_K_M``."""
         return packer.spec.variant.upper()
+
+    def refusal(self, program: str, packed: Mapping[str, Packer]) -> str:
+        """Also types that only llama.cpp multiplies by."""
+        own = [packer.name for packer in packed.values() if packer.spec.variant in _ONLY_LLAMA_CPP]
+        return f"it has no {own[0]}" if program == "vllm" and own else super().refusal(program, packed)
 
     def about(self, word: str) -> str:
         """What mixes are that are not made here."""

@@ -37,6 +37,7 @@ class GPTQFamily(Family):
         GPTQPacker(4, _USUAL, actorder=True, symmetric=False),
     )
     other_names = ("autogptq", "auto-gptq", "gptqmodel")
+    programs = ("vllm", "transformers")
     aliases = MappingProxyType(
         {
             f"{kind.format(bits)}": f"{bits}bit-{_USUAL}g"

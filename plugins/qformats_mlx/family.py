@@ -35,6 +35,7 @@ class MLX(Family):
     name = FAMILY
     packers = tuple(MLXPacker(bits, group) for bits in (4, 8, 2, 3, 6) for group in (64, 32, 128))
     other_names = ("mlx-lm", "mlx_lm")
+    programs = ("mlx",)
     aliases = MappingProxyType({f"{bits}bit": f"{bits}bit-{_USUAL}g" for bits in BITS})
     config_keys = ("quantization",)
 

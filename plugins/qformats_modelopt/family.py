@@ -109,6 +109,14 @@ class ModelOpt(Family):
             "compressed-tensors has formats of the same numbers that do without"
         )
 
+    def refusal(self, program: str, packed: Mapping[str, Packer]) -> str:
+        """Scales of activations, without which no program runs such folders as they are."""
+        if program == "vllm":
+            return (
+                "it needs scales of activations (input_scale), which compressed-tensors' formats do without"
+            )
+        return super().refusal(program, packed)
+
     def suffixes(self, packer: Packer) -> frozenset[str]:
         """Names of all layouts, and of what would change a weight's meaning."""
         return frozenset(("weight", "weight_scale", "weight_scale_2", *_CHANGES))

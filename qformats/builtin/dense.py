@@ -17,6 +17,7 @@ class Dense(Family):
 
     name = "dense"
     packers = (dense("f32"), dense("f16"), dense("bf16"))
+    programs = ("vllm", "transformers", "mlx")
     aliases = MappingProxyType(
         {
             **dict.fromkeys(("fp32", "float32", "float"), "f32"),

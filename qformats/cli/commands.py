@@ -180,6 +180,7 @@ def export_as_told(
     pure: bool = False,
     mix: str = "named",
     container: str | None = None,
+    program: str | None = None,
     options: Mapping[str, str] | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -199,7 +200,7 @@ def export_as_told(
         File or folder to write; by default it is named after the model and the format.
     format, quantizer, quantizer_options, imatrix, tensor_types, output_type, token_embedding_type, pure, mix, container
         See :func:`qformats.export`.
-    options
+    program, options
         See :func:`qformats.export`.
     force, dry_run, check_exact, require_exact, keep_partial, workers, json
         The shared options of this module.
@@ -233,6 +234,7 @@ def export_as_told(
         pure=pure,
         container=container,
         quantizer_options=tuple((quantizer_options or {}).items()),
+        program=program or "",
     )
     suffix = recipe.loader(source).suffix
     target = output.expanduser() if output else Path(f"{source.name}-{packer.spec.variant}{suffix}")

@@ -112,6 +112,14 @@ def export(
             autocompletion=completing.containers, help="Container to write, if not the format's usual one."
         ),
     ] = None,
+    program: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="PROGRAM",
+            help="Refuse what vllm, llama.cpp, transformers or mlx does not load of this output.",
+        ),
+    ] = None,
     text: Annotated[
         str | None,
         typer.Option(
@@ -195,6 +203,7 @@ def export(
         "token_embedding_type": token_embedding_type,
         "pure": pure,
         "container": container,
+        "program": program,
         "options": options,
         "force": force,
         "dry_run": dry_run,

@@ -55,6 +55,14 @@ def inspect(
             help="With --plan: container, if not the format's usual one.",
         ),
     ] = None,
+    program: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="PROGRAM",
+            help="With --plan: refuse what vllm, llama.cpp, transformers or mlx does not load of it.",
+        ),
+    ] = None,
     fits: Annotated[
         str | None,
         typer.Option(
@@ -94,7 +102,7 @@ def inspect(
         packer = meant(plan)
         if ranks is not None:
             container, options = _divided(packer, container, ranks, options)
-        recipe = Recipe(packer.name, pure=pure, container=container)
+        recipe = Recipe(packer.name, pure=pure, container=container, program=program or "")
         with Bar() as bar:
             bar.start(f"planning {model} in {recipe.format}")
             predicted = footprint(outline_model(model, options), recipe, options, context=context)
@@ -107,7 +115,13 @@ def inspect(
         if limit is not None and not answer["fits"]:
             raise typer.Exit(EXIT_FAILED)
         return
-    only = {"--context": context, "--pure": pure or None, "--container": container, "--fits": fits}
+    only = {
+        "--context": context,
+        "--pure": pure or None,
+        "--container": container,
+        "--fits": fits,
+        "--for": program,
+    }
     for name, value in {**only, "--ranks": ranks}.items():
         if value is not None:
             raise ConfigError(name, value, "--plan with this option")
@@ -250,6 +264,8 @@ def _print_footprint(found: Footprint, tensors: bool) -> None:
     else:
         _print_running(found, found.context, found.chunk, found.running)
     print_left_out(out, found.left_out, every=True)
+    for note in found.notes:
+        out.print(plain(note))
     if tensors:
         out.print()
         rows = table("tensor", "type", "bytes", right=("bytes",))

@@ -30,6 +30,7 @@ def publish_as_told(
     token_embedding_type: str | None,
     pure: bool,
     container: str | None,
+    program: str | None,
     options: Mapping[str, str],
     force: bool,
     dry_run: bool,
@@ -51,7 +52,9 @@ def publish_as_told(
         Full names.
     text, window, windows, base_model
         See :func:`qformats.publish`.
-    quantizer, quantizer_options, imatrix, tensor_types, output_type, token_embedding_type, pure, container, options
+    quantizer, quantizer_options, imatrix, tensor_types, output_type, token_embedding_type, pure, container, program
+        See :func:`qformats.export`.
+    options
         See :func:`qformats.export`.
     force, dry_run, check_exact, require_exact, keep_partial, workers, json
         The shared options of exports.
@@ -80,6 +83,7 @@ def publish_as_told(
             token_embedding_type=token_embedding_type,
             pure=pure,
             container=container,
+            program=program or "",
         )
         for format in formats
     ]

@@ -9,10 +9,12 @@ from typing import Any
 
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.exporting.account import LeftOut, account
+from qformats.exporting.programs import require_loadable
 from qformats.exporting.recipe import Recipe
 from qformats.folder.classes import embedding_class
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.values import Values
+from qformats.registry import registry
 
 __all__ = ["RANKS", "RUNTIME", "Footprint", "footprint"]
 
@@ -56,6 +58,8 @@ class Footprint:
         Tensors of the model that an output would not hold, by name, and why.
     unknown : str
         Why the memory to run it is not known; empty if it is.
+    notes : tuple of str
+        What a program would not load of it.
     """
 
     format: str
@@ -71,6 +75,7 @@ class Footprint:
     activations: int | None
     left_out: tuple[LeftOut, ...] = ()
     unknown: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def running(self) -> int | None:
@@ -143,6 +148,9 @@ def footprint(
     drafts = loader.draft(source, loader.own_options(options))
     left_out = account(source, drafts, loader)
     assignments = recipe.assign(drafts, loader, source)
+    notes = require_loadable(
+        recipe.program, registry().packer(recipe.format), assignments, folder=not loader.suffix
+    )
     tensors = tuple((a.draft.name, a.packer.name, a.packer.nbytes(a.draft.source.shape)) for a in assignments)
     held: Counter[int] = Counter()
     for assignment, (_, _, nbytes) in zip(assignments, tensors, strict=True):
@@ -162,6 +170,7 @@ def footprint(
         decoded=max(matrices, default=0) * _WIDTH,
         activations=None,
         left_out=left_out,
+        notes=notes,
     )
     try:
         config = Values(source.config, str(source.path))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qformats.errors import ConfigError, ShapeError, UnknownFormatError
+from qformats.exporting.programs import known
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.float8 import Float8Packer
 from qformats.interfaces.layout import Assignment, Draft
@@ -61,6 +62,8 @@ class Recipe:
         Files with importance matrices, by which errors are weighed; they are added up.
     measured : Measured or None
         What replaces the container's own mix.
+    program : str
+        Program that is to load the output, see :data:`qformats.exporting.programs.PROGRAMS`; empty for any.
     """
 
     format: str
@@ -73,12 +76,15 @@ class Recipe:
     quantizer_options: tuple[tuple[str, str], ...] = ()
     imatrix: tuple[str, ...] = ()
     measured: Measured | None = None
+    program: str = ""
 
     def __post_init__(self) -> None:
         """Settle the format's full name, and the quantizer."""
         # Users write short names; plans, journals and reports hold the full one.
         packer = registry().meant(self.format)
         object.__setattr__(self, "format", packer.name)
+        if self.program:
+            object.__setattr__(self, "program", known(self.program))
         if not self.quantizer:
             object.__setattr__(self, "quantizer", packer.default_quantizer)
 

@@ -72,6 +72,7 @@ class Family(Guarded):
         "to_config",
         "to_mixed_config",
         "limits",
+        "refusal",
         "extra_files",
         "suffixes",
         "locate",
@@ -101,6 +102,8 @@ class Family(Guarded):
     config_files: ClassVar[tuple[str, ...]] = ()
     """Files of a folder that hold its ``quantization_config`` if config.json has none."""
 
+    programs: ClassVar[tuple[str, ...]] = ()
+    """Programs that load its files or folders: any of ``"vllm"``, ``"llama.cpp"``, ``"transformers"``, ``"mlx"``."""
     config_keys: ClassVar[tuple[str, ...]] = ()
     """Keys of config.json under which its folders declare the same as ``quantization_config``; they are looked at
     first, and written beside it."""
@@ -234,6 +237,23 @@ class Family(Guarded):
             Empty if they load everything.
         """
         return ""
+
+    def refusal(self, program: str, packed: Mapping[str, Packer]) -> str:
+        """Why a program does not load a model with these modules: a clause, empty if it does.
+
+        By default those of :attr:`programs` load everything but what :meth:`limits` says that they do not.
+
+        Parameters
+        ----------
+        program : str
+            ``"vllm"``, ``"llama.cpp"``, ``"transformers"`` or ``"mlx"``.
+        packed : mapping of str to Packer
+            Format of each module that is packed.
+        """
+        if program not in self.programs:
+            return f"it does not know {self.name}"
+        told = self.limits(list(packed))
+        return told if program in told.lower() else ""
 
     def extra_files(self, packer: Packer, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
         """More files of a folder with this ``quantization_config``, by name."""
