@@ -94,7 +94,7 @@ def adapter_drafts(source: AdapterCheckpoint, options: Mapping[str, str]) -> lis
             factor = pair.scale * pair.rank / alpha
             b = pair.b if factor == 1 else _scaled(pair.b, factor)
             if mapping.piece is not None:
-                b = b.take_rows(np.arange(mapping.piece.start, mapping.piece.stop, mapping.piece.step))
+                b = b.take_rows(np.arange(mapping.piece.start, mapping.piece.stop))
             if mapping.permute is not None:
                 b = b.take_rows(mapping.permute.rows(b.rows))
             drafts += [Draft(f"{mapping.gguf}.lora_a", a), Draft(f"{mapping.gguf}.lora_b", b)]

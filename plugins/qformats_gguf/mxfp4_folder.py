@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformats import Checkpoint, Loader, PackedTensor, StoredTensor
 from qformats.errors import CheckpointError
-from qformats.folder import FolderCheckpoint, read_json
-from qformats.interfaces import dense
+from qformats.folder import FolderCheckpoint, Share, read_json, shares
 from qformats_gguf.family import GGUF
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ __all__ = ["Mxfp4Folder"]
 
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _BLOCK, _BYTES = 32, 16
-_ALTERNATING = "gate_up_proj"
-"""The stack whose rows are those of two matrices in turn."""
 
 
 class Mxfp4Folder(Loader):
@@ -55,16 +52,19 @@ class Mxfp4Folder(Loader):
 
 
 class _Mxfp4Checkpoint(FolderCheckpoint):
-    """Stacks under their names in the model, with the matrices that they consist of as pieces."""
+    """Matrices of experts under their names, one by one."""
 
     def __init__(self, path: Path) -> None:
         family = GGUF()
         super().__init__(path, quantized=(family, family.parse("mxfp4")))
-        tensors = dict(self.tensors)
-        for name in self.tensors:
-            if name.endswith(_BLOCKS):
-                base = name.removesuffix(_BLOCKS)
-                tensors[base] = _stack(base, tensors.pop(name), tensors.pop(base + _SCALES, None))
+        tensors: dict[str, StoredTensor] = {}
+        for name, tensor in self.tensors.items():
+            base = name.removesuffix(_BLOCKS)
+            if base != name:
+                for matrix in _matrices(base, tensor, self.tensors.get(base + _SCALES), self.config):
+                    tensors[matrix.name] = matrix
+            elif not name.endswith(_SCALES):
+                tensors[name] = tensor
         self.tensors = tensors
 
     @property
@@ -73,7 +73,9 @@ class _Mxfp4Checkpoint(FolderCheckpoint):
         return {key: value for key, value in super().config.items() if key != "quantization_config"}
 
 
-def _stack(name: str, blocks: StoredTensor, scales: StoredTensor | None) -> StoredTensor:
+def _matrices(
+    name: str, blocks: StoredTensor, scales: StoredTensor | None, config: Mapping[str, Any]
+) -> list[StoredTensor]:
     shape = blocks.shape
     fits = scales is not None and len(shape) == 4 and shape[3] == _BYTES and scales.shape == shape[:3]
     if scales is None or not fits or blocks.format != "dense:u8" or scales.format != "dense:u8":
@@ -81,59 +83,42 @@ def _stack(name: str, blocks: StoredTensor, scales: StoredTensor | None) -> Stor
         expected = "bytes (experts, rows, blocks, 16), and scales (experts, rows, blocks)"
         raise CheckpointError(blocks.file, found, expected, tensor=blocks.name)
     experts, rows, groups = shape[:3]
-    columns = groups * _BLOCK
-    parts = 2 if name.endswith(_ALTERNATING) else 1
-    pieces = tuple(
-        _piece(name, blocks, scales, (experts, rows // parts, columns), part, parts) for part in range(parts)
-    )
-    # It holds all of these values, and it is what the rest of such models is stored in.
-    plain = dense("bf16")
+    found_shares = shares(name, experts, config)
+    if not found_shares:
+        expected = "experts of gpt-oss, whose order is known"
+        raise CheckpointError(blocks.file, "is a stack of an unknown order", expected, tensor=blocks.name)
+    return [_matrix(blocks, scales, share, rows, groups) for share in found_shares]
+
+
+def _matrix(blocks: StoredTensor, scales: StoredTensor, share: Share, rows: int, groups: int) -> StoredTensor:
+    """Every so manieth row of an expert in a stack, in GGUF's order of bytes."""
+    shape = (rows // share.parts, groups * _BLOCK)
 
     def load(start: int, stop: int) -> PackedTensor:
-        values = _repacked(blocks, scales, start, stop, 0, 1, columns).dequantize().bfloat16()
-        values = values.transpose(1, 2).contiguous()
-        return PackedTensor(plain, tuple(values.shape), {"weight": values})
+        # Blocks are [out, in], though the model's plain stacks are not.
+        stored, exponents = (
+            replace(share, turned=False).of(_bytes(tensor, share.expert))[start:stop]
+            for tensor in (blocks, scales)
+        )
+        return _repacked(stored, exponents, (stop - start, shape[1]))
 
-    return replace(
-        blocks,
-        name=name,
-        shape=(experts, columns, rows),
-        packer=plain,
-        nbytes=blocks.nbytes + scales.nbytes,
-        load=load,
-        origin=pieces[0].packer,
-        names=blocks.names | scales.names,
-        pieces=pieces,
-    )
-
-
-def _piece(
-    name: str, blocks: StoredTensor, scales: StoredTensor, shape: tuple[int, int, int], part: int, parts: int
-) -> StoredTensor:
-    """Every so manieth row of a stack, in GGUF's order of bytes."""
-
-    def load(start: int, stop: int) -> PackedTensor:
-        return _repacked(blocks, scales, start, stop, part, parts, shape[2])
-
-    nbytes = (blocks.nbytes + scales.nbytes) // parts
     packer, names = GGUF().parse("mxfp4"), blocks.names | scales.names
-    return replace(blocks, name=name, shape=shape, packer=packer, nbytes=nbytes, load=load, names=names)
+    nbytes = (blocks.nbytes + scales.nbytes) // blocks.rows // share.parts
+    return replace(
+        blocks, name=share.name, shape=shape, packer=packer, nbytes=nbytes, load=load, step=1, names=names
+    )
 
 
-def _repacked(
-    blocks: StoredTensor, scales: StoredTensor, start: int, stop: int, part: int, parts: int, columns: int
-) -> PackedTensor:
+def _repacked(stored: Tensor, exponents: Tensor, shape: tuple[int, int]) -> PackedTensor:
     import torch
 
-    stored, exponents = (_bytes(tensor, start, stop)[:, part::parts] for tensor in (blocks, scales))
     # Elements in order, each in a byte; then the first half of a block low, and the second high.
     elements = torch.stack([stored & 15, stored >> 4], -1).flatten(-2)
     packed = elements[..., :_BYTES] | elements[..., _BYTES:] << 4
     joined = torch.cat([exponents.unsqueeze(-1), packed], -1).flatten(-2)
-    shape = (joined.shape[0], joined.shape[1], columns)
     return PackedTensor(GGUF().parse("mxfp4"), shape, {"blocks": joined})
 
 
-def _bytes(tensor: StoredTensor, start: int, stop: int) -> Tensor:
-    (values,) = tensor.read(start, stop).fields.values()
-    return values
+def _bytes(tensor: StoredTensor, expert: int) -> Tensor:
+    (values,) = tensor.read(expert, expert + 1).fields.values()
+    return values[0]

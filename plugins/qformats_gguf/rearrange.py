@@ -78,18 +78,16 @@ def assembled(parts: Sequence[tuple[StoredTensor, TensorMapping]]) -> StoredTens
         return concat_rows(first.canonical, tensors).take_rows(whole.inverse(first.shape[0]))
     pieces = [mapping.piece for _, mapping in parts if mapping.piece is not None]
     name, shape = first.canonical, first.shape
-    if all((p.axis, p.step, p.groups, p.swapped) == (0, 1, 0, False) for p in pieces):
+    if all(piece.whole_rows for piece in pieces):
         return concat_rows(name, tensors)
-    plain = _plain(tensors)
+    plain, rows = _plain(tensors), shape[0] // pieces[0].groups
 
     def load(start: int, stop: int) -> PackedTensor:
         import torch
 
-        # A group is one matrix of each tensor; without groups, so is each of the first dimension.
-        rows = math.prod(shape[:1]) // pieces[0].groups if pieces[0].groups else 1
-        dims = (stop - start, *shape[1:])
-        values = torch.empty(dims, dtype=torch.float32)
-        whole = values.view((stop - start) // rows, rows, *shape[1:]) if pieces[0].groups else values
+        # A group is one matrix of each tensor.
+        values = torch.empty((stop - start, *shape[1:]), dtype=torch.float32)
+        whole = values.view((stop - start) // rows, rows, *shape[1:])
         for tensor, piece in zip(tensors, pieces, strict=True):
             part = tensor.read(start // rows, stop // rows).dequantize()
             part = part.transpose(-1, -2) if piece.swapped else part
@@ -103,15 +101,14 @@ def assembled(parts: Sequence[tuple[StoredTensor, TensorMapping]]) -> StoredTens
         packer=plain,
         nbytes=sum(tensor.nbytes for tensor in tensors),
         load=load,
-        step=shape[0] // pieces[0].groups if pieces[0].groups else 1,
+        step=rows,
         origin=tensors[0].stored_packer if plain.name != tensors[0].stored_format else None,
         names=frozenset[str]().union(*(tensor.names for tensor in tensors)),
-        pieces=() if pieces[0].groups else tuple(tensors),
     )
 
 
 def _where(piece: Piece) -> tuple[slice, ...]:
-    return (*(slice(None),) * piece.axis, slice(piece.start, piece.stop, piece.step))
+    return (*(slice(None),) * piece.axis, slice(piece.start, piece.stop))
 
 
 def _plain(tensors: Sequence[StoredTensor]) -> Packer:
@@ -125,32 +122,21 @@ def _packed(packer: Packer, values: Tensor) -> PackedTensor:
 
 
 def _taken(tensor: StoredTensor, mapping: TensorMapping) -> StoredTensor:
-    """The piece of a tensor that a mapping says; whole rows stay packed where they are stored by rows."""
+    """The piece of a matrix that a mapping says; whole rows stay packed where they are stored by rows."""
     piece = mapping.piece
     assert piece is not None
-    if tensor.pieces:
-        # Stored apart already, packed as in GGUF.
-        own = tensor.pieces[piece.start if piece.step > 1 else piece.start // (piece.stop - piece.start)]
-        if own.shape == mapping.stored_shape:
-            return own
-    if len(tensor.shape) == 2 and piece.axis == int(bool(piece.groups)):
-        order = np.arange(tensor.rows, dtype=np.intp).reshape(piece.grouped(tensor.shape[:1]))
-        found = tensor.take_rows(np.ascontiguousarray(order[_where(piece)]).reshape(-1))
-        if not piece.groups:
-            return found
-        if not piece.swapped and (_by_rows(found.packer)):
-            found = _in_groups(found, mapping.stored_shape)
-        else:
-            found = _computed(found, mapping, lambda part: part.transpose(-1, -2) if piece.swapped else part)
-        # No layer of the model has these numbers by themselves. All groups have the inputs of the whole; turned ones
-        # have others.
-        inputs = () if piece.swapped else (tensor.name,) * piece.groups
-        return replace(found, name=mapping.gguf, matrices=inputs)
-    return _computed(
-        tensor,
-        mapping,
-        lambda values: values[_where(piece)].transpose(-1, -2) if piece.swapped else values[_where(piece)],
-    )
+    order = np.arange(tensor.rows, dtype=np.intp).reshape(piece.grouped(tensor.shape[:1]))
+    found = tensor.take_rows(np.ascontiguousarray(order[_where(piece)]).reshape(-1))
+    if not piece.groups:
+        return found
+    if not piece.swapped and _by_rows(found.packer):
+        found = _in_groups(found, mapping.stored_shape)
+    else:
+        found = _computed(found, mapping, lambda part: part.transpose(-1, -2) if piece.swapped else part)
+    # No layer of the model has these numbers by themselves. All groups have the inputs of the whole; turned ones have
+    # others.
+    inputs = () if piece.swapped else (tensor.name,) * piece.groups
+    return replace(found, name=mapping.gguf, matrices=inputs)
 
 
 def _in_groups(tensor: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
@@ -170,15 +156,13 @@ def _in_groups(tensor: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
 def _computed(
     tensor: StoredTensor, mapping: TensorMapping, change: Callable[[Tensor], Tensor]
 ) -> StoredTensor:
-    """What is made of the values of a tensor, matrix by matrix; of a matrix with groups, from all of it."""
+    """What is made of the values of a matrix with groups, from all of it."""
     shape, plain = mapping.stored_shape, _plain([tensor])
-    grouped = len(tensor.shape) != len(shape)
 
     def load(start: int, stop: int) -> PackedTensor:
-        read = tensor.read() if grouped else tensor.read(start, stop)
+        read = tensor.read()
         values = read.dequantize() if read.packer.quantizes else next(iter(read.fields.values()))
-        if grouped:
-            values = values.reshape(shape[0], -1, tensor.shape[-1])[start:stop]
+        values = values.reshape(shape[0], -1, tensor.shape[-1])[start:stop]
         return _packed(plain, change(values).contiguous())
 
     origin = tensor.stored_packer if plain.name != tensor.stored_format else None

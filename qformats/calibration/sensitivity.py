@@ -276,10 +276,7 @@ class _Run:
                 # It computes with the transposed matrix.
                 squares = squares.t()
             for each, place in canonical:
-                part = squares
-                if place.expert is not None:
-                    rows = squares.shape[1] // place.parts
-                    part = squares[place.expert, place.part * rows : (place.part + 1) * rows]
+                part = place.within(squares)
                 if each in fisher:
                     fisher[each] += part
                 elif each in self.candidates:

@@ -129,7 +129,12 @@ class Skeleton:
             self.model.set_submodule(owner, QuantExperts(rule, labels[owner]))
         for canonical, place in found.items():
             owner = place.name.rpartition(".")[0]
-            if owner in wanted and place.expert is not None:
+            if owner not in wanted or place.expert is None:
+                continue
+            if place.is_bias:
+                # It stays with what computes the activation.
+                self._places[f"{owner}.rule.{place.name.rpartition('.')[2]}"] = self._places[place.name]
+            else:
                 self._experts[f"{owner}.{place.expert}.{place.label}.weight"] = canonical
         self._layers = {canonical: name for name, canonical in self._experts.items()}
 
@@ -314,10 +319,7 @@ class Skeleton:
         shape = tuple(self.model.get_submodule(owner)._parameters[last].shape)
         values = torch.empty(shape, dtype=dtype or torch.float32)
         for canonical, place in parts:
-            rows = shape[1] // place.parts
-            values[place.expert or 0, place.part * rows : (place.part + 1) * rows] = self._values(
-                canonical, dtype
-            )
+            place.within(values).copy_(self._values(canonical, dtype))
         return values
 
     def _values(self, name: str, dtype: torch.dtype | None) -> Tensor:

@@ -147,7 +147,7 @@ def footprint(
         raise CheckpointError(source.path, "holds no tensors (a vocabulary only?)", "a model with weights")
     drafts = loader.draft(source, loader.own_options(options))
     left_out = account(source, drafts, loader)
-    assignments = recipe.assign(drafts, loader, source)
+    assignments = loader.joined(recipe.assign(drafts, loader, source), source)
     notes = require_loadable(
         recipe.program, registry().packer(recipe.format), assignments, folder=not loader.suffix
     )

@@ -321,7 +321,7 @@ def make_plan(
             hint="--format dense writes the tokenizer of a vocabulary into a folder",
         )
     left_out = account(source, drafts, loader)
-    assignments = recipe.assign(drafts, loader, source)
+    assignments = loader.joined(recipe.assign(drafts, loader, source), source)
     layout = loader.lay_out(source, assignments, default, target, own)
     if default.quantizes and not any(assignment.packer.quantizes for assignment in assignments):
         # A folder would declare a format that nothing in it has; a file holds what its rules and fallbacks say.

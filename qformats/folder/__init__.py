@@ -20,10 +20,12 @@ from qformats.folder.archive import plain_records
 from qformats.folder.chat import chat_templates
 from qformats.folder.config_class import config_class
 from qformats.folder.conv1d import is_conv1d
+from qformats.folder.experts import Share, is_stack, shares
 from qformats.folder.fit import Fit, belonging, fitted, predicts
 from qformats.folder.json_object import read_json
 from qformats.folder.model import FolderCheckpoint
 from qformats.folder.outline import Outline, outline
+from qformats.folder.restack import listed, restacked
 from qformats.folder.shards import unpickling_error
 from qformats.folder.write import lay_out_folder
 from qformats.interfaces.checkpoint import Checkpoint
@@ -39,6 +41,7 @@ __all__ = [
     "AdapterCheckpoint",
     "FolderCheckpoint",
     "HuggingFaceFolder",
+    "Share",
     "base_name",
     "chat_templates",
     "config_class",
@@ -46,6 +49,7 @@ __all__ = [
     "plain_records",
     "predicts",
     "read_json",
+    "shares",
     "unpickling_error",
 ]
 
@@ -130,6 +134,10 @@ class HuggingFaceFolder(Loader):
             )
         return drafts
 
+    def joined(self, assignments: Sequence[Assignment], source: Checkpoint) -> list[Assignment]:
+        """Experts stacked as the model's class reads them, unless one of them is quantized."""
+        return restacked(assignments, source.config)
+
     def lay_out(
         self,
         source: Checkpoint,
@@ -145,7 +153,8 @@ class HuggingFaceFolder(Loader):
         _warn_of_mixture(assignments, default)
         limit = size(options, "max-shard-size", "5GB")
         layout = lay_out_folder(source, assignments, default, limit)
-        return replace(layout, notes=(*layout.notes, *_left_plain(assignments, default), *_fit(source).notes))
+        told = (*_left_plain(assignments, default, source.config), *listed(assignments, source.config))
+        return replace(layout, notes=(*layout.notes, *told, *_fit(source).notes))
 
 
 def _fit(source: Checkpoint) -> Fit:
@@ -179,22 +188,25 @@ def _plain_dtype(source: Checkpoint, wanted: str | None) -> str:
     return max(weights, key=lambda dtype: weights[dtype])
 
 
-_STACK = re.compile(r"\.experts\.\w+$|\.block_sparse_moe\.(?:input|output)_linear\.weight$")
-"""Experts in tensors of three dimensions, by their names on disk."""
 _PLAIN = ("f32", "f16", "bf16")
 _TABLES = r"shared|wte|wpe|embed_\w+|\w*embeddings?|tok_embeddings|\w*norm\w*|ln_\w+"
 _NO_LAYER = re.compile(rf"(?:^|\.)(?:{_TABLES})\.weight$")
 """Matrices that are not weights of a linear layer."""
-_NOT_LINEAR = re.compile(rf"(?:^|\.)(?:{_TABLES}|lm_head|score|router|gate|shared_expert_gate)\.weight$")
+_HEADS = r"lm_head|score|router(?:\.layer)?|gate(?:\.wg)?|shared_expert_gate"
+_NOT_LINEAR = re.compile(rf"(?:^|\.)(?:{_TABLES}|{_HEADS})\.weight$")
 """These, and the linear layers that every quantizer leaves out: heads and routers."""
 
 
-def _left_plain(assignments: Sequence[Assignment], default: Packer) -> tuple[str, ...]:
-    """What to say of experts that are stacked in tensors of three dimensions, which no format of folders holds."""
+def _left_plain(
+    assignments: Sequence[Assignment], default: Packer, config: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """What to say of experts in stacks that are not known to consist of matrices, which no format of folders holds."""
     stacks = [
         a
         for a in assignments
-        if len(a.draft.source.shape) == 3 and a.packer.dense_dtype and _STACK.search(a.draft.name)
+        if a.packer.dense_dtype
+        and is_stack(a.draft.name, a.draft.source.shape)
+        and not shares(a.draft.name, 1, config)
     ]
     if not default.quantizes or not stacks:
         return ()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformats.errors import CheckpointError
 from qformats.folder.conv1d import is_conv1d
+from qformats.folder.experts import share_of, stacked_shapes
 from qformats.folder.usual import usual_class, usual_fit
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.stored import StoredTensor
@@ -115,7 +116,7 @@ def fitted(source: Checkpoint) -> Fit:
 
 def belonging(source: Checkpoint, spare: Mapping[str, StoredTensor]) -> set[str]:
     """Those of some more tensors that the model's class has a place for; none where nobody can tell."""
-    shapes = _shapes(source)
+    shapes = _own_shapes(source)
     if not spare or usual_class(source.config, shapes) is not None:
         return set()
     more = {name: tensor.shape for name, tensor in spare.items()}
@@ -125,15 +126,21 @@ def belonging(source: Checkpoint, spare: Mapping[str, StoredTensor]) -> set[str]
 
     try:
         parsed, (first, *_) = classes_of(source.config)
-        known = judge(first, parsed, shapes | more).known
+        known = judge(first, parsed, stacked_shapes(shapes | more, source.config, source.path)).known
     except Exception:
         # `fitted` says why nothing can be told.
         return set()
-    return known & more.keys()
+    stacks = {name: share.stack for name in more if (share := share_of(name, source.config))}
+    return {name for name in more if stacks.get(name, name) in known}
 
 
 def _shapes(source: Checkpoint) -> dict[str, tuple[int, ...]]:
     """Shapes as Transformers stores them."""
+    return stacked_shapes(_own_shapes(source), source.config, source.path)
+
+
+def _own_shapes(source: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The same, with a shape for each matrix of an expert."""
     model_type = str(source.config.get("model_type"))
     return {
         name: tensor.shape[::-1] if len(tensor.shape) == 2 and is_conv1d(model_type, name) else tensor.shape

@@ -10,6 +10,7 @@ from typing import Any
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.folder.classes import embedding_class, new_model, runs
 from qformats.folder.conv1d import is_conv1d
+from qformats.folder.experts import matrix_shapes
 from qformats.folder.shapes import MOST_TENSORS, known_shapes
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.dense import dense
@@ -106,6 +107,7 @@ def outline(config: Mapping[str, Any], path: Path) -> Outline:
     if shapes is None:
         shapes = _told(config) or _built(config, path, model_type)
     named = config.get("dtype", config.get("torch_dtype")) or "float16"
+    shapes = matrix_shapes(shapes, config)
     return Outline(path, config, shapes, _DTYPES.get(str(named), "f16"))
 
 

@@ -51,7 +51,7 @@ class Loader(Shown, Guarded, ABC):
     """
 
     guarded = (
-        *("accepts", "detect", "open", "outline", "shapes", "draft", "mixes", "alternatives", "room"),
+        *("accepts", "detect", "open", "outline", "shapes", "draft", "joined", "mixes", "alternatives", "room"),
         *("fallback", "lay_out", "finish"),
         *("read_importance", "name_importance", "importance_file"),
     )
@@ -185,6 +185,18 @@ class Loader(Shown, Guarded, ABC):
     def fallback(self, draft: Draft, packer: Packer) -> tuple[str, ...]:
         """Formats to try, in order, if `packer` cannot hold this tensor; empty to refuse."""
         return (draft.plain,) if packer.quantizes and draft.plain else ()
+
+    def joined(self, assignments: Sequence[Assignment], source: Checkpoint) -> list[Assignment]:
+        """Assignments of the tensors that are written, where readers need several plain ones as one.
+
+        Parameters
+        ----------
+        assignments : sequence of Assignment
+            What :meth:`draft` gave, with formats.
+        source : Checkpoint
+            The model.
+        """
+        return list(assignments)
 
     def lay_out(
         self,

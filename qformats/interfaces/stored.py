@@ -53,9 +53,6 @@ class StoredTensor(Shown):
         it there. So a plan can tell which tensors of a file are in its output.
     matrices : tuple of str
         Where a loader has stacked several tensors into this one: their canonical names, in order.
-    pieces : tuple of StoredTensor
-        Where a loader has put a stack of matrices together from other stacks, whose matrices are ``[out, in]``: those,
-        in order. They can be run as they are stored.
     separate : bool
         Whether these cannot be stacked as they are stored: then ``load(i, i + 1)`` gives matrix `i`, of two dimensions,
         in the format of `packer`, and a range of several is decoded.
@@ -83,7 +80,6 @@ class StoredTensor(Shown):
     origin: Packer | None = None
     names: frozenset[str] = frozenset()
     matrices: tuple[str, ...] = ()
-    pieces: tuple[StoredTensor, ...] = ()
     separate: bool = False
 
     def __post_init__(self) -> None:
@@ -181,7 +177,7 @@ class StoredTensor(Shown):
             return refit(pick(self.load(low, high), chosen - low), shape)
 
         nbytes = self.nbytes // max(1, self.rows) * len(order)
-        return replace(self, shape=shape, nbytes=nbytes, load=load, pieces=())
+        return replace(self, shape=shape, nbytes=nbytes, load=load)
 
     def _repacked(self, order: np.ndarray[Any, np.dtype[np.intp]]) -> StoredTensor:
         own = self.packer
@@ -223,7 +219,7 @@ class StoredTensor(Shown):
             return refit(self.load(start + first, start + last), shape)
 
         nbytes = self.nbytes * (stop - start) // max(1, self.rows)
-        return replace(self, shape=shape, nbytes=nbytes, load=load, pieces=())
+        return replace(self, shape=shape, nbytes=nbytes, load=load)
 
     def transposed(self) -> StoredTensor:
         """The same matrix with its dimensions exchanged.
@@ -249,7 +245,7 @@ class StoredTensor(Shown):
             part = self.read().dequantize()[start:stop]
             return PackedTensor(plain, tuple(part.shape), {"weight": part})
 
-        return replace(self, packer=plain, load=load, step=0, origin=self.stored_packer, pieces=())
+        return replace(self, packer=plain, load=load, step=0, origin=self.stored_packer)
 
 
 def concat_rows(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:

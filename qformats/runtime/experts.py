@@ -32,7 +32,7 @@ def labels_of(places: Iterable[Place]) -> dict[str, dict[str, tuple[str, ...]]]:
     """What each parameter that stacks matrices of experts consists of, by module and parameter."""
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     for place in places:
-        if place.expert is None:
+        if place.expert is None or place.is_bias:
             continue
         owner, _, parameter = place.name.rpartition(".")
         labels = found.setdefault(owner, {})
@@ -161,8 +161,13 @@ class QuantExperts(nn.Module):
         """
         if top_k_index is None or top_k_weights is None:
             parts = hidden_states.view(self.num_experts, -1, hidden_states.shape[-1])
-            done = [self._run(number, part) for number, part in enumerate(parts)]
-            return torch.cat(done).view(-1, hidden_states.shape[-1])
+            done = torch.zeros_like(parts)
+            # Tokens that the router has sent elsewhere are rows of zeros, of which an expert makes zeros.
+            for number, reached in enumerate(parts.any(-1).cpu()):
+                rows = reached.nonzero().flatten().to(parts.device)
+                if len(rows):
+                    done[number] = done[number].index_copy(0, rows, self._run(number, parts[number, rows]))
+            return done.view(-1, hidden_states.shape[-1])
         if (
             self._stacks is not None
             and top_k_index.numel() <= _SLOTS

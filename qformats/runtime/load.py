@@ -27,16 +27,16 @@ from qformats.exporting import Recipe
 from qformats.exporting.on_read import quantized_on_read
 from qformats.exporting.sound import require_sound
 from qformats.folder import FolderCheckpoint
+from qformats.folder.experts import is_stack
 from qformats.folder.fit import refuse_fragments
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.packer import PackedTensor
-from qformats.interfaces.rows import cut
 from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import COMPUTED, dtype_name, torch_dtype
 from qformats.registry import registry
 from qformats.runtime.build import bare_model
 from qformats.runtime.divided import divided
-from qformats.runtime.experts import STACKS, QuantExperts, labels_of, refuse_strange_experts
+from qformats.runtime.experts import QuantExperts, labels_of, refuse_strange_experts
 from qformats.runtime.linear import PackedLayer, QuantEmbedding, QuantLinear
 from qformats.runtime.linears import is_linear
 from qformats.runtime.names import Place, places, tied_names
@@ -162,8 +162,7 @@ class _Filling:
         sizes: dict[str, int] = {}
         for name, place in self.places.items():
             tensor = self.source.tensors[name]
-            plain = tensor.numel * self.dtype.itemsize
-            nbytes = tensor.nbytes if any(map(_quantized, _stacks(tensor))) else plain
+            nbytes = tensor.nbytes if _quantized(tensor) else tensor.numel * self.dtype.itemsize
             sizes[place.name] = sizes.get(place.name, 0) + nbytes
         return sizes
 
@@ -204,22 +203,17 @@ class _Filling:
         return self.model
 
     def refuse_whole_stacks(self, format: str) -> None:
-        """Refuse a model that was to be quantized while loading, and keeps its experts in stacks of another order.
+        """Refuse a model that was to be quantized while loading, and keeps its experts in stacks of an unknown order.
 
         Raises
         ------
         UnsupportedModelError
-            If experts are plain, or their stacks were quantized as they are on disk and not matrix by matrix.
+            If their experts would stay plain.
         """
         if not any(map(_quantized, self.source.tensors.values())):
             return
-        stacks = [
-            tensor
-            for name, place in self.places.items()
-            if place.expert is None and (last := place.name.rpartition(".")[2]) in STACKS
-            for tensor in (self.source.tensors[name],)
-            if not any(map(_quantized, _stacks(tensor))) or len(_stacks(tensor)) != len(STACKS[last])
-        ]
+        tensors = self.source.tensors
+        stacks = [tensors[name] for name in self.places if is_stack(name, tensors[name].shape)]
         if stacks:
             share = 100 * sum(tensor.numel for tensor in stacks) / self.source.parameters
             raise UnsupportedModelError(
@@ -234,20 +228,10 @@ class _Filling:
     def _open_experts(self) -> None:
         """Give every matrix of experts a layer of its own, where one of them is quantized."""
         stacked = labels_of(self.places.values())
-        for name, place in self.places.items():
-            pieces = _stacks(self.source.tensors[name])
-            owner, _, parameter = place.name.rpartition(".")
-            if parameter in STACKS and any(map(_quantized, pieces)):
-                stacked.setdefault(owner, {})
-        for place in self.places.values():
-            owner, _, parameter = place.name.rpartition(".")
-            if owner in stacked and parameter in STACKS and place.expert is None:
-                stacked[owner][parameter] = STACKS[parameter]
         packed = {
             place.name.rpartition(".")[0]
             for name, place in self.places.items()
-            if any(map(_quantized, _stacks(self.source.tensors[name])))
-            and (place.expert is not None or place.name.rpartition(".")[2] in STACKS)
+            if place.expert is not None and _quantized(self.source.tensors[name])
         }
         for owner in packed:
             rule = self.model.get_submodule(owner)
@@ -259,19 +243,14 @@ class _Filling:
     def _target(self, place: Place) -> tuple[str, str]:
         """Module and parameter."""
         owner, _, last = place.name.rpartition(".")
-        if place.expert is not None and owner in self.opened:
+        if owner not in self.opened:
+            return owner, last
+        if place.expert is not None and not place.is_bias:
             return f"{owner}.{place.expert}.{place.label}", "weight"
-        if owner in self.opened and last not in STACKS:
-            return f"{owner}.rule", last
-        return owner, last
+        return f"{owner}.rule", last
 
     def _put(self, tensor: StoredTensor, place: Place) -> None:
         owner, last = self._target(place)
-        if place.expert is None and owner in self.opened and last in STACKS:
-            for label, stack in zip(STACKS[last], _stacks(tensor), strict=True):
-                for number in range(stack.rows):
-                    self._put(_matrix(stack, number), replace(place, expert=number, label=label))
-            return
         module = self.model.get_submodule(owner)
         self._check_shape(tensor, place, module, last)
         packed, device = tensor.read(), self._device(place.name)
@@ -300,11 +279,12 @@ class _Filling:
 
     def _check_shape(self, tensor: StoredTensor, place: Place, module: Any, last: str) -> None:
         held = module._parameters.get(last)
-        wanted = tuple((held if held is not None else module._buffers[last]).shape)
+        held = held if held is not None else module._buffers[last]
+        wanted = tuple(held.shape)
         if _transposed(module, last):
             wanted = wanted[::-1]
-        if place.expert is not None and len(wanted) == 3:
-            wanted = (wanted[1] // place.parts, wanted[2])
+        if _shares(place, last):
+            wanted = tuple(place.within(torch.empty(wanted, device="meta")).shape)
         if tuple(tensor.shape) != wanted:
             found = f"shape {tuple(tensor.shape)}"
             raise CheckpointError(tensor.file, found, f"{wanted}, from the configuration", tensor=tensor.name)
@@ -340,14 +320,13 @@ class _Filling:
             module._buffers[last] = _owned(values, device)
             return
         held = module._parameters[last]
-        if place.expert is None or held.ndim != 3:
+        if not _shares(place, last):
             module._parameters[last] = nn.Parameter(_owned(values, device), requires_grad=False)
             return
         if held.is_meta:
             room = torch.empty(held.shape, dtype=values.dtype, device=device)
             held = module._parameters[last] = nn.Parameter(room, requires_grad=False)
-        rows = held.shape[1] // place.parts
-        held.data[place.expert, place.part * rows : (place.part + 1) * rows] = values.to(device)
+        place.within(held.data).copy_(values)
 
     def _stays_wide(self, name: str) -> bool:
         return any(part in name for part in self.wide)
@@ -432,27 +411,13 @@ def _refuse_saving(*args: Any, **kwargs: Any) -> None:
     raise ConfigError("save_pretrained", found, "one with plain numbers", hint)
 
 
-def _stacks(tensor: StoredTensor) -> tuple[StoredTensor, ...]:
-    """Stacks of ``[out, in]`` matrices that a tensor consists of: usually just itself."""
-    return tensor.pieces or (tensor,)
-
-
-def _matrix(stack: StoredTensor, number: int) -> StoredTensor:
-    """One matrix of a stack."""
-    shape = stack.shape[1:]
-
-    def load(start: int, stop: int) -> PackedTensor:
-        packed = stack.read(number, number + 1)
-        dims = packed.packer.stored(shape)
-        fields = {key: value.reshape(dims[key][0]) for key, value in packed.fields.items()}
-        return cut(PackedTensor(packed.packer, shape, fields), start, stop)
-
-    nbytes = stack.nbytes // max(1, stack.rows)
-    return replace(stack, shape=shape, nbytes=nbytes, load=load, pieces=())
-
-
 def _quantized(tensor: StoredTensor) -> bool:
     return tensor.packer.quantizes
+
+
+def _shares(place: Place, last: str) -> bool:
+    """Whether a tensor is put into a parameter that stacks those of all experts."""
+    return place.expert is not None and last == place.name.rpartition(".")[2]
 
 
 def _transposed(module: Any, last: str) -> bool:

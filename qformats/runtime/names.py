@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from qformats.errors import CheckpointError, Described, UnsupportedModelError
+from qformats.folder.experts import part_of, share_of
 from qformats.folder.fit import predicts
 from qformats.folder.skeleton import is_computed
 from qformats.interfaces.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Place", "places"]
 
@@ -32,6 +36,10 @@ class Place:
         Which of the matrices joined in each expert's matrix, and of how many.
     label : str
         What the checkpoint calls that matrix within an expert, such as ``gate_proj``.
+    turned : bool
+        Whether the parameter holds matrices ``[in, out]``.
+    alternating : bool
+        Whether it holds the rows of joined matrices in turn.
     """
 
     name: str
@@ -39,6 +47,20 @@ class Place:
     part: int = 0
     parts: int = 1
     label: str = ""
+    turned: bool = False
+    alternating: bool = False
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether it is one of the biases of experts."""
+        return self.expert is not None and self.name.endswith("_bias")
+
+    def within(self, values: Tensor) -> Tensor:
+        """The part of a parameter's numbers that belongs to the tensor: a view, ``[out, in]`` of a matrix."""
+        if self.expert is None:
+            return values
+        own = values[self.expert]
+        return part_of(own, self.part, self.parts, turned=self.turned, alternating=self.alternating)
 
 
 def places(source: Checkpoint, model: Any) -> dict[str, Place]:
@@ -52,7 +74,7 @@ def places(source: Checkpoint, model: Any) -> dict[str, Place]:
         If Transformers computes a parameter from several tensors in a way that is not known here.
     """
     wanted = model.state_dict()
-    rules = _Rules(model, wanted)
+    rules = _Rules(model, wanted, source.config)
     ignored = _patterns(getattr(model, "_keys_to_ignore_on_load_unexpected", None))
     buffers = {name for name, _ in model.named_buffers()}
     found: dict[str, Place] = {}
@@ -114,13 +136,25 @@ def _patterns(patterns: Iterable[str] | None) -> list[re.Pattern[str]]:
 class _Rules:
     """Transformers' own rules from names on disk to names of parameters; asked only where names differ."""
 
-    def __init__(self, model: Any, wanted: Mapping[str, Any]) -> None:
-        self._model, self._wanted = model, wanted
+    def __init__(self, model: Any, wanted: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        self._model, self._wanted, self._config = model, wanted, config
         self._known: tuple[list[Any], list[Any]] | None = None
 
     def place(self, name: str) -> Place:
         if name in self._wanted:
             return Place(name)
+        share = share_of(name, self._config)
+        if share is not None:
+            stack = self.place(share.stack)
+            return replace(
+                stack,
+                expert=share.expert,
+                part=share.part,
+                parts=share.parts,
+                label=share.label,
+                turned=share.turned,
+                alternating=share.alternating,
+            )
         if self._known is None:
             self._known = self._load()
         renamings, converters = self._known

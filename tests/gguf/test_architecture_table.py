@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import qformats
 from qformats.errors import UnsupportedModelError
+from qformats.folder.experts import stacked_shapes
 from qformats.folder.outline import outline
 from qformats.folder.shapes import known_shapes
 from qformats_gguf.loader import GGUFLoader
@@ -114,12 +115,14 @@ def test_the_configuration_alone_says_which_tensors_there_are(model: tuple[str, 
     config = json.loads((folder / "config.json").read_text())
     expected = {key: tuple(tensor.shape) for key, tensor in load_file(folder / "model.safetensors").items()}
     found = outline(config, folder / "config.json").tensors
-    assert {key: tensor.shape for key, tensor in found.items()} == expected
+    shapes = {key: tensor.shape for key, tensor in found.items()}
+    assert shapes.keys() == qformats.open(folder).tensors.keys()
+    assert stacked_shapes(shapes, config, folder) == expected
     # The same without Transformers: from what is recorded, or from the table.
     assert known_shapes(config) in (expected, None)
     if known_shapes(config) is None:
         assert name.startswith(NOT_RECORDED)
-        assert GGUFLoader().shapes(config) == expected
+        assert GGUFLoader().shapes(config) == shapes
 
 
 # Classes of Transformers that compute more than a linear layer or an embedding keep their weights as plain numbers.

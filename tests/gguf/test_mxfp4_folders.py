@@ -63,11 +63,21 @@ def folder(tmp_path_factory):
 
 def test_values_are_those_of_transformers(folder):
     model, plain = qformats.open(folder), load_file(folder.parent / "plain" / "model.safetensors")
-    assert model.tensors.keys() == plain.keys()
+    matrices = {name: value for name, value in plain.items() if "mlp.experts" not in name}
+    for name in plain.keys() - matrices.keys():
+        for number, own in enumerate(plain[name]):
+            owner, _, last = name.rpartition(".")
+            rows, ending = (own, "bias") if "bias" in last else (own.t(), "weight")
+            if "down" in last:
+                matrices[f"{owner}.{number}.down_proj.{ending}"] = rows
+            else:
+                matrices[f"{owner}.{number}.gate_proj.{ending}"] = rows[0::2]
+                matrices[f"{owner}.{number}.up_proj.{ending}"] = rows[1::2]
+    assert model.tensors.keys() == matrices.keys()
     for name, tensor in model.tensors.items():
-        assert torch.equal(tensor.dequantize(), plain[name].float()), name
-        assert torch.equal(tensor.read(1, 3).dequantize(), plain[name][1:3].float())
-    assert model.tensors["model.layers.0.mlp.experts.down_proj"].stored_format == "gguf:mxfp4"
+        assert torch.equal(tensor.dequantize(), matrices[name].float()), name
+        assert torch.equal(tensor.read(1, 3).dequantize(), matrices[name][1:3].float())
+    assert model.tensors["model.layers.0.mlp.experts.1.down_proj.weight"].format == "gguf:mxfp4"
 
 
 def test_a_file_holds_the_same_blocks(folder, tmp_path):
@@ -124,9 +134,26 @@ def test_folders_hold_their_values(folder, tmp_path):
     assert written.keys() == plain.keys()
     assert all(torch.equal(value, plain[name]) for name, value in written.items())
     # What is not quantized in the source stays so unless a rule says otherwise.
-    rules = {"self_attn": "bitsandbytes:nf4"}
-    report = qformats.export(folder, tmp_path / "nf4", format="bitsandbytes:nf4", tensor_types=rules)
-    assert any("stay bf16: this model keeps its experts stacked" in note for note in report.notes)
-    written = load_file(tmp_path / "nf4" / "model.safetensors")
-    name = "model.layers.0.mlp.experts.gate_up_proj"
-    assert torch.equal(written[name], plain[name])
+    qformats.export(folder, tmp_path / "nf4", format="bitsandbytes:nf4")
+    packed = qformats.open(tmp_path / "nf4").tensors
+    assert {tensor.format for name, tensor in packed.items() if "experts" in name} == {
+        "bitsandbytes:nf4",
+        "dense:bf16",
+    }
+    name = "model.layers.0.mlp.experts.1.up_proj.weight"
+    wanted = plain["model.layers.0.mlp.experts.gate_up_proj"][1, :, 1::2].t().float().contiguous()
+    expected = qformats.packer("bitsandbytes:nf4").encode_reference(wanted)
+    assert torch.equal(packed[name].dequantize(), expected.dequantize())
+    assert packed["model.layers.0.self_attn.q_proj.weight"].format == "dense:bf16"
+
+
+def test_other_folders_hold_the_same_codes(folder, tmp_path):
+    """MXFP4 of compressed-tensors: the same numbers, and no value changes."""
+    report = qformats.export(folder, tmp_path / "ct", format="compressed-tensors:mxfp4", require_exact=True)
+    assert report.types["compressed-tensors:mxfp4"] == 4 * 6 * 3
+    one, other = qformats.open(folder), qformats.open(tmp_path / "ct")
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert torch.equal(tensor.dequantize(), other.tensors[name].dequantize()), name
+    model = qformats.load_model(tmp_path / "ct", device="cpu")
+    assert np.abs(hf.log_probs(model, IDS) - hf.log_probs(folder.parent / "plain", IDS)).max() < 1e-4

@@ -9,7 +9,7 @@ from models.architectures import build
 from oracles import hf
 
 import qformats
-from qformats.errors import ConfigError, UnsupportedModelError
+from qformats.errors import ConfigError
 from qformats.exporting import on_read
 from qformats.interfaces import ReplacedTensors
 from qformats.runtime import PackedLayer
@@ -116,22 +116,17 @@ def test_a_checkpoint_that_is_open_can_be_given(exported):
     assert not qformats.load_model(wrapped, device="cpu").qformats_report.weights
 
 
-@pytest.mark.parametrize("format", ["glm:int8", "gguf:q8_0"])
 @pytest.mark.parametrize("name", ["gpt_oss", "granitemoe", "llama4"])
-def test_stacked_experts_are_refused_by_name_and_quantized_in_a_file(name, format, tmp_path):
+def test_stacked_experts_run_as_they_are_and_quantized_for_a_file(name, tmp_path):
     folder = build(name, tmp_path / "in")
-    refusal = r"found stacked experts, which hold \d+ % of the weights.* files hold such experts"
-    with pytest.raises(UnsupportedModelError, match=refusal):
-        qformats.load_model(folder, device="cpu", format=format)
-    if format == "glm:int8":
-        # As they are, they run.
-        model = qformats.load_model(folder, device="cpu")
-        model.set_attn_implementation("eager")
-        assert abs(hf.logits(model, IDS) - hf.logits(folder, IDS)).max() < 1e-5
-        return
-    qformats.export(folder, tmp_path / "m.gguf", format=format)
-    model = qformats.load_model(tmp_path / "m.gguf", device="cpu")
-    assert not [name for name, values in model.named_parameters() if values.ndim == 3]
+    model = qformats.load_model(folder, device="cpu")
+    model.set_attn_implementation("eager")
+    assert abs(hf.logits(model, IDS) - hf.logits(folder, IDS)).max() < 1e-5
+    qformats.export(folder, tmp_path / "m.gguf", format="gguf:q8_0")
+    exported = qformats.load_model(tmp_path / "m.gguf", device="cpu")
+    loaded = qformats.load_model(folder, device="cpu", format="gguf:q8_0")
+    assert not [name for name, values in loaded.named_parameters() if values.ndim == 3]
+    assert (hf.logits(loaded, IDS) == hf.logits(exported, IDS)).all()
 
 
 def test_wrong_recipes_are_refused(exported):

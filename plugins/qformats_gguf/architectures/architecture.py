@@ -456,7 +456,7 @@ def _piece(rule: PieceRule | None, numbers: Mapping[str, int]) -> Piece | None:
     start, stop, groups = (
         evaluate(each, **numbers) if each else 0 for each in (rule.start, rule.stop, rule.groups)
     )
-    return Piece(rule.axis, start, stop, rule.step, groups, rule.swapped)
+    return Piece(rule.axis, start, stop, groups, rule.swapped)
 
 
 def _rope_metadata(prefix: str, config: Config, row: Row) -> tuple[Metadata, list[Problem]]:

@@ -11,8 +11,8 @@ A file holds, besides what :class:`Row` and :class:`HFModel` say under the same 
     by itself, and ``heads`` has an item for each, empty where rows stay; ``parts`` says which there are in each if not
     one. ``squeeze`` leaves out a dimension of 1, and ``function`` may be ``-exp``.
     ``parameter`` is the ending in GGUF of a parameter that belongs to no module. Of one tensor GGUF makes several where
-    ``split`` gives their names and sizes, or ``alternate`` their names, along the dimension ``along``, of each of
-    ``groups`` (a number) of rows by itself; ``swapped`` ones (all, or these) have their last two dimensions exchanged.
+    ``split`` gives their names and sizes, along the dimension ``along``, of each of ``groups`` (a number) of rows by
+    itself; those that ``swapped`` lists have their last two dimensions exchanged.
     ``joined`` is the name of the whole tensor in older files.
 ``layers``, ``sparse``, ``mixers``
     Beginnings of names that only ``dense`` or ``sparse`` layers have, and which layers are sparse; or that layers of
@@ -202,24 +202,11 @@ def _parts(value: Any) -> Iterator[dict[str, Any]]:
         for to, heads, only in zip(names, given.pop("heads", [""] * len(names)), parts, strict=True):
             yield given | {"to": to, "heads": heads or None, "only": only}
         return
-    alternate, split = given.pop("alternate", None), given.pop("split", None)
-    axis, swapped = given.pop("along", None), given.pop("swapped", False)
-    if alternate is None and split is None and not swapped:
+    split = given.pop("split", None)
+    if split is None:
         yield given
         return
-    groups = given.pop("groups", "")
-    # The one part of a tensor that is only turned is all of it.
-    axis = 0 if axis is None else axis
-    whole = given["shape"][axis]
-    if split is None:
-        parts = alternate or [given.pop("to")]
-        for number, to in enumerate(parts):
-            yield {
-                **given,
-                "to": to,
-                "piece": PieceRule(axis, str(number), whole, len(parts), groups, bool(swapped)),
-            }
-        return
+    axis, swapped, groups = given.pop("along", 0), given.pop("swapped", ()), given.pop("groups", "")
     joined = given.pop("joined", None)
     if joined:
         yield {**given, "to": joined, "when": "_joined"}
@@ -227,8 +214,7 @@ def _parts(value: Any) -> Iterator[dict[str, Any]]:
     start = "0"
     for to, rows in split.items():
         stop = f"{start} + {rows}"
-        turned = swapped if isinstance(swapped, bool) else to in swapped
-        yield {**given, "to": to, "piece": PieceRule(axis, start, stop, 1, groups, turned)}
+        yield {**given, "to": to, "piece": PieceRule(axis, start, stop, groups, to in swapped)}
         start = stop
 
 

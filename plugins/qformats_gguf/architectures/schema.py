@@ -31,7 +31,7 @@ class Piece:
     ----------
     axis : int
         Dimension of the tensor, after grouping, of which it is a part.
-    start, stop, step : int
+    start, stop : int
         Which part.
     groups : int
         Into how many groups the first dimension is divided before, as a new first one; 0 if it is not.
@@ -42,7 +42,6 @@ class Piece:
     axis: int
     start: int
     stop: int
-    step: int = 1
     groups: int = 0
     swapped: bool = False
 
@@ -58,7 +57,7 @@ class Piece:
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the part in GGUF, by that of the whole tensor on disk."""
         dims = list(self.grouped(whole))
-        dims[self.axis] = len(range(self.start, self.stop, self.step))
+        dims[self.axis] = self.stop - self.start
         return (*dims[:-2], dims[-1], dims[-2]) if self.swapped else tuple(dims)
 
 
@@ -69,7 +68,6 @@ class PieceRule:
     axis: int
     start: str
     stop: str
-    step: int = 1
     groups: str = ""
     swapped: bool = False
 
