@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Share",
+    "as_listed",
     "is_stack",
     "matrices_of",
     "matrix_shapes",
@@ -277,6 +278,50 @@ def _matrix(tensor: StoredTensor, share: Share) -> StoredTensor:
 
     nbytes = tensor.nbytes // max(1, tensor.rows) // share.parts
     return replace(tensor, name=share.name, shape=shape, nbytes=nbytes, load=load, step=1)
+
+
+_OTHER = {
+    # unsloth, and GPTQModel up to 4.0; GPTQModel since.
+    "gate_up_projs": ("gate_proj", "up_proj"),
+    "gate_up": ("gate_proj", "up_proj"),
+    "down_projs": ("down_proj",),
+    "down": ("down_proj",),
+}
+"""What other programs call lists of gpt-oss's matrices, and the matrices in each."""
+_OTHER_NAME = re.compile(rf"(.*\.mlp\.)experts\.({'|'.join(_OTHER)})\.(0|[1-9]\d*)\.(weight|bias)")
+_RENAMED = ((".mlp.experts.experts.", ".mlp.experts."), (".mlp.router.linear.", ".mlp.router."))
+"""llm-compressor up to 0.9 has a list in the module of the experts, unsloth a linear layer in that of the router."""
+
+
+def as_listed(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    """Tensors of gpt-oss that another program has put into lists of its own, packed or not, under their names here.
+
+    Parameters
+    ----------
+    tensors : mapping of str to StoredTensor
+        Of a folder.
+    config : mapping
+        Its config.json.
+    """
+    if _layout(config) is not _GPT_OSS:
+        return dict(tensors)
+    import numpy as np
+
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        match = _OTHER_NAME.fullmatch(name)
+        labels = _OTHER[match[2]] if match else ()
+        if match is None or not tensor.shape or tensor.rows % len(labels):
+            for before, after in _RENAMED:
+                name = name.replace(before, after)
+            found[name] = tensor.renamed(name)
+            continue
+        for part, label in enumerate(labels):
+            own = f"{match[1]}experts.{match[3]}.{label}.{match[4]}"
+            # Rows of gate and up follow each other in turn, as in the model's stacks.
+            rows = np.arange(part, tensor.rows, len(labels), dtype=np.intp)
+            found[own] = (tensor.take_rows(rows) if len(labels) > 1 else tensor).renamed(own)
+    return found
 
 
 def matrix_shapes(

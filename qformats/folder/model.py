@@ -13,7 +13,7 @@ from qformats.errors import CheckpointError, ConfigError, UnknownFormatError
 from qformats.folder.adapter import adapter_beside
 from qformats.folder.chat import ignored_template
 from qformats.folder.conv1d import is_conv1d
-from qformats.folder.experts import matrices_of
+from qformats.folder.experts import as_listed, matrices_of
 from qformats.folder.float8 import find_float8, is_float8
 from qformats.folder.json_object import read_json
 from qformats.folder.plain import plain_tensor
@@ -126,7 +126,9 @@ class FolderCheckpoint(Checkpoint):
         settled = settle_ties(self._unwrapped(self._canonical(entries)), self._config)
         self._config = settled.config
         tensors, told = apart(settled.tensors, settled.config)
-        every = (part for tensor in tensors.values() for part in matrices_of(tensor, settled.config))
+        listed = as_listed(tensors, settled.config)
+        self.spare = as_listed(self.spare, settled.config)
+        every = (part for tensor in listed.values() for part in matrices_of(tensor, settled.config))
         self.tensors = {tensor.name: tensor for tensor in every}
         self.left_out |= settled.left_out
         self.notes += (*settled.notes, *told)

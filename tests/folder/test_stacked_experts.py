@@ -167,6 +167,47 @@ def test_stacks_stay_where_no_matrix_is_quantized(name, tmp_path):
     assert abs(hf.log_probs(model, IDS) - hf.log_probs(hf.load(tmp_path / "plain"), IDS)).max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("format", "lists"),
+    [("bitsandbytes:nf4", ("gate_up_projs", "down_projs")), ("gptq:4bit-32g", ("gate_up", "down"))],
+)
+def test_lists_of_other_programs_are_the_same_tensors(format, lists, tmp_path):
+    """Those of unsloth and GPTQModel keep gate and up of gpt-oss in one matrix, their rows in turn."""
+    folder = build("gpt_oss", tmp_path / "gpt_oss", intermediate_size=64)
+    plain = load_file(folder / "model.safetensors")
+    qformats.export(folder, tmp_path / "ours", format=format, quantizer="rtn")
+    ours = load_file(tmp_path / "ours" / "model.safetensors")
+    theirs = {key: value for key, value in ours.items() if "mlp.experts" not in key}
+    packer = qformats.packer(format)
+    for key, stack in plain.items():
+        owner, _, last = key.rpartition(".")
+        for number, own in enumerate(stack if "mlp.experts" in key else ()):
+            module = f"{owner}.{lists[0 if 'gate' in last else 1]}.{number}"
+            if "bias" in last:
+                # GPTQModel writes biases beside each matrix, of zeros too.
+                theirs[f"{module}.bias"] = torch.zeros_like(own) if number == 1 else own.clone()
+                continue
+            packed = packer.encode_reference(own.t().contiguous())
+            fields = packed.fields | packer.fixed(packed.shape, "f32")
+            theirs |= {f"{module}.{field}": value.clone() for field, value in fields.items()}
+    if "gate_up_projs" in lists:
+        for ending in ("weight", "bias"):
+            for layer in range(4):
+                router = theirs.pop(f"model.layers.{layer}.mlp.router.{ending}")
+                theirs[f"model.layers.{layer}.mlp.router.linear.{ending}"] = router
+    shutil.copytree(tmp_path / "ours", tmp_path / "theirs")
+    save_file(theirs, tmp_path / "theirs" / "model.safetensors", metadata={"format": "pt"})
+    one, other = qformats.open(tmp_path / "ours"), qformats.open(tmp_path / "theirs")
+    assert one.tensors.keys() == other.tensors.keys()
+    for key, tensor in one.tensors.items():
+        expected = tensor.dequantize() * (not (".experts.1." in key and key.endswith("bias")))
+        assert torch.equal(other.tensors[key].dequantize(), expected), key
+        assert other.tensors[key].format == tensor.format
+    model = qformats.load_model(tmp_path / "theirs", device="cpu")
+    qformats.export(tmp_path / "theirs", tmp_path / "plain", format="dense:f32")
+    assert abs(hf.log_probs(model, IDS) - hf.log_probs(hf.load(tmp_path / "plain"), IDS)).max() < 1e-5
+
+
 def test_a_list_that_lacks_a_matrix_is_no_model(tmp_path):
     folder = build("gpt_oss", tmp_path / "gpt_oss", intermediate_size=64)
     qformats.export(folder, tmp_path / "packed", format="bitsandbytes:nf4")
