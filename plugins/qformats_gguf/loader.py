@@ -233,6 +233,7 @@ def _architecture(source: Checkpoint, options: Mapping[str, str]) -> Architectur
 
     architecture = Architecture.from_config(
         source.config,
+        names=source.tensors.keys(),
         override=options.get("arch"),
         source=str(source.path / "config.json" if source.path.is_dir() else source.path),
         force=ignore_unsupported(options),

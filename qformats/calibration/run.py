@@ -173,6 +173,7 @@ class Run:
 
         self.progress.start("loading Transformers for the calibration", 0)
         skeleton = Skeleton(self.source, self.dtype, self.device)
+        self._leave_out(skeleton.unread(self.formats.keys()), type(skeleton.model).__name__)
         skeleton.open_experts(self.formats.keys())
         self._check(skeleton)
         self.progress.start("reading the calibration text", 0)
@@ -193,6 +194,15 @@ class Run:
         done = ReplacedTensors(self.source, replaced, self._calibrated_on(tokens))
         done.notes = (*done.notes, note) if note else done.notes
         return done
+
+    def _leave_out(self, names: Sequence[str], model_class: str) -> None:
+        """Let weights be rounded each by itself that the model's class does not have, so that nothing reaches them."""
+        if not names:
+            return
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        shown = ", ".join(names[:_SHOWN]) + more
+        self.progress.notice(f"rounded without calibration, since {model_class} does not run them: {shown}")
+        self.formats = {name: packer for name, packer in self.formats.items() if name not in set(names)}
 
     def _quantize(self, skeleton: Skeleton, tokens: Tensor, blocks: FinishedBlocks) -> None:
         """Add to `blocks` what is missing."""

@@ -97,6 +97,13 @@ class Skeleton:
         name = self._layers.get(weight, weight)
         return name.removeprefix(self.name(block, "")).removesuffix(".weight")
 
+    def unread(self, names: Collection[str]) -> list[str]:
+        """Those of some tensors of the source that the class does not have, as layers that predict further tokens."""
+        from qformats.runtime.names import places
+
+        unknown = set(names) - self.model.state_dict().keys()
+        return sorted(unknown - places(self._source, self.model).keys()) if unknown else []
+
     def open_experts(self, names: Collection[str]) -> None:
         """Compute with a layer for each matrix of experts, where one of these tensors is such a matrix.
 

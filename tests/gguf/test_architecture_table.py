@@ -288,27 +288,3 @@ def test_a_released_gpt_oss_is_exported_with_a_warning(tmp_path: Path) -> None:
         UserWarning, match=r"rope_parameters\.truncate = False was ignored: llama.cpp always truncates"
     ):
         qformats.export(folder, tmp_path / "m.gguf", format="gguf:f32")
-
-
-@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe"])
-def test_layers_that_predict_further_tokens_are_named_as_left_out(name: str, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    folder, ids = build(name, tmp_path / "model"), list(range(3, 3 + POSITIONS))
-    theirs = hf.log_probs(folder, ids)
-    config = json.loads((folder / "config.json").read_text()) | {"num_nextn_predict_layers": 1}
-    (folder / "config.json").write_text(json.dumps(config))
-    tensors = load_file(folder / "model.safetensors")
-    more = {
-        key.replace("layers.2.", "layers.3."): value.clone()
-        for key, value in tensors.items()
-        if "layers.2." in key
-    }
-    more["model.layers.3.eh_proj.weight"] = tensors["lm_head.weight"][:64].clone()
-    save_file(tensors | more, folder / "model.safetensors", metadata={"format": "pt"})
-    report = qformats.export(folder, tmp_path / "m.gguf", format="gguf:f32")
-    left_out = {entry.name: entry.reason for entry in report.left_out}
-    assert left_out.keys() == more.keys()
-    assert "predicts further tokens" in left_out["model.layers.3.eh_proj.weight"]
-    with LlamaCpp(tmp_path / "m.gguf") as gguf:
-        assert np.abs(gguf.log_probs(ids) - theirs).max() < LOG_PROB

@@ -1,4 +1,4 @@
-"""Files whose last block predicts further tokens, as llama.cpp's converter writes GLM-4.5."""
+"""Models whose last block predicts further tokens, as llama.cpp's converter writes them and as they are published."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import torch
+from models import further
 from models.architectures import build
 from oracles import hf
 from oracles.llama_cpp import LlamaCpp
+from safetensors.torch import load_file, save_file
 
 import qformats
 from qformats.errors import CheckpointError
@@ -86,3 +89,63 @@ def test_more_such_blocks_than_there_are_blocks_are_refused(tmp_path: Path) -> N
     with_further_block(plain, file, further=4)
     with pytest.raises(CheckpointError, match=r"block_count = 4; expected more than the 4 that predict"):
         qformats.open(file)
+
+
+@pytest.fixture(scope="module", params=further.FURTHER)
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return request.param, further.build(request.param, tmp_path_factory.mktemp("published") / request.param)
+
+
+def _predicting(folder: Path) -> set[str]:
+    """Tensors of a folder that Transformers' class does not have."""
+    from transformers import AutoModelForCausalLM
+
+    path = folder.parent / "saved"
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).save_pretrained(path)
+    return load_file(folder / "model.safetensors").keys() - load_file(path / "model.safetensors").keys()
+
+
+def test_what_a_folder_has_of_it_is_kept_or_named(published: tuple[str, Path], tmp_path: Path) -> None:
+    """Bytes and metadata are compared with upstream's in test_converter_goldens.py."""
+    name, folder = published
+    more = _predicting(folder)
+    assert len(more) > 10
+    report = qformats.export(folder, tmp_path / "m.gguf", format="gguf:q8_0")
+    left_out = {entry.name: entry.reason for entry in report.left_out}
+    if name == "deepseek_v3":
+        assert left_out.keys() == more
+        assert all("predicts further tokens" in reason for reason in left_out.values())
+    else:
+        assert not left_out
+        types = {tensor.name: tensor.format for tensor in report.tensors}
+        assert [key for key in types if key.endswith("nextn.eh_proj.weight")]
+        assert all(kind == "gguf:q8_0" for key, kind in types.items() if key.endswith("nextn.eh_proj.weight"))
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    arch = reader.fields["general.architecture"].contents()
+    blocks = {int(tensor.name.split(".")[1]) for tensor in reader.tensors if tensor.name.startswith("blk.")}
+    assert reader.fields[f"{arch}.block_count"].contents() == len(blocks)
+    # Without those blocks it is the model that Transformers runs.
+    opened = qformats.open(tmp_path / "m.gguf")
+    assert {key.split(".")[1] for key in opened.left_out} == (set() if left_out else {str(max(blocks))})
+    qformats.export(tmp_path / "m.gguf", tmp_path / "back", format="dense:f32")
+    hf.load(tmp_path / "back")
+    qformats.export(folder, tmp_path / "plain.gguf", format="gguf:f32")
+    with LlamaCpp(tmp_path / "plain.gguf") as llama:
+        assert np.abs(llama.log_probs(IDS) - hf.log_probs(hf.load(folder.parent / "saved"), IDS)).max() < 2e-4
+
+
+def test_an_incomplete_block_is_refused_by_name(tmp_path: Path) -> None:
+    folder = further.build("glm4_moe", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    # The model's own embedding is taken where the block has none.
+    del tensors["model.layers.3.embed_tokens.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    report = qformats.export(folder, tmp_path / "m.gguf", format="gguf:f32")
+    assert "blk.3.nextn.embed_tokens.weight" not in {tensor.name for tensor in report.tensors}
+    with LlamaCpp(tmp_path / "m.gguf") as llama:
+        assert np.isfinite(llama.log_probs(IDS)).all()
+    del tensors["model.layers.3.enorm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layers\.3\.enorm\.weight.*missing"):
+        qformats.export(folder, tmp_path / "n.gguf", format="gguf:f32")
+    assert not (tmp_path / "n.gguf").exists()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
-from qformats.folder import predicts
 from qformats.interfaces import evaluate
-from qformats_gguf.architectures import llama3, longrope, mixers, multimodal, rope, windows
-from qformats_gguf.architectures.config import computed, limits, normalize, predicting, restore
+from qformats_gguf.architectures import further, llama3, longrope, mixers, multimodal, rope, windows
+from qformats_gguf.architectures.config import PREDICTING, computed, limits, normalize, predicting, restore
 from qformats_gguf.architectures.find import around, find, row_of
 from qformats_gguf.architectures.keys import strangers
 from qformats_gguf.architectures.limits import Config, Problem
@@ -53,7 +52,9 @@ class Architecture:
     within : bool
         Whether it is the language model in a folder that holds a vision model too.
     predicting : int
-        Blocks after the model's own that a GGUF file has, which predict further tokens.
+        Blocks after the model's own that predict further tokens, of a GGUF file or for one.
+    further : frozenset of str
+        Tensors of such blocks that a folder has, by names as those of other blocks.
     """
 
     row: Row
@@ -62,10 +63,17 @@ class Architecture:
     ignored: tuple[Problem, ...] = ()
     within: bool = False
     predicting: int = 0
+    further: frozenset[str] = frozenset()
 
     @classmethod
     def from_config(
-        cls, config: Config, *, override: str | None = None, source: str = "config.json", force: bool = False
+        cls,
+        config: Config,
+        *,
+        names: Collection[str] = (),
+        override: str | None = None,
+        source: str = "config.json",
+        force: bool = False,
     ) -> Architecture:
         """Find the row for a Hugging Face model.
 
@@ -73,6 +81,8 @@ class Architecture:
         ----------
         config : mapping
             Contents of ``config.json``, of any Transformers version.
+        names : collection of str
+            Tensors of the folder: they tell whether it has blocks that predict further tokens.
         override : str, optional
             GGUF architecture to use (``--arch``): one of those that hold the model's type, or that of a
             configuration which names neither its type nor its class.
@@ -97,7 +107,22 @@ class Architecture:
         problems = limits(full, row, model) + strangers(config, row, model, identified=identified)
         if row.rope:
             problems += _rope_metadata("", full, row)[1]
-        return cls(row, full, source, _settle(problems, source, force, row.tolerated), bool(outer))
+        found = cls(row, full, source, _settle(problems, source, force, row.tolerated), bool(outer))
+        return found._with_further(names)
+
+    def _with_further(self, names: Collection[str]) -> Architecture:
+        """The same with the blocks after the last one whose tensors are among these, if GGUF holds them."""
+        if not any(rule.layers == further.PREDICTING for rule in self.row.tensors):
+            return self
+        found = frozenset(own for name in names if (own := self._in_block(name)) is not None)
+        counted = [int(at[1]) for name in found if (at := re.search(r"\.layers\.(\d+)\.", name))]
+        count = max(counted, default=self.block_count - 1) + 1 - self.block_count
+        return replace(self, predicting=count, further=found)
+
+    def _in_block(self, name: str) -> str | None:
+        """Name of a tensor of a block after the last one; None for other tensors."""
+        own = multimodal.bare(name) if self.within else name
+        return further.in_block(own, self.block_count, self.config)
 
     @classmethod
     def from_metadata(
@@ -136,8 +161,8 @@ class Architecture:
         row = row_of(named, metadata, source)
         separate = frozenset(part for name in names for part in row.separate(name))
         config, problems = restore(metadata, row, separate, extra_tensors or {}, source)
-        further = predicting(metadata, row.arch, source)
-        return cls(row, config, source, _settle(problems, source, force), predicting=further)
+        count = predicting(metadata, row.arch, source)
+        return cls(row, config, source, _settle(problems, source, force), predicting=count)
 
     @property
     def arch(self) -> str:
@@ -172,8 +197,10 @@ class Architecture:
         if self.within:
             name = multimodal.bare(name)
         name = self.row.own(name)
-        if predicts(name, self.config) or name.startswith((*self.row.further, *self.row.heads)):
+        own = self._in_block(name)
+        if (own is not None and own not in self.further) or name.startswith(self.row.heads):
             return None
+        name = own or name
         found = self._match(name, "canonical") or self._match(self.row.prefix + name, "canonical")
         if found is None:
             raise self._unexpected(name)
@@ -193,7 +220,7 @@ class Architecture:
         own = self.row.own(multimodal.bare(name) if self.within else name)
         if own.startswith(self.row.heads):
             return "part of a head: the file holds the model that makes embeddings"
-        if predicts(own, self.config) or own.startswith(self.row.further):
+        if self._in_block(own) is not None:
             return "part of a layer that predicts further tokens: the file holds the model without it"
         return "the same weight as the token embedding, from which llama.cpp takes it"
 
@@ -238,14 +265,25 @@ class Architecture:
         outside = [rule for rule in self.row.tensors if not rule.per_block]
         inside = [rule for rule in self.row.tensors if rule.per_block]
         places = [(rule, 0) for rule in outside]
-        places += [(rule, block) for block in range(self.block_count) for rule in inside]
-        return [
+        places += [(rule, block) for block in range(self._blocks) for rule in inside]
+        found = [
             self._mapping(rule, block, suffix, expert)
             for rule, block in places
             for suffix in rule.suffixes
             if self._has(rule, suffix, block)
             for expert in range(int(self.config[rule.experts]) if rule.experts else 1)
         ]
+        return [mapping for mapping in found if not self._optional(mapping)]
+
+    @property
+    def _blocks(self) -> int:
+        """Blocks of a file made from this model."""
+        return self.block_count + (self.predicting if self.further else 0)
+
+    def _optional(self, mapping: TensorMapping) -> bool:
+        """Whether a block that predicts further tokens is without this tensor."""
+        _, nextn, last = mapping.gguf.partition(".nextn.")
+        return bool(nextn) and mapping.canonical not in self.further and not last.startswith(further.REQUIRED)
 
     def folder_shapes(self) -> dict[str, tuple[int, ...]] | None:
         """Shape of every tensor of a folder by its name; None if it has others besides, or absurdly many."""
@@ -269,6 +307,7 @@ class Architecture:
             raise CheckpointError(
                 self.source, f"only {len(there)} tensors", f"enough for {self.block_count} blocks"
             )
+        there |= {own for name in there if (own := further.in_block(name, self.block_count, self.config))}
         there |= {self.row.prefix + name for name in there} | {self.row.own(name) for name in there}
         return [t for t in self.expected_tensors() if t.canonical not in there and t.gguf not in there]
 
@@ -321,15 +360,20 @@ class Architecture:
                 continue
             value = computed(rule, self.config) if rule.computed else self.config.get(rule.config)
             value = rule.null if value is None and rule.optional else value
+            if rule.config == self.row.blocks:
+                value = self._blocks
             if value is not None:
                 metadata[rule.under(prefix)] = rule.make(value)
+        if self.further:
+            metadata[prefix + PREDICTING] = u32(self.predicting)
         if not self.row.causal:
             metadata[prefix + _CAUSAL] = boolean(False)
         if self.row.window:
             always = self.row.window_pattern
             metadata |= windows.to_metadata(prefix, self.config, self.row.window, always=always)
         if self.row.mixers:
-            metadata |= mixers.to_metadata(prefix, self.config, self.row.mixers)
+            more = self._blocks - self.block_count
+            metadata |= mixers.to_metadata(prefix, self.config, self.row.mixers, more)
         if self.row.local_rope and windows.slide(self.config):
             theta = self.config["local_rope_parameters"]["rope_theta"]
             metadata[prefix + "rope.freq_base_swa"] = f32(theta)
@@ -363,7 +407,7 @@ class Architecture:
             self._mapping(rule, block, suffix).stored_shape
             for rule in self.row.tensors
             if rule.gguf.endswith("_exps")
-            for block in range(self.block_count)
+            for block in range(self._blocks)
             for suffix in rule.suffixes
             if self._has(rule, suffix, block)
         ]
@@ -393,7 +437,7 @@ class Architecture:
         canonical = rule.canonical.replace("{i}", str(block)).replace("{e}", str(expert))
         canonical += suffix if rule.parameter is None else ""
         gguf = rule.gguf.replace("{i}", str(block)) + suffix
-        if rule.per_block and block >= self.block_count:
+        if rule.per_block and block >= self._blocks:
             raise CheckpointError(
                 self.source, f"block {block}", f"blocks 0 to {self.block_count - 1}", tensor=canonical
             )

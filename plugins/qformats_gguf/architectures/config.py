@@ -21,9 +21,9 @@ from qformats_gguf.architectures.numbers import config_number, metadata_number, 
 from qformats_gguf.architectures.schema import If, Row
 from qformats_gguf.metadata import Keys, Metadata, ValueType
 
-__all__ = ["computed", "limits", "normalize", "predicting", "restore"]
+__all__ = ["PREDICTING", "computed", "limits", "normalize", "predicting", "restore"]
 
-_PREDICTING = "nextn_predict_layers"
+PREDICTING = "nextn_predict_layers"
 
 _DERIVED = {"num_key_value_heads", "head_dim", "n_inner"}
 """Keys whose value follows from others where it is null."""
@@ -211,7 +211,7 @@ def restore(
     prefix = row.arch + "."
     model = row.models[0]
     config: dict[str, Any] = {"architectures": [model.architectures[0]], "model_type": model.model_type}
-    known = {"general.architecture", prefix + _PREDICTING}
+    known = {"general.architecture", prefix + PREDICTING}
     for rule in row.metadata:
         key = rule.under(prefix)
         known.add(key)
@@ -226,7 +226,8 @@ def restore(
             raise CheckpointError(
                 source, f"{key} = {value}", f"{config[rule.config]}, the model's {rule.config}"
             )
-    names = _without_further(config, row, predicting(metadata, row.arch, source), names, source)
+    further = predicting(metadata, row.arch, source)
+    names = _without_further(config, row, further, names, source)
     _derive(config, row.restores, source)
     config["vocab_size"] = _vocabulary(metadata, prefix, source)
     config |= {key: _constant(value, config) for key, value in row.constants.items()}
@@ -247,7 +248,7 @@ def restore(
         known |= understood_here
     if row.mixers:
         found, understood_here = mixers.from_metadata(
-            prefix, metadata, config["num_hidden_layers"], row.mixers, source
+            prefix, metadata, config["num_hidden_layers"], row.mixers, source, further
         )
         config |= found
         known |= understood_here
@@ -299,7 +300,7 @@ def _without_further(
 
 def predicting(metadata: Metadata, arch: str, source: str) -> int:
     """How many of a file's last blocks predict further tokens."""
-    return metadata_number(metadata, f"{arch}.{_PREDICTING}", source, whole=True, zero=True) or 0
+    return metadata_number(metadata, f"{arch}.{PREDICTING}", source, whole=True, zero=True) or 0
 
 
 def computed(rule: MetaRule, config: Config) -> int:

@@ -60,33 +60,39 @@ def _in_turn(layers: int, every: int, mixers: Mixers) -> list[str]:
     return [mixers.other if (layer + 1) % every else _ATTENTION for layer in range(layers)]
 
 
-def to_metadata(prefix: str, config: Mapping[str, Any], mixers: Mixers) -> Metadata:
-    """The array that says which layers have attention."""
+def to_metadata(prefix: str, config: Mapping[str, Any], mixers: Mixers, more: int = 0) -> Metadata:
+    """The array that says which layers have attention; so have `more` layers that predict further tokens."""
     attends = [kind == _ATTENTION for kind in config["layer_types"]]
     if mixers.every:
-        found: Metadata = {prefix + _FLAGS: array(ValueType.BOOL, [not each for each in attends])}
+        flags = [not each for each in attends] + [False] * more
+        found: Metadata = {prefix + _FLAGS: array(ValueType.BOOL, flags)}
         every = config.get(_EVERY) or mixers.every
         if config["layer_types"] == _in_turn(len(attends), every, mixers):
             # What older versions of llama.cpp read.
             found[prefix + _EVERY] = u32(every)
         return found
     heads = config["num_key_value_heads"]
-    return {prefix + _HEADS: array(ValueType.I32, [heads if each else 0 for each in attends])}
+    counts = [heads if each else 0 for each in attends] + [heads] * more
+    return {prefix + _HEADS: array(ValueType.I32, counts)}
 
 
 def from_metadata(
-    prefix: str, metadata: Metadata, layers: int, mixers: Mixers, source: str
+    prefix: str, metadata: Metadata, layers: int, mixers: Mixers, source: str, more: int = 0
 ) -> tuple[dict[str, Any], set[str]]:
-    """Keys of the configuration, and of the metadata that were understood."""
+    """Keys of the configuration, and of the metadata that were understood; `more` layers predict further tokens."""
     keys = Keys(metadata, source)
     if mixers.every:
         every = metadata_number(metadata, prefix + _EVERY, source, whole=True) or mixers.every
         kinds, found = _in_turn(layers, every, mixers), keys.get(prefix + _FLAGS)
         if found is not None:
-            kinds = [mixers.other if each else _ATTENTION for each in _each(found, layers, _FLAGS, source)]
+            kinds = [
+                mixers.other if each else _ATTENTION for each in _each(found, layers, _FLAGS, source, more)
+            ]
         return {"layer_types": kinds}, {prefix + _FLAGS, prefix + _EVERY}
     found = keys.get(prefix + _HEADS)
-    heads = _each(found if isinstance(found, list) else [found] * layers, layers, _HEADS, source)
+    heads = _each(
+        found if isinstance(found, list) else [found] * (layers + more), layers, _HEADS, source, more
+    )
     different = set(heads) - {0}
     if len(different) != 1 or not all(isinstance(each, int) and each >= 0 for each in heads):
         raise CheckpointError(
@@ -96,7 +102,7 @@ def from_metadata(
     return {"layer_types": kinds, "num_key_value_heads": different.pop()}, {prefix + _HEADS}
 
 
-def _each(found: Any, layers: int, key: str, source: str) -> list[Any]:
-    if not isinstance(found, list) or len(found) != layers:
-        raise CheckpointError(source, f"{key} {found!r}", f"{layers} values, one for each layer")
-    return found
+def _each(found: Any, layers: int, key: str, source: str, more: int) -> list[Any]:
+    if not isinstance(found, list) or len(found) != layers + more:
+        raise CheckpointError(source, f"{key} {found!r}", f"{layers + more} values, one for each layer")
+    return found[:layers]

@@ -15,8 +15,9 @@ A file holds, besides what :class:`Row` and :class:`HFModel` say under the same 
     itself; those that ``swapped`` lists have their last two dimensions exchanged.
     ``joined`` is the name of the whole tensor in older files.
 ``layers``, ``sparse``, ``mixers``
-    Beginnings of names that only ``dense`` or ``sparse`` layers have, and which layers are sparse; or that layers of
-    the kinds of ``layer_types`` have, and what the other kind than attention is called.
+    Beginnings of names that only ``dense`` or ``sparse`` layers have, and which layers are sparse; that layers of the
+    kinds of ``layer_types`` have, and what the other kind than attention is called; or that only layers have which
+    are ``predicting`` further tokens.
 ``bias``
     Which of the biases ``@qkv``, ``@o``, ``@mlp`` and ``@norm`` of these sets there are.
 ``layer_norm``, ``epsilon``
@@ -147,7 +148,6 @@ def read_row(path: Path) -> Row:
         attention_scale=(scale["key"], scale["blocks"]) if scale else None,
         sparse=next(iter(given("sparse", {}).items()), None),
         mixers=mixers,
-        further=tuple(given("further", ())),
         derived=given("derived", {}),
         restores=given("restores", {}),
         tolerated=tuple(given("tolerated", ())),

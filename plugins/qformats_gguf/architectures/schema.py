@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qformats_gguf.architectures.further import PREDICTING
 from qformats_gguf.architectures.limits import Config, Limit
 from qformats_gguf.architectures.metadata_rules import MetaRule
 from qformats_gguf.architectures.models import HFModel
@@ -313,8 +314,6 @@ class Row:
         so many.
     mixers : Mixers, optional
         Which layers have no attention.
-    further : tuple of str
-        Beginnings of names of tensors that predict further tokens, whose model class leaves them out.
     derived, restores : mapping of str to str
         Keys of a configuration that follow from others, by expressions: on the way to GGUF and on the way back.
     causal : bool
@@ -357,7 +356,6 @@ class Row:
     attention_scale: tuple[str, int] | None = None
     sparse: tuple[str, str] | None = None
     mixers: Mixers | None = None
-    further: tuple[str, ...] = ()
     derived: Mapping[str, str] = field(default_factory=dict)
     restores: Mapping[str, str] = field(default_factory=dict)
     tolerated: tuple[str, ...] = ()
@@ -370,6 +368,8 @@ class Row:
         found = []
         if self.mixers is not None and block < len(config["layer_types"]):
             found.append(str(config["layer_types"][block]))
+        elif block >= int(config[self.blocks]):
+            found += [PREDICTING, "full_attention"]
         if self.sparse is not None:
             how, number = self.sparse[0], int(config[self.sparse[1]])
             sparse = block >= number if how == "from" else (block + 1) % number == 0

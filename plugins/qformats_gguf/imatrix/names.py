@@ -83,7 +83,8 @@ def of_one_input(source: Checkpoint) -> dict[str, str]:
 
 def _architecture(source: Checkpoint) -> Architecture | None:
     try:
-        return Architecture.from_config(source.config, source=str(source.path), force=True)
+        names, file = source.tensors.keys(), str(source.path)
+        return Architecture.from_config(source.config, names=names, source=file, force=True)
     except (UnsupportedModelError, CheckpointError, ConfigError):
         # Names need no more than tables of names.
         return None

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from models import portable, tiny
+from models import further, portable, tiny
 from models.architectures import (
     CASES,
     MULTIMODAL,
@@ -116,7 +116,8 @@ def golden(name: str, kind: str, folder: Path, *, vocabulary: bool = False) -> d
     config = json.loads((folder / "config.json").read_text())
     target = folder.with_suffix(".gguf")
     with torch.inference_mode():
-        convert(folder, target, GIVEN.get(name, {}), no_mtp=name in NO_MTP, vocabulary=vocabulary)
+        given = GIVEN.get(name.removesuffix("-further"), {})
+        convert(folder, target, given, no_mtp=name in NO_MTP, vocabulary=vocabulary)
     return {"tokenizer": kind, "config": config, "shapes": shapes, **content(target, vocabulary=vocabulary)}
 
 
@@ -143,6 +144,9 @@ def main() -> None:
         for name, (case, _) in WITH_CODE.items():
             folder = build_with_code(name, Path(path) / name, Path(path) / f"{name}-twin")
             found[name] = golden(name, case.tokenizer, folder)
+        for name in further.FURTHER:
+            folder = further.build(name, Path(path) / f"{name}-further")
+            found[folder.name] = golden(folder.name, CASES[name].tokenizer, folder)
         for name in MULTIMODAL:
             folder = build_multimodal(name, Path(path) / f"{name}-multimodal", tied=False)
             found[folder.name] = golden(name, "llama-spm", folder)
