@@ -150,8 +150,13 @@ class GGUFCheckpoint(Checkpoint):
             mappings = architecture.unmap_tensors(name)
             self.parts[name] = [mapping.canonical for mapping in mappings]
             first, shape = mappings[0], mappings[0].stored_shape
-            if not first.stack:
-                shape = (sum(mapping.stored_shape[0] for mapping in mappings), *shape[1:])
+            rows = sum(mapping.stored_shape[0] for mapping in mappings)
+            if first.stack:
+                # Of each expert, its rows in all of the stacks that are joined here.
+                rows = sum(mapping.shape[0] for mapping in mappings[:: first.stack])
+                shape = (first.stack, rows, *shape[2:])
+            else:
+                shape = (rows, *shape[1:])
             architecture.check_shape(replace(first, shape=shape), tensor.shape, name)
             if first.shared:
                 pieces.setdefault(first.canonical, []).append((tensor, first))

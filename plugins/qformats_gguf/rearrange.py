@@ -53,8 +53,14 @@ def to_gguf(parts: Sequence[tuple[StoredTensor, TensorMapping]]) -> StoredTensor
 
 def from_gguf(tensor: StoredTensor, mappings: Sequence[TensorMapping]) -> list[StoredTensor]:
     """Canonical tensors in one of a file, whose shape has been checked."""
-    if mappings[0].stack:
-        return [_expert(tensor, number, mapping) for number, mapping in enumerate(mappings)]
+    stack = mappings[0].stack
+    if stack:
+        matrices, start = [], 0
+        for at in range(0, len(mappings), stack):
+            group = mappings[at : at + stack]
+            matrices += [_expert(tensor, number, mapping, start) for number, mapping in enumerate(group)]
+            start += group[0].shape[0]
+        return matrices
     ends = list(itertools.accumulate(mapping.shape[0] for mapping in mappings))
     found = []
     for mapping, end in zip(mappings, ends, strict=True):
@@ -290,9 +296,9 @@ def _by_rows(packer: Packer) -> bool:
     return packer.family == "gguf" or not packer.quantizes
 
 
-def _expert(tensor: StoredTensor, number: int, mapping: TensorMapping) -> StoredTensor:
-    """One matrix of a stack."""
-    shape = mapping.shape
+def _expert(tensor: StoredTensor, number: int, mapping: TensorMapping, first: int) -> StoredTensor:
+    """One matrix of a stack, or rows of it from `first` on."""
+    shape = tensor.shape[1:]
 
     def load(start: int, stop: int) -> PackedTensor:
         packed = tensor.load(number, number + 1)
@@ -300,7 +306,7 @@ def _expert(tensor: StoredTensor, number: int, mapping: TensorMapping) -> Stored
         fields = {name: value.reshape(dims[name][0]) for name, value in packed.fields.items()}
         return cut(PackedTensor(packed.packer, shape, fields), start, stop)
 
-    return replace(
+    matrix = replace(
         tensor,
         name=mapping.canonical,
         shape=shape,
@@ -308,3 +314,5 @@ def _expert(tensor: StoredTensor, number: int, mapping: TensorMapping) -> Stored
         load=load,
         step=tensor.packer.row_step(shape),
     )
+    rows = mapping.shape[0]
+    return matrix if rows == shape[0] else matrix.slice_rows(first, first + rows)

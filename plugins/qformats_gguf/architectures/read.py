@@ -55,7 +55,11 @@ from qformats_gguf.metadata import Value, boolean, f32, u32
 __all__ = ["read_row"]
 
 _MAKE: Mapping[str, Callable[[Any], Value]] = {"u32": u32, "f32": f32, "bool": boolean}
-_QKV = ("attn_q", "attn_k", "attn_v")
+_FUSED = {
+    "attn_qkv": ("attn_q", "attn_k", "attn_v"),
+    "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps"),
+}
+"""What llama.cpp also loads as one; of experts, convert_hf_to_gguf.py --fuse-gate-up-exps writes it."""
 _CAUSAL = Limit("is_causal", (True,), "llama.cpp runs this architecture as a causal model")
 _PLAIN = {
     "silu": ("silu", "swish"),
@@ -126,9 +130,11 @@ def read_row(path: Path) -> Row:
         blocks=given("blocks", "num_hidden_layers"),
         tensors=tuple(rules),
         metadata=tuple(metadata),
-        fused=(Fused("blk.{i}.attn_qkv", tuple("blk.{i}." + part for part in _QKV)),)
-        if there.issuperset(_QKV) and "attn_qkv" not in there
-        else (),
+        fused=tuple(
+            Fused("blk.{i}." + name, tuple("blk.{i}." + part for part in parts))
+            for name, parts in _FUSED.items()
+            if there.issuperset(parts) and name not in there
+        ),
         rope=tuple(given("rope", ())),
         yarn=tuple(given("yarn", ())),
         partial_rotary=given("partial_rotary", False),

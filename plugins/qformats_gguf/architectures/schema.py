@@ -222,7 +222,7 @@ class TensorRule:
 
 @dataclass(frozen=True)
 class Fused:
-    """Modules that a GGUF file may store as one, their rows below each other.
+    """Modules that a GGUF file may store as one, their rows below each other; of stacks, those of each matrix.
 
     Attributes
     ----------
