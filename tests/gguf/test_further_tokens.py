@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gguf
@@ -149,3 +150,27 @@ def test_an_incomplete_block_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"layers\.3\.enorm\.weight.*missing"):
         qformats.export(folder, tmp_path / "n.gguf", format="gguf:f32")
     assert not (tmp_path / "n.gguf").exists()
+
+
+def test_calibration_rounds_it_by_itself(tmp_path: Path) -> None:
+    """Transformers' class does not run it; the rest of the model is calibrated."""
+    folder = further.build("glm4_moe", tmp_path / "model")
+    text = tmp_path / "t.txt"
+    text.write_text("It was the best of times, it was the worst of times; 1234567890 things were said. " * 60)
+    options = {
+        "samples": "4",
+        "sequence-length": "32",
+        "calibration": str(text),
+        "log": str(tmp_path / "log"),
+    }
+    qformats.export(
+        folder, tmp_path / "m.gguf", format="gguf:q4_0", quantizer="gptq", quantizer_options=options
+    )
+    qformats.export(folder, tmp_path / "rtn.gguf", format="gguf:q4_0", quantizer="rtn")
+    one, other = (qformats.open(tmp_path / name).stored for name in ("m.gguf", "rtn.gguf"))
+    same = {name for name in one if torch.equal(one[name].dequantize(), other[name].dequantize())}
+    assert {name for name in one if name.startswith("blk.3.")} <= same
+    assert "blk.2.attn_output.weight" not in same
+    layers = [json.loads(line)["layer"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert layers
+    assert not [layer for layer in layers if "layers.3." in layer]
