@@ -51,7 +51,18 @@ class Loader(Shown, Guarded, ABC):
     """
 
     guarded = (
-        *("accepts", "detect", "open", "outline", "shapes", "draft", "joined", "mixes", "alternatives", "room"),
+        *(
+            "accepts",
+            "detect",
+            "open",
+            "outline",
+            "shapes",
+            "draft",
+            "joined",
+            "mixes",
+            "alternatives",
+            "room",
+        ),
         *("fallback", "lay_out", "finish"),
         *("read_importance", "name_importance", "importance_file"),
     )
