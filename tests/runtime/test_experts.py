@@ -69,6 +69,38 @@ def test_experts_of_a_folder_stay_packed(name, format, tmp_path):
         assert {layer.packer.name for layer in layers} == {format}
 
 
+def test_an_expert_of_llama_4_computes_what_the_router_sends_there(tmp_path):
+    """Transformers gives every token to every expert, as zeros where it is not concerned."""
+    folder = build("llama4", tmp_path / "llama4", intermediate_size=64, intermediate_size_mlp=96)
+    model = qformats.load_model(folder, device="cpu", format="bitsandbytes:nf4")
+    seen, sent = {}, {}
+
+    def note(name):
+        def hook(module, args):
+            seen[name] = seen.get(name, 0) + len(args[0])
+
+        return hook
+
+    def chosen(owner):
+        def hook(module, args, output):
+            top = output[1].topk(model.config.num_experts_per_tok, -1).indices
+            for number in top.flatten().tolist():
+                name = f"{owner}.experts.{number}.gate_proj"
+                sent[name] = sent.get(name, 0) + 1
+
+        return hook
+
+    for name, module in model.named_modules():
+        if name.endswith("gate_proj") and ".experts." in name:
+            module.register_forward_pre_hook(note(name))
+        elif name.endswith("feed_forward.router"):
+            module.register_forward_hook(chosen(name.rpartition(".")[0]))
+    with torch.no_grad():
+        model(torch.tensor([IDS]))
+    assert seen == sent
+    assert sum(seen.values()) == 2 * len(IDS) * model.config.num_experts_per_tok
+
+
 @pytest.mark.parametrize("name", ["mixtral", "granitemoe"])
 def test_tokens_one_by_one_take_the_chosen_experts(name, tmp_path, monkeypatch):
     """Experts that lie together, through the kernels of a GPU, which Triton's interpreter runs here."""
