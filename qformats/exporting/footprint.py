@@ -9,7 +9,7 @@ from typing import Any
 
 from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 from qformats.exporting.account import LeftOut, account
-from qformats.exporting.programs import require_loadable
+from qformats.exporting.programs import require_loadable, require_stacks
 from qformats.exporting.recipe import Recipe
 from qformats.folder.classes import embedding_class
 from qformats.interfaces.checkpoint import Checkpoint
@@ -151,6 +151,8 @@ def footprint(
     notes = require_loadable(
         recipe.program, registry().packer(recipe.format), assignments, folder=not loader.suffix
     )
+    if not loader.suffix:
+        require_stacks(recipe.program, assignments, source)
     tensors = tuple((a.draft.name, a.packer.name, a.packer.nbytes(a.draft.source.shape)) for a in assignments)
     held: Counter[int] = Counter()
     for assignment, (_, _, nbytes) in zip(assignments, tensors, strict=True):

@@ -17,7 +17,7 @@ from qformats.errors import CheckpointError, ConfigError, Described, OutputError
 from qformats.exact import Answer
 from qformats.exporting.account import LeftOut, account
 from qformats.exporting.importance import read_importance
-from qformats.exporting.programs import require_loadable
+from qformats.exporting.programs import require_loadable, require_stacks
 from qformats.exporting.recipe import Recipe
 from qformats.folder import AdapterCheckpoint, FolderCheckpoint
 from qformats.folder.adapter import refuse_adapter
@@ -349,6 +349,8 @@ def make_plan(
     if recipe.measured is not None:
         notes = (*notes, recipe.measured.note)
     notes += require_loadable(recipe.program, default, assignments, folder=layout.folder)
+    if layout.folder:
+        require_stacks(recipe.program, assignments, source)
     return Plan(
         source, target, recipe, tensors, layout, opened, loader, options, quantizer, left_out, extra, notes
     )

@@ -6,14 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 
 from qformats.errors import ConfigError, Described
+from qformats.folder.experts import share_of
+from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.layout import Assignment
 from qformats.interfaces.packer import Packer
 from qformats.registry import registry
 
-__all__ = ["JOINING", "PROGRAMS", "apart", "known", "require_loadable"]
+__all__ = ["JOINING", "PROGRAMS", "apart", "known", "require_loadable", "require_stacks"]
 
 PROGRAMS = ("vllm", "llama.cpp", "transformers", "mlx")
 """What ``--for`` takes."""
+_STACKING = "transformers"
+"""The program whose classes load experts in stacks only, where a model has stacks."""
 JOINING = "vllm"
 """The program that loads neighbours as one matrix, so that they need one format.
 
@@ -77,6 +81,23 @@ def apart(formats: Mapping[str, str]) -> list[str]:
         if len(first) > 1:
             told.append(" and ".join(f"{part} ({format})" for format, part in first.items()) + f" of {place}")
     return told
+
+
+def require_stacks(program: str, assignments: Sequence[Assignment], source: Checkpoint) -> None:
+    """Refuse experts that are written one by one for a program that loads only stacks of this model's.
+
+    Raises
+    ------
+    ConfigError
+        Naming one of them.
+    """
+    if program != _STACKING:
+        return
+    listed = [a.draft.name for a in assignments if share_of(a.draft.name, source.config) is not None]
+    if listed:
+        found = Described(f"{listed[0]}, a matrix of one expert")
+        expected = f"stacks of experts, which {program} loads of this model, and only as plain numbers"
+        raise ConfigError("for", found, expected, "keep them plain with --tensor-type 'experts=bf16'")
 
 
 def require_loadable(

@@ -12,7 +12,7 @@ from oracles.llama_cpp import LlamaCpp
 from safetensors.torch import load_file, save_file
 
 import qformats
-from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.errors import CheckpointError, ConfigError, UnsupportedModelError
 
 
 def _as_in_memory(folder, other):
@@ -206,6 +206,19 @@ def test_lists_of_other_programs_are_the_same_tensors(format, lists, tmp_path):
     model = qformats.load_model(tmp_path / "theirs", device="cpu")
     qformats.export(tmp_path / "theirs", tmp_path / "plain", format="dense:f32")
     assert abs(hf.log_probs(model, IDS) - hf.log_probs(hf.load(tmp_path / "plain"), IDS)).max() < 1e-5
+
+
+def test_a_list_is_refused_for_a_program_that_loads_stacks(tmp_path):
+    folder = build("gpt_oss", tmp_path / "gpt_oss", intermediate_size=64)
+    with pytest.raises(
+        ConfigError, match=r"experts\.0\.\w+\.weight, a matrix of one expert; expected stacks"
+    ):
+        qformats.export(folder, tmp_path / "out", format="bitsandbytes:nf4", program="transformers")
+    assert not (tmp_path / "out").exists()
+    rules = {"experts": "f32"}
+    qformats.export(
+        folder, tmp_path / "out", format="bitsandbytes:nf4", program="transformers", tensor_types=rules
+    )
 
 
 def test_a_list_that_lacks_a_matrix_is_no_model(tmp_path):
