@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qformats.errors import ConfigError, Described, NotExactError
 from qformats.exact import Answer, represent
 from qformats.interfaces.packer import PackedTensor, Packer
-from qformats.interfaces.spec import FieldSpec, FormatSpec
+from qformats.interfaces.spec import FieldSpec, FormatSpec, KernelSpec
 from qformats.numbers import QuantizedTensor, TableGrid, expand_blocks, torch_dtype
 from qformats.numbers.float8 import E4M3, Float8Grid
 
@@ -66,6 +66,7 @@ class Float8Packer(Packer):
             block_size=block[1],
             source="OCP 8-bit Floating Point Specification (E4M3)",
             sqnr_floor_db=31.0,
+            kernel=KernelSpec(8, "float", block[1], "f16" if scale_dtype == "f16" else "f32"),
         )
 
     def veto(self, shape: Sequence[int]) -> str | None:

@@ -16,7 +16,10 @@ from qformats.errors import ConfigError
 from qformats.numbers.dtypes import SIZES
 from qformats.work.shown import Shown
 
-__all__ = ["FieldSpec", "FormatSpec", "KernelSpec", "evaluate", "solve"]
+__all__ = ["MODES", "FieldSpec", "FormatSpec", "KernelSpec", "evaluate", "solve"]
+
+MODES = ("affine", "minimum", "table", "float")
+"""How the shared kernels decode a code."""
 
 
 _BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -163,7 +166,8 @@ class KernelSpec:
     bits : int
         Code width: 2, 3, 4, 5, 6 or 8.
     mode : str
-        ``"affine"`` (integer zero point), ``"minimum"`` (float minimum) or ``"table"`` (codebook).
+        ``"affine"`` (integer zero point), ``"minimum"`` (float minimum), ``"table"`` (codebook) or ``"float"`` (codes
+        are E4M3, see :class:`qformats.numbers.Float8Grid`).
     block_size : int
         Columns that share a scale; 0 means the whole row.
     scale_dtype : str

@@ -4,13 +4,14 @@ Columns run in *strips* of 32. A code of `bits` bits is a sum of planes of 8, 4,
 of `b` bits packs the codes of ``16 / b`` consecutive strips into one strip of 32 int16 words: column ``32 s + w`` lies
 in word ``w`` of packed strip ``s // (16 / b)``, at bit ``b * (s % (16 / b))``. Packed strips of all rows lie together,
 ``(packed strips, N, 32)``: what a program reads is contiguous, two neighbouring words hold neighbouring columns (which
-a 16-bit pair instruction decodes at once), and every strip meets a contiguous strip of activations.
+a 16-bit pair instruction decodes at once), and every strip meets a contiguous strip of activations. Floats of 8 bits
+are their own codes, bit for bit.
 
 Codes of a table lie in another order within two neighbouring words, the one in which byte permutes look them up; see
-:func:`pair_nibbles`. Scales, zero points and minima lie as ``(groups, N)``. Where scales are products of an outer scale
-and a small whole number (:class:`~qformats.numbers.NestedScales`), these stay apart: outer ones as ``(outers, N)``, and
-whole numbers as bytes, four groups to an int32 of ``(groups / 4, N)``. Columns are padded until the last packed
-strip of every plane is full, and to a multiple of 128.
+:func:`pair_nibbles`. Scales, zero points and minima lie as ``(groups, N)``; one of several rows is repeated for each.
+Where scales are products of an outer scale and a small whole number (:class:`~qformats.numbers.NestedScales`), these
+stay apart: outer ones as ``(outers, N)``, and whole numbers as bytes, four groups to an int32 of ``(groups / 4, N)``.
+Columns are padded until the last packed strip of every plane is full, and to a multiple of 128.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from qformats.errors import ConfigError, Described
 from qformats.kernels.codebook import ENTRIES, canonical_codes, canonical_levels, make_codebook
 from qformats.numbers.dtypes import torch_dtype
+from qformats.numbers.float8 import E4M3, Float8Grid, is_e4m3
 from qformats.numbers.quantized import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AFFINE",
+    "FLOAT",
     "LIFTED",
     "MINIMUM",
     "PLANES",
@@ -53,8 +56,9 @@ QUAD = 128
 """Columns that the kernels decode at once: four strips, one packed strip of 4-bit codes."""
 PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
 """Widths of the planes by width of the code, the low bits first."""
-AFFINE, MINIMUM, TABLE = 0, 1, 2
-"""Modes: ``scale * (code - zero)``; ``scale * (code - zero) + minimum``; ``scale * table[code]``."""
+AFFINE, MINIMUM, TABLE, FLOAT = 0, 1, 2, 3
+"""Modes: ``scale * (code - zero)``; ``scale * (code - zero) + minimum``; ``scale * table[code]``; and ``scale * code``
+where the codes are E4M3, floats of 8 bits."""
 
 LIFTED = 128
 """What is added to the whole numbers of scales in two levels, so that they are bytes without a sign."""
@@ -72,7 +76,7 @@ class DeviceForm(NamedTuple):
     bits : int
         Width of a code.
     mode : int
-        `AFFINE`, `MINIMUM` or `TABLE`.
+        `AFFINE`, `MINIMUM`, `TABLE` or `FLOAT`.
     group : int
         Columns that share a scale.
     zero : int
@@ -89,6 +93,8 @@ class DeviceForm(NamedTuple):
         Columns that share an outer scale, where scales are in two levels; otherwise 0.
     line : int
         Rows that lie together in the weight's tensors, where these are a part of larger ones; otherwise 0.
+    height : int
+        Rows that share a scale in the canonical tensor, if more than one; otherwise 0.
     """
 
     rows: int
@@ -103,6 +109,7 @@ class DeviceForm(NamedTuple):
     paired: int = 0
     outer: int = 0
     line: int = 0
+    height: int = 0
 
 
 class DeviceWeight(NamedTuple):
@@ -178,8 +185,8 @@ def uncovered(quantized: QuantizedTensor, bits: int | None = None) -> str | None
         return f"the weight of shape {quantized.shape} is empty"
     if block_rows == 0 and columns % block:
         return f"blocks of {block} straddle rows of {columns} columns"
-    if block_rows > 1:
-        return f"a block spans {block_rows} rows"
+    if block_rows > 1 and quantized.g_idx is not None:
+        return f"a block spans {block_rows} rows of columns in another order"
     group = min(block, columns)
     if group < 8 and group < columns:
         return f"blocks of {block} columns are shorter than 8"
@@ -190,7 +197,7 @@ def uncovered(quantized: QuantizedTensor, bits: int | None = None) -> str | None
     if low < 0 or high >= 1 << width:
         return f"codes run from {low - lift} to {high - lift}, which {width} bits cannot hold"
     if quantized.codebook is not None:
-        if width > 4:
+        if width > 4 and not is_e4m3(quantized.codebook):
             return f"a table of {1 << width} levels is larger than 16"
         if quantized.minimum is not None:
             return "it has a table and a minimum"
@@ -322,7 +329,10 @@ def arrange(quantized: QuantizedTensor, bits: int | None = None) -> DeviceWeight
         codes = codes[:, order.long()]
     codes = codes.to(torch.int32) + lift
     table, levels, paired = None, 0, 0
-    if quantized.codebook is not None:
+    floats = is_e4m3(quantized.codebook)
+    if floats:
+        codes = Float8Grid.stored(codes).view(torch.uint8).to(torch.int32)
+    elif quantized.codebook is not None:
         levels, width = len(quantized.codebook), 4
         filled = torch.nn.functional.pad(
             quantized.codebook.to(torch.float32), (lift, ENTRIES - lift - levels)
@@ -337,22 +347,23 @@ def arrange(quantized: QuantizedTensor, bits: int | None = None) -> DeviceWeight
         low += part
     if table is not None:
         planes = [pair_nibbles(planes[0])]
-    lined = (rows, -1)  # Blocks over the flattened tensor that end with the rows are blocks of the rows.
     zero, shift, mode = lift, None, AFFINE
-    if table is not None:
-        mode = TABLE
+    if table is not None or floats:
+        mode = FLOAT if floats else TABLE
     elif quantized.minimum is not None:
         mode, zero = MINIMUM, lift + _whole(quantized.zero_point)
-        shift = quantized.minimum.reshape(lined).t().contiguous()
+        shift = _by_row(quantized.minimum, quantized)
     elif isinstance(quantized.zero_point, torch.Tensor):
-        shift = (quantized.zero_point.reshape(lined).to(torch.float16) + lift).t().contiguous()
+        shift = _by_row(quantized.zero_point.to(torch.float16) + lift, quantized)
         zero = 0
     else:
         zero = lift + _whole(quantized.zero_point)
     dtype = quantized.codes.dtype
     size = dtype.itemsize if dtype == torch.uint8 else -dtype.itemsize
-    form = DeviceForm(rows, columns, width, mode, group, zero, lift, size, levels, paired)
-    scale = quantized.scale.reshape(lined).t().contiguous()
+    form = DeviceForm(
+        rows, columns, width, mode, group, zero, lift, size, levels, paired, height=_height(quantized)
+    )
+    scale = _by_row(quantized.scale, quantized)
     weight = DeviceWeight(tuple(planes), scale, shift, table, order, None, None, form)
     nested = quantized.nested_scales
     if order is not None or not _stay_apart(nested, quantized):
@@ -367,6 +378,22 @@ def arrange(quantized: QuantizedTensor, bits: int | None = None) -> DeviceWeight
         shift_factor=words[1] if len(nested) > 1 else None,
         form=form._replace(outer=nested[0].group * group),
     )
+
+
+def _height(quantized: QuantizedTensor) -> int:
+    """Rows that share a scale, if more than one; otherwise 0."""
+    height = quantized.block_size[0]
+    return height if height > 1 else 0
+
+
+def _by_row(values: Tensor, quantized: QuantizedTensor) -> Tensor:
+    """Parameters of blocks as ``(groups, N)``."""
+    rows = quantized.shape[0]
+    height = _height(quantized)
+    if height:
+        return values.repeat_interleave(height, 0)[:rows].t().contiguous()
+    # Blocks over the flattened tensor that end with the rows are blocks of the rows.
+    return values.reshape(rows, -1).t().contiguous()
 
 
 def _stay_apart(nested: Sequence[NestedScales], quantized: QuantizedTensor) -> bool:
@@ -433,6 +460,11 @@ def codes_of(weight: DeviceWeight) -> Tensor:
     return codes[:, : form.columns]
 
 
+def _of_blocks(values: Tensor, form: DeviceForm) -> Tensor:
+    """The reverse of :func:`_by_row`."""
+    return values.t()[:: form.height or 1].contiguous()
+
+
 def restore(weight: DeviceWeight) -> QuantizedTensor:
     """Canonical tensor of a weight in the device layout: the same numbers that :func:`arrange` was given.
 
@@ -445,6 +477,8 @@ def restore(weight: DeviceWeight) -> QuantizedTensor:
     if form.mode == TABLE:
         assert weight.table is not None
         codes = canonical_codes(weight.table)[codes.long()]
+    elif form.mode == FLOAT:
+        codes = Float8Grid.places(codes.to(torch.uint8).view(torch.float8_e4m3fn)).to(torch.int32)
     codes = codes - form.lift
     dtype = {1: torch.uint8, -1: torch.int8, -2: torch.int16, -4: torch.int32, -8: torch.int64}[
         form.code_bytes
@@ -463,20 +497,22 @@ def restore(weight: DeviceWeight) -> QuantizedTensor:
     if form.mode == TABLE:
         assert weight.table is not None
         zero, codebook = 0, canonical_levels(weight.table)[form.lift : form.lift + form.levels]
+    elif form.mode == FLOAT:
+        codebook = torch.tensor(E4M3, dtype=torch.float32, device=codes.device)
     elif form.mode == MINIMUM:
         assert weight.shift is not None
-        minimum = weight.shift.t().contiguous()
+        minimum = _of_blocks(weight.shift, form)
         if weight.shift_factor is not None:
             minimum = _multiplied(weight.shift, weight.shift_factor, form)
     elif weight.shift is not None:
-        zero = (weight.shift.t() - form.lift).to(torch.int32).contiguous()
-    scale = weight.scale.t().contiguous()
+        zero = (_of_blocks(weight.shift, form) - form.lift).to(torch.int32)
+    scale = _of_blocks(weight.scale, form)
     if weight.factor is not None:
         scale = _multiplied(weight.scale, weight.factor, form)
     return QuantizedTensor(
         codes.to(dtype).contiguous(),
         scale,
-        (1, form.group),
+        (form.height or 1, form.group),
         zero_point=zero,
         minimum=minimum,
         codebook=codebook,

@@ -15,6 +15,7 @@ from triton.runtime.errors import OutOfResources
 from qformats.kernels.codebook import lookup_of
 from qformats.kernels.device import (
     AFFINE,
+    FLOAT,
     MINIMUM,
     PLANES,
     QUAD,
@@ -83,7 +84,7 @@ def _early(device: torch.device) -> dict[str, bool]:
 def _fast(weight: DeviceWeight, dtype: torch.dtype) -> bool:
     """Whether pairs of levels can be decoded at once: on the device, in two bytes, and exactly."""
     form = weight.form
-    if not weight.scale.is_cuda or dtype == torch.float32:
+    if not weight.scale.is_cuda or dtype == torch.float32 or form.mode == FLOAT:
         return False
     if form.mode == TABLE:
         # Several groups in a strip are scaled before the product, in a layout that does not keep neighbours together.

@@ -27,7 +27,8 @@ def linear(x: Tensor, weight: DeviceWeight) -> Tensor:
 
 def embedding(ids: Tensor, weight: DeviceWeight, dtype: torch.dtype) -> Tensor:
     """Rows of the weight: ids ``(M,)`` to ``(M, K)``, columns in device order."""
-    form = weight.form._replace(rows=len(ids), line=0)
+    # Each row has its scale here, whatever rows share it.
+    form = weight.form._replace(rows=len(ids), line=0, height=0)
     planes = tuple(plane[:, ids] for plane in weight.planes)
     lines = {
         name: part[:, ids]

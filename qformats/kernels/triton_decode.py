@@ -13,12 +13,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from qformats.kernels.device import LIFTED, MINIMUM, PLANES, TABLE
+from qformats.kernels.device import FLOAT, LIFTED, MINIMUM, PLANES, TABLE
 
 __all__ = [
     "factor_of",
     "factor_words",
     "first_words",
+    "has_floats",
     "has_minimum",
     "has_table",
     "level_of",
@@ -40,6 +41,12 @@ __all__ = [
 def has_minimum(mode):
     """Whether a minimum is added to the product of scale and level."""
     return mode == MINIMUM
+
+
+@triton.constexpr_function
+def has_floats(mode):
+    """Whether codes are floats."""
+    return mode == FLOAT
 
 
 @triton.constexpr_function
@@ -424,8 +431,11 @@ def level_of(
     WITHIN: tl.constexpr,
     DTYPE: tl.constexpr,
     FAST: tl.constexpr,
+    FLOATS: tl.constexpr,
 ):
-    """Levels ``code - zero`` of one strip; the fast branch is for float16, and for bfloat16 up to 6 bits.
+    """Levels of one strip: ``code - zero``, or codes that are floats.
+
+    The fast branch is for float16, and for bfloat16 up to 6 bits; not for floats.
 
     Parameters
     ----------
@@ -438,7 +448,12 @@ def level_of(
     -------
     `DTYPE` ``[rows, 32]``.
     """
-    if FAST:
+    if FLOATS:
+        code = _code(first, second, BITS, STRIP, WITHIN)
+        # Exponent and mantissa in their places, also those of subnormal numbers; only the bias is another one.
+        magnitude = ((code & 127) << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36
+        return tl.where(code > 127, -magnitude, magnitude).to(DTYPE)
+    elif FAST:
         assembly: tl.constexpr = pair_assembly(BITS, STRIP, WITHIN, ZERO, DTYPE == tl.bfloat16)
         if ZERO is None:
             below: tl.constexpr = one_below(BITS, STRIP, WITHIN, DTYPE == tl.bfloat16)

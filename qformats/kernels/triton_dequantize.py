@@ -10,6 +10,7 @@ import triton.language as tl
 from qformats.kernels.triton_decode import (
     factor_words,
     first_words,
+    has_floats,
     has_minimum,
     has_table,
     level_of,
@@ -168,10 +169,10 @@ def dequantize_kernel(
         levels = table_levels(first, table_ptr, lookup, upper, tl.float32, FAST, False)
     else:
         levels = (
-            level_of(first, second, shift[0], BITS, ZERO, 0, 0, kind, FAST),
-            level_of(first, second, shift[1], BITS, ZERO, 1, 0, kind, FAST),
-            level_of(first, second, shift[2], BITS, ZERO, 2, 0, kind, FAST),
-            level_of(first, second, shift[3], BITS, ZERO, 3, 0, kind, FAST),
+            level_of(first, second, shift[0], BITS, ZERO, 0, 0, kind, FAST, has_floats(MODE)),
+            level_of(first, second, shift[1], BITS, ZERO, 1, 0, kind, FAST, has_floats(MODE)),
+            level_of(first, second, shift[2], BITS, ZERO, 2, 0, kind, FAST, has_floats(MODE)),
+            level_of(first, second, shift[3], BITS, ZERO, 3, 0, kind, FAST, has_floats(MODE)),
         )
     for strip in tl.static_range(4):
         value = _value(levels[strip], scale[strip], shift[strip], MODE).to(out_ptr.dtype.element_ty)

@@ -11,6 +11,7 @@ from qformats.kernels.triton_decode import (
     factor_of,
     factor_words,
     first_words,
+    has_floats,
     has_minimum,
     has_table,
     level_of,
@@ -200,10 +201,10 @@ def linear_kernel(
                         z2 = of_strip(shift_ptr, own, line, quad, 2, inside, GROUP, groups, EVEN_N, EVEN_K)
                         z3 = of_strip(shift_ptr, own, line, quad, 3, inside, GROUP, groups, EVEN_N, EVEN_K)
                     level = (
-                        level_of(first, second, z0, BITS, ZERO, 0, place, dtype, FAST),
-                        level_of(first, second, z1, BITS, ZERO, 1, place, dtype, FAST),
-                        level_of(first, second, z2, BITS, ZERO, 2, place, dtype, FAST),
-                        level_of(first, second, z3, BITS, ZERO, 3, place, dtype, FAST),
+                        level_of(first, second, z0, BITS, ZERO, 0, place, dtype, FAST, has_floats(MODE)),
+                        level_of(first, second, z1, BITS, ZERO, 1, place, dtype, FAST, has_floats(MODE)),
+                        level_of(first, second, z2, BITS, ZERO, 2, place, dtype, FAST, has_floats(MODE)),
+                        level_of(first, second, z3, BITS, ZERO, 3, place, dtype, FAST, has_floats(MODE)),
                     )
                 if OUTER > 0:
                     scale = of_quad(scale_ptr, own, line, quad, inside, OUTER, groups, EVEN_N, EVEN_K)

@@ -19,7 +19,7 @@ from qformats.numbers.table import TableGrid
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["E4M3", "Float8Grid"]
+__all__ = ["E4M3", "Float8Grid", "is_e4m3"]
 
 _POSITIVE = (
     *(mantissa / 8 * 2.0**-6 for mantissa in range(8)),
@@ -34,6 +34,15 @@ E4M3 = tuple(sorted({*_POSITIVE, *(-value for value in _POSITIVE)}))
 _ZERO = len(_POSITIVE) - 1
 """Place of 0 among them; the number of byte ``b`` is at ``126 + b``, that of its negative at ``126 - b``."""
 LARGEST = E4M3[-1]
+
+
+def is_e4m3(table: Tensor | None) -> bool:
+    """Whether a table of levels is that of E4M3."""
+    import torch
+
+    if table is None or len(table) != len(E4M3):
+        return False
+    return torch.equal(table.float(), torch.tensor(E4M3, dtype=torch.float32, device=table.device))
 
 
 @dataclass(frozen=True)

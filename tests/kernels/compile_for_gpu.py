@@ -23,6 +23,7 @@ KINDS = {
     "groups of 16 in 256, six bits": (6, 0, 32, 16, 256, "fp16", "fp16"),
     "groups of 16 in 256, minimum, bfloat16": (2, 1, 0, 16, 256, "fp16", "bf16"),
     "groups of 32 in 256, table": (4, 2, 0, 32, 256, "fp16", "fp16"),
+    "floats of 8 bits": (8, 3, 0, 128, 0, "fp32", "fp16"),
     "three bits, float32": (3, 0, 4, 128, 0, "fp16", "fp32"),
 }
 NUMBERS = ("M", "N", "K", "line", "groups", "steps", "border", "border2")
@@ -62,7 +63,7 @@ for name, (bits, mode, zero, group, outer, scale, activations) in KINDS.items():
     }
     kinds = types(scale, activations, zero)
     tiles = {"ROWS": 64, "BATCH": 16, "SPLIT": 4, "STAGES": 2, "SHARE": 0, "PARTS": 1}
-    chosen = {"FAST": activations != "fp32", "PAIRED": mode == 2, "SCALED": False, "BIAS": True}
+    chosen = {"FAST": activations != "fp32" and mode != 3, "PAIRED": mode == 2, "SCALED": False, "BIAS": True}
     size = compiled(linear_kernel, {**common, **tiles, **chosen}, kinds, num_warps=4)
     print(f"linear, {name}: {size}")
     if name == "affine":
@@ -70,6 +71,6 @@ for name, (bits, mode, zero, group, outer, scale, activations) in KINDS.items():
         print(f"linear, one of several weights: {compiled(linear_kernel, several, kinds, num_warps=4)}")
         joined = {**common, **tiles, **chosen, "PARTS": 3}
         print(f"linear, three weights: {compiled(linear_kernel, joined, kinds, num_warps=4)}")
-    fast = {"FAST": True, "ROWS": 32, "EARLY": True}
+    fast = {"FAST": mode != 3, "ROWS": 32, "EARLY": True}
     size = compiled(dequantize_kernel, {**common, **fast}, kinds, num_warps=4, launch_pdl=True)
     print(f"dequantize, {name}: {size}")

@@ -70,6 +70,24 @@ def test_blocks_over_the_flattened_tensor_become_blocks_of_rows():
     assert torch.equal(restore(arrange(flat)).dequantize(), flat.dequantize())
 
 
+@pytest.mark.parametrize("mode", ["affine", "zeros", "minimum", "table"])
+def test_blocks_of_several_rows(mode):
+    one = by_hand(4, 3, 96, 32, mode=mode)
+    codes = torch.randint(0, 16, (8, 96), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    # Eight rows in blocks of three, the last one short.
+    tall = dataclasses.replace(one, codes=codes, block_size=(3, 32))
+    again = restore(arrange(tall))
+    assert again.block_size == (3, 32)
+    assert torch.equal(again.codes, codes)
+    assert torch.equal(again.scale, tall.scale)
+    assert torch.equal(again.dequantize(), tall.dequantize())
+    x = torch.randn(2, 96, generator=torch.Generator().manual_seed(2))
+    close = torch.nn.functional.linear(x, tall.dequantize())
+    torch.testing.assert_close(ops.linear(x, arrange(tall)), close)
+    ids = torch.tensor([7, 0, 4])
+    assert torch.equal(ops.embedding(ids, arrange(tall)), tall.dequantize()[ids])
+
+
 def changed(**parts) -> QuantizedTensor:
     return dataclasses.replace(by_hand(4, 8, 128, 32), **parts)
 
@@ -81,7 +99,14 @@ def changed(**parts) -> QuantizedTensor:
             dataclasses.replace(by_hand(4, 8, 96, 32), scale=torch.ones(12), block_size=(0, 64)),
             "straddle rows",
         ),
-        (changed(scale=torch.ones(4, 4, dtype=torch.float16), block_size=(2, 32)), "spans 2 rows"),
+        (
+            changed(
+                scale=torch.ones(4, 4, dtype=torch.float16),
+                block_size=(2, 32),
+                g_idx=torch.arange(128, dtype=torch.int32) // 32,
+            ),
+            "spans 2 rows of columns in another order",
+        ),
         (by_hand(4, 8, 128, 4), "shorter than 8"),
         (changed(zero_point=7.5), "not a whole number"),
         (changed(zero_point=torch.full((8, 4), 0.5)), "not whole numbers"),

@@ -30,6 +30,9 @@ FORMATS = (
     "gguf:iq4_nl",
     "gguf:iq4_xs",
     "gguf:mxfp4",
+    "fp8:block",
+    "compressed-tensors:fp8-channel",
+    "compressed-tensors:fp8-tensor",
 )
 """Everything that runs on the shared kernels, as loaded from its packed bytes."""
 

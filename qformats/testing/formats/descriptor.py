@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from qformats.interfaces import KernelSpec, Packer
-from qformats.numbers import SIZES, AffineGrid, Grid, TableGrid
+from qformats.interfaces.spec import MODES
+from qformats.numbers import SIZES, AffineGrid, Float8Grid, Grid, TableGrid
 from qformats.testing.compare import same_bytes
 from qformats.testing.failure import expect, reported
 from qformats.testing.weights import hard_weights, normal, shapes, usual_shape, writable
@@ -50,14 +51,15 @@ def check_descriptor(packer: Packer) -> None:
 
 
 def _kernel(kernel: KernelSpec, grid: Grid | None) -> None:
-    modes = ("affine", "minimum", "table")
-    expect(kernel.mode in modes, f"kernel mode {kernel.mode!r}", " or ".join(modes))
+    expect(kernel.mode in MODES, f"kernel mode {kernel.mode!r}", " or ".join(MODES))
     expect(
         kernel.scale_dtype in ("f16", "f32"),
         f"kernel scales of {kernel.scale_dtype}",
         "f16 or f32 (for bf16)",
     )
-    if isinstance(grid, TableGrid):
+    if isinstance(grid, Float8Grid):
+        mode = "float"
+    elif isinstance(grid, TableGrid):
         mode = "table"
     elif isinstance(grid, AffineGrid):
         mode = "minimum" if grid.kind == "minimum" else "affine"

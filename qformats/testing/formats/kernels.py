@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from qformats.interfaces import KernelSpec, Packer
+from qformats.interfaces.spec import MODES
 from qformats.numbers import QuantizedTensor
 from qformats.testing.compare import same_canonical, same_values
 from qformats.testing.failure import NotApplicable, expect, reported
@@ -64,7 +65,7 @@ def check_device_layout(packer: Packer) -> None:
     for what, quantized in _weights(packer):
         weight = _arranged(quantized, kernel, what)
         form, columns = weight.form, quantized.shape[1]
-        mode = ("affine", "minimum", "table")[form.mode]
+        mode = MODES[form.mode]
         expect(
             mode == kernel.mode, f"a tensor for the mode {mode!r}", f"{kernel.mode!r}, as the KernelSpec says"
         )
