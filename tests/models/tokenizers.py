@@ -15,7 +15,7 @@ from typing import Any
 
 from models.text import CHATML, CORPUS
 
-__all__ = ["KINDS", "WORDPIECE", "Special", "build"]
+__all__ = ["ENCODING", "KINDS", "Special", "build"]
 
 Special = dict[str, int]
 """Ids of ``bos``, ``eos`` and, where there is one, ``pad``, as ``config.json`` names them; and ``size``."""
@@ -32,9 +32,9 @@ QWEN2_PATTERN = _WORDS + r"\p{N}" + _REST
 
 
 def build(kind: str, folder: Path) -> Special:
-    """Write the tokenizer `kind` (a key of `KINDS` or `WORDPIECE`) into `folder`; return its special ids and size."""
+    """Write the tokenizer `kind` (a key of `KINDS` or `ENCODING`) into `folder`; return its special ids and size."""
     folder.mkdir(parents=True, exist_ok=True)
-    return (KINDS | WORDPIECE)[kind](folder)
+    return (KINDS | ENCODING)[kind](folder)
 
 
 def _gpt2(folder: Path) -> Special:
@@ -200,6 +200,25 @@ def _wordpiece(folder: Path, *, lowercase: bool = True) -> Special:
     return {"pad": ids["[PAD]"], "size": tokenizer.get_vocab_size()}
 
 
+def _roberta(folder: Path) -> Special:
+    from tokenizers import decoders, pre_tokenizers, processors
+
+    roles = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
+    tokenizer = _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), first=tuple(roles.values()))
+    ids = {text: tokenizer.token_to_id(text) for text in roles.values()}
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=False
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    names = {f"{role}_token": text for role, text in roles.items()} | {
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+    }
+    _write(folder, tokenizer, "RobertaTokenizer", {**names, "add_prefix_space": False})
+    _json(folder / "special_tokens_map.json", names)
+    return {"pad": ids["<pad>"], "size": tokenizer.get_vocab_size()}
+
+
 def _wordpiece_cased(folder: Path) -> Special:
     return _wordpiece(folder, lowercase=False)
 
@@ -211,9 +230,10 @@ KINDS: dict[str, Callable[[Path], Special]] = {
     "qwen2": _qwen2,
     "llama-spm": _llama2,
 }
-WORDPIECE: dict[str, Callable[[Path], Special]] = {
+ENCODING: dict[str, Callable[[Path], Special]] = {
     "wordpiece": _wordpiece,
     "wordpiece-cased": _wordpiece_cased,
+    "roberta": _roberta,
 }
 """Those of models that make embeddings, which have no ends."""
 

@@ -11,8 +11,8 @@ A file holds, besides what :class:`Row` and :class:`HFModel` say under the same 
     by itself, and ``heads`` has an item for each, empty where rows stay; ``parts`` says which there are in each if not
     one. ``squeeze`` leaves out a dimension of 1, and ``function`` may be ``-exp``.
     ``parameter`` is the ending in GGUF of a parameter that belongs to no module. Of one tensor GGUF makes several where
-    ``split`` gives their names and sizes, along the dimension ``along``, of each of ``groups`` (a number) of rows by
-    itself; those that ``swapped`` lists have their last two dimensions exchanged.
+    ``split`` gives their names and sizes, ``from`` some row on, along the dimension ``along``, of each of ``groups`` (a
+    number) of rows by itself; those that ``swapped`` lists have their last two dimensions exchanged.
     ``joined`` is the name of the whole tensor in older files.
 ``layers``, ``sparse``, ``mixers``
     Beginnings of names that only ``dense`` or ``sparse`` layers have, and which layers are sparse; that layers of the
@@ -217,7 +217,7 @@ def _parts(value: Any) -> Iterator[dict[str, Any]]:
     if joined:
         yield {**given, "to": joined, "when": "_joined"}
         given["when"] = "!_joined"
-    start = "0"
+    start = given.pop("from", "0")
     for to, rows in split.items():
         stop = f"{start} + {rows}"
         yield {**given, "to": to, "piece": PieceRule(axis, start, stop, groups, to in swapped)}
