@@ -41,11 +41,9 @@ def _fused(file: Path, target: Path) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize(
-    ("name", "format"), [("deepseek_v3", "f32"), ("qwen3_next", "f32"), ("deepseek_v3", "q8_0")]
-)
-def test_they_are_the_same_experts(name: str, format: str, tmp_path: Path) -> None:
-    folder = build(name, tmp_path / "model", moe_intermediate_size=64)
+@pytest.mark.parametrize("format", ["f32", "q8_0"])
+def test_they_are_the_same_experts(format: str, tmp_path: Path) -> None:
+    folder = build("deepseek_v3", tmp_path / "model", moe_intermediate_size=64)
     qformats.export(folder, tmp_path / "plain.gguf", format=f"gguf:{format}")
     _fused(tmp_path / "plain.gguf", tmp_path / "fused.gguf")
     one, other = qformats.open(tmp_path / "plain.gguf"), qformats.open(tmp_path / "fused.gguf")
