@@ -135,10 +135,14 @@ def _sentence(subject: str, found: str, expected: str | None, hint: str | None) 
     return text.rstrip(".") + "."
 
 
+_PROGRAMS = ("pip", "python", "qformats")
+"""Names of programs, which a command begins with."""
+
+
 def _capital(sentence: str) -> str:
     """A sentence with a capital, unless it begins with something to type: ``tensor.float() makes one of it``."""
     first = sentence.split(maxsplit=1)[0].rstrip(",;:")
-    typed = not first.isalpha() or first == "qformats"
+    typed = not first.isalpha() or first in _PROGRAMS
     return sentence if typed else sentence[0].upper() + sentence[1:]
 
 

@@ -6,19 +6,36 @@ over to lm-eval's own command line. It needs the extra ``qformats[eval]``.
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 import qformats
-from qformats.errors import BackendUnavailableError
+from qformats.errors import BackendUnavailableError, QFormatsError
 from qformats.folder.readiness import require_class
+
+__all__ = ["QFormatsLM", "main"]
+
+_UNUSABLE = 3
+"""Exit code of the program, as of ``qformats``, if a model or a package cannot be used."""
+
+
+def _give_up(error: QFormatsError) -> NoReturn:
+    """End the program with one line instead of a traceback."""
+    print(f"qformats: {error}", file=sys.stderr)
+    sys.exit(_UNUSABLE)
+
 
 try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
 except ImportError as error:
-    raise BackendUnavailableError("lm-eval", str(error), "pip install 'qformats[eval]'") from error
-
-__all__ = ["QFormatsLM", "main"]
+    # lm-eval by itself lacks what its classes of models import.
+    package = (error.name or "").partition(".")[0]
+    found = f"{package} is not installed" if isinstance(error, ModuleNotFoundError) else str(error)
+    missing = BackendUnavailableError("lm-eval", found, "Install it: pip install 'qformats[eval]'")
+    if __name__ == "__main__":
+        _give_up(missing)
+    raise missing from error
 
 
 @register_model("qformats")
@@ -68,7 +85,10 @@ def main() -> None:
     """lm-eval's command line, which knows this class."""
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except QFormatsError as error:
+        _give_up(error)
 
 
 if __name__ == "__main__":

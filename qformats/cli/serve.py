@@ -85,7 +85,9 @@ def serve(
         import uvicorn  # noqa: F401
     except ImportError as error:
         reason = f"{error.name} is not installed"
-        raise BackendUnavailableError("the server", reason, "pip install 'qformats[serve]'") from error
+        raise BackendUnavailableError(
+            "the server", reason, "Install it: pip install 'qformats[serve]'"
+        ) from error
     if dtype not in (None, "f32", "f16", "bf16"):
         raise ConfigError("--dtype", dtype, "f32, f16 or bf16")
     require_device(device)

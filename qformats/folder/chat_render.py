@@ -133,7 +133,9 @@ class Renderer:
         if "text" in answer:
             return str(answer["text"])
         if "missing" in answer:
-            raise BackendUnavailableError("chat templates", answer["missing"], "pip install -U jinja2")
+            raise BackendUnavailableError(
+                "chat templates", answer["missing"], "Install it: pip install -U jinja2"
+            )
         reason = " ".join(str(answer["error"]).split()).rstrip(".")
         if len(reason) > _SHOWN:
             reason = reason[:_SHOWN] + "..."

@@ -15,7 +15,9 @@ from qformats.testing.subjects import Subject
 try:
     import pytest
 except ModuleNotFoundError as error:
-    raise BackendUnavailableError("pytest", "the package is not installed", "pip install pytest") from error
+    raise BackendUnavailableError(
+        "pytest", "the package is not installed", "Install it: pip install pytest"
+    ) from error
 
 __all__ = ["parametrize_with_checks"]
 

@@ -144,9 +144,13 @@ def test_of_many_names_only_the_nearest_are_told():
 def test_what_is_typed_keeps_its_spelling():
     told = [
         str(errors.ConfigError("a", 1, "2", hint))
-        for hint in ("tensor.float() helps", "qformats formats helps")
+        for hint in ("tensor.float() helps", "qformats formats helps", "pip install x")
     ]
-    assert [text.partition("2. ")[2] for text in told] == ["tensor.float() helps.", "qformats formats helps."]
+    assert [text.partition("2. ")[2] for text in told] == [
+        "tensor.float() helps.",
+        "qformats formats helps.",
+        "pip install x.",
+    ]
     assert str(errors.ConfigError("a", 1, "2", "give another one")).endswith("Give another one.")
 
 

@@ -116,4 +116,7 @@ def test_without_the_extra(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == "qformats: the server: fastapi is not installed. Pip install 'qformats[serve]'.\n"
+    assert (
+        done.stderr
+        == "qformats: the server: fastapi is not installed. Install it: pip install 'qformats[serve]'.\n"
+    )
