@@ -144,6 +144,8 @@ class Bar:
         self._console = Console(stderr=True, highlight=False)
         self._task: TaskID | None = None
         self._began = time.perf_counter()
+        self._said = ""
+        self._watching = contextlib.ExitStack()
         columns = (BarColumn, DownloadColumn, TransferSpeedColumn, TimeRemainingColumn)
         self._progress = Progress(
             SpinnerColumn(),
@@ -161,6 +163,7 @@ class Bar:
             # Its end is seen before it goes.
             self._progress.refresh()
             self._progress.remove_task(self._task)
+        self._said = task
         self._task = self._progress.add_task(task, total=total or None)
         self._progress.refresh()
         if talk.verbose:
@@ -171,6 +174,12 @@ class Bar:
         """Move the bar."""
         if self._task is not None:
             self._progress.advance(self._task, nbytes)
+
+    def _compiling(self, running: bool) -> None:
+        """Say why nothing advances."""
+        if self._task is not None:
+            told = f"{self._said}: compiling kernels, only this once" if running else self._said
+            self._progress.update(self._task, description=told)
 
     def notice(self, text: str) -> None:
         """Print a line above the bar."""
@@ -193,8 +202,12 @@ class Bar:
         self._progress.stop()
 
     def __enter__(self) -> Bar:
+        from qformats.work import compiling
+
+        self._watching.enter_context(compiling.watched(self._compiling))
         self._progress.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._watching.close()
         self.stop()

@@ -30,7 +30,8 @@ from qformats.cli.suggestions import WrongCommandLine, example_formats
 
 __all__ = ["export"]
 
-_SEVERAL = "Several formats"
+_CARD = "To publish: several formats, or --card"
+_MEASURE = "qformats compare measures a model without writing it"
 
 
 def export(
@@ -120,30 +121,38 @@ def export(
             help="Refuse what vllm, llama.cpp, transformers or mlx does not load of this output.",
         ),
     ] = None,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card",
+            help="Write a folder with a model card and checksums for a single format, too.",
+            rich_help_panel=_CARD,
+        ),
+    ] = False,
     text: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
             help="Text to measure divergences on, or demo for the included text.",
-            rich_help_panel=_SEVERAL,
+            rich_help_panel=_CARD,
         ),
     ] = None,
     window: Annotated[
         int | None,
         typer.Option(
-            min=4, help="Tokens per window of the text (512), as in compare.", rich_help_panel=_SEVERAL
+            min=4, help="Tokens per window of the text (512), as in compare.", rich_help_panel=_CARD
         ),
     ] = None,
     windows: Annotated[
         int | None,
-        typer.Option(min=1, help="Most windows to run; all by default.", rich_help_panel=_SEVERAL),
+        typer.Option(min=1, help="Most windows to run; all by default.", rich_help_panel=_CARD),
     ] = None,
     base_model: Annotated[
         str | None,
         typer.Option(
             metavar="ORGANISATION/NAME",
             help="The model's id on the hub, for the card.",
-            rich_help_panel=_SEVERAL,
+            rich_help_panel=_CARD,
         ),
     ] = None,
     option: LoaderOptions = None,
@@ -162,7 +171,7 @@ def export(
     The target appears only when all of it is written, checked and synced. A killed export goes on where it
     stopped when the same command is run again.
 
-    With several formats, -o is a folder that also gets a model card and checksums, to be published.
+    With several formats, or --card, -o is a folder that also gets a model card and checksums, to be published.
     """
     from qformats.cli.console import Bar
     from qformats.cli.declared import given
@@ -180,20 +189,19 @@ def export(
     words = _words(format or [], type or [])
     # A misspelt format is reported before a model is fetched.
     names = [meant(word, output if len(words) == 1 else None).name for word in words]
-    card = {"text": text, "window": window, "windows": windows, "base-model": base_model}
-    for name, value in card.items() if len(names) == 1 else ():
+    published = card or len(names) > 1
+    for_card = {"text": text, "window": window, "windows": windows, "base-model": base_model}
+    for name, value in for_card.items() if not published else ():
         if value is not None:
             raise ConfigError(
-                f"--{name}",
-                value,
-                "several --format, whose model card it is for; qformats compare measures one",
+                f"--{name}", value, "--card, or several --format, whose model card it is for", hint=_MEASURE
             )
-    if len(names) > 1 and mix != "named":
+    if published and mix != "named":
         raise ConfigError(
-            "--mix", mix, "named where there are several formats: export a measured one by itself"
+            "--mix", mix, "named where a model card is written: export a measured one by itself"
         )
     with Bar() as bar:
-        source = opened(model, options, bar, adapter=len(names) == 1)
+        source = opened(model, options, bar, adapter=not published)
     shared: dict[str, Any] = {
         "quantizer": quantizer,
         "quantizer_options": pairs("quantizer-option", quantizer_option) | declared.quantizer,
@@ -213,7 +221,7 @@ def export(
         "workers": workers,
         "json": json,
     }
-    if len(names) > 1:
+    if published:
         publish_as_told(
             source,
             output,

@@ -158,10 +158,14 @@ def _print(report: PublishReport, planned: bool) -> None:
     total = f"{report.nbytes:,} bytes ({size(report.nbytes)})"
     if planned:
         out.print(
-            f"Nothing was written. {plain(report.folder)} would take {total} in {len(report.outputs)} formats."
+            f"Nothing was written. {plain(report.folder)} would take {total} in {_counted(len(report.outputs))}."
         )
         return
     out.print(
-        f"{plain(report.folder)}: {len(report.outputs)} formats, {total}, in {report.seconds:.1f} s; with "
+        f"{plain(report.folder)}: {_counted(len(report.outputs))}, {total}, in {report.seconds:.1f} s; with "
         f"{report.card} (the model card) and {report.checksums} (sha256sum -c {report.checksums})"
     )
+
+
+def _counted(formats: int) -> str:
+    return f"{formats} format{'s' if formats > 1 else ''}"

@@ -140,7 +140,10 @@ def serve(
             origins=tuple(allow_origin or ()),
             limits=Limits(max_body, max_tokens),
             grace=grace,
-            started=lambda url: note(f"serving {', '.join(loaded)} at {url}"),
+            started=lambda url: note(
+                f"serving {', '.join(loaded)} at {url}, a page to talk with them; "
+                f"OpenAI's API is {url}/v1. Ctrl-C stops"
+            ),
         )
     note("stopped")
 

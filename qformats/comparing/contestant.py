@@ -59,7 +59,10 @@ class Contestant:
                 blocks[tensor.stored_format] += tensor.numel
         counts = blocks or held
         format, count = counts.most_common(1)[0] if counts else ("mixed", 0)
-        return (format if count >= _MAIN * counts.total() else "mixed"), dict(held.most_common())
+        if count < _MAIN * counts.total():
+            families = {name.partition(":")[0] for name in counts}
+            format = f"{families.pop()}:mixed" if len(families) == 1 else "mixed"
+        return format, dict(held.most_common())
 
     def note_differences(self, base: Checkpoint) -> None:
         """Say so where it is of another kind than the base."""

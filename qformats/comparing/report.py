@@ -398,7 +398,7 @@ class ModelResult(Shown):
         What was opened; of a tried format, what it was made from.
     format : str
         ``family:variant`` of nine tenths of the blocks' quantized weights (of a plain model: of all weights), or
-        ``"mixed"`` where none has so many.
+        ``"family:mixed"`` where only the family has so many, and ``"mixed"`` where there are several.
     formats : mapping of str to int
         How many weights each format holds, most first.
     container : str

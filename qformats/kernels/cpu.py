@@ -26,12 +26,27 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numba import njit, types
+from numba.core import event
 from numba.extending import overload
 from numpy import float32, int16, int32, uint8, uint16, uint32
 from numpy.typing import NDArray
 
 from qformats.errors import ConfigError, ShapeError
 from qformats.kernels.kernel_cache import secure
+from qformats.work import compiling
+
+
+class _Compilations(event.Listener):  # type: ignore[misc]
+    """Tells of what numba compiles, which it does not do for what its cache holds."""
+
+    def on_start(self, event: Any) -> None:
+        compiling.began()
+
+    def on_end(self, event: Any) -> None:
+        compiling.ended()
+
+
+event.register("numba:compile", _Compilations())
 
 if "colorama" in sys.modules:
     # numba starts it where it is installed. At the end of the process it would reset the colours of a terminal that has

@@ -113,3 +113,30 @@ def test_the_hub_has_the_screen_to_itself():
     assert shown.lstrip().startswith("qformats: asking the hub for some/model\n")
     assert "reading the headers" not in shown
     assert "not in the local hub cache" in shown
+
+
+def test_a_wait_for_kernels_is_named(monkeypatch):
+    """numba compiles for the first arguments of a type, and not for the next ones."""
+    import io
+
+    import numba
+
+    import qformats.kernels.cpu
+
+    assert qformats.kernels.cpu
+    monkeypatch.setattr("sys.stderr", terminal := io.StringIO())
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    double = numba.njit(lambda value: 2 * value)
+    with Bar() as bar:
+        bar.start("writing")
+        shown = bar._progress.tasks[0]
+        described = []
+        update = bar._progress.update
+        monkeypatch.setattr(
+            bar._progress, "update", lambda *a, **k: (update(*a, **k), described.append(shown.description))
+        )
+        assert double(2) == 4
+        assert described == ["writing: compiling kernels, only this once", "writing"]
+        double(3)
+        assert len(described) == 2

@@ -95,6 +95,13 @@ def test_report_round_trip(made):
         CompareReport.from_dict({"models": []})
 
 
+def test_a_mix_of_one_family_says_so():
+    """No type has nine tenths of the weights of q4_k_m here: 23 of 28 matrices are q4_k."""
+    (tried,) = qformats.compare("demo", try_=["gguf:q4_k_m"]).models
+    assert {"gguf:q4_k", "gguf:q6_k"} <= {*tried.formats}
+    assert tried.format == "gguf:mixed"
+
+
 def test_names_are_told_apart(made):
     report = qformats.compare("demo", "demo", "demo", made("q8_0"), try_=["gguf:q4_0", "gguf:q4_0"])
     names = [report.base.name, *(model.name for model in report.models)]

@@ -319,15 +319,28 @@ def test_several_types_of_one_family(capsys, llama, tmp_path):
     assert names == ["llama-Q4_0.gguf", "llama-Q8_0.gguf"]
 
 
+def test_one_format_with_a_card(capsys, llama, tmp_path):
+    """A folder as of several formats, with the bytes of an export by itself."""
+    done = call(capsys, "export", llama, "-f", "gguf:q8_0", "--card", "-o", tmp_path / "out")
+    assert done.code == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"README.md", "SHA256SUMS", "llama-Q8_0.gguf", "llama-Q8_0.gguf.qformats.json"}
+    assert "out: 1 format, " in done.out
+    assert "| `gguf:q8_0` |" in (tmp_path / "out" / "README.md").read_text()
+    call(capsys, "export", llama, "-f", "gguf:q8_0", "-o", tmp_path / "alone.gguf")
+    assert (tmp_path / "out" / "llama-Q8_0.gguf").read_bytes() == (tmp_path / "alone.gguf").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["-f", "gguf:q8_0", "--card", "--mix", "measured"], "--mix: found 'measured'; expected named"),
         (
             ["-f", "gguf", "-f", "nf4", "-t", "q8_0"],
             "no --type beside several --format; write --format gguf:q8_0",
         ),
         (["-f", "gguf:q8_0", "-t", "q4_0"], "no --type, since --format gguf:q8_0 names one already"),
-        (["-f", "gguf:q8_0", "--text", "demo"], "--text: found 'demo'; expected several --format"),
+        (["-f", "gguf:q8_0", "--text", "demo"], "--text: found 'demo'; expected --card, or several --format"),
         (
             ["-f", "gguf:q8_0", "-f", "nf4", "--base-model", "x"],
             "base-model: found 'x'; expected an id on the hub",

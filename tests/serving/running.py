@@ -28,7 +28,7 @@ def served(*args: str | Path, **changes: str) -> Iterator[tuple[str, subprocess.
     try:
         assert process.stderr is not None
         told, end = "", time.monotonic() + 120
-        while not (found := re.search(r"serving .* at (http://\S+)\n", told)):
+        while not (found := re.search(r"serving .* at (http://\S+), a page .*\n", told)):
             ready, _, _ = select.select([process.stderr], [], [], max(0, end - time.monotonic()))
             line = process.stderr.readline() if ready else ""
             assert line, f"the server did not start: {told}"

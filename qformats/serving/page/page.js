@@ -26,6 +26,9 @@ const size = (bytes) => {
   return `${bytes.toFixed(1)} TB`;
 };
 const formatsOf = (model) => Object.keys(model.qformats.formats).filter((name) => name !== "plain numbers").join(", ");
+const duration = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+// A token with what cannot be seen made visible, as on the page of a comparison.
+const shown = (text) => text.replaceAll("\n", "⏎").replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length));
 const modelOf = (name) => models.find((model) => model.id === name);
 const say = (text) => { at("status").textContent = text; };
 
@@ -245,7 +248,7 @@ async function write(turn, side) {
   follow(() => answer.tell([
     speed && [speed.toFixed(1), "tokens/s"],
     [timings ? timings.predicted_n : answer.tokens.length, "tokens"],
-    first && [`${Math.round(first - began)} ms`, "to the first"],
+    first && [duration(first - began), "to the first"],
     memory && [size(memory.bytes), "weights"],
     memory && [size(memory.cache_bytes), "cache"],
     answer.stopped && ["Stopped", "by you"],
@@ -276,7 +279,7 @@ function judge(turn, index) {
   const [one, other] = turn.answers;
   const line = made("p", turn.parted ? "verdict" : "verdict same");
   const chance = (token) => (token ? ` (${Math.round(100 * Math.exp(token.logprob))} %)` : "");
-  const quoted = (token) => (token ? made("q", "", `“${token.text.replaceAll("\n", "↵")}”`) : made("i", "", "nothing more"));
+  const quoted = (token) => (token ? made("q", "", shown(token.text)) : made("i", "", "nothing more"));
   if (turn.parted) {
     const [a, b] = [one.tokens[index], other.tokens[index]];
     line.append(index ? `The same for ${index} token${index === 1 ? "" : "s"}, then ` : "They part at once: ");

@@ -61,7 +61,7 @@ def _table(report: CompareReport) -> Html:
     rows = [[Entry(m.name)] for m in everyone]
     # Tried formats are named after what they are.
     if any(m.format not in m.name for m in report.models):
-        meaning = "Family and variant of most quantized weights; “mixed” if none has nine tenths of them."
+        meaning = "Family and variant of nine tenths of the quantized weights; “mixed” where there is none."
         columns.append(Column("Format", meaning, numeric=False))
         for m, row in zip(everyone, rows, strict=True):
             row.append(Entry(m.format))
