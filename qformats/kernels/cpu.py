@@ -36,7 +36,7 @@ from qformats.kernels.kernel_cache import secure
 from qformats.work import compiling
 
 
-class _Compilations(event.Listener):  # type: ignore[misc]
+class _Compilations(event.Listener):
     """Tells of what numba compiles, which it does not do for what its cache holds."""
 
     def on_start(self, event: Any) -> None:
@@ -46,7 +46,7 @@ class _Compilations(event.Listener):  # type: ignore[misc]
         compiling.ended()
 
 
-event.register("numba:compile", _Compilations())
+event.register("numba:compile", _Compilations())  # type: ignore[no-untyped-call]
 
 if "colorama" in sys.modules:
     # numba starts it where it is installed. At the end of the process it would reset the colours of a terminal that has
