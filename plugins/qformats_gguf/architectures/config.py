@@ -18,7 +18,8 @@ from qformats_gguf.architectures.limits import Config, Problem
 from qformats_gguf.architectures.metadata_rules import REQUIRED, MetaRule
 from qformats_gguf.architectures.models import HFModel
 from qformats_gguf.architectures.numbers import config_number, metadata_number, sizes
-from qformats_gguf.architectures.schema import If, Row
+from qformats_gguf.architectures.schema import Row
+from qformats_gguf.architectures.tensor_rules import If
 from qformats_gguf.metadata import Keys, Metadata, ValueType
 
 __all__ = ["PREDICTING", "computed", "limits", "normalize", "predicting", "restore"]

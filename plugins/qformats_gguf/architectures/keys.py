@@ -14,7 +14,8 @@ from qformats.folder import config_class
 from qformats_gguf.architectures.limits import Config, Problem
 from qformats_gguf.architectures.mixers import MIXER_KEYS
 from qformats_gguf.architectures.models import HFModel
-from qformats_gguf.architectures.schema import If, Row
+from qformats_gguf.architectures.schema import Row
+from qformats_gguf.architectures.tensor_rules import If
 from qformats_gguf.architectures.windows import WINDOW_KEYS
 
 __all__ = ["HARMLESS", "OLD_NAMES", "ROTARY", "SIZES", "strangers", "understood"]

@@ -49,7 +49,9 @@ from qformats_gguf.architectures.limits import Config, Limit
 from qformats_gguf.architectures.metadata_rules import REQUIRED, MetaRule
 from qformats_gguf.architectures.models import HFModel
 from qformats_gguf.architectures.numbers import sizes
-from qformats_gguf.architectures.schema import Fused, If, Mixers, PieceRule, Row, TensorRule
+from qformats_gguf.architectures.pieces import PieceRule
+from qformats_gguf.architectures.schema import Mixers, Row
+from qformats_gguf.architectures.tensor_rules import Fused, If, TensorRule
 from qformats_gguf.metadata import Value, boolean, f32, u32
 
 __all__ = ["read_row"]
