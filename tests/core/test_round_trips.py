@@ -13,10 +13,13 @@ from qformats.numbers import QuantizedTensor, empty
 FORMATS = [spec.name for spec in qformats.formats() if qformats.packer(spec.name).grid is not None]
 SEARCHED = ("iq4_nl", "iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "mxfp4", "tq1_0", "tq2_0")
 """Types of GGUF whose grids are compiled searches themselves."""
+WHOLE = ("nvfp4",)
+"""Types whose scales take a number of the whole tensor, which its grid finds."""
 KERNELS = [
     name
     for name in FORMATS
-    if name.partition(":")[0] in ("gguf", "gptq", "bitsandbytes", "glm") and not name.endswith(SEARCHED)
+    if name.partition(":")[0] in ("gguf", "gptq", "bitsandbytes", "glm")
+    and not name.endswith(SEARCHED + WHOLE)
 ]
 FEW = (
     "gguf:q4_0",

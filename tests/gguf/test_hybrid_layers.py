@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from models.architectures import build
-from safetensors.torch import load_file, save_file
 
 import qformats
 from qformats.errors import CheckpointError, QFormatsError, ShapeError, UnsupportedModelError
@@ -99,18 +98,6 @@ def test_older_configurations_of_lfm2_say_which_layers_attend(tmp_path: Path) ->
         Architecture.from_config(old | {"full_attn_idxs": "2"})
     with pytest.raises(UnsupportedModelError, match="layer_types"):
         Architecture.from_config(config | {"layer_types": ["conv"]})
-
-
-def test_layers_that_predict_further_tokens_are_named_as_left_out(tmp_path: Path) -> None:
-    """Transformers ignores them too, and its configuration does not count them."""
-    folder = build("qwen3_next", tmp_path / "model")
-    tensors = load_file(folder / "model.safetensors")
-    tensors["mtp.fc.weight"] = torch.zeros(64, 128)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    report = qformats.export(folder, tmp_path / "m.gguf", format="gguf:f32")
-    assert [(each.name, "predicts further tokens" in each.reason) for each in report.left_out] == [
-        ("mtp.fc.weight", True)
-    ]
 
 
 def test_packed_rows_of_linear_attention_stay_packed(tmp_path: Path) -> None:
