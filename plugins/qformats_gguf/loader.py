@@ -336,7 +336,7 @@ def _card(source: Checkpoint) -> Mapping[str, Any]:
 
 
 def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -> Metadata:
-    from qformats_gguf import pooling, tokenizer
+    from qformats_gguf import pooling, sampling, tokenizer
     from qformats_gguf.authorship import authorship
     from qformats_gguf.checkpoint import GGUFCheckpoint
     from qformats_gguf.metadata import u32
@@ -368,6 +368,8 @@ def _metadata(source: Checkpoint, default: Packer, options: Mapping[str, str]) -
         files = source.tokenizer_files()
         if not files:
             raise CheckpointError(source.path, "no tokenizer files", "tokenizer.json or tokenizer.model")
+        # Where llama.cpp's converter has them: before what a card says.
+        metadata = first | sampling.to_metadata(files, str(source.path)) | metadata
         metadata |= pooling.to_metadata(architecture.arch + ".", files, str(source.path))
         metadata |= tokenizer.to_gguf(files, source.config, pre=options.get("pre"), source=str(source.path))
         metadata = with_safe_name(metadata, str(source.path))

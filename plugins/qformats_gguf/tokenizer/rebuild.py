@@ -9,6 +9,7 @@ from typing import Any
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.vocabularies import EVERY, added_token, around
 
+from .. import sampling
 from ..metadata import Keys, Metadata, string
 from . import chatglm, rebuild_spm, rebuild_wordpiece
 from .ends import INTEGERS, default_ends, stored_ends
@@ -152,6 +153,7 @@ def from_gguf(
         generation["eos_token_id"] = None
     elif ends := ends or default_ends(roles, tokens, types):
         generation["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    generation |= sampling.from_metadata(metadata, file)
     if generation:
         files["generation_config.json"] = _json(generation, file, indent=2)
     templates = _templates(metadata, file)
