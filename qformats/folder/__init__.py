@@ -136,7 +136,8 @@ class HuggingFaceFolder(Loader):
 
     def joined(self, assignments: Sequence[Assignment], source: Checkpoint) -> list[Assignment]:
         """Experts stacked as the model's class reads them, unless one of them is quantized."""
-        return restacked(assignments, source.config)
+        # A vocabulary has no configuration.
+        return restacked(assignments, source.config) if assignments else []
 
     def lay_out(
         self,

@@ -182,7 +182,7 @@ def test_on_the_command_line(capsys, tmp_path):
     [
         (["-f", "gguf:q4_0", "--mix", "best"], "mix: found 'best'; expected named or measured"),
         (["-f", "gguf:q4_0", "--mix", "measured", "--pure"], "a pure file has no mix"),
-        (["-f", "gguf:q4_0", "-f", "gguf:q2_k", "--mix", "measured"], "several formats"),
+        (["-f", "gguf:q4_0", "-f", "gguf:q2_k", "--mix", "measured"], "export a measured one by itself"),
         (["-f", "glm:int4", "--mix", "measured"], "there is nothing to choose"),
         (["-f", "dense:f16", "--mix", "measured"], "there is nothing to choose"),
         (["-f", "gguf:q4_0", "--calibration", "no.txt", "--mix", "measured"], "no.txt"),

@@ -19,7 +19,7 @@ from qformats_gguf.ternary import TERNARY
 from qformats_gguf.types import by_name
 
 LEGACY = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
-WRITTEN = {*LEGACY, *LAYOUTS, "mxfp4", *TERNARY}
+WRITTEN = {*LEGACY, *LAYOUTS, "mxfp4", "nvfp4", *TERNARY}
 HALVES = (torch.float16, torch.bfloat16)
 
 

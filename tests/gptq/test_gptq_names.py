@@ -181,7 +181,6 @@ def test_widths_that_differ_and_are_not_declared(folders, tmp_path):
         ),
         ({**ROUND, "quant_method": "auto-round", "data_type": "mx_fp4"}, "data_type: found 'mx_fp4'"),
         ({**ROUND, "quant_method": "auto-round", "sym": False}, "packing_format: found none, of an asymm"),
-        ({"bits": 4, "group_size": 32, "mode": "affine"}, "quantization method None"),
         ({"bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}, "quantization method None"),
     ],
 )

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 import qformats
 from qformats.errors import ShapeError
+from qformats.numbers.float8 import is_e4m3
 from qformats.runtime import QuantEmbedding, QuantLinear
 from qformats.runtime import layer as layers
 
@@ -177,7 +178,9 @@ def test_level_two_is_the_shared_kernel():
             assert spec.level < 2, spec.name
             continue
         mode = "minimum" if quantized.minimum is not None else "affine"
-        assert kernel.mode == ("table" if quantized.codebook is not None else mode), spec.name
+        if quantized.codebook is not None:
+            mode = "float" if is_e4m3(quantized.codebook) else "table"
+        assert kernel.mode == mode, spec.name
         assert (kernel.bits, kernel.block_size) == (spec.bits, spec.block_size), spec.name
         dtype = {"f16": torch.float16, "f32": torch.float32}[kernel.scale_dtype]
         assert quantized.scale.dtype == dtype, spec.name
