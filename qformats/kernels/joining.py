@@ -10,10 +10,12 @@ from qformats.kernels.device import DeviceWeight
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MOST", "join"]
+__all__ = ["MOST", "join", "lay_together"]
 
 MOST = 3
 """Weights that one launch multiplies with: queries, keys and values."""
+_SHARED = ("table", "order")
+"""Tensors that do not belong to rows."""
 
 
 def join(weights: Sequence[DeviceWeight]) -> tuple[DeviceWeight, list[DeviceWeight]] | None:
@@ -34,10 +36,15 @@ def join(weights: Sequence[DeviceWeight]) -> tuple[DeviceWeight, list[DeviceWeig
     >>> whole.form.rows, torch.equal(restore(parts[1]).codes, weights[1].codes)
     (24, True)
     """
+    return lay_together(weights) if 1 < len(weights) <= MOST else None
+
+
+def lay_together(weights: Sequence[DeviceWeight]) -> tuple[DeviceWeight, list[DeviceWeight]] | None:
+    """As :func:`join`, for any number of weights."""
     import torch
 
     first = weights[0]
-    if not 1 < len(weights) <= MOST or any(not _alike(weight, first) for weight in weights):
+    if any(not _alike(weight, first) for weight in weights):
         return None
     rows = [weight.form.rows for weight in weights]
     total = sum(rows)
@@ -66,10 +73,6 @@ def join(weights: Sequence[DeviceWeight]) -> tuple[DeviceWeight, list[DeviceWeig
         )
         for n, weight in enumerate(weights)
     ]
-
-
-_SHARED = ("table", "order")
-"""Tensors that do not belong to rows."""
 
 
 def _alike(weight: DeviceWeight, first: DeviceWeight) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformats.kernels.device import DeviceWeight
 from qformats.kernels.dispatch import uses_triton
+from qformats.kernels.joining import lay_together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,41 +33,10 @@ def stack(weights: Sequence[DeviceWeight]) -> list[DeviceWeight] | None:
     >>> torch.equal(restore(parts[2]).codes, weights[2].codes)
     True
     """
-    import torch
-
-    first = weights[0]
-    for weight in weights:
-        same = (
-            weight.form == first.form and weight.order is None and weight.scale.device == first.scale.device
-        )
-        same = same and not weight.form.line and weight.scale.dtype == first.scale.dtype
-        if not same:
-            return None
-        if (
-            weight.table is not None
-            and first.table is not None
-            and not torch.equal(weight.table, first.table)
-        ):
-            return None
-    rows = first.form.rows
-
-    def parts(tensors: Sequence[Tensor]) -> list[Tensor]:
-        return list(torch.split(torch.cat(list(tensors), 1), rows, 1))
-
-    planes = [parts([weight.planes[n] for weight in weights]) for n in range(len(first.planes))]
-    beside: dict[str, Any] = {}
-    for name, part in first.beside.items():
-        held = [getattr(weight, name) for weight in weights]
-        beside[name] = held if part is None or name == "table" else parts(held)
-    form = first.form._replace(line=len(weights) * rows)
-    return [
-        weight._replace(
-            planes=tuple(plane[n] for plane in planes),
-            form=form,
-            **{name: each[n] for name, each in beside.items()},
-        )
-        for n, weight in enumerate(weights)
-    ]
+    if any(weight.order is not None or weight.form != weights[0].form for weight in weights):
+        return None
+    found = lay_together(weights)
+    return None if found is None else found[1]
 
 
 def alone(weight: DeviceWeight) -> DeviceWeight:
