@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from models import moe, tiny
+from models.tensors import same, values
 from safetensors.torch import load_file, save_file
 
 import qformats
@@ -50,19 +51,6 @@ def copy(folder, target, tensors=lambda stored: stored):
             (target / file.name).write_bytes(file.read_bytes())
     save_file(tensors(load_file(folder / "model.safetensors")), target / "model.safetensors")
     return target
-
-
-def values(folder):
-    model = qformats.open(folder)
-    return {name: model.read(name) for name in model.tensors}
-
-
-def same(first, second):
-    """The same values, -0 being 0."""
-    before, after = values(first), values(second)
-    return before.keys() == after.keys() and all(
-        torch.equal(before[name] + 0.0, after[name] + 0.0) for name in before
-    )
 
 
 def test_written_and_read(llama, folder):

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from models import moe, tiny
+from models.tensors import same, values
 from oracles import package_folder
 from safetensors.torch import load_file, save_file
 
@@ -46,19 +47,6 @@ def rewritten(folder, target, tensors=lambda stored: stored, **changes):
     (target / "config.json").write_text(json.dumps(content))
     save_file(tensors(load_file(folder / "model.safetensors")), target / "model.safetensors")
     return target
-
-
-def values(folder):
-    model = qformats.open(folder)
-    return {name: model.read(name) for name in model.tensors}
-
-
-def same(first, second):
-    """The same values, -0 being 0."""
-    before, after = values(first), values(second)
-    return before.keys() == after.keys() and all(
-        torch.equal(before[name] + 0.0, after[name] + 0.0) for name in before
-    )
 
 
 @pytest.mark.parametrize("variant", ["w4a16-32g", "w4a16-32g-asym", "w8a8-channel", "mxfp4"])

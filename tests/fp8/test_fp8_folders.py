@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from models import tiny
+from models.tensors import same, values
 from oracles import package_folder
 from safetensors.torch import load_file, save_file
 
@@ -43,18 +44,6 @@ def rewritten(folder, target, tensors, **changes):
     (target / "config.json").write_text(json.dumps(content))
     save_file(tensors(load_file(folder / "model.safetensors")), target / "model.safetensors")
     return target
-
-
-def values(folder):
-    model = qformats.open(folder)
-    return {name: model.read(name) for name in model.tensors}
-
-
-def same(first, second):
-    before, after = values(first), values(second)
-    return before.keys() == after.keys() and all(
-        torch.equal(before[name] + 0.0, after[name] + 0.0) for name in before
-    )
 
 
 def located(fields, **config):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import tiny
+from models.tensors import same, values
 from safetensors.torch import load_file, save_file
 
 import qformats
@@ -46,16 +47,6 @@ def rewritten(folder, target, tensors=lambda stored: stored, **changes):
     (target / "config.json").write_text(json.dumps(config))
     save_file(tensors(load_file(folder / "model.safetensors")), target / "model.safetensors")
     return target
-
-
-def values(path):
-    model = qformats.open(path)
-    return {name: model.read(name) + 0.0 for name in model.tensors}
-
-
-def same(first, second):
-    before, after = values(first), values(second)
-    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("case", CASES)

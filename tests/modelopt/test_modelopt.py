@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import architectures, tiny
+from models.tensors import same, values
 from safetensors.torch import load_file, save_file
 
 import qformats
@@ -32,16 +33,6 @@ def folder(llama, tmp_path_factory):
     out = tmp_path_factory.mktemp("folders") / "nvfp4"
     qformats.export(llama, out, format="modelopt:nvfp4")
     return out
-
-
-def values(path):
-    model = qformats.open(path)
-    return {name: model.read(name) + 0.0 for name in model.tensors}
-
-
-def same(first, second):
-    before, after = values(first), values(second)
-    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def rewritten(folder, target, change):
