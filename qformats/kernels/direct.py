@@ -19,6 +19,8 @@ __all__ = ["DirectLaunch", "direct"]
 
 _POINTER = 8
 _ALL = (1 << 64) - 1
+_NO_CONTEXT = 201
+"""What the driver answers in a thread that has not called CUDA before."""
 _HIDDEN = 2
 """Pointers that Triton adds behind the arguments, to scratch memory that the kernels here do not use."""
 
@@ -73,6 +75,8 @@ class DirectLaunch:
         sizes = (ctypes.c_uint(each) for each in (*grid, threads, 1, 1, memory))
         self._start = (ctypes.c_void_p(function), *sizes)
         self._call = _driver().cuLaunchKernel
+        self._context = ctypes.c_void_p()
+        _driver().cuCtxGetCurrent(ctypes.byref(self._context))
         self._lock = threading.Lock()
 
     def __call__(self, stream: int, addresses: Sequence[int]) -> None:
@@ -82,6 +86,8 @@ class DirectLaunch:
             for given, place in self._changing:
                 values[place] = addresses[given]
             code = self._call(*self._start, ctypes.c_void_p(stream), self._pointers, None)
+            if code == _NO_CONTEXT and not _driver().cuCtxSetCurrent(self._context):
+                code = self._call(*self._start, ctypes.c_void_p(stream), self._pointers, None)
         if code:
             raise RuntimeError(f"the CUDA driver did not launch a kernel: error {code}")
 

@@ -1,5 +1,7 @@
 """What only a GPU can show: the fast decode bit for bit, CUDA graphs, streams, and shapes of real layers."""
 
+import threading
+
 import pytest
 import torch
 from kernels.weights import BY_HAND, FORMATS, by_hand, moved, of_format
@@ -91,6 +93,18 @@ def test_launches_past_tritons_launcher_give_the_same_bits(format):
             assert torch.equal(linear(x, bias), ops.linear(x, weight, bias))
     assert len(linear._launches) == 4
     assert all(each._direct is not None for each in linear._launches.values())
+
+
+def test_launches_from_a_thread_that_has_not_called_cuda_before():
+    weight = on_gpu(*of_format("gguf:q4_0", 256, 512))
+    linear = PreparedLinear(weight)
+    x = activations(1, 512, torch.float16)
+    expected = linear(x)
+    made = []
+    other = threading.Thread(target=lambda: made.append(linear(x)))
+    other.start()
+    other.join()
+    assert torch.equal(made[0], expected)
 
 
 def test_large_activations_do_not_overflow():
