@@ -10,7 +10,7 @@ from typing import Any
 
 from qformats import Family, Packer
 from qformats.errors import ConfigError
-from qformats.interfaces import ModuleFields, Values
+from qformats.interfaces import ModuleFields, Scheme, Values
 from qformats_awq.modules import USUAL, ZEROS, examine
 from qformats_awq.packers import FAMILY, AWQPacker, FastPacker
 
@@ -125,6 +125,17 @@ class AWQFamily(Family):
         if found:
             return f"{told} quantized, which qformats loads; AutoAWQ, Transformers and vLLM do not"
         return ""
+
+    def schemes(self, quantization_config: Mapping[str, Any]) -> tuple[Scheme, ...]:
+        """Inputs as AutoRound declares them: ``act_bits`` of fewer than 16."""
+        bits = quantization_config.get("act_bits")
+        if type(bits) is not int or bits >= 16 or self.detect(quantization_config) is None:
+            return ()
+        kind = str(quantization_config.get("act_data_type") or "int")
+        found = (
+            f"int{bits}" if kind.startswith("int") else "fp8" if kind.startswith("fp") and bits == 8 else kind
+        )
+        return (Scheme("input", found, dynamic=quantization_config.get("act_dynamic") is not False),)
 
     def suffixes(self, packer: Packer) -> frozenset[str]:
         """Names of all layouts, and the bias."""

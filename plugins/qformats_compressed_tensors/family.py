@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from qformats import Family, Packer
-from qformats.interfaces import ModuleFields
+from qformats.interfaces import ModuleFields, Place, Scheme, Step
+from qformats_compressed_tensors.activations import place, schemes, step, with_steps
 from qformats_compressed_tensors.floats import FloatPacker
 from qformats_compressed_tensors.integers import (
     BITS,
@@ -169,6 +170,24 @@ class CompressedTensors(Family):
                 "so that values would differ there"
             )
         return super().refusal(program, packed)
+
+    def schemes(self, quantization_config: Mapping[str, Any]) -> tuple[Scheme, ...]:
+        """Of inputs and outputs, by group, and of the cache."""
+        return schemes(quantization_config)
+
+    def step(self, name: str, packer: Packer | None, quantization_config: Mapping[str, Any]) -> Step | None:
+        """``input_scale``, ``input_global_scale``, and those of the cache."""
+        return step(name, packer, quantization_config)
+
+    def place(self, step: Step, packer: Packer | None) -> Place | None:
+        """Beside the module, or the attention."""
+        return place(step, packer)
+
+    def with_steps(
+        self, quantization_config: Mapping[str, Any], steps: Sequence[Step], source: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What groups say of activations: static where numbers are there, else as a source of the same kind has it."""
+        return with_steps(quantization_config, steps, source)
 
     def suffixes(self, packer: Packer) -> frozenset[str]:
         """Names of all layouts."""

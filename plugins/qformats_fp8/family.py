@@ -9,7 +9,7 @@ from typing import Any
 
 from qformats import Family, Packer
 from qformats.errors import ConfigError, Described
-from qformats.interfaces import ModuleFields
+from qformats.interfaces import ModuleFields, Place, Scheme, Step
 from qformats_fp8.packers import FAMILY, USUAL, BlockPacker, WholePacker
 
 __all__ = ["FP8"]
@@ -20,6 +20,7 @@ _METHODS = ("fp8", "fbgemm_fp8")
 _SCALES = ("f32", "bf16", "f16")
 _EXPONENTS = ("f8_e8m0", "u8")
 """dtypes of scales that are powers of two, stored as their exponents."""
+_CACHE = {"k_scale": "key", "v_scale": "value"}
 _EMBEDDING = re.compile(r"(?:^|\.)(?:wte|wpe|embed_\w+|\w*embeddings?)$")
 _ACTIVATIONS = "a scale of FP8 activations, which weights do without"
 _INSTEAD = "dequantize the model to bf16 with the program that made it, or use its bf16 original"
@@ -99,6 +100,31 @@ class FP8(Family):
         found = [name for name in packed_modules if _EMBEDDING.search(name)]
         told = " and ".join(found) + (" is" if len(found) == 1 else " are")
         return f"{told} quantized, which qformats loads; vLLM and Transformers do not" if found else ""
+
+    def schemes(self, quantization_config: Mapping[str, Any]) -> tuple[Scheme, ...]:
+        """Inputs in FP8: with scales of the folder where ``activation_scheme`` is ``static``."""
+        method = str(quantization_config.get("quant_method", "")).lower()
+        if method not in _METHODS:
+            return ()
+        static = str(quantization_config.get("activation_scheme")).lower() == "static"
+        return (Scheme("input", "fp8", dynamic=not static),)
+
+    def step(self, name: str, packer: Packer | None, quantization_config: Mapping[str, Any]) -> Step | None:
+        """``input_scale`` of a module with one scale, and ``k_scale`` and ``v_scale`` of FP8 caches."""
+        module, _, field = name.rpartition(".")
+        if field in _CACHE:
+            return Step(_CACHE[field], "fp8", module.removesuffix(".k_proj").removesuffix(".v_proj"))
+        static = str(quantization_config.get("activation_scheme")).lower() == "static"
+        if static and field in ("input_scale", "activation_scale") and isinstance(packer, WholePacker):
+            return Step("input", "fp8", module)
+        return None
+
+    def place(self, step: Step, packer: Packer | None) -> Place | None:
+        """Those of the cache, beside the attention; blocks take inputs whose scales are found as the model runs."""
+        fields = {role: field for field, role in _CACHE.items()}
+        if step.numbers == "fp8" and step.role in fields:
+            return Place(f"{step.module}.{fields[step.role]}")
+        return None
 
     def suffixes(self, packer: Packer) -> frozenset[str]:
         """The weight, and both names of scales."""

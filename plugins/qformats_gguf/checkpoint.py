@@ -13,11 +13,13 @@ import numpy as np
 
 from qformats import Checkpoint, PackedTensor, StoredTensor
 from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.interfaces import Scheme
 from qformats.work.files import map_file
 from qformats_gguf import pooling, tokenizer
 from qformats_gguf.architectures import Architecture, TensorMapping
 from qformats_gguf.architectures.longrope import TENSORS
 from qformats_gguf.architectures.rows import ROWS
+from qformats_gguf.input_scales import INPUT_FACTOR, steps
 from qformats_gguf.metadata import Keys, Metadata, ValueType
 from qformats_gguf.nvfp4 import FACTOR, factor_name
 from qformats_gguf.options import ignore_unsupported
@@ -49,7 +51,6 @@ _LOOK = 1 << 16
 _FURTHER = (
     "part of a layer that predicts further tokens, which the model's class in Transformers does not have"
 )
-_INPUT_FACTOR = ".input_scale"
 _ACTIVATIONS = "a factor of quantized activations, which weights do without"
 _STILL = (
     "What needs no architecture works: inspect, inspect --plan, compare without --text, export to a GGUF type"
@@ -104,6 +105,9 @@ class GGUFCheckpoint(Checkpoint):
         self.left_out: dict[str, str] = {}
         self.parts: dict[str, list[str]] = {name: [name] for name in self.stored}
         self.tensors = self._canonical()
+        self.steps = steps(self.stored, self.parts)
+        if self.steps:
+            self.schemes = (Scheme("input", "nvfp4", dynamic=False),)
 
     def _map(self, file: Path) -> Tensor:
         """Bytes of a file, mapped when the first tensor is read: looking at a model needs no torch."""
@@ -121,7 +125,7 @@ class GGUFCheckpoint(Checkpoint):
         extra = {name: self.stored[name].dequantize().numpy() for name in factors}
         return Architecture.from_metadata(
             self.native,
-            [name for name in self.stored if name not in self._copies and not name.endswith(_INPUT_FACTOR)],
+            [name for name in self.stored if name not in self._copies and not name.endswith(INPUT_FACTOR)],
             extra_tensors=extra,
             source=str(self.path),
             force=ignore_unsupported(self._options),
@@ -133,7 +137,7 @@ class GGUFCheckpoint(Checkpoint):
             return dict(self.stored)
         self.left_out |= self._copies
         stored = {name: tensor for name, tensor in self.stored.items() if name not in self._copies}
-        architecture.require([name for name in stored if not name.endswith(_INPUT_FACTOR)])
+        architecture.require([name for name in stored if not name.endswith(INPUT_FACTOR)])
         tensors = {}
         pieces: dict[str, list[tuple[StoredTensor, TensorMapping]]] = {}
         self.parts = {}
@@ -141,7 +145,7 @@ class GGUFCheckpoint(Checkpoint):
             if architecture.is_extra(name):
                 self.left_out[name] = "part of the configuration: factors of the rotary scaling"
                 continue
-            if name.endswith(_INPUT_FACTOR):
+            if name.endswith(INPUT_FACTOR):
                 self.left_out[name] = _ACTIVATIONS
                 continue
             if architecture.is_further(name):

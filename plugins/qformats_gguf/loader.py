@@ -160,6 +160,12 @@ class GGUFLoader(Loader):
         """Smaller blocks, or f16, if rows do not divide into blocks."""
         return policy.fallback(packer)
 
+    def joined(self, assignments: Sequence[Assignment], source: Checkpoint) -> list[Assignment]:
+        """With factors of the activations of matrices in nvfp4, where the model has them."""
+        from qformats_gguf.input_scales import input_scales
+
+        return [*assignments, *input_scales(assignments, source)]
+
     def lay_out(
         self,
         source: Checkpoint,

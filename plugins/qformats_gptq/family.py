@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from qformats import Family, Packer
-from qformats.interfaces import ModuleFields
+from qformats.interfaces import ModuleFields, Scheme
 from qformats_gptq.config import Declared, declared, written
 from qformats_gptq.elsewhere import KNOWN, SIMILAR
 from qformats_gptq.modules import Found, declaration, examine
@@ -111,6 +111,17 @@ class GPTQFamily(Family):
         """More files of a folder with this ``quantization_config``: loaders like AutoGPTQ's look for their own."""
         text = json.dumps(quantization_config, indent=2, ensure_ascii=False) + "\n"
         return {self.config_files[0]: text.encode("utf-8", "backslashreplace")}
+
+    def schemes(self, quantization_config: Mapping[str, Any]) -> tuple[Scheme, ...]:
+        """Inputs as AutoRound declares them: ``act_bits`` of fewer than 16."""
+        bits = quantization_config.get("act_bits")
+        if type(bits) is not int or bits >= 16 or self.detect(quantization_config) is None:
+            return ()
+        kind = str(quantization_config.get("act_data_type") or "int")
+        found = (
+            f"int{bits}" if kind.startswith("int") else "fp8" if kind.startswith("fp") and bits == 8 else kind
+        )
+        return (Scheme("input", found, dynamic=quantization_config.get("act_dynamic") is not False),)
 
     def suffixes(self, packer: Packer) -> frozenset[str]:
         """Names of the fields, and the bias."""

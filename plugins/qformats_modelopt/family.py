@@ -12,7 +12,8 @@ from typing import Any
 
 from qformats import Family, Packer
 from qformats.errors import ConfigError, Described
-from qformats.interfaces import ModuleFields
+from qformats.interfaces import ModuleFields, Place, Scheme, Step
+from qformats_modelopt.activations import place, schemes, step, with_steps
 from qformats_modelopt.packers import FAMILY, FloatPacker, NvidiaPacker
 
 __all__ = ["ModelOpt"]
@@ -43,6 +44,7 @@ class ModelOpt(Family):
     name = FAMILY
     packers = (NvidiaPacker(), FloatPacker(), FloatPacker("channel"), FloatPacker("block"))
     other_names = ("model-optimizer", "nvidia-modelopt", "model_optimizer")
+    programs = ("vllm",)
     config_files = ("hf_quant_config.json",)
     asides = MappingProxyType(
         dict.fromkeys(
@@ -94,7 +96,7 @@ class ModelOpt(Family):
         """The same in ``hf_quant_config.json``, which TensorRT-LLM reads."""
         quantization = {
             "quant_algo": quantization_config["quant_algo"],
-            "kv_cache_quant_algo": None,
+            "kv_cache_quant_algo": "FP8" if quantization_config.get("kv_cache_scheme") else None,
             "exclude_modules": quantization_config["ignore"],
         }
         if isinstance(packer, NvidiaPacker):
@@ -102,20 +104,30 @@ class ModelOpt(Family):
         content = {"producer": quantization_config["producer"], "quantization": quantization}
         return {"hf_quant_config.json": (json.dumps(content, indent=4) + "\n").encode()}
 
-    def limits(self, packed_modules: Sequence[str]) -> str:
+    def without_steps(self) -> str:
         """Scales of activations, which only calibration gives."""
         return (
-            "the folder has no scales of activations (input_scale): programs that quantize these too need them; "
-            "compressed-tensors has formats of the same numbers that do without"
+            "the folder has no scales of activations (input_scale): programs that quantize these too, such as vLLM, "
+            "need them; compressed-tensors has formats of the same numbers that do without"
         )
 
-    def refusal(self, program: str, packed: Mapping[str, Packer]) -> str:
-        """Scales of activations, without which no program runs such folders as they are."""
-        if program == "vllm":
-            return (
-                "it needs scales of activations (input_scale), which compressed-tensors' formats do without"
-            )
-        return super().refusal(program, packed)
+    def schemes(self, quantization_config: Mapping[str, Any]) -> tuple[Scheme, ...]:
+        """By the names of the algorithms."""
+        return schemes(quantization_config)
+
+    def step(self, name: str, packer: Packer | None, quantization_config: Mapping[str, Any]) -> Step | None:
+        """``input_scale`` of a module in FP8 per tensor or NVFP4, and ``k_scale`` and ``v_scale``."""
+        return step(name, packer, quantization_config)
+
+    def place(self, step: Step, packer: Packer | None) -> Place | None:
+        """The same names; those of the cache are beside ``k_proj`` and ``v_proj``."""
+        return place(step, packer)
+
+    def with_steps(
+        self, quantization_config: Mapping[str, Any], steps: Sequence[Step], source: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Algorithms that quantize activations too."""
+        return with_steps(quantization_config, steps)
 
     def suffixes(self, packer: Packer) -> frozenset[str]:
         """Names of all layouts, and of what would change a weight's meaning."""

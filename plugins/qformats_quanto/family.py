@@ -12,7 +12,7 @@ from typing import Any
 
 from qformats import Family, Packer
 from qformats.errors import ConfigError, Described
-from qformats.interfaces import ModuleFields
+from qformats.interfaces import ModuleFields, Scheme
 from qformats_quanto.packers import FAMILY, BytePacker, ShiftedPacker
 
 __all__ = ["Quanto"]
@@ -46,6 +46,14 @@ class Quanto(Family):
         config = quantization_config
         mapped = bool(config) and all(isinstance(v, Mapping) and "weights" in v for v in config.values())
         return self.packers[0] if mapped or config.get("quant_method") == FAMILY else None
+
+    def schemes(self, quantization_config: Mapping[str, Any]) -> tuple[Scheme, ...]:
+        """Inputs, where ``activations`` names their dtype, for all modules or in the map of each."""
+        maps = [quantization_config, *quantization_config.values()]
+        words = [str(each.get("activations") or "none") for each in maps if isinstance(each, Mapping)]
+        named = [word.removeprefix("q").split("_")[0] for word in words if word != "none"]
+        numbers = dict.fromkeys("fp8" if word.startswith("float8") else word for word in named)
+        return tuple(Scheme("input", each, dynamic=False) for each in numbers)
 
     def suffixes(self, packer: Packer) -> frozenset[str]:
         """Names of all layouts."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from qformats import Family, Packer
 from qformats.errors import ConfigError, Described
-from qformats.interfaces import ModuleFields
+from qformats.interfaces import ModuleFields, Scheme
 from qformats_torchao.packers import FAMILY, Int8Packer
 
 __all__ = ["TorchAO"]
@@ -39,6 +39,19 @@ class TorchAO(Family):
     def detect(self, quantization_config: Mapping[str, Any]) -> Packer | None:
         """A packer of such folders; :meth:`locate` decides for each module."""
         return self.packers[0] if quantization_config.get("quant_method") == FAMILY else None
+
+    def schemes(self, quantization_config: Mapping[str, Any]) -> tuple[Scheme, ...]:
+        """Inputs, where the name of a configuration has their numbers."""
+        if quantization_config.get("quant_method") != FAMILY:
+            return ()
+        words = re.findall(
+            r"(Int8|Float8|Int4)(Dynamic|Static)Activation", str(quantization_config.get("quant_type"))
+        )
+        found = [
+            Scheme("input", {"Float8": "fp8"}.get(word, word.lower()), dynamic=kind == "Dynamic")
+            for word, kind in words
+        ]
+        return tuple(dict.fromkeys(found))
 
     def suffixes(self, packer: Packer) -> frozenset[str]:
         """The fields, and those of layouts that are refused."""

@@ -22,6 +22,7 @@ from qformats.exporting.recipe import Recipe
 from qformats.folder import AdapterCheckpoint, FolderCheckpoint
 from qformats.folder.adapter import refuse_adapter
 from qformats.folder.fit import refuse_fragments
+from qformats.interfaces.activations import Scheme, forgotten
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.importance import ColumnSums, Importance
 from qformats.interfaces.layout import Assignment, Layout
@@ -322,6 +323,8 @@ def make_plan(
         )
     left_out = account(source, drafts, loader)
     assignments = loader.joined(recipe.assign(drafts, loader, source), source)
+    carried = {a.draft.source.name for a in assignments if a.draft.step is not None}
+    left_out = tuple(each for each in left_out if each.name not in carried)
     layout = loader.lay_out(source, assignments, default, target, own)
     if default.quantizes and not any(assignment.packer.quantizes for assignment in assignments):
         # A folder would declare a format that nothing in it has; a file holds what its rules and fallbacks say.
@@ -349,6 +352,9 @@ def make_plan(
     if recipe.measured is not None:
         notes = (*notes, recipe.measured.note)
     notes += require_loadable(recipe.program, default, assignments, folder=layout.folder)
+    if not layout.folder and source.container != loader.name:
+        held = [a.draft.step for a in assignments if a.draft.step is not None]
+        notes += forgotten(source.schemes, [Scheme("input", step.numbers, dynamic=False) for step in held])
     if layout.folder:
         require_stacks(recipe.program, assignments, source)
     return Plan(

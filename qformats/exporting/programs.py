@@ -130,6 +130,8 @@ def require_loadable(
     packed = {a.draft.name.removesuffix(".weight"): a.packer for a in assignments if a.packer.quantizes}
     if program:
         reason = family.refusal(program, packed or {"": default})
+        told = "" if any(a.draft.step is not None for a in assignments) else family.without_steps()
+        reason = reason or (told if program in told.lower() else "")
         if reason:
             others = [each.name for each in registry().families() if program in each.programs]
             found = Described(

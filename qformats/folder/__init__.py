@@ -17,6 +17,7 @@ from qformats.errors import ConfigError
 from qformats.folder.adapter import STARTS, base_name
 from qformats.folder.adapter_checkpoint import AdapterCheckpoint
 from qformats.folder.archive import plain_records
+from qformats.folder.carried import carried
 from qformats.folder.chat import chat_templates
 from qformats.folder.config_class import config_class
 from qformats.folder.conv1d import is_conv1d
@@ -135,9 +136,11 @@ class HuggingFaceFolder(Loader):
         return drafts
 
     def joined(self, assignments: Sequence[Assignment], source: Checkpoint) -> list[Assignment]:
-        """Experts stacked as the model's class reads them, unless one of them is quantized."""
+        """Experts stacked as the model's class reads them, unless one of them is quantized; numbers for activations."""
         # A vocabulary has no configuration.
-        return restacked(assignments, source.config) if assignments else []
+        if not assignments:
+            return []
+        return [*restacked(assignments, source.config), *carried(assignments, source)]
 
     def lay_out(
         self,
@@ -221,7 +224,8 @@ def _left_plain(
 
 
 def _warn_of_mixture(assignments: Sequence[Assignment], default: Packer) -> None:
-    found = {a.packer.dense_dtype for a in assignments if a.packer.dense_dtype in FLOATS}
+    weights = [a for a in assignments if a.draft.step is None]
+    found = {a.packer.dense_dtype for a in weights if a.packer.dense_dtype in FLOATS}
     if default.quantizes and len(found) > 1:
         warnings.warn(
             f"unquantized tensors have several dtypes ({', '.join(sorted(map(str, found)))}), and Transformers may "

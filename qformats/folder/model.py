@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from qformats.folder.shards import BinShard, SafetensorsShard, Shard
 from qformats.folder.stacked import apart
 from qformats.folder.tied import Ties, settle_ties
 from qformats.folder.wrappers import unwrapped
+from qformats.interfaces.activations import Step
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.family import Family, ModuleFields
 from qformats.interfaces.packer import PackedTensor, Packer
@@ -110,6 +111,7 @@ class FolderCheckpoint(Checkpoint):
         self._beside: Path | None = None
         self.left_out: dict[str, str] = {}
         self.spare: dict[str, StoredTensor] = {}
+        self.steps: dict[Step, StoredTensor] = {}
         weights = find_weights(path, self._config)
         self._shards: list[Shard] = [
             SafetensorsShard(file) if file.suffix == ".safetensors" else BinShard(file)
@@ -207,10 +209,8 @@ class FolderCheckpoint(Checkpoint):
     def _canonical(self, entries: dict[str, Entry]) -> dict[str, StoredTensor]:
         quantized = self._quantized or self._declared() or self._undeclared(entries)
         packed = self._packed_modules(entries, *quantized) if quantized else {}
-        asides = quantized[0].asides if quantized else {}
-        for name in entries:
-            if name not in packed and name.rpartition(".")[2] in asides:
-                self.left_out[name] = asides[name.rpartition(".")[2]]
+        if quantized:
+            self._note_activations(entries, quantized[0], packed)
         plain = {name: entry for name, entry in entries.items() if name not in packed}
         floats = find_float8(plain, self._config, self.path)
         self.left_out |= floats.left_out
@@ -232,11 +232,32 @@ class FolderCheckpoint(Checkpoint):
                 tensors[tensor.name] = tensor
         return tensors
 
+    def _note_activations(
+        self, entries: Mapping[str, Entry], family: Family, packed: Mapping[str, _Module]
+    ) -> None:
+        """What is declared of activations, and the numbers for them; an output may have no place for these."""
+        declared, self.declared_by = self.declaration, family.name
+        self.schemes = family.schemes(declared)
+        formats = {module.name: module.packer for module in packed.values()}
+        for order, (name, entry) in enumerate(entries.items()):
+            module, _, field = name.rpartition(".")
+            if name in packed or field not in family.asides:
+                continue
+            self.left_out[name] = family.asides[field]
+            step = family.step(name, formats.get(module), declared)
+            if step is not None:
+                self.steps[step] = self._dense(name, entry, order)
+
     def _unwrapped(self, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
         """Tensors, spare ones too, without what wrappers have added to their names."""
-        bare, removed = unwrapped([*tensors, *self.spare], self._config)
+        modules = dict.fromkeys(f"{step.module}." for step in self.steps)
+        bare, removed = unwrapped([*tensors, *self.spare, *modules], self._config)
         if not removed:
             return dict(tensors)
+        self.steps = {
+            replace(step, module=bare[f"{step.module}."].removesuffix(".")): tensor
+            for step, tensor in self.steps.items()
+        }
         told = " and ".join(removed)
         self.notes += (f"{told} in the names of tensors was removed, which a wrapper has added",)
         self.spare = {bare[name]: tensor.renamed(bare[name]) for name, tensor in self.spare.items()}
@@ -287,7 +308,7 @@ class FolderCheckpoint(Checkpoint):
             return None
         if not isinstance(declared, dict | None):
             raise CheckpointError(file, f"quantization_config {declared!r}", "an object")
-        declared = {**(declared or {}), **self._corrected}
+        self.declaration = declared = {**(declared or {}), **self._corrected}
         if declared.get("quant_method") == "qformats":
             try:
                 packer = registry().packer(str(declared.get("format")))
@@ -325,7 +346,8 @@ class FolderCheckpoint(Checkpoint):
                 if not isinstance(declared, dict):
                     continue
                 try:
-                    detected = family.detect({**declared, **self._corrected})
+                    self.declaration = {**declared, **self._corrected}
+                    detected = family.detect(self.declaration)
                 except ConfigError as error:
                     raise CheckpointError(self.path / "config.json", f"{key}: {error}") from error
                 if detected is not None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qformats.errors import ConfigError, ShapeError
+from qformats.folder.carried import declared as with_steps
+from qformats.folder.carried import dropped
 from qformats.folder.classes import embedding_class
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.layout import Assignment, Layout, OutputFile, Placement
@@ -134,12 +136,13 @@ def lay_out_folder(
         files.append(OutputFile(name, len(content), content))
     runs = default.dense_dtype is not None and tokenizer
     packed = [a.draft.name.removesuffix(".weight") for a in assignments if a.packer.quantizes]
-    limits = family.limits(packed) if packed else ""
+    steps = any(a.draft.step is not None and a.draft.step.role == "input" for a in assignments)
+    limits = family.limits(packed) or ("" if steps else family.without_steps()) if packed else ""
     return Layout(
         tuple(files),
         folder=True,
         run_with=(_EMBED_WITH if embedding_class(source.config) else _RUN_WITH) if runs else "",
-        notes=(limits,) if limits else (),
+        notes=(*((limits,) if limits else ()), *dropped(source, declared)),
     )
 
 
@@ -201,7 +204,7 @@ def _config(source: Checkpoint, assignments: Sequence[Assignment], default: Pack
     names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
     weights = dict.fromkeys(names, 0)
     for assignment in assignments:
-        if assignment.packer.dense_dtype in weights:
+        if assignment.packer.dense_dtype in weights and assignment.draft.step is None:
             weights[assignment.packer.dense_dtype] += assignment.draft.source.numel
     if any(weights.values()):
         # The dtype of most weights; of two with as many, the wider one.
@@ -222,6 +225,7 @@ def _config(source: Checkpoint, assignments: Sequence[Assignment], default: Pack
             )
         else:
             declared = family.to_mixed_config(default, packed, dense_modules=plain, dtype=dtype)
+        declared = with_steps(declared, family, assignments, source)
         config |= dict.fromkeys((*family.config_keys, "quantization_config"), declared)
     return config
 

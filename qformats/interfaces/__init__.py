@@ -8,6 +8,7 @@ runs at registration, and a plugin module imports torch only inside the methods 
 from __future__ import annotations
 
 from qformats.exact import Answer, foresee, represent
+from qformats.interfaces.activations import Place, Scheme, Step
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
 from qformats.interfaces.dense import DensePacker, dense
 from qformats.interfaces.evaluation import BeamSearch, Evaluation, Scored
@@ -24,6 +25,7 @@ from qformats.interfaces.packer import PackedTensor, Packer, RowProducts
 from qformats.interfaces.quantizer import Quantizer
 from qformats.interfaces.rows import cut, join
 from qformats.interfaces.spec import FieldSpec, FormatSpec, KernelSpec, evaluate
+from qformats.interfaces.step_numbers import placed
 from qformats.interfaces.stored import StoredTensor, concat_rows, same_values
 from qformats.interfaces.values import Values
 
@@ -52,11 +54,14 @@ __all__ = [
     "OutputFile",
     "PackedTensor",
     "Packer",
+    "Place",
     "Placement",
     "Quantizer",
     "ReplacedTensors",
     "RowProducts",
+    "Scheme",
     "Scored",
+    "Step",
     "StoredTensor",
     "Values",
     "concat_rows",
@@ -66,6 +71,7 @@ __all__ = [
     "foresee",
     "join",
     "number",
+    "placed",
     "represent",
     "same_values",
     "size",

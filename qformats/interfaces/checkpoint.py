@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qformats.errors import QFormatsError
+from qformats.interfaces.activations import Scheme, Step
 from qformats.interfaces.importance import Importance
 from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import FLOATS
@@ -49,6 +50,14 @@ class Checkpoint(Shown, Guarded, ABC):
         What a quantizer calibrated its weights on, for reports; empty for a model as it is on disk.
     importance : Importance or None
         Importance of the columns of its weights, in an export that was given importance matrices.
+    declaration : mapping
+        What its folder declares about quantization; empty if it declares nothing.
+    declared_by : str
+        Family that this is of.
+    schemes : tuple of Scheme
+        How activations are quantized while the model runs, as its folder declares it.
+    steps : mapping of Step to StoredTensor
+        Numbers that it keeps for that, under their names in the folder.
     notes : tuple of str
         What was left out or decided when the model was opened, for its user: a sentence each, without the full stop.
 
@@ -73,6 +82,10 @@ class Checkpoint(Shown, Guarded, ABC):
     left_out: Mapping[str, str] = MappingProxyType({})
     calibration: str = ""
     importance: Importance | None = None
+    declaration: Mapping[str, Any] = MappingProxyType({})
+    declared_by: str = ""
+    schemes: tuple[Scheme, ...] = ()
+    steps: Mapping[Step, StoredTensor] = MappingProxyType({})
     notes: tuple[str, ...] = ()
 
     @property
@@ -231,6 +244,8 @@ class ReplacedTensors(Checkpoint):
             for name, tensor in source.tensors.items()
         }
         self.left_out, self.notes = source.left_out, source.notes
+        self.declaration, self.declared_by = source.declaration, source.declared_by
+        self.schemes, self.steps = source.schemes, source.steps
         self.fingerprint = source.fingerprint
         self.calibration = calibration or source.calibration
         self.importance = source.importance

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from qformats.errors import ConfigError, UnknownFormatError
+from qformats.interfaces.activations import Place, Scheme, Step
 from qformats.interfaces.packer import Packer
 from qformats.numbers.dtypes import FLOATS
 from qformats.work.guard import Guarded
@@ -73,6 +74,11 @@ class Family(Guarded):
         "to_mixed_config",
         "limits",
         "refusal",
+        "schemes",
+        "step",
+        "place",
+        "without_steps",
+        "with_steps",
         "extra_files",
         "suffixes",
         "locate",
@@ -254,6 +260,66 @@ class Family(Guarded):
             return f"it does not know {self.name}"
         told = self.limits(list(packed))
         return told if program in told.lower() else ""
+
+    # Activations: what folders declare of them, and the numbers that they keep for them.
+
+    def schemes(self, quantization_config: Mapping[str, Any]) -> tuple[Scheme, ...]:
+        """How a folder with this ``quantization_config`` quantizes activations; empty if it leaves them alone."""
+        return ()
+
+    def step(self, name: str, packer: Packer | None, quantization_config: Mapping[str, Any]) -> Step | None:
+        """What a tensor stands for that is one of :attr:`asides`; ``None`` if no other folder can hold it.
+
+        Parameters
+        ----------
+        name : str
+            Its name in the folder.
+        packer : Packer or None
+            Format of the weight beside it.
+        quantization_config : mapping
+            What the folder declares.
+        """
+        return None
+
+    def place(self, step: Step, packer: Packer | None) -> Place | None:
+        """Where a folder of this family keeps such a number.
+
+        Parameters
+        ----------
+        step : Step
+            What it stands for.
+        packer : Packer or None
+            Format of the weight of its module; ``None`` for those of the cache.
+
+        Returns
+        -------
+        Place or None
+            ``None`` if it has no place for it.
+        """
+        return None
+
+    def without_steps(self) -> str:
+        """What programs miss in a folder without numbers for activations: a sentence like that of :meth:`limits`."""
+        return ""
+
+    def with_steps(
+        self,
+        quantization_config: Mapping[str, Any],
+        steps: Sequence[Step],
+        source: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """A ``quantization_config`` of :meth:`to_config` that declares what is known of activations.
+
+        Parameters
+        ----------
+        quantization_config : mapping
+            Without it.
+        steps : sequence of Step
+            Numbers that the folder holds, for all modules of a format or for none of them.
+        source : mapping
+            ``quantization_config`` of the folder that the model comes from, if it is of the same family; else empty.
+        """
+        return dict(quantization_config)
 
     def extra_files(self, packer: Packer, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
         """More files of a folder with this ``quantization_config``, by name."""

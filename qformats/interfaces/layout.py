@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qformats.interfaces.activations import Step
 from qformats.interfaces.stored import StoredTensor
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Draft:
     plain : str or None
         Format of plain numbers in which the container stores the tensor if the one chosen cannot hold it; ``None`` if
         its readers need all such tensors in one format.
+    step : Step or None
+        What a number for the activations of a module stands for; ``None`` for weights.
 
     Examples
     --------
@@ -64,6 +67,7 @@ class Draft:
     linear: bool = False
     left_out: str = ""
     plain: str | None = None
+    step: Step | None = None
 
 
 @dataclass(frozen=True)
