@@ -30,8 +30,6 @@ _VARIANT = re.compile(r"(w[234568]a16|w8a8)-(channel|[1-9]\d{0,8}g)((?:-(?:asym|
 _FLOATS = re.compile(r"fp8-(channel|block|tensor)(?:-(bf16|f16|f32))?")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:wte|wpe|embed_\w+|\w*embeddings?)$")
 """Modules that are looked up: other programs replace linear modules only."""
-_JOINED = re.compile(r"\.(?:[qkv]_proj|gate_proj|up_proj|w1|w3)$")
-"""Modules that vLLM joins with their neighbours (compressed_tensors_w4a16_nvfp4.py warns of lower accuracy)."""
 _SERVED = (4, 8)
 """Widths of integers in vLLM (compressed_tensors_wNa16.py)."""
 _VERSION = "0.20.0"
@@ -159,16 +157,10 @@ class CompressedTensors(Family):
         return f"{told} quantized, which qformats loads; vLLM and Transformers do not" if found else ""
 
     def refusal(self, program: str, packed: Mapping[str, Packer]) -> str:
-        """Also widths that a program has no kernel for, and numbers per tensor of modules that it joins."""
+        """Also widths that a program has no kernel for."""
         odd = [p.name for p in packed.values() if isinstance(p, IntegerPacker) and p.bits not in _SERVED]
         if program == "vllm" and odd:
             return f"of packed integers it has kernels for 4 and 8 bits, not for {odd[0]}"
-        own = [n for n, p in packed.items() if isinstance(p, NvidiaPacker) and _JOINED.search(n)]
-        if program == "vllm" and own:
-            return (
-                f"it takes the largest weight_global_scale of modules that it joins, and {own[0]} has one of its own, "
-                "so that values would differ there"
-            )
         return super().refusal(program, packed)
 
     def schemes(self, quantization_config: Mapping[str, Any]) -> tuple[Scheme, ...]:

@@ -413,13 +413,13 @@ def encode(
             case Action.TRANSCODE:
                 return transcode(part, packer, encoder)
             case Action.REQUANTIZE:
-                return requantize(part, packer, encoder, tensor.reason)
+                return requantize(part, tensor.chooses, encoder, tensor.reason)
         if part.packer.quantizes:
             dense = part.dequantize()
         else:
             (dense,) = part.fields.values()
         if tensor.action is Action.QUANTIZE:
-            return encoder.encode(dense, packer), None
+            return encoder.encode(dense, tensor.chooses), None
         return packer.encode_reference(dense), None
     except NonFiniteError as error:
         where = f" (in rows from {start})" if start else ""

@@ -17,6 +17,7 @@ from qformats.errors import CheckpointError, ConfigError, Described, OutputError
 from qformats.exact import Answer
 from qformats.exporting.account import LeftOut, account
 from qformats.exporting.importance import read_importance
+from qformats.exporting.joint import Joint, joints, require_joint
 from qformats.exporting.programs import require_loadable, require_stacks
 from qformats.exporting.recipe import Recipe
 from qformats.folder import AdapterCheckpoint, FolderCheckpoint
@@ -89,6 +90,8 @@ class TensorPlan:
         The quantized tensor from which a quantizer that prepared the model made this one, with the same rows.
     importance : ndarray or None
         float32, ``(matrices, K)``: what a squared error in each column costs; ``None`` if errors are not weighed.
+    joint : Joint or None
+        Neighbours with which it shares a number of its format.
     """
 
     assignment: Assignment
@@ -98,6 +101,7 @@ class TensorPlan:
     reason: str = ""
     before: StoredTensor | None = None
     importance: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    joint: Joint | None = field(default=None, compare=False, repr=False)
 
     @property
     def unweighed(self) -> bool:
@@ -119,6 +123,16 @@ class TensorPlan:
     def packer(self) -> Packer:
         """Format in the output."""
         return self.assignment.packer
+
+    @property
+    def chooses(self) -> Packer:
+        """Format in which codes are chosen: its number per tensor may be that of several."""
+        return self.joint.packer(self.packer) if self.joint else self.packer
+
+    @property
+    def calibrates(self) -> Packer:
+        """The same for a quantizer that prepares the model, and changes weights as it goes."""
+        return self.joint.packer(self.packer, room=True) if self.joint else self.packer
 
     @cached_property
     def fixed(self) -> dict[str, Tensor]:
@@ -334,6 +348,8 @@ def make_plan(
     for file in layout.files:
         for placement in file.placements:
             sizes[placement.tensor] += placement.nbytes
+    actions = [_action(assignment) for assignment in assignments]
+    shared = joints(assignments, [_rounds(a, action) for a, action in zip(assignments, actions, strict=True)])
     tensors = tuple(
         TensorPlan(
             assignment,
@@ -341,8 +357,9 @@ def make_plan(
             size,
             *exactness(assignment, action),
             importance=_importance(assignment, action, source.importance),
+            joint=joint,
         )
-        for assignment, action, size in zip(assignments, map(_action, assignments), sizes, strict=True)
+        for assignment, action, size, joint in zip(assignments, actions, sizes, shared, strict=True)
     )
     opened = source.fingerprint or fingerprint(source.files)
     extra = dict(extra_identity or {})
@@ -356,6 +373,7 @@ def make_plan(
         held = [a.draft.step for a in assignments if a.draft.step is not None]
         notes += forgotten(source.schemes, [Scheme("input", step.numbers, dynamic=False) for step in held])
     if layout.folder:
+        notes += require_joint(recipe.program, assignments, shared)
         require_stacks(recipe.program, assignments, source)
     return Plan(
         source, target, recipe, tensors, layout, opened, loader, options, quantizer, left_out, extra, notes
@@ -392,6 +410,11 @@ def _is_chosen(assignment: Assignment, action: Action) -> bool:
     """Whether codes are still to be chosen for a tensor, and a quantizer that prepared the model has not done so."""
     packed = assignment.draft.source.format == assignment.packer.name
     return action in (Action.QUANTIZE, Action.REQUANTIZE, Action.TRANSCODE) and not packed
+
+
+def _rounds(assignment: Assignment, action: Action) -> bool:
+    """Whether all codes of a tensor are still to be chosen."""
+    return action in (Action.QUANTIZE, Action.REQUANTIZE) and _is_chosen(assignment, action)
 
 
 def _sums_of(source: StoredTensor, importance: Importance) -> ColumnSums | None:

@@ -124,7 +124,7 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     wanted = {name: tensor for tensor in rounded if tensor is not None for name in _layers(tensor)}
     if not wanted:
         return plan
-    formats = {name: tensor.packer for name, tensor in wanted.items()}
+    formats = {name: tensor.calibrates for name, tensor in wanted.items()}
     try:
         prepared = plan.quantizer.prepare(plan.source, formats, workspace, progress)
     except (BackendUnavailableError, CheckpointError, UnsupportedModelError) as error:

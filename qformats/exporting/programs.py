@@ -12,7 +12,7 @@ from qformats.interfaces.layout import Assignment
 from qformats.interfaces.packer import Packer
 from qformats.registry import registry
 
-__all__ = ["JOINING", "PROGRAMS", "apart", "known", "require_loadable", "require_stacks"]
+__all__ = ["JOINING", "NEIGHBOURS", "PROGRAMS", "apart", "known", "require_loadable", "require_stacks"]
 
 PROGRAMS = ("vllm", "llama.cpp", "transformers", "mlx")
 """What ``--for`` takes."""
@@ -23,7 +23,8 @@ JOINING = "vllm"
 
 Source: vllm:vllm/model_executor/layers/quantization/utils/quant_utils.py (``is_layer_skipped``).
 """
-_NEIGHBOURS = re.compile(r"(.+)\.(?:(?P<qkv>[qkv]_proj)|(?P<gate>gate_proj|up_proj)|(?P<w>w1|w3))\.weight")
+NEIGHBOURS = re.compile(r"(.+)\.(?:(?P<qkv>[qkv]_proj)|(?P<gate>gate_proj|up_proj)|(?P<w>w1|w3))\.weight")
+"""Weights of modules that it joins; those of one place and one group belong together."""
 _EXPERTS = re.compile(r"(.+\.experts)\.\d+\.\w+\.weight")
 _PLAIN = "plain numbers"
 
@@ -65,7 +66,7 @@ def apart(formats: Mapping[str, str]) -> list[str]:
     """
     places: dict[tuple[str, str], dict[str, str]] = {}
     for name, format in formats.items():
-        found = _NEIGHBOURS.fullmatch(name)
+        found = NEIGHBOURS.fullmatch(name)
         if found is not None:
             kind = str(found.lastgroup)
             places.setdefault((found[1], kind), {})[str(found[kind])] = format

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from qformats.errors import ConfigError, NonFiniteError, NotExactError
@@ -158,12 +158,11 @@ def _with_storable_scales(quantized: QuantizedTensor, packer: Packer) -> Quantiz
 
     grid = packer.grid
     assert grid is not None
-    scale = grid.storable(quantized.scale.float())
-    least = torch.finfo(torch_dtype(grid.scale_dtype)).tiny
+    near = grid.nearest(quantized)
+    least, scale = torch.finfo(torch_dtype(grid.scale_dtype)).tiny, near.scale
     if not bool(((scale.abs() >= least) | (quantized.scale == 0)).all() & scale.isfinite().all()):
         return None
-    minimum = None if quantized.minimum is None else grid.storable(quantized.minimum.float())
-    return replace(quantized, scale=scale, minimum=minimum)
+    return near
 
 
 def requantize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qformats.errors import ConfigError, Described, NotExactError
@@ -63,7 +65,7 @@ class Float4Packer(Packer):
         scalar: bool = False,
         source: str = "",
     ) -> None:
-        self.names, self.divides = names, divides
+        self.names, self.divides, self.joint = names, divides, names[2]
         self.grid = Float4Grid(divides=divides)
         self.spec = FormatSpec(
             family,
@@ -90,6 +92,12 @@ class Float4Packer(Packer):
         """Whole blocks in each row."""
         problem = super().veto(shape)
         return problem or (None if shape[0] and shape[1] else f"it is empty ({shape[0]} x {shape[1]})")
+
+    def sharing(self, largest: float) -> Packer:
+        """The format, with a number per tensor for tensors up to this magnitude at least."""
+        other = copy.copy(self)
+        other.grid = replace(self.grid, largest=largest)
+        return other
 
     def row_step(self, shape: Sequence[int]) -> int:
         """Only the whole tensor, which has one number."""

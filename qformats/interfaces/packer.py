@@ -73,7 +73,7 @@ class Packer(Shown, Guarded):
             "scales",
         ),
         *("represent", "pack", "unpack", "dequantize", "dequantize_into", "row_products", "encode_reference"),
-        *("quantize_reference", "from_stored"),
+        *("quantize_reference", "from_stored", "sharing"),
     )
 
     role = "format"
@@ -91,6 +91,14 @@ class Packer(Shown, Guarded):
     they are given tensors on a CPU."""
     default_quantizer: str = "rtn"
     """Quantizer of a model in this format unless another is requested; ``"rtn"`` is the format's own rule."""
+
+    joint: str = ""
+    """Field of one number per tensor that programs take from one of the matrices which they join: :meth:`sharing` is
+    then asked for the same number for all of them."""
+
+    def sharing(self, largest: float) -> Packer:
+        """Choose the number of :attr:`joint` for tensors whose largest magnitude is `largest`: another packer."""
+        return self
 
     def _shown_facts(self) -> dict[str, str]:
         # One that sets its descriptor in __init__ has none before.

@@ -71,6 +71,8 @@ class Float4Grid(TableGrid):
     ----------
     divides : bool
         Whether `outer` divides, as in compressed-tensors; else it multiplies, as in ModelOpt.
+    largest : float
+        Magnitude that the number of a whole tensor is chosen for at least: of tensors that are to share one.
 
     Examples
     --------
@@ -85,6 +87,7 @@ class Float4Grid(TableGrid):
     codebook: tuple[float, ...] = E2M1
     block_size: int = _BLOCK
     divides: bool = False
+    largest: float = 0.0
     independent: ClassVar[bool] = False
 
     def _outer(self, largest: Tensor) -> float:
@@ -117,6 +120,7 @@ class Float4Grid(TableGrid):
         weight = weight.float()
         largest = self.blocks(weight).abs().amax(-1)
         whole = largest.max() if largest.numel() else largest.new_zeros(())
+        whole = whole.clamp(min=self.largest)
         outer = self._outer(whole)
         # Tensors on the same device, since CUDA multiplies by the reciprocal of a Python number.
         six = torch.tensor(_LARGEST, dtype=torch.float32, device=weight.device)
@@ -171,6 +175,23 @@ class Float4Grid(TableGrid):
         nearest = self.project(GridParams(values)).scale.copysign(values)
         return torch.where(values.isfinite(), nearest, values)
 
+    def nearest(self, quantized: QuantizedTensor) -> QuantizedTensor:
+        """The same codes with scales that can be stored.
+
+        A number of the whole tensor that is known is kept, or its reciprocal is taken where that is stored: tensors
+        that shared one still do, and inner numbers stay as they are.
+        """
+        if not isinstance(quantized, Float4Tensor) or not quantized.outer:
+            return super().nearest(quantized)
+        import torch
+
+        natural = 2 * quantized.scale.float().abs()
+        reciprocal = float(torch.tensor(1 / quantized.outer, dtype=torch.float32))
+        tried = [self._params(natural, number, 0.0) for number in (quantized.outer, reciprocal)]
+        params = min(tried, key=lambda each: float((2 * each.scale - natural).abs().sum()))
+        scale = params.scale.copysign(quantized.scale)
+        return replace(quantized, scale=scale, outer=params.outer)
+
     def project(self, params: GridParams) -> GridParams:
         """Nearest storable scales: of all numbers for the whole tensor, the one that changes them least.
 
@@ -181,9 +202,12 @@ class Float4Grid(TableGrid):
         scale = params.scale.to(torch.float32)
         natural = 2 * scale.abs().nan_to_num(0.0, 0.0, 0.0)
         known = params.outer if isinstance(params, Float4Params) else None
+        top = natural.max() * _LARGEST if natural.numel() else natural.new_zeros(())
+        if 0 < float(top) <= self.largest:
+            return self._params(natural, self._outer(torch.full_like(top, self.largest)), 0.0)
         outer = find_outer(scale, divides=self.divides, known=known)
         if outer is None:
-            outer = _nearest(natural, self._outer(natural.max() * _LARGEST), self.divides)
+            outer = _nearest(natural, self._outer(top), self.divides)
         return self._params(natural, outer, 0.0)
 
     def quantized(self, codes: Tensor, params: GridParams) -> QuantizedTensor:

@@ -153,6 +153,11 @@ class Grid(Guarded, ABC):
 
         return values.to(torch_dtype(self.scale_dtype)).to(torch.float32)
 
+    def nearest(self, quantized: QuantizedTensor) -> QuantizedTensor:
+        """The same codes with the nearest scales, and minimums, that can be stored."""
+        minimum = None if quantized.minimum is None else self.storable(quantized.minimum.float())
+        return replace(quantized, scale=self.storable(quantized.scale.float()), minimum=minimum)
+
     @abstractmethod
     def fit(self, weight: Tensor, importance: Tensor | None = None) -> GridParams:
         """Storable parameters for a weight.

@@ -54,7 +54,7 @@ def test_modules_with_a_format_of_their_own_are_no_neighbours(llama, tmp_path):
     [
         (f"{CT}:w4a16-32g", ("vllm", "transformers"), {"mlx": "does not know", "llama.cpp": "does not know"}),
         (f"{CT}:w3a16-32g", ("transformers",), {"vllm": "kernels for 4 and 8 bits"}),
-        (f"{CT}:nvfp4", ("transformers",), {"vllm": "largest weight_global_scale of modules that it joins"}),
+        (f"{CT}:nvfp4", ("vllm", "transformers"), {"mlx": "does not know"}),
         ("gguf:q4_0", ("llama.cpp", "vllm"), {"mlx": "does not know gguf"}),
         ("gguf:nvfp4", ("llama.cpp",), {"vllm": "has no gguf:nvfp4"}),
         ("mlx:4bit-64g", ("mlx",), {"vllm": "does not know mlx", "llama.cpp": "it does not know mlx"}),
