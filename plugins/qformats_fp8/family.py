@@ -10,11 +10,11 @@ from typing import Any
 from qformats import Family, Packer
 from qformats.errors import ConfigError, Described
 from qformats.interfaces import ModuleFields, Place, Scheme, Step
-from qformats_fp8.packers import FAMILY, USUAL, BlockPacker, WholePacker
+from qformats_fp8.packers import FAMILY, NAMES, POWERS, USUAL, BlockPacker, WholePacker
 
 __all__ = ["FP8"]
 
-_VARIANT = re.compile(r"block(?:-([1-9]\d{0,8})x([1-9]\d{0,8}))?(?:-(f32|bf16|f16))?")
+_VARIANT = re.compile(r"block(?:-([1-9]\d{0,8})x([1-9]\d{0,8}))?(?:-(f32|bf16|f16|ue8m0))?")
 _WHOLE = re.compile(r"(tensor|channel)(?:-(f32|bf16|f16))?")
 _METHODS = ("fp8", "fbgemm_fp8")
 _SCALES = ("f32", "bf16", "f16")
@@ -27,10 +27,10 @@ _INSTEAD = "dequantize the model to bf16 with the program that made it, or use i
 
 
 class FP8(Family):
-    """Blocks of 128 x 128 are written; a scale per tensor or row is read."""
+    """Blocks of 128 x 128 are written, with scales in float32 or powers of two; a scale per tensor or row is read."""
 
     name = FAMILY
-    packers = (BlockPacker(), WholePacker("tensor"), WholePacker("channel"))
+    packers = (BlockPacker(), BlockPacker(scale_dtype=POWERS), WholePacker("tensor"), WholePacker("channel"))
     other_names = ("deepseek-fp8", "finegrained-fp8")
     programs = ("vllm", "transformers")
     asides = MappingProxyType(
@@ -50,9 +50,10 @@ class FP8(Family):
         if whole:
             return WholePacker(whole[1], scale_dtype=whole[2] or "f32")
         if found is None:
-            raise self.unknown(variant, ["block[-{rows}x{columns}][-bf16|-f16]"])
+            raise self.unknown(variant, ["block[-{rows}x{columns}][-bf16|-f16|-ue8m0]"])
         block = (int(found[1]), int(found[2])) if found[1] else USUAL
-        return BlockPacker(block, found[3] or "f32")
+        dtypes = {name: dtype for dtype, name in NAMES.items()}
+        return BlockPacker(block, dtypes.get(found[3], found[3]) or "f32")
 
     def detect(self, quantization_config: Mapping[str, Any]) -> Packer | None:
         """Packer of most modules of such a folder; :meth:`locate` decides for each one."""
@@ -93,6 +94,7 @@ class FP8(Family):
             "fmt": "e4m3",
             "weight_block_size": list(packer.block),
             "modules_to_not_convert": list(dense_modules) or None,
+            **({"scale_fmt": NAMES[POWERS]} if packer.scale_dtype == POWERS else {}),
         }
 
     def limits(self, packed_modules: Sequence[str]) -> str:
@@ -144,8 +146,13 @@ class FP8(Family):
         if kind not in (*_SCALES, *_EXPONENTS):
             expected = " or ".join((*_SCALES, *_EXPONENTS))
             raise ConfigError(f"{name} of {module.name}", kind, expected, _INSTEAD)
-        floats = kind if kind in _SCALES else "f32"
+        floats = kind if kind in _SCALES else POWERS
         block = packer.declared_block if isinstance(packer, BlockPacker) else USUAL
+        if floats == POWERS and (block is None or name == "weight_scale"):
+            expected = "floats; exponents belong to blocks, in weight_scale_inv"
+            raise ConfigError(
+                f"{name} of {module.name}", Described(f"{kind} of shape {found}"), expected, _INSTEAD
+            )
         if block is None and found in ((), (1,), (1, 1)):
             return WholePacker("tensor", name, floats), (rows, columns)
         if name == "weight_scale" and found in ((rows,), (rows, 1)):

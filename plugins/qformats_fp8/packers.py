@@ -5,24 +5,18 @@ Source: deepseek-ai/DeepSeek-V3:README_WEIGHTS.md, inference/kernel.py (``weight
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from qformats import PackedTensor
-from qformats.errors import ConfigError, Described
 from qformats.interfaces import Float8Packer
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["FAMILY", "BlockPacker", "WholePacker"]
+__all__ = ["FAMILY", "NAMES", "POWERS", "USUAL", "BlockPacker", "WholePacker"]
 
 FAMILY = "fp8"
 USUAL = (128, 128)
 _SCALE = "weight_scale_inv"
-_EXPONENTS = 255
-"""The byte of an E8M0 scale that stands for NaN."""
+POWERS = "f8_e8m0"
+NAMES = {POWERS: "ue8m0"}
+"""What dtypes of scales are called in names of formats, and in ``scale_fmt``."""
 
 
 class BlockPacker(Float8Packer):
@@ -33,7 +27,16 @@ class BlockPacker(Float8Packer):
     block : tuple of int
         Rows and columns of a block.
     scale_dtype : str
-        ``"f32"``, or ``"bf16"`` and ``"f16"`` as some files have it.
+        ``"f32"``, or ``"bf16"`` and ``"f16"`` as some files have it; ``"f8_e8m0"`` for powers of two, of which
+        exponents are stored.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from qformats_fp8.packers import BlockPacker
+    >>> packed = BlockPacker(scale_dtype="f8_e8m0").encode_reference(torch.linspace(-1, 1, 256).view(2, 128))
+    >>> packed.format, packed.fields["weight_scale_inv"].float().tolist(), packed.dequantize()[0, 0].item()
+    ('fp8:block-ue8m0', [[0.00390625]], -1.0)
     """
 
     declared_block: tuple[int, int] | None = USUAL
@@ -41,15 +44,10 @@ class BlockPacker(Float8Packer):
 
     def __init__(self, block: tuple[int, int] = USUAL, scale_dtype: str = "f32") -> None:
         sized = "" if block == USUAL else f"-{block[0]}x{block[1]}"
-        variant = f"block{sized}" + ("" if scale_dtype == "f32" else f"-{scale_dtype}")
+        variant = f"block{sized}" + (
+            "" if scale_dtype == "f32" else f"-{NAMES.get(scale_dtype, scale_dtype)}"
+        )
         super().__init__(FAMILY, variant, _SCALE, block, scale_dtype)
-
-    def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
-        """Scales that are stored as exponents become float32; see :meth:`qformats.interfaces.Float8Packer`."""
-        scale = fields.get(_SCALE)
-        if scale is not None and scale.element_size() == 1:
-            fields = {**fields, _SCALE: _powers(scale)}
-        return super().from_stored(fields, shape)
 
 
 class WholePacker(Float8Packer):
@@ -71,19 +69,3 @@ class WholePacker(Float8Packer):
         # Not written: compressed-tensors:fp8-tensor and fp8-channel hold the same for more programs.
         self.grid = None
         self.spec = replace(self.spec, sqnr_floor_db=None)
-
-
-def _powers(exponents: Tensor) -> Tensor:
-    """Scales of E8M0 bytes, ``2 ** (e - 127)``: float32.
-
-    Raises
-    ------
-    ConfigError
-        If some stand for NaN.
-    """
-    import torch
-
-    stored = exponents.contiguous().view(torch.uint8)
-    if bool((stored == _EXPONENTS).any()):
-        raise ConfigError(_SCALE, Described("exponents of 255, which stand for NaN"), "finite scales")
-    return torch.exp2(stored.to(torch.float64) - 127).to(torch.float32)

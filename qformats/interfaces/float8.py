@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Float8Packer"]
 
+_POWERS = "f8_e8m0"
+
 
 class Float8Packer(Packer):
     """A field ``weight`` of E4M3 numbers as they are, and a field of scales, which multiply.
@@ -31,7 +33,7 @@ class Float8Packer(Packer):
     block : tuple of int
         Rows and columns that share a scale; 0 for all of them. Blocks at the edges may be short.
     scale_dtype : str
-        ``"f32"``, ``"bf16"`` or ``"f16"``.
+        ``"f32"``, ``"bf16"`` or ``"f16"``; ``"f8_e8m0"`` for powers of two, of which exponents are stored.
 
     Examples
     --------
@@ -49,7 +51,13 @@ class Float8Packer(Packer):
         self, family: str, variant: str, scales: str, block: tuple[int, int], scale_dtype: str = "f32"
     ) -> None:
         self.block, self.scale_dtype, self.scales_field = block, scale_dtype, scales
-        self.numbers = Float8Grid(block_size=block[1], block_rows=block[0], scale_dtype=scale_dtype)
+        powers = scale_dtype == _POWERS
+        self.numbers = Float8Grid(
+            block_size=block[1],
+            block_rows=block[0],
+            scale_dtype="f32" if powers else scale_dtype,
+            powers=powers,
+        )
         self.grid = self.numbers
         across = f"K / {block[1]}" if block[1] else "1"
         down = {0: "1", 1: "N"}.get(block[0], f"N / {block[0]}")
@@ -84,8 +92,9 @@ class Float8Packer(Packer):
         return self if self.block[0] == 1 else None
 
     def scales(self, packed: PackedTensor) -> Sequence[Tensor]:
-        """The scales."""
-        return [packed.fields[self.scales_field]]
+        """The scales; powers of two as float32."""
+        scale = packed.fields[self.scales_field]
+        return [scale.float() if self.scale_dtype == _POWERS else scale]
 
     def from_stored(self, fields: Mapping[str, Tensor], shape: tuple[int, int]) -> PackedTensor:
         """Numbers and scales, checked for NaN.
@@ -98,6 +107,8 @@ class Float8Packer(Packer):
         import torch
 
         scale = fields[self.scales_field]
+        if self.scale_dtype == _POWERS and scale.dtype == torch.uint8:
+            scale = scale.contiguous().view(torch.float8_e8m0fnu)
         wanted, _ = self.stored(shape)[self.scales_field]
         if tuple(scale.shape) != wanted:
             scale = scale.reshape(wanted)
@@ -118,15 +129,15 @@ class Float8Packer(Packer):
         if problem:
             return Answer.NEVER, problem
         if isinstance(source, Float8Packer):
-            wide = {"f16": 11, "bf16": 8, "f32": 24}
-            known = source.scale_dtype == self.scale_dtype or self.scale_dtype == "f32"
+            wide = {_POWERS: ("bf16", "f32"), "bf16": ("f32",), "f16": ("f32",)}
+            known = self.scale_dtype in (source.scale_dtype, *wide.get(source.scale_dtype, ()))
             within = self._within(source, shape)
             if known and within:
                 return Answer.ALWAYS, ""
             if not within:
                 return Answer.DATA, "a block may span several scales"
-            assert source.scale_dtype in wide
-            return Answer.DATA, f"scales in {source.scale_dtype} must be {self.scale_dtype} numbers"
+            kind = "powers of two" if self.scale_dtype == _POWERS else f"{self.scale_dtype} numbers"
+            return Answer.DATA, f"scales in {source.scale_dtype} must be {kind}"
         answer, reason = super().foresee(source, shape)
         if self.block[0] == 1 and not (self.block[1] and shape[1] % self.block[1]):
             return answer, reason
@@ -181,7 +192,8 @@ class Float8Packer(Packer):
         stored = self.numbers.storable(scale.float())
         if bool((stored != scale).any()):
             found = float(scale.float()[stored != scale][0])
-            raise NotExactError(f"a scale of {found:.7g} is not a {self.scale_dtype} number")
+            kind = "power of two" if self.scale_dtype == _POWERS else f"{self.scale_dtype} number"
+            raise NotExactError(f"a scale of {found:.7g} is not a {kind}")
         return replace(quantized, scale=stored, block_size=block, g_idx=None)
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
@@ -206,7 +218,7 @@ class Float8Packer(Packer):
     def _scale(self, packed: PackedTensor) -> Tensor:
         """Scales as a matrix of blocks; float16 and float32 as they are."""
         scale = self.checked(packed).fields[self.scales_field]
-        scale = scale.float() if self.scale_dtype == "bf16" else scale
+        scale = scale.float() if self.scale_dtype in ("bf16", _POWERS) else scale
         return scale.reshape(1, 1) if self.block == (0, 0) else scale
 
     def unpack(self, packed: PackedTensor) -> QuantizedTensor:

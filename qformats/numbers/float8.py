@@ -53,6 +53,8 @@ class Float8Grid(TableGrid):
     ----------
     block_rows : int
         Rows that share a scale; 0 for all of them. Blocks at the edges may be short.
+    powers : bool
+        Whether scales are powers of two: the next larger ones, so that nothing is cut off.
 
     Examples
     --------
@@ -67,6 +69,7 @@ class Float8Grid(TableGrid):
     codebook: tuple[float, ...] = E4M3
     block_size: int = 0
     block_rows: int = 1
+    powers: bool = False
 
     def block_of(self, weight: Tensor) -> tuple[int, int]:
         """``(rows, columns)`` of a block of this weight."""
@@ -104,6 +107,18 @@ class Float8Grid(TableGrid):
             best = torch.where(loss < least, trial.scale, best)
             least = torch.minimum(loss, least)
         return GridParams(best)
+
+    def storable(self, values: Tensor) -> Tensor:
+        """Nearest numbers of the dtype; of powers of two, the next larger one, from 2**-127 to 2**127."""
+        if not self.powers:
+            return super().storable(values)
+        import torch
+
+        values = values.to(torch.float32)
+        mantissa, exponent = torch.frexp(values.double().abs())
+        whole = (exponent - (mantissa == 0.5).int()).clamp(-127, 127)
+        power = torch.exp2(whole.double()).float().copysign(values)
+        return torch.where(values.isfinite() & (values != 0), power, values)
 
     def _scale(self, largest: Tensor) -> Tensor:
         import torch

@@ -96,14 +96,64 @@ def test_scales_that_are_exponents(byte):
     exponents = torch.tensor([[120, 127, 131], [0, 126, 128]], dtype=torch.uint8)
     fields = {"weight": packed.fields["weight"], "weight_scale_inv": exponents.view(byte)}
     packer, found = located(fields, weight_block_size=[128, 128], scale_fmt="ue8m0")
-    assert packer.name == "fp8:block"
+    assert packer.name == "fp8:block-ue8m0"
+    assert found.fields["weight_scale_inv"].dtype == torch.float8_e8m0fnu
     scale = torch.exp2(exponents.double() - 127).float().repeat_interleave(128, 0).repeat_interleave(128, 1)
     assert torch.equal(found.dequantize(), packed.fields["weight"].float() * scale[:200, :300])
     spoilt = exponents.clone()
     spoilt[0, 1] = 255
     fields["weight_scale_inv"] = spoilt.view(byte)
-    with pytest.raises(ConfigError, match="exponents of 255, which stand for NaN"):
+    with pytest.raises(ConfigError, match="1 values that are NaN"):
         located(fields, weight_block_size=[128, 128])
+
+
+def test_exponents_are_written_as_transformers_writes_them(llama, tmp_path):
+    """Its own quantizer gives the same bytes, and reads them; DeepSeek's code wants ``scale_fmt``."""
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations.finegrained_fp8 import Fp8Quantize
+
+    config = SimpleNamespace(weight_block_size=[128, 128], scale_fmt="ue8m0")
+    theirs = Fp8Quantize(SimpleNamespace(quantization_config=config))
+    weight = torch.randn(256, 384) * torch.logspace(-6, 4, 384)
+    weight[128:, :128] = 0
+    # The largest of a block is exactly 448 times a power of two.
+    weight[0, 300] = 448 * 2.0**9
+    packed = qformats.packer("fp8:block-ue8m0").encode_reference(weight)
+    for name, value in theirs._quantize_one("x.weight", weight).items():
+        own = packed.fields[name.removeprefix("x.")]
+        # Of their zeros some are negative.
+        assert torch.equal(own.float(), value.float()), name
+    qformats.export(llama, tmp_path / "out", format="fp8:block-ue8m0")
+    declared = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert declared["scale_fmt"] == "ue8m0"
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored[f"{NAME}.weight_scale_inv"].dtype == torch.float8_e8m0fnu
+    model, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.bfloat16, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    loaded, expected = dict(model.named_parameters()), values(tmp_path / "out")
+    small = [name for name, value in expected.items() if "_proj" in name and max(value.shape) <= 128]
+    assert small
+    assert all(torch.equal(loaded[name], expected[name].bfloat16()) for name in small)
+
+
+def test_powers_of_two_go_wherever_floats_go(llama, folder, tmp_path):
+    """Into scales of float32 and bfloat16 unchanged, into dense bfloat16 too, and back; others do not fit."""
+    source = tmp_path / "ue8m0"
+    qformats.export(llama, source, format="fp8:block-ue8m0")
+    for format in ("fp8:block", "compressed-tensors:fp8-block-bf16", "compressed-tensors:fp8-block"):
+        target = tmp_path / format.replace(":", "-")
+        report = qformats.export(source, target, format=format, require_exact=True)
+        assert {tensor.exact for tensor in report.tensors if tensor.format == format} == {"yes"}
+        assert same(source, target)
+        back = target.with_name(target.name + "-back")
+        qformats.export(target, back, format="fp8:block-ue8m0", require_exact=True)
+        one, other = (load_file(path / "model.safetensors") for path in (source, back))
+        assert all(torch.equal(one[n].view(torch.uint8), other[n].view(torch.uint8)) for n in one)
+    qformats.export(source, tmp_path / "dense", format="dense:bf16", require_exact=True)
+    with pytest.raises(InexactExportError, match="is not a power of two"):
+        qformats.export(folder, tmp_path / "no", format="fp8:block-ue8m0", require_exact=True)
 
 
 def test_one_scale_per_tensor_or_row():
