@@ -33,6 +33,7 @@ _OF_MODELS = (
         "*.bin",
         "*.pt",
         "*.model",
+        "*.tiktoken",
         "*.jinja",
         "*.md",
         "merges.txt",

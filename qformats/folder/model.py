@@ -44,6 +44,8 @@ _TOKENIZER_FILES = (
     "generation_config.json",
     "tokenizer.model",
     "ice_text.model",
+    "sentencepiece.bpe.model",
+    "qwen.tiktoken",
     "vocab.txt",
     "vocab.json",
     "merges.txt",

@@ -97,7 +97,8 @@ def test_the_folder_comes_back(model: tuple[str, Path, Path], tmp_path: Path) ->
     one, other = (hf.load(path) for path in (folder, tmp_path / "back"))
     ids = list(range(3, 60))
     rounded = different or name in ROUNDED
-    assert np.abs(hf.logits(one, ids) - hf.logits(other, ids)).max() < (1e-5 if rounded else 1e-9)
+    # Equal numbers elsewhere in memory are added up in another order.
+    assert np.abs(hf.logits(one, ids) - hf.logits(other, ids)).max() < (1e-5 if rounded else 1e-6)
     qformats.export(tmp_path / "back", tmp_path / "again.gguf", format="gguf:f32")
     first, again = qformats.open(file), qformats.open(tmp_path / "again.gguf")
     assert first.stored.keys() == again.stored.keys()

@@ -113,9 +113,6 @@ def test_other_kinds_of_model_are_refused(tmp_path):
         data = train(tmp_path, model_type=kind, hard_vocab_limit=False, **options)
         with pytest.raises(UnsupportedModelError, match=kind):
             to_gguf({"tokenizer.model": data}, {}, source="folder")
-    unigram = {"model": {"type": "Unigram", "vocab": [["<unk>", 0.0]], "unk_id": 0}}
-    with pytest.raises(UnsupportedModelError, match="Unigram"):
-        to_gguf({"tokenizer.json": json.dumps(unigram).encode()}, {})
 
 
 def test_tiktoken_files_are_explained():

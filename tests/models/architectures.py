@@ -469,6 +469,29 @@ WITH_CODE: dict[str, tuple[Case, dict[str, Any]]] = {
         ),
         {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 20, "rope_scaling": None},
     ),
+    "qwen": (
+        # Rows for the special tokens that its code has.
+        Case(
+            "qwen2",
+            "Qwen2ForCausalLM",
+            {"num_key_value_heads": 4, "vocab_size": 768, "rms_norm_eps": 1e-6, **_rope(theta=1e6)},
+            "qwen2",
+        ),
+        {
+            **{"intermediate_size": 192, "kv_channels": 16, "layer_norm_epsilon": 1e-6, "no_bias": True},
+            **{"rotary_emb_base": 1000000, "rotary_pct": 1.0, "scale_attn_weights": True},
+            **{"seq_length": 256, "max_position_embeddings": 1024, "use_logn_attn": True},
+            **{
+                "use_dynamic_ntk": True,
+                "use_flash_attn": "auto",
+                "bf16": False,
+                "fp16": False,
+                "fp32": False,
+            },
+            **{"attn_dropout_prob": 0.0, "emb_dropout_prob": 0.0, "use_cache_quantization": False},
+            **{"use_cache_kernel": False, "softmax_in_fp32": False, "onnx_safe": None, "eos_token_id": 516},
+        },
+    ),
 }
 """Models whose code is in their folders: one of Transformers' own that computes the same, and keys of config.json."""
 
@@ -621,7 +644,14 @@ def build_with_code(name: str, folder: Path, twin: Path) -> Path:
     shutil.copytree(twin, folder)
     config = json.loads((twin / "config.json").read_text())
     kept = (*SHARED_SIZES, "vocab_size", "rms_norm_eps", "hidden_act", "bos_token_id", "eos_token_id")
-    cls = {"internlm2": "InternLM2ForCausalLM", "minicpm": "MiniCPMForCausalLM"}[name]
+    if name == "qwen":
+        # What its configuration class has no name for.
+        other = ("num_key_value_heads", "rms_norm_eps", "hidden_act", "bos_token_id", "eos_token_id")
+        kept = tuple(key for key in kept if key not in (*other, "pad_token_id"))
+    cls = {
+        **{"internlm2": "InternLM2ForCausalLM", "minicpm": "MiniCPMForCausalLM"},
+        **{"qwen": "QWenLMHeadModel"},
+    }[name]
     code = {"AutoModelForCausalLM": f"modeling_{name}.{cls}"}
     own = {"model_type": name, "architectures": [cls], "auto_map": code, **keys}
     (folder / "config.json").write_text(json.dumps({key: config[key] for key in kept} | own))
@@ -634,6 +664,13 @@ def build_with_code(name: str, folder: Path, twin: Path) -> Path:
             fused = torch.cat([part.view(groups, -1, inner) for part in parts], 1)
             tensors[start + "attention.wqkv.weight"] = fused.reshape(-1, inner)
         tensors = {_internlm2(key): tensor.contiguous() for key, tensor in tensors.items()}
+    if name == "qwen":
+        for layer in range(config["num_hidden_layers"]):
+            for kind in ("weight", "bias"):
+                parts = [tensors.pop(f"model.layers.{layer}.self_attn.{part}_proj.{kind}") for part in "qkv"]
+                tensors[f"transformer.h.{layer}.attn.c_attn.{kind}"] = torch.cat(parts)
+        tensors = {_qwen(key): tensor for key, tensor in tensors.items()}
+        tokenizers.as_qwen(folder)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
@@ -647,6 +684,18 @@ def _internlm2(name: str) -> str:
         },
         **{"mlp.down_proj": "feed_forward.w2", "input_layernorm": "attention_norm", "lm_head": "output"},
         **{"post_attention_layernorm": "ffn_norm", "embed_tokens": "tok_embeddings"},
+    }
+    for old, new in renamed.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _qwen(name: str) -> str:
+    renamed = {
+        **{"model.layers": "transformer.h", "self_attn.o_proj": "attn.c_proj", "mlp.up_proj": "mlp.w1"},
+        **{"mlp.gate_proj": "mlp.w2", "mlp.down_proj": "mlp.c_proj", "input_layernorm": "ln_1"},
+        **{"post_attention_layernorm": "ln_2", "model.norm": "transformer.ln_f"},
+        "model.embed_tokens": "transformer.wte",
     }
     for old, new in renamed.items():
         name = name.replace(old, new)

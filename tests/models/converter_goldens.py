@@ -11,6 +11,8 @@ import gguf
 import numpy as np
 import pytest
 
+from models import portable
+
 __all__ = ["GOLDEN", "MODELS", "content_of"]
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gguf_models"
@@ -21,7 +23,7 @@ def content_of(file: Path, golden: dict[str, Any], *, vocabulary: bool = False) 
     """Metadata and tensors of a file in the form of the golden ones."""
     reader = gguf.GGUFReader(file)
     metadata = {
-        field.name: [[kind.name for kind in field.types], field.contents()]
+        field.name: [[kind.name for kind in field.types], portable.short(field.contents())]
         for field in reader.fields.values()
         if not field.name.startswith(("GGUF.",) if vocabulary else ("GGUF.", "tokenizer."))
     }

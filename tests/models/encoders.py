@@ -23,6 +23,7 @@ ENCODERS: dict[str, tuple[str, str, str, str]] = {
     "bert": ("bert", "BertModel", "wordpiece", "cls_token"),
     "bert-cased": ("bert", "BertModel", "wordpiece-cased", "mean_tokens"),
     "roberta": ("roberta", "RobertaModel", "roberta", "cls_token"),
+    "xlm_roberta": ("xlm-roberta", "XLMRobertaModel", "unigram", "cls_token"),
     "nomic_bert": ("nomic_bert", "NomicBertModel", "wordpiece", "mean_tokens"),
 }
 """Model type, class of Transformers, tokenizer, and how its tokens become one embedding."""

@@ -1,14 +1,16 @@
-"""Weights that are the same bits on every machine, whatever draws random numbers there."""
+"""What is the same on every machine: weights, whatever draws random numbers there, and short forms of long values."""
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-__all__ = ["write"]
+__all__ = ["short", "write"]
 
 
 def write(path: Path, shapes: Mapping[str, list[int]]) -> None:
@@ -21,3 +23,10 @@ def write(path: Path, shapes: Mapping[str, list[int]]) -> None:
         drawn = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape))) >> 45
         tensors[name] = (drawn.astype(np.float32) / 2**17 - 2).reshape(shape)
     save_file(tensors, path, {"format": "pt"})
+
+
+def short(value: Any) -> Any:
+    """A metadata value, or a hash of a long table of bytes."""
+    if isinstance(value, list) and len(value) > 65536 and isinstance(value[0], int):
+        return hashlib.sha256(bytes(value)).hexdigest()
+    return value

@@ -6,16 +6,20 @@ have them (older ones with ``special_tokens_map.json``, ``tokenizer.model``, ``a
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from models.text import CHATML, CORPUS
 
-__all__ = ["ENCODING", "KINDS", "Special", "build"]
+__all__ = ["ENCODING", "KINDS", "Special", "as_qwen", "build"]
 
 Special = dict[str, int]
 """Ids of ``bos``, ``eos`` and, where there is one, ``pad``, as ``config.json`` names them; and ``size``."""
@@ -120,6 +124,33 @@ def _qwen2(folder: Path) -> Special:
     return {"bos": end, "eos": turn, "pad": end, "size": tokenizer.get_vocab_size()}
 
 
+def as_qwen(folder: Path) -> dict[bytes, int]:
+    """Keep the byte-level tokenizer in `folder` as Qwen 1 did, as ranks of tiktoken, which are returned."""
+    from tokenizers import Tokenizer
+
+    trained = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    letters = {spelled: byte for byte, spelled in enumerate(_spelled_bytes())}
+    added = {token.content for token in trained.get_added_tokens_decoder().values()}
+    words = sorted((index, text) for text, index in trained.get_vocab().items() if text not in added)
+    ranks = {bytes(letters[letter] for letter in text): rank for rank, (_, text) in enumerate(words)}
+    lines = (base64.b64encode(token) + f" {rank}".encode() for token, rank in ranks.items())
+    (folder / "qwen.tiktoken").write_bytes(b"\n".join(lines) + b"\n")
+    for file in ("tokenizer.json", "chat_template.jinja"):
+        (folder / file).unlink(missing_ok=True)
+    code = {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]}
+    config = {"model_max_length": 8192, "tokenizer_class": "QWenTokenizer", "auto_map": code}
+    _json(folder / "tokenizer_config.json", config)
+    return ranks
+
+
+def _spelled_bytes() -> list[str]:
+    """What byte-level tokenizers write for each byte."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(plain)]
+    found = {byte: chr(byte) for byte in plain} | {byte: chr(0x100 + at) for at, byte in enumerate(others)}
+    return [found[byte] for byte in range(256)]
+
+
 def _llama2(folder: Path) -> Special:
     """A SentencePiece model with byte fallback, and the tokenizer.json that Transformers makes of it."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
@@ -219,6 +250,65 @@ def _roberta(folder: Path) -> Special:
     return {"pad": ids["<pad>"], "size": tokenizer.get_vocab_size()}
 
 
+def _unigram(folder: Path) -> Special:
+    """XLM-RoBERTa's: pieces of SentencePiece behind four tokens of its own, and the table that normalizes Unicode."""
+    from tokenizers import (
+        AddedToken,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
+
+    from qformats.vocabularies import SPACE, Piece, PieceType, parse, serialize
+
+    # Of its trainer only the table is the same on every machine.
+    table = _sentencepiece(
+        model_type="unigram",
+        vocab_size=150,
+        byte_fallback=False,
+        normalization_rule_name="nmt_nfkc",
+        remove_extra_whitespaces=True,
+    )
+    model = parse(table, "sentencepiece.bpe.model")
+    words = Counter(
+        SPACE + word for word in normalizers.Precompiled(model.charsmap).normalize_str(CORPUS).split()
+    )
+    counts = Counter(
+        word[start:end]
+        for word, times in words.items()
+        for start in range(len(word))
+        for end in range(start + 1, min(start + 7, len(word) + 1))
+        for _ in range(times)
+    )
+    common = [text for text in sorted(counts) if counts[text] > 3 or len(text) == 1]
+    scored = [(text, float(np.float32(math.log(counts[text] / 9000)))) for text in common]
+    model.pieces[3:] = [Piece(text, score, PieceType.NORMAL) for text, score in scored if text != "\u6570"]
+    (folder / "sentencepiece.bpe.model").write_bytes(serialize(model))
+    own = [(text, 0.0) for text in ("<s>", "<pad>", "</s>", "<unk>")]
+    pieces = [*own, *((piece.text, piece.score) for piece in model.pieces[3:]), ("<mask>", 0.0)]
+    tokenizer: Any = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
+    tokenizer.normalizer = normalizers.Precompiled(model.charsmap)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="\u2581")]
+    )
+    tokenizer.decoder = decoders.Metaspace(replacement="\u2581")
+    _add(tokenizer, [text for text, _ in own])
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=False, special=True)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    roles = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
+    names = {f"{role}_token": text for role, text in (roles | {"cls": "<s>", "sep": "</s>"}).items()}
+    _write(folder, tokenizer, "XLMRobertaTokenizer", names)
+    _json(folder / "special_tokens_map.json", names)
+    return {"pad": 1, "size": tokenizer.get_vocab_size()}
+
+
 def _wordpiece_cased(folder: Path) -> Special:
     return _wordpiece(folder, lowercase=False)
 
@@ -234,6 +324,7 @@ ENCODING: dict[str, Callable[[Path], Special]] = {
     "wordpiece": _wordpiece,
     "wordpiece-cased": _wordpiece_cased,
     "roberta": _roberta,
+    "unigram": _unigram,
 }
 """Those of models that make embeddings, which have no ends."""
 
@@ -271,13 +362,11 @@ def _add(tokenizer: Any, tokens: list[str], special: bool = True) -> None:
     (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
 
 
-def _sentencepiece() -> bytes:
+def _sentencepiece(**changes: Any) -> bytes:
     import sentencepiece
 
     written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line for line in CORPUS.splitlines() if line),
-        model_writer=written,
+    usual = dict(
         model_type="bpe",
         vocab_size=640,
         byte_fallback=True,
@@ -293,6 +382,11 @@ def _sentencepiece() -> bytes:
         pad_id=-1,
         num_threads=1,
         minloglevel=2,
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line for line in CORPUS.splitlines() if line),
+        model_writer=written,
+        **usual | changes,
     )
     return written.getvalue()
 

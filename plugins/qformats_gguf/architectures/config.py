@@ -216,6 +216,8 @@ def restore(
     for rule in row.metadata:
         key = rule.under(prefix)
         known.add(key)
+        if rule.instead and key not in metadata:
+            known.add(prefix + rule.instead)
         if rule.config == "vocab_size":
             continue
         value = _read(metadata, key, rule, config, source)

@@ -1,6 +1,6 @@
 """Tokenizers between Hugging Face folders and GGUF metadata, in both directions.
 
-Three kinds of tokenizer exist on both sides:
+Four kinds of tokenizer exist on both sides:
 
 =======================  =======================================  ===========================
 kind                     Hugging Face                             GGUF
@@ -8,6 +8,7 @@ kind                     Hugging Face                             GGUF
 byte-level BPE           tokenizer.json, vocab.json + merges.txt  model ``gpt2``, with ``pre``
 SentencePiece BPE        tokenizer.model, tokenizer.json          model ``llama``
 WordPiece                tokenizer.json, vocab.txt                model ``bert``
+SentencePiece unigram    tokenizer.json, sentencepiece.bpe.model  model ``t5``
 =======================  =======================================  ===========================
 """
 

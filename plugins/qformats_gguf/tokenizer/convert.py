@@ -8,7 +8,7 @@ from typing import Any
 from qformats.errors import CheckpointError, UnsupportedModelError
 
 from ..metadata import Metadata, ValueType, boolean, string
-from . import byte_bpe, chatglm, spm, wordpiece
+from . import byte_bpe, chatglm, qwen, spm, unigram, wordpiece
 from .files import TokenizerFiles
 from .pretokenizers import BY_NAME
 from .rebuild_spm import PREPEND_SCHEME
@@ -16,14 +16,15 @@ from .recognize import checked_name
 from .special import special_metadata
 from .surroundings import surroundings_metadata
 from .templates import template_metadata
-from .vocabulary import Vocabulary
+from .vocabulary import UNIGRAM, Vocabulary
 
 __all__ = ["to_gguf"]
 
 _SUPPORTED = (
-    "byte-level BPE (tokenizer.json, or vocab.json with merges.txt)",
+    "byte-level BPE (tokenizer.json, qwen.tiktoken, or vocab.json with merges.txt)",
     "SentencePiece BPE (tokenizer.model, or the tokenizer.json made from one)",
     "WordPiece (tokenizer.json, or vocab.txt)",
+    "SentencePiece unigram (tokenizer.json, or XLM-RoBERTa's sentencepiece.bpe.model)",
 )
 
 
@@ -36,9 +37,9 @@ def to_gguf(
     ----------
     files : mapping of str to bytes
         Any of tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json,
-        generation_config.json, tokenizer.model, vocab.json, merges.txt, vocab.txt, chat_template.jinja
-        and additional_chat_templates/NAME.jinja, by path inside the folder; of ChatGLM also
-        tokenization_chatglm.py, which is searched for names and never run.
+        generation_config.json, tokenizer.model, vocab.json, merges.txt, vocab.txt, sentencepiece.bpe.model,
+        qwen.tiktoken, chat_template.jinja and additional_chat_templates/NAME.jinja, by path inside the folder; of
+        ChatGLM also tokenization_chatglm.py, which is searched for names and never run.
     config : mapping
         The model's config.json: vocabulary size, special ids.
     pre : str, optional
@@ -66,7 +67,7 @@ def to_gguf(
     Not represented in GGUF, as in llama.cpp's own converter: Unicode normalization (NFC of Qwen2 and others).
     Spaces that Transformers removes around added tokens are kept for the way back only, with a warning.
     """
-    folder = TokenizerFiles(files, source)
+    folder = TokenizerFiles(qwen.completed(files, source), source)
     if pre is not None:
         checked_name(pre)
     vocabulary, prefix = _vocabulary(folder, config, pre)
@@ -82,13 +83,16 @@ def to_gguf(
         values[PREPEND_SCHEME] = string(prefix)
     if vocabulary.model == "bert":
         values |= wordpiece.normalizer_metadata(folder)
+    elif vocabulary.model == UNIGRAM:
+        values |= unigram.normalizer_metadata(folder)
     row = BY_NAME.get(vocabulary.pre)
     values |= special_metadata(
         folder,
         config,
         vocabulary,
-        add_bos=vocabulary.model != "gpt2",
+        add_bos=vocabulary.model not in ("gpt2", UNIGRAM),
         add_sep=vocabulary.model == "bert" or (row is not None and row.add_sep),
+        as_roberta=vocabulary.model == UNIGRAM and "tokenizer.json" not in folder,
     )
     templates = template_metadata(folder)
     if vocabulary.pre == chatglm.PRE:
@@ -112,6 +116,8 @@ def _vocabulary(
             return byte_bpe.from_tokenizer_json(files, config, pre), None
         if wordpiece.is_wordpiece(tokenizer):
             return wordpiece.from_tokenizer_json(files, config, pre), None
+        if unigram.is_unigram(tokenizer):
+            return unigram.from_tokenizer_json(files, config, pre)
     if "tokenizer.model" in files:
         return spm.from_model_file(files, config, pre)
     if tokenizer is not None:
@@ -125,10 +131,13 @@ def _vocabulary(
         return byte_bpe.from_slow_files(files, config, pre), None
     if "vocab.txt" in files:
         return wordpiece.from_vocab_txt(files, config, pre), None
+    if unigram.SENTENCEPIECE in files:
+        return unigram.from_model_file(files, config, pre)
     raise CheckpointError(
         files.source,
         "no tokenizer",
-        "tokenizer.json, tokenizer.model, vocab.txt, or vocab.json with merges.txt in the folder",
+        "tokenizer.json, tokenizer.model, sentencepiece.bpe.model, vocab.txt, qwen.tiktoken, "
+        "or vocab.json with merges.txt",
     )
 
 

@@ -10,15 +10,15 @@ from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.vocabularies import EVERY, added_token, around
 
 from .. import sampling
-from ..metadata import Keys, Metadata, string
-from . import chatglm, rebuild_spm, rebuild_wordpiece
+from ..metadata import Keys, Metadata, ValueType, string
+from . import chatglm, rebuild_spm, rebuild_unigram, rebuild_wordpiece, unigram
 from .ends import INTEGERS, default_ends, stored_ends
 from .pretokenizers import BY_NAME, DEFAULT, PRE_TOKENIZERS, SPLITTERS, PreTokenizer
 from .special import ID_KEYS
 from .spm import ALWAYS, FIRST
 from .surroundings import stored_flags
 from .templates import TEMPLATE, clean_name
-from .vocabulary import TokenType, padding_token
+from .vocabulary import UNIGRAM, TokenType, padding_token
 
 __all__ = ["from_gguf", "special_ids"]
 
@@ -26,6 +26,7 @@ _KINDS = {
     "gpt2": "gpt2 (byte-level BPE)",
     "llama": "llama (SentencePiece BPE)",
     "bert": "bert (WordPiece)",
+    UNIGRAM: "t5 (SentencePiece unigram)",
 }
 _F32_MAX = 3.4028234e38
 
@@ -76,8 +77,8 @@ def from_gguf(
     CheckpointError
         If the metadata is incomplete or contradicts itself.
     UnsupportedModelError
-        If the tokenizer is of another kind than byte-level BPE, SentencePiece BPE or WordPiece, or splits text in a way
-        that tokenizer.json cannot express.
+        If the tokenizer is of another kind than byte-level BPE, SentencePiece BPE or unigram, or WordPiece, or splits
+        text in a way that tokenizer.json cannot express.
     """
     file = source or "GGUF metadata"
     model = _text(metadata, "tokenizer.ggml.model", file)
@@ -91,9 +92,11 @@ def from_gguf(
         tokens = [chatglm.spelled(text, gguf=False) for text in tokens]
     types = _numbers(metadata, "tokenizer.ggml.token_type", len(tokens), int(TokenType.NORMAL), file)
     row = _row(metadata, pre, file) if model == "gpt2" else None
-    roles = _roles(metadata, len(tokens))
-    add_bos = _flag(metadata, "add_bos_token", row.add_bos if row else True, file) and "bos" in roles
-    add_eos = _flag(metadata, "add_eos_token", False, file) and "eos" in roles
+    roles, ugm = _roles(metadata, len(tokens)), model == UNIGRAM
+    if ugm:
+        roles = rebuild_unigram.usual_roles(roles, len(tokens))
+    add_bos = _flag(metadata, "add_bos_token", row.add_bos if row else not ugm, file) and "bos" in roles
+    add_eos = _flag(metadata, "add_eos_token", ugm, file) and "eos" in roles
     # Older converters gave padding the type of an unknown token.
     padding = (TokenType.UNUSED, TokenType.UNKNOWN)
     kept = {
@@ -114,6 +117,10 @@ def from_gguf(
     if row is not None:
         body = _byte_level(metadata, row, kept, file)
         prefix = _flag(metadata, "add_space_prefix", False, file, default_none=True)
+    elif ugm:
+        prefix = _flag(metadata, "add_space_prefix", False, file)
+        body = _unigram(metadata, tokens, types, roles.get("unk", -1), prefix, file)
+        settings["model_input_names"] = rebuild_unigram.INPUTS
     else:
         scores = _numbers(metadata, "tokenizer.ggml.scores", len(tokens), 0.0, file)
         prefix = _flag(metadata, "add_space_prefix", True, file)
@@ -126,10 +133,12 @@ def from_gguf(
         model_file = rebuild_spm.model_file(tokens, types, scores, kept, roles, prefix=bool(prefix))
         if model_file is not None:
             files["tokenizer.model"] = model_file
-    wrapped = around(
-        [(tokens[roles["bos"]], roles["bos"])] if add_bos else [],
-        [(tokens[roles["eos"]], roles["eos"])] if add_eos else [],
-    )
+    first = [(tokens[roles["bos"]], roles["bos"])] if add_bos else []
+    last = [(tokens[roles["eos"]], roles["eos"])] if add_eos else []
+    wrapped = around(first, last)
+    twice = _flag(metadata, "add_sep_token", bool(row and row.add_sep), file) and add_eos
+    if wrapped and (ugm or twice):
+        wrapped = rebuild_unigram.around_two(first, last, twice=twice)
     body |= {"added_tokens": added, "post_processor": wrapped if wrapped else body.get("post_processor")}
     files["tokenizer.json"] = _json({"version": "1.0", "truncation": None, "padding": None} | body, file)
     named = {f"{role}_token": tokens[index] for role, index in roles.items()}
@@ -162,6 +171,29 @@ def from_gguf(
             name: chatglm.spelled(text.decode(), gguf=False).encode() for name, text in templates.items()
         }
     return files | templates
+
+
+def _unigram(
+    metadata: Metadata, tokens: list[str], types: list[Any], unknown: int, prefix: bool, file: str
+) -> dict[str, Any]:
+    table = metadata.get(unigram.CHARSMAP)
+    charsmap = b""
+    if table is not None:
+        if table.type != ValueType.ARRAY or table.item not in (ValueType.U8, ValueType.I8):
+            raise CheckpointError(file, f"{unigram.CHARSMAP} is not a list of bytes", "a list of bytes")
+        charsmap = bytes(int(each) & 0xFF for each in table.data)
+        unigram.normalizer(charsmap, file)
+    return rebuild_unigram.tokenizer_json(
+        tokens,
+        types,
+        _numbers(metadata, "tokenizer.ggml.scores", len(tokens), 0.0, file),
+        unknown,
+        charsmap=charsmap,
+        removes_spaces=_flag(metadata, "remove_extra_whitespaces", False, file),
+        prefix=prefix,
+        first=metadata.get(rebuild_spm.PREPEND_SCHEME) == string(FIRST),
+        file=file,
+    )
 
 
 def _wordpiece(metadata: Metadata, file: str, max_length: int | None) -> dict[str, bytes]:

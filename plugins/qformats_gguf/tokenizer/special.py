@@ -53,6 +53,7 @@ def special_metadata(
     *,
     add_bos: bool,
     add_sep: bool,
+    as_roberta: bool = False,
 ) -> Metadata:
     """Find the special ids and the ``add_*`` flags.
 
@@ -68,6 +69,8 @@ def special_metadata(
         Whether BOS is put before a text if the folder does not say.
     add_sep : bool
         What the loader assumes for ``add_sep_token``.
+    as_roberta : bool
+        Whether the model's class, and no file, says that RoBERTa's tokens go around a text and between two.
     """
     settings, ids, pre = files.settings(), vocabulary.ids, vocabulary.pre
     roles: dict[str, str | None] = {role: token_text(settings.get(f"{role}_token")) for role in ID_KEYS}
@@ -79,6 +82,8 @@ def special_metadata(
         if isinstance(said, bool):
             flags.setdefault(role, said)
     flags = {"bos": add_bos, "eos": False} | flags
+    if as_roberta:
+        flags |= dict.fromkeys(("bos", "eos", "sep"), True)
     if vocabulary.model == "bert":
         # The loader puts the first role's token before a text; llama.cpp's converter names both so.
         roles["bos"], roles["eos"] = roles["bos"] or roles["cls"], roles["eos"] or roles["sep"]
@@ -165,6 +170,18 @@ def _apply(processor: Mapping[str, Any], roles: dict[str, str | None], flags: di
                 roles[role] = roles["eos"]
             roles["eos"] = last
             flags["eos"] = True
+        if _separated(processor.get("pair"), first, last, (roles["sep"], roles["eos"])):
+            flags["sep"] = True
+
+
+def _separated(pair: Any, first: str | None, last: str | None, separators: tuple[str | None, ...]) -> bool:
+    """Whether a token comes between two texts besides the one that ends a text."""
+    steps = list(pair) if isinstance(pair, list) else []
+    texts = [at for at, step in enumerate(steps) if isinstance(step, Mapping) and "Sequence" in step]
+    if len(texts) != 2 or (first and _special(steps[0]) != first) or (last and _special(steps[-1]) != last):
+        return False
+    between = [_special(step) for step in steps[texts[0] + 1 : texts[1]]]
+    return len(between) == (2 if last else 1) and all(text in separators for text in between)
 
 
 def _first(entry: Any) -> str | None:

@@ -26,6 +26,7 @@ __all__ = [
     "FIRST",
     "NEVER",
     "SPACE",
+    "flat",
     "from_model_file",
     "from_tokenizer_json",
     "space_prefix",
@@ -162,10 +163,10 @@ def space_prefix(tokenizer: Mapping[str, Any]) -> str | None:
     model = tokenizer.get("model")
     if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE" or not model.get("byte_fallback"):
         return None
-    steps = _flat(tokenizer.get("normalizer"), "normalizers")
+    steps = flat(tokenizer.get("normalizer"), "normalizers")
     prepend = steps[:1] == [("Prepend", SPACE)]
     steps = steps[1:] if prepend else steps
-    before = _flat(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    before = flat(tokenizer.get("pre_tokenizer"), "pretokenizers")
     if steps == [("Replace", " ", SPACE)] and (
         not before or before == [("Split", " ", "MergedWithPrevious")]
     ):
@@ -176,19 +177,32 @@ def space_prefix(tokenizer: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _flat(part: Any, key: str) -> list[tuple[Any, ...]]:
+def flat(part: Any, key: str) -> list[tuple[Any, ...]]:
+    """Steps of a section of tokenizer.json, those of sequences one by one: the kind, and what it does.
+
+    Parameters
+    ----------
+    part : mapping or None
+        The section.
+    key : str
+        What a sequence calls its steps.
+    """
     if not isinstance(part, Mapping):
         return [] if part is None else [("unreadable",)]
     kind = part.get("type")
     if kind == "Sequence":
         steps = part.get(key)
-        return [flat for step in (steps if isinstance(steps, list) else [0]) for flat in _flat(step, key)]
+        return [one for step in (steps if isinstance(steps, list) else [0]) for one in flat(step, key)]
     pattern = part.get("pattern")
     literal = pattern.get("String") if isinstance(pattern, Mapping) else None
     if kind == "Prepend":
         return [(kind, part.get("prepend"))]
     if kind == "Replace":
-        return [(kind, literal, part.get("content"))]
+        regex = pattern.get("Regex") if isinstance(pattern, Mapping) else None
+        content = part.get("content")
+        return [(kind, literal, content) if regex is None else (kind, "Regex", regex, content)]
+    if kind == "Strip":
+        return [(kind, bool(part.get("strip_left")), bool(part.get("strip_right")))]
     if kind == "Split" and not part.get("invert"):
         return [(kind, literal, str(part.get("behavior")))]
     if kind == "Metaspace":

@@ -14,7 +14,7 @@ from ..metadata import Metadata, ValueType, array
 from .added import ROLES, token_text
 from .ends import INTEGERS
 from .files import TokenizerFiles
-from .vocabulary import TokenType, Vocabulary
+from .vocabulary import UNIGRAM, TokenType, Vocabulary
 
 __all__ = ["FLAGS", "stored_flags", "surroundings_metadata"]
 
@@ -52,6 +52,9 @@ def surroundings_metadata(files: TokenizerFiles, vocabulary: Vocabulary) -> Meta
         if not ids:
             continue
         values[_key(flag)] = array(ValueType.I32, ids)
+        if vocabulary.model == UNIGRAM and flag != "single_word":
+            # Spaces at both ends of what is between such tokens are dropped on both sides.
+            continue
         named = ", ".join(f"{vocabulary.tokens[index]!r} ({index})" for index in ids[:_SHOWN])
         more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
         warnings.warn(

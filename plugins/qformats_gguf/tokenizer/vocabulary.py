@@ -14,6 +14,7 @@ from ..metadata import Metadata, ValueType, array, string
 from .files import MAX_TOKENS
 
 __all__ = [
+    "UNIGRAM",
     "TokenType",
     "Vocabulary",
     "padded_size",
@@ -23,6 +24,8 @@ __all__ = [
     "with_rows",
 ]
 
+UNIGRAM = "t5"
+"""``tokenizer.ggml.model`` of SentencePiece's unigram models."""
 PAD_SCORE = -10000.0
 _SHOWN = 5
 T = TypeVar("T", bound=tuple[Any, ...])
@@ -130,7 +133,7 @@ class Vocabulary:
     Attributes
     ----------
     model : str
-        ``gpt2`` (byte-level BPE) or ``llama`` (SentencePiece BPE).
+        ``gpt2`` (byte-level BPE), ``llama`` (SentencePiece BPE), `UNIGRAM` or ``bert`` (WordPiece).
     pre : str
         Name of the pre-tokenizer.
     tokens, types : list

@@ -84,7 +84,7 @@ def content(path: Path, *, vocabulary: bool = False) -> dict:
     reader = GGUFReader(path)
     left = ("GGUF.",) if vocabulary else ("GGUF.", "tokenizer.")
     metadata = {
-        field.name: [[kind.name for kind in field.types], field.contents()]
+        field.name: [[kind.name for kind in field.types], portable.short(field.contents())]
         for field in reader.fields.values()
         if not field.name.startswith(left)
     }
