@@ -52,9 +52,16 @@ def interleave(values: Tensor) -> Tensor:
     """
     import torch
 
-    if values.numel() and (int(values.min()) < 0 or int(values.max()) > _TOP):
+    signed = values.dtype != torch.uint8
+    if values.numel() and ((signed and int(values.min()) < 0) or int(values.max()) > _TOP):
         raise ConfigError("codes", f"[{int(values.min())}, {int(values.max())}]", f"[0, {_TOP}]")
     outputs, columns = values.shape
+    if values.device.type == "cpu":
+        from qformats_awq import kernels
+
+        words = torch.empty((columns, outputs // IN_A_WORD), dtype=torch.int32)
+        kernels.join(values.to(torch.uint8).contiguous().numpy(), words.numpy())
+        return words
     parts = values.to(torch.uint8).reshape(outputs // IN_A_WORD, IN_A_WORD, columns)
     words = torch.zeros((outputs // IN_A_WORD, columns), dtype=torch.int32, device=values.device)
     # Joined along the outputs first: an eighth of the numbers is left to be transposed.
@@ -67,6 +74,12 @@ def separate(packed: Tensor) -> Tensor:
     """Codes or zero points of words of gemm, the inverse of :func:`interleave`: uint8, ``(N, C)`` of ``(C, N / 8)``."""
     import torch
 
+    if packed.device.type == "cpu":
+        from qformats_awq import kernels
+
+        codes = torch.empty((IN_A_WORD * packed.shape[1], packed.shape[0]), dtype=torch.uint8)
+        kernels.split(packed.contiguous().numpy(), codes.numpy())
+        return codes
     words = packed.t().clone(memory_format=torch.contiguous_format)
     columns = words.shape[1]
     stored = words.view(torch.uint8).view(words.shape[0], columns, 4)

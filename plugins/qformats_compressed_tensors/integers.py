@@ -363,8 +363,9 @@ def _stream(codes: Tensor, bits: int) -> Tensor:
     import torch
 
     stream = pack_bits(codes, bits)
-    padded = torch.nn.functional.pad(stream, (0, -stream.shape[1] % 4))
-    return padded.contiguous().view(torch.int32)
+    if stream.shape[1] % 4:
+        stream = torch.nn.functional.pad(stream, (0, -stream.shape[1] % 4))
+    return stream.contiguous().view(torch.int32)
 
 
 def _codes(words: Tensor, bits: int, count: int) -> Tensor:

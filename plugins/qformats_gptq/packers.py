@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["FAMILY", "GPTQPacker", "Reading"]
 
 FAMILY = "gptq"
-_SAMPLE = 1 << 22
+_SAMPLE = 1 << 20
 """Weights that are looked at to tell how asymmetric zero points are stored: enough for a mean of 8-bit codes."""
 _SQNR_DB = {
     (2, True): 5.0,
@@ -200,7 +200,8 @@ class GPTQPacker(Packer):
         codes = self._codes(fields["qweight"][:, :outputs].contiguous()).float()
         words = fields["qzeros"][:, : outputs * self.bits // 32]
         stored = unpack_zeros(words, self.bits, "gptq_v2").float()
-        mean = float((codes - stored[fields["g_idx"].long()].t()).mean())
+        columns = fields["g_idx"].long().bincount(minlength=len(stored)).float()
+        mean = float(codes.mean()) - float(stored.mean(1) @ columns) / len(fields["g_idx"])
         return "gptq" if mean > 0.5 else "gptq_v2"
 
     # Shapes.

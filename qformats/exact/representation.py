@@ -91,13 +91,39 @@ def represent(quantized: QuantizedTensor, grid: Grid) -> QuantizedTensor:
     """
     if not isinstance(grid, AffineGrid | TableGrid):
         raise NotExactError("only its own plugin knows what its grid can represent")
-    found = _representation(quantized, grid)
+    found = _as_it_is(quantized, grid) or _representation(quantized, grid)
     if not grid.independent:
         try:
             grid.validate(found)
         except ConfigError as error:
             raise NotExactError(str(error).rstrip(".")) from error
     return found
+
+
+def _as_it_is(quantized: QuantizedTensor, grid: AffineGrid | TableGrid) -> QuantizedTensor | None:
+    """The tensor with its own codes and parameters, if a look at their ranges shows that these are the grid's."""
+    import torch
+
+    codes, scale = quantized.codes, quantized.scale
+    alike = isinstance(grid, AffineGrid) and grid.kind != "minimum" and not grid.flat and codes.numel() > 0
+    plain = quantized.codebook is None and quantized.minimum is None and quantized.g_idx is None
+    if not (alike and plain) or codes.dtype != torch.uint8 or quantized.block_size != grid.block_of(codes):
+        return None
+    assert isinstance(grid, AffineGrid)
+    rows, columns = quantized.shape
+    zero, whole = torch.as_tensor(quantized.zero_point), (rows, columns // quantized.block_size[1])
+    if tuple(scale.shape) != whole or (zero.ndim and zero.shape != scale.shape) or zero.is_floating_point():
+        return None
+    top, dtype = grid.levels - 1, torch_dtype(grid.scale_dtype)
+    known = int(zero.min()) >= 0 and int(zero.max()) <= top and int(codes.max()) <= top
+    centred = grid.kind != "symmetric" or bool((zero == grid.center).all())
+    stored = scale.to(dtype)
+    # Levels reach `top` at most, so that no value can be beyond float32.
+    finite = bool((scale.float().abs() * top).isfinite().all())
+    if not (known and centred and finite and bool((stored == scale).all())):
+        return None
+    own = grid.center if grid.kind == "symmetric" else zero.to(torch.int32).expand(whole)
+    return QuantizedTensor(codes, stored, quantized.block_size, zero_point=own)
 
 
 def _representation(quantized: QuantizedTensor, grid: AffineGrid | TableGrid) -> QuantizedTensor:
