@@ -10,27 +10,31 @@ Source: transformers:integrations/mxfp4.py, llama.cpp:conversion/gpt_oss.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qformats import Checkpoint, Loader, PackedTensor, StoredTensor
+from qformats import Checkpoint, Loader, PackedTensor, Packer, StoredTensor
 from qformats.errors import CheckpointError
-from qformats.folder import FolderCheckpoint, Share, read_json, shares
+from qformats.folder import FolderCheckpoint, HuggingFaceFolder, Share, lay_out_folder, read_json, shares
+from qformats.interfaces import Assignment, Draft, Layout, size
 from qformats_gguf.family import GGUF
+from qformats_gguf.mxfp4_stacks import BLOCKS, SCALES, stacks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Mxfp4Folder"]
 
-_BLOCKS, _SCALES = "_blocks", "_scales"
+_BLOCKS, _SCALES = BLOCKS, SCALES
 _BLOCK, _BYTES = 32, 16
+_PLAIN = ("model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head")
+"""Modules that are not in MXFP4, as the published models name them."""
 
 
 class Mxfp4Folder(Loader):
-    """Reads folders of models whose experts are in MXFP4; written are other formats."""
+    """Reads folders of models whose experts are in MXFP4, and writes them: experts as they are, the rest plain."""
 
     name = "mxfp4"
     summary = "folder with experts in MXFP4, as gpt-oss is published"
@@ -49,6 +53,39 @@ class Mxfp4Folder(Loader):
     def open(self, path: Path, options: Mapping[str, str]) -> Checkpoint:
         """Open a folder, from headers alone."""
         return _Mxfp4Checkpoint(path)
+
+    def accepts(self, packer: Packer) -> bool:
+        """Plain numbers, beside which experts stay in MXFP4."""
+        return packer.dense_dtype in ("bf16", "f16", "f32")
+
+    def draft(self, source: Checkpoint, options: Mapping[str, str]) -> list[Draft]:
+        """As in a plain folder."""
+        return HuggingFaceFolder().draft(source, options)
+
+    def joined(self, assignments: Sequence[Assignment], source: Checkpoint) -> list[Assignment]:
+        """Experts in two stacks of bytes for each of the model's, everything else as in a plain folder.
+
+        Raises
+        ------
+        ConfigError
+            If experts are in another format, or the model has none that are stacked as those of gpt-oss.
+        """
+        return stacks(assignments, source)
+
+    def lay_out(
+        self,
+        source: Checkpoint,
+        assignments: Sequence[Assignment],
+        default: Packer,
+        target: Path,
+        options: Mapping[str, str],
+    ) -> Layout:
+        """A plain folder whose configuration says ``mxfp4``."""
+        left = ("quantization_config", "torch_dtype", "dtype")
+        config = {key: value for key, value in source.config.items() if key not in left}
+        config["dtype"] = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}[str(default.dense_dtype)]
+        config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": list(_PLAIN)}
+        return lay_out_folder(source, assignments, default, size({}, "max-shard-size", "5GB"), config=config)
 
 
 class _Mxfp4Checkpoint(FolderCheckpoint):

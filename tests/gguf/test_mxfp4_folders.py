@@ -14,7 +14,7 @@ from oracles.llama_cpp import LlamaCpp
 from safetensors.torch import load_file, save_file
 
 import qformats
-from qformats.errors import CheckpointError
+from qformats.errors import CheckpointError, ConfigError
 from qformats.runtime.experts import QuantExperts
 from qformats.runtime.linear import QuantLinear
 
@@ -157,3 +157,49 @@ def test_other_folders_hold_the_same_codes(folder, tmp_path):
         assert torch.equal(tensor.dequantize(), other.tensors[name].dequantize()), name
     model = qformats.load_model(tmp_path / "ct", device="cpu")
     assert np.abs(hf.log_probs(model, IDS) - hf.log_probs(folder.parent / "plain", IDS)).max() < 1e-4
+
+
+def test_a_file_becomes_the_folder_again(folder, tmp_path):
+    """The same bytes, zeros with a sign too; Transformers reads the same experts, and llama.cpp the same file."""
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    stored = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.experts.down_proj_blocks"
+    stored[name][1, 2, 0, :4] = 0x88
+    source = tmp_path / "signed"
+    source.mkdir()
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            (source / file.name).write_bytes(file.read_bytes())
+    save_file(stored, source / "model.safetensors", metadata={"format": "pt"})
+    qformats.export(source, tmp_path / "m.gguf", format="gguf:mxfp4_moe")
+    for before, target in ((tmp_path / "m.gguf", "back"), (source, "copy")):
+        report = qformats.export(
+            before, tmp_path / target, format="dense:bf16", container="mxfp4", require_exact=before == source
+        )
+        assert {tensor.exact for tensor in report.tensors if tensor.name.endswith("_blocks")} == {"always"}
+        written = load_file(tmp_path / target / "model.safetensors")
+        experts = [key for key in stored if key.endswith(("_blocks", "_scales"))]
+        assert len(experts) == 4 * 4
+        assert {key for key in written if "experts" in key} == {key for key in stored if "experts" in key}
+        assert all(torch.equal(written[key], stored[key]) for key in experts)
+        assert all(written[key].equal(stored[key]) for key in stored if key.endswith("_bias"))
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "mxfp4"
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", output_loading_info=True)
+    assert not any(info.values())
+    loaded = dict(model.named_parameters())
+    for key in (key.removesuffix("_blocks") for key in experts if key.endswith("_blocks")):
+        blocks, scales = stored[f"{key}_blocks"], stored[f"{key}_scales"]
+        expected = convert_moe_packed_tensors(blocks, scales, dtype=loaded[key].dtype)
+        assert torch.equal(loaded[key], expected), key
+
+
+def test_only_experts_that_are_in_mxfp4_are_written_so(folder, tmp_path):
+    plain = folder.parent / "plain"
+    with pytest.raises(ConfigError, match=r"experts in gguf:mxfp4, for mxfp4.*Make a file first"):
+        qformats.export(plain, tmp_path / "no", format="dense:bf16", container="mxfp4")
+    with pytest.raises(ConfigError, match="a model of type 'llama' without such experts"):
+        qformats.export("demo", tmp_path / "no", format="dense:bf16", container="mxfp4")
+    assert not (tmp_path / "no").exists()
