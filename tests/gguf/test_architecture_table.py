@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from models.architectures import CASES, MULTIMODAL, SCALINGS, TRAPS, WIDE, build, build_multimodal, build_wide
+from models.text import PROMPTS
 from oracles import hf
 from oracles.llama_cpp import LlamaCpp
 from safetensors.torch import load_file
@@ -70,6 +71,14 @@ def test_llama_cpp_computes_the_numbers_of_transformers(model: tuple[str, Path, 
         tolerance = LOG_PROB_GELU_TABLE if name.startswith(GELU) else LOG_PROB
         tolerance = LOG_PROB_LINEAR if name.startswith(LINEAR) else tolerance
         assert np.abs(ours - theirs).max() < tolerance
+        # What llama.cpp writes is what Transformers would write, and it reads the same tokens.
+        written = gguf.greedy(ids.tolist(), 8)
+        expected = hf.log_probs(reference, [*ids.tolist(), *written])[POSITIONS - 1 : -1]
+        chosen = expected[np.arange(len(written)), written]
+        assert (expected.max(-1) - chosen).max() < 2 * tolerance
+        tokenizer = hf.tokenizer_json(folder)
+        for text in PROMPTS[:6]:
+            assert gguf.tokenize(text) == tokenizer.encode(text).ids
 
 
 @pytest.mark.parametrize("scaled", SCALINGS)
@@ -145,6 +154,8 @@ def test_quantized_weights_run_as_their_values(model: tuple[str, Path, Path], tm
     assert (np.median(divergences) if name.startswith(REMEMBERING) else divergences.mean()) < 2e-2
     packed = qformats.load_model(file, device="cpu", dtype="f32")
     assert {weight.format for weight in packed.qformats_report.weights} == {"gguf:q8_0"}
+    plain = qformats.load_model(folder, device="cpu")
+    assert np.abs(hf.log_probs(plain, ids) - hf.log_probs(folder, ids)).max() < 1e-5
     assert np.abs(hf.log_probs(packed, ids) - theirs).max() < LOG_PROB
     start = {"inputs": torch.tensor([ids]), "max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
     written, expected = (each.generate(**start)[0].tolist() for each in (packed, reference))

@@ -171,6 +171,29 @@ def test_unknown_definitions_are_refused_and_a_name_overrides(definition):
     assert to_gguf(as_files(byte_level(definition)), {}, pre="tekken")["tokenizer.ggml.pre"].data == "tekken"
 
 
+@pytest.mark.parametrize(
+    ("definition", "name"),
+    [
+        (sequence(split(QWEN2, "MergedWithNext"), byte_step()), "qwen2"),
+        (sequence(split(QWEN2 + r"|\p{M}+"), byte_step()), "qwen2"),
+        (sequence(split(WORDS + r"\p{N}{1,4}" + TAIL), byte_step()), "cl100k"),
+        (sequence(split(GPT2.replace("'ll|", "")), byte_step()), "gpt-2"),
+    ],
+)
+def test_what_an_unknown_definition_looks_like_is_told(definition, name):
+    named = next(row.name for row in PRE_TOKENIZERS if row.splitter == name)
+    with pytest.raises(
+        UnsupportedModelError, match=f"written most like that of {named}, but is not the same"
+    ):
+        to_gguf(as_files(byte_level(definition)), {})
+
+
+def test_what_looks_like_nothing_known_names_nothing():
+    with pytest.raises(UnsupportedModelError) as caught:
+        to_gguf(as_files(byte_level(sequence(split("x"), {"type": "UnicodeScripts"}, byte_step()))), {})
+    assert "most like" not in str(caught.value)
+
+
 def test_only_names_of_the_loader_are_written():
     with pytest.raises(ConfigError, match=r"found 'gpt2'; expected one of .*llama-bpe"):
         to_gguf(folder(DEMO), {}, pre="gpt2")

@@ -14,7 +14,7 @@ from .added import added_tokens, looks_special
 from .backend import ids_of_text
 from .files import TokenizerFiles
 from .hashes import name_of_ids
-from .recognize import checked_name, choose, splitter_of
+from .recognize import checked_name, choose, nearest, splitter_of
 from .unlisted import with_unlisted
 from .vocabulary import TokenType, Vocabulary, padded_size, padding_token, with_rows
 
@@ -73,6 +73,7 @@ def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: s
             prefer=_PREFERRED.get(str(config.get("model_type")), ()),
             hashed=lambda: name_of_ids(ids_of_text(files)),
             merges_reach_all=_reach_check(vocabulary, merges),
+            alike=lambda: nearest(tokenizer),
             source=files.source,
         )
     return _build(files, files.path(name), vocabulary, merges, config, checked_name(pre))

@@ -8,6 +8,7 @@ English contractions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from difflib import SequenceMatcher
 from functools import cache
 from typing import Any
 
@@ -15,9 +16,11 @@ from qformats.errors import ConfigError, Described, UnsupportedModelError
 
 from .pretokenizers import ACCEPTED, BY_NAME, PRE_TOKENIZERS, SPLITTERS
 
-__all__ = ["checked_name", "choose", "splitter_of"]
+__all__ = ["checked_name", "choose", "nearest", "splitter_of"]
 
 _Step = tuple[Any, ...]
+_ALIKE = 0.6
+"""Share of equal characters from which a definition is worth naming."""
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPELLINGS = (
@@ -122,6 +125,33 @@ def splitter_of(tokenizer: Mapping[str, Any]) -> str | None:
     return _known().get(tuple(_steps(tokenizer.get("pre_tokenizer"))))
 
 
+def nearest(tokenizer: Mapping[str, Any]) -> str | None:
+    """Find the name whose definition is written most like the one in a tokenizer.json.
+
+    Parameters
+    ----------
+    tokenizer : mapping
+        The parsed file.
+
+    Returns
+    -------
+    str or None
+        The plain name of that definition, a hint for people only: what looks alike may split text otherwise. None if
+        nothing is alike.
+    """
+
+    def written(steps: Iterable[_Step]) -> str:
+        return " ".join(str(part) for step in steps for part in step)
+
+    given = written(_steps(tokenizer.get("pre_tokenizer")))
+    alike = {
+        key: SequenceMatcher(None, given, written(steps), autojunk=False).ratio()
+        for steps, key in _known().items()
+    }
+    best = max(alike, key=alike.__getitem__)
+    return next(row.name for row in PRE_TOKENIZERS if row.splitter == best) if alike[best] > _ALIKE else None
+
+
 def checked_name(pre: str) -> str:
     """Return `pre` if llama.cpp's loader accepts it.
 
@@ -142,6 +172,7 @@ def choose(
     prefer: Iterable[str],
     hashed: Callable[[], str | None],
     merges_reach_all: Callable[[], bool],
+    alike: Callable[[], str | None],
     source: str,
 ) -> str:
     """Choose the name for a definition, by what else the loader concludes from the name.
@@ -159,6 +190,8 @@ def choose(
     merges_reach_all : callable
         Whether merging alone produces every token, so that `ignore_merges` changes nothing. Called only when
         no name of the splitter agrees with `ignore_merges`.
+    alike : callable
+        Name to tell where the definition is unknown. Called only then.
     source : str
         The model, for messages.
 
@@ -171,12 +204,12 @@ def choose(
         name = hashed()
         if name is not None:
             return name
-        raise UnsupportedModelError(
-            f"{source}: pre-tokenizer",
-            Described("an unknown definition in tokenizer.json"),
-            (row.name for row in PRE_TOKENIZERS if row.splitter),
-            "if llama.cpp has a name for it, pass that with --pre NAME",
-        )
+        known = [row.name for row in PRE_TOKENIZERS if row.splitter]
+        hint = "if llama.cpp has a name for it, pass that with --pre NAME"
+        if (like := alike()) is not None:
+            hint = f"it is written most like that of {like}, but is not the same; {hint}"
+        found = Described("an unknown definition in tokenizer.json")
+        raise UnsupportedModelError(f"{source}: pre-tokenizer", found, known, hint)
     group = [row for row in PRE_TOKENIZERS if row.splitter == splitter]
     agreeing = [row for row in group if row.ignore_merges == ignore_merges]
     if not agreeing:
