@@ -12,7 +12,7 @@ from qformats.errors import ConfigError, Described
 from qformats.interfaces import Values
 from qformats_gptq.zeros import VERSIONS
 
-__all__ = ["BITS", "Declared", "declared", "written"]
+__all__ = ["BITS", "Declared", "declared", "overridden", "overrides", "written"]
 
 _BLOCK = re.compile(r"^.*?\.\d+\.")
 """What the name of a module in a block begins with."""
@@ -153,6 +153,55 @@ def _number(config: Mapping[str, Any], *keys: str) -> int | None:
             return int(value)
         return Values(config).integer(key)
     return None
+
+
+Kept = tuple[int, int | None, bool | None]
+"""Width, columns of a group, and whether zero points are all the middle code."""
+
+
+def overrides(config: Mapping[str, Any]) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """Modules with a width or groups of their own: GPTQModel's ``dynamic``, and AutoRound's ``extra_config``.
+
+    Raises
+    ------
+    ConfigError
+        If a pattern is not a regular expression, or an entry is not an object.
+    """
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for key in ("dynamic", "extra_config"):
+        entries = config.get(key) or {}
+        if not isinstance(entries, Mapping):
+            raise ConfigError(key, entries, "an object, with a name or pattern for each entry")
+        for name, own in entries.items():
+            if str(name).startswith("-:"):
+                continue
+            pattern = str(name).removeprefix("+:")
+            if not isinstance(own, Mapping):
+                raise ConfigError(f"{key}.{name}", own, 'an object such as {"bits": 8}')
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(key, name, f"names or regular expressions ({error})") from error
+            found.append((pattern, own))
+    return tuple(found)
+
+
+def overridden(entries: Sequence[tuple[str, Mapping[str, Any]]], module: str, usual: Kept) -> Kept:
+    """What is declared of one module: of the entry with its name, or else the first whose pattern matches."""
+    exact = [own for pattern, own in entries if pattern == module]
+    found = exact or [own for pattern, own in entries if re.match(pattern, module)]
+    if not found:
+        return usual
+    own, (bits, group, symmetric) = found[0], usual
+    wide, size, sym = _number(own, "bits"), _number(own, "group_size"), own.get("sym")
+    if wide is not None and wide not in BITS:
+        # Left plain, as AutoRound says with 16 bits; the tensors tell.
+        wide = None
+    return (
+        bits if wide is None else wide,
+        group if size is None else max(size, 0),
+        sym if isinstance(sym, bool) else symmetric,
+    )
 
 
 def written(own: Declared, dense_modules: Sequence[str], packed_modules: Sequence[str]) -> dict[str, Any]:

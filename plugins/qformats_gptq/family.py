@@ -11,8 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 from qformats import Family, Packer
+from qformats.errors import ConfigError, Described
 from qformats.interfaces import ModuleFields, Scheme
-from qformats_gptq.config import Declared, declared, written
+from qformats_gptq.config import Declared, declared, overridden, overrides, written
 from qformats_gptq.elsewhere import KNOWN, SIMILAR
 from qformats_gptq.modules import Found, declaration, examine
 from qformats_gptq.packers import FAMILY, GPTQPacker, Reading
@@ -74,7 +75,11 @@ class GPTQFamily(Family):
             found.bits or 4, found.group_size or 0, found.actorder, found.symmetric is not False
         )
         packer.reading = Reading(
-            found.version, group_size=found.group_size, symmetric=found.symmetric, inorder=found.inorder
+            found.version,
+            group_size=found.group_size,
+            symmetric=found.symmetric,
+            inorder=found.inorder,
+            overrides=overrides(quantization_config),
         )
         zeros = quantization_config.get("zeros")
         # No program writes such an entry: it is for users who know.
@@ -96,6 +101,41 @@ class GPTQFamily(Family):
         assert isinstance(packer, GPTQPacker)
         found = Declared(packer.bits, packer.group_size, packer.symmetric, packer.actorder, packer.version)
         return written(found, dense_modules, packed_modules)
+
+    def to_mixed_config(
+        self, packer: Packer, packed: Mapping[str, Packer], *, dense_modules: Sequence[str], dtype: str
+    ) -> dict[str, Any]:
+        """The same, with an entry of ``dynamic`` for each module that is in another format.
+
+        Raises
+        ------
+        ConfigError
+            If some have zero points and others do not: folders say once how all of them are stored.
+        """
+        assert isinstance(packer, GPTQPacker)
+        config = self.to_config(packer, dense_modules=dense_modules, packed_modules=list(packed), dtype=dtype)
+        others = {}
+        for name, own in packed.items():
+            assert isinstance(own, GPTQPacker)
+            if own.version != packer.version:
+                found = Described(f"{own.name} for {name} beside {packer.name}")
+                expected = "zero points of one kind: GPTQ folders say once how they are stored"
+                raise ConfigError("type", found, expected, "make all of them -asym, or none")
+            if own.name != packer.name:
+                others[f"+:^{re.escape(name)}$"] = {
+                    "bits": own.bits,
+                    "group_size": own.group_size or -1,
+                    "sym": own.symmetric,
+                    "desc_act": own.actorder,
+                }
+        return config | {"dynamic": others | config.get("dynamic", {})}
+
+    def refusal(self, program: str, packed: Mapping[str, Packer]) -> str:
+        """Also several formats in a folder, which Transformers' configuration has no words for."""
+        names = {own.name for own in packed.values()}
+        if program == "transformers" and len(names) > 1:
+            return "it takes one width and group for all modules of a GPTQ folder"
+        return super().refusal(program, packed)
 
     def limits(self, packed_modules: Sequence[str]) -> str:
         """Embeddings, which only qformats loads, and the head, which not all programs do."""
@@ -134,7 +174,10 @@ class GPTQFamily(Family):
         known = reading.version is not None
         size = reading.group_size if known else packer.group_size
         symmetric = reading.symmetric if known else packer.symmetric
-        found = examine(module, packer.bits, size, symmetric, reading.version)
+        bits = packer.bits
+        if reading.overrides:
+            bits, size, symmetric = overridden(reading.overrides, module.name, (bits, size, symmetric))
+        found = examine(module, bits, size, symmetric, reading.version)
         if found is None:
             return None
         _tell_order(module.name, found, reading.inorder)

@@ -55,6 +55,8 @@ class Reading:
         Whether zero points are declared to be all the same.
     inorder : bool
         Whether columns are declared to follow each other.
+    overrides : tuple of (str, mapping)
+        Modules that are declared to have other widths or groups, by name or pattern.
     """
 
     version: str | None = None
@@ -63,6 +65,7 @@ class Reading:
     group_size: int | None = None
     symmetric: bool | None = None
     inorder: bool = False
+    overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
 
 
 class GPTQPacker(Packer):

@@ -78,7 +78,13 @@ def with_steps(config: Mapping[str, Any], steps: Sequence[Step]) -> dict[str, An
     """Algorithms that quantize activations, where the folder has numbers for them."""
     written = dict(config)
     inputs = next((one for one in steps if one.role == "input"), None)
-    if inputs is not None:
+    if "quantized_layers" in config:
+        fours = {one.module for one in steps if one.role == "input" and one.numbers == "nvfp4"}
+        written["quantized_layers"] = {
+            name: {**own, "quant_algo": "NVFP4"} if name in fours else own
+            for name, own in config["quantized_layers"].items()
+        }
+    elif inputs is not None:
         groups = {name: dict(group) for name, group in config["config_groups"].items()}
         for group in groups.values():
             # The same kind of numbers as the weights'.

@@ -92,6 +92,20 @@ class ModelOpt(Family):
             "quant_method": "modelopt",
         }
 
+    def to_mixed_config(
+        self, packer: Packer, packed: Mapping[str, Packer], *, dense_modules: Sequence[str], dtype: str
+    ) -> dict[str, Any]:
+        """The same, with an algorithm for each module."""
+        config = self.to_config(packer, dense_modules=dense_modules, dtype=dtype)
+        del config["config_groups"]
+        layers = {}
+        for name, own in packed.items():
+            usual = self.to_config(own)
+            layers[name] = {"quant_algo": usual["quant_algo"]}
+            if isinstance(own, NvidiaPacker):
+                layers[name]["group_size"] = own.spec.block_size
+        return config | {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+
     def extra_files(self, packer: Packer, quantization_config: Mapping[str, Any]) -> dict[str, bytes]:
         """The same in ``hf_quant_config.json``, which TensorRT-LLM reads."""
         quantization = {
@@ -99,7 +113,9 @@ class ModelOpt(Family):
             "kv_cache_quant_algo": "FP8" if quantization_config.get("kv_cache_scheme") else None,
             "exclude_modules": quantization_config["ignore"],
         }
-        if isinstance(packer, NvidiaPacker):
+        if "quantized_layers" in quantization_config:
+            quantization["quantized_layers"] = quantization_config["quantized_layers"]
+        elif isinstance(packer, NvidiaPacker):
             quantization["group_size"] = packer.spec.block_size
         content = {"producer": quantization_config["producer"], "quantization": quantization}
         return {"hf_quant_config.json": (json.dumps(content, indent=4) + "\n").encode()}

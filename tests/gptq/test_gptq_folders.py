@@ -272,6 +272,56 @@ def test_modules_of_different_formats(llama, tmp_path):
     assert torch.equal(model.read(f"{DOWN}.weight"), qformats.open(tmp_path / "b").read(f"{DOWN}.weight"))
 
 
+def test_several_formats_are_written_and_read_again(llama, tmp_path):
+    """In the words of GPTQModel, patterns that match one module each; the copy says the same."""
+    up = DOWN.replace("down", "up")
+    types = {"down_proj": "8bit-64g", "layers.1.mlp.up_proj": "3bit-32g", "v_proj": "dense:f16"}
+    target = tmp_path / "out"
+    qformats.export(llama, target, format="gptq:4bit-32g", quantizer="rtn", tensor_types=types)
+    config = json.loads((target / "config.json").read_text())["quantization_config"]
+    for name, bits, group in ((DOWN, 8, 64), (up, 3, 32)):
+        (own,) = [
+            value for key, value in config["dynamic"].items() if key[:2] == "+:" and re.match(key[2:], name)
+        ]
+        assert own == {"bits": bits, "group_size": group, "sym": True, "desc_act": False}
+    assert sum(key.startswith("-:") for key in config["dynamic"]) == 2
+    assert (config["bits"], config["group_size"]) == (4, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = qformats.open(target)
+    assert model.tensors[f"{DOWN}.weight"].format == "gptq:8bit-64g"
+    assert model.tensors[f"{up}.weight"].format == "gptq:3bit-32g"
+    assert model.tensors[f"{up.replace('1', '0')}.weight"].format == "gptq:4bit-32g"
+    plain = load_file(llama / "model.safetensors")[f"{up}.weight"]
+    expected = qformats.packer("gptq:3bit-32g").encode_reference(plain).dequantize()
+    assert torch.equal(model.read(f"{up}.weight"), expected)
+    # Without g_idx, which tells how wide a code is, the entries do.
+    stored = {n: t for n, t in load_file(target / "model.safetensors").items() if not n.endswith("g_idx")}
+    save_file(stored, target / "model.safetensors")
+    bare = qformats.open(target).tensors
+    assert {name: tensor.format for name, tensor in bare.items()} == {
+        n: t.format for n, t in model.tensors.items()
+    }
+    with pytest.raises(ConfigError, match="zero points of one kind"):
+        qformats.export(
+            llama,
+            tmp_path / "no",
+            format="gptq:4bit-32g",
+            quantizer="rtn",
+            tensor_types={"down_proj": "8bit-64g-asym"},
+        )
+    with pytest.raises(ConfigError, match="one width and group for all modules"):
+        qformats.export(
+            llama,
+            tmp_path / "no",
+            format="gptq:4bit-32g",
+            quantizer="rtn",
+            tensor_types={"down_proj": "8bit-64g"},
+            program="transformers",
+        )
+    assert not (tmp_path / "no").exists()
+
+
 @pytest.mark.parametrize(
     ("field", "damage", "message"),
     [

@@ -171,6 +171,21 @@ def test_other_scales_of_fp8_are_read(scale, format, llama, tmp_path):
     assert same(folder, tmp_path / "ct")
 
 
+def test_several_algorithms_are_written_and_read_again(llama, tmp_path):
+    qformats.export(llama, tmp_path / "out", format="modelopt:nvfp4", tensor_types={"down_proj": "fp8"})
+    declared = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert declared["quant_algo"] == "MIXED_PRECISION"
+    assert declared["quantized_layers"]["model.layers.1.mlp.down_proj"] == {"quant_algo": "FP8"}
+    assert declared["quantized_layers"][UP] == {"quant_algo": "W4A16_NVFP4", "group_size": 16}
+    beside = json.loads((tmp_path / "out" / "hf_quant_config.json").read_text())["quantization"]
+    assert beside["quantized_layers"] == declared["quantized_layers"]
+    model = qformats.open(tmp_path / "out")
+    assert model.tensors["model.layers.1.mlp.down_proj.weight"].format == "modelopt:fp8"
+    assert model.tensors[f"{UP}.weight"].format == "modelopt:nvfp4"
+    qformats.export(tmp_path / "out", tmp_path / "dense", format="dense:f32", require_exact=True)
+    assert same(tmp_path / "out", tmp_path / "dense")
+
+
 def test_experts_in_a_stack_keep_their_factors(tmp_path):
     """Each matrix has its own, also in one tensor of a file, and each is quantized by itself there."""
     model = architectures.build("mixtral", tmp_path / "model", "float16", intermediate_size=128)
