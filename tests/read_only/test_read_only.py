@@ -120,7 +120,20 @@ def test_what_is_not_read_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("method", "told"), [("eetq", "CUTLASS"), ("aqlm", "package aqlm"), ("exl3", "TabbyAPI")]
+    ("method", "told"),
+    [
+        ("eetq", "CUTLASS.*package eetq"),
+        ("aqlm", "package aqlm"),
+        ("vptq", "package vptq"),
+        ("spqr", "package spqr_quant"),
+        ("exl2", "exllamav2 and TabbyAPI"),
+        ("exl3", "exllamav3 and TabbyAPI"),
+        ("bitnet", "bitnet.cpp"),
+        ("higgs", "package flute-kernel"),
+        ("fp_quant", "package fp-quant"),
+        ("quark", "package amd-quark"),
+        ("sinq", "package sinq"),
+    ],
 )
 def test_methods_that_no_plugin_reads_have_a_sentence(method, told, llama, tmp_path):
     config = json.loads((llama / "config.json").read_text()) | {
