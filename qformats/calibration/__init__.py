@@ -9,7 +9,7 @@ that a killed run goes on from there.
 from __future__ import annotations
 
 from qformats.calibration.importance import measure_importance
-from qformats.calibration.layer import Layer, Rounded
+from qformats.calibration.layer import Layer, Rounded, SharedInput
 from qformats.calibration.moments import Moments
 from qformats.calibration.outliers import InputOutliers, OutlierReport, measure_outliers
 from qformats.calibration.run import calibrate
@@ -24,6 +24,7 @@ __all__ = [
     "OutlierReport",
     "Rounded",
     "Settings",
+    "SharedInput",
     "calibrate",
     "measure_importance",
     "measure_outliers",

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qformats.errors import CheckpointError, OutputError
 from qformats.interfaces.checkpoint import Checkpoint
@@ -78,9 +78,24 @@ class FinishedBlocks:
         return block
 
     def write(
-        self, block: int | str, tensors: Mapping[str, PackedTensor], tokens: Mapping[str, int] | None = None
+        self,
+        block: int | str,
+        tensors: Mapping[str, PackedTensor],
+        tokens: Mapping[str, int] | None = None,
+        unscaled: Mapping[str, str] | None = None,
     ) -> None:
-        """Write a block, or a weight outside the blocks, to disk, all of it or nothing; and the tokens experts saw.
+        """Write a block, or a weight outside the blocks, to disk, all of it or nothing.
+
+        Parameters
+        ----------
+        block : int or str
+            Its number, or the name of the weight.
+        tensors : mapping of str to PackedTensor
+            By canonical name.
+        tokens : mapping of str to int, optional
+            Tokens that each weight of an expert saw.
+        unscaled : mapping of str to str, optional
+            Why the columns of a weight are not scaled.
 
         Raises
         ------
@@ -97,9 +112,8 @@ class FinishedBlocks:
         told = {name: [packed.format, list(packed.shape)] for name, packed in tensors.items()}
         path, partial = self.path(block), self.path(block).with_suffix(".partial")
         try:
-            save_file(
-                content, partial, {"tensors": json.dumps(told), "tokens": json.dumps(dict(tokens or {}))}
-            )
+            facts = {"tensors": told, "tokens": dict(tokens or {}), "unscaled": dict(unscaled or {})}
+            save_file(content, partial, {name: json.dumps(fact) for name, fact in facts.items()})
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -108,11 +122,19 @@ class FinishedBlocks:
 
     def tokens(self, block: int) -> dict[str, int]:
         """Tokens that each weight of an expert saw, by canonical name."""
+        found: dict[str, int] = self._fact(block, "tokens")
+        return found
+
+    def unscaled(self, block: int) -> dict[str, str]:
+        """Why the columns of a weight are not scaled, by canonical name."""
+        found: dict[str, str] = self._fact(block, "unscaled")
+        return found
+
+    def _fact(self, block: int, name: str) -> Any:
         from safetensors import safe_open
 
         with safe_open(self.path(block), "pt") as file:
-            found: dict[str, int] = json.loads(file.metadata().get("tokens", "{}"))
-        return found
+            return json.loads(file.metadata().get(name, "{}"))
 
     def read(self, block: int | str, source: Checkpoint) -> dict[str, StoredTensor]:
         """Tensors of a block, which stand for those of `source`.

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from qformats.calibration.activations import Activations, Memory
 from qformats.calibration.experts import expert_of, few_tokens, stages
 from qformats.calibration.finished import FinishedBlocks
-from qformats.calibration.layer import Layer, Round, Rounded
+from qformats.calibration.layer import Layer, Round, Rounded, Scale
 from qformats.calibration.moments import Moments
 from qformats.calibration.outside import Outside
 from qformats.calibration.precision import full_precision
+from qformats.calibration.scaling import PROBED, ScaledBlock, Scaling, unscaled_note
 from qformats.calibration.settings import Settings
 from qformats.calibration.skeleton import Skeleton
 from qformats.calibration.stream import Stream, observe
@@ -64,6 +65,7 @@ def calibrate(
     identity: Mapping[str, str],
     drift: bool,
     progress: Progress,
+    scale: Scale | None = None,
 ) -> Checkpoint:
     """Quantize the linear layers of a model's blocks, its embedding in front of them and its head behind them.
 
@@ -87,11 +89,16 @@ def calibrate(
         Whether to run the unquantized model beside the quantized one, and gather how their inputs differ.
     progress : Progress
         Receives progress reports.
+    scale : callable, optional
+        Chooses factors for the columns of layers, which are then rounded with these in their weights. What is in front
+        of them (a norm, another layer) is divided by them, so that the model computes what it did. Which layers allow
+        that is found by trying, block by block; the others are named in the result's notes.
 
     Returns
     -------
     Checkpoint
-        `source` with these layers in their new formats.
+        `source` with these layers in their new formats, and with norms, biases and routers changed where columns are
+        scaled.
 
     Raises
     ------
@@ -135,7 +142,7 @@ def calibrate(
     progress.start("loading torch", 0)
     import torch
 
-    run = Run(source, formats, work, settings, round_layers, drift, progress)
+    run = Run(source, formats, work, settings, round_layers, drift, progress, scale)
     with torch.inference_mode(), full_precision(), run.logging():
         return run.go(identity)
 
@@ -152,11 +159,13 @@ class Run:
         round_layers: Round,
         drift: bool,
         progress: Progress,
+        scale: Scale | None = None,
     ) -> None:
         from qformats.work.device import chosen_device
 
         self.source, self.work, self.settings = source, work, settings
         self.round_layers, self.drift, self.progress = round_layers, drift, progress
+        self.scale = scale
         self.formats: Mapping[str, Packer] = {
             name: packer for name, packer in formats.items() if packer.grid is not None
         }
@@ -184,15 +193,22 @@ class Run:
             self._quantize(skeleton, tokens, blocks)
         replaced: dict[str, StoredTensor] = {}
         seen: dict[str, int] = {}
+        unscaled: dict[str, str] = {}
         for number in range(len(skeleton.blocks)):
             replaced |= blocks.read(number, self.source)
             seen |= blocks.tokens(number)
-        note = few_tokens(seen, {name: skeleton.columns(name) for name in seen})
+            unscaled |= blocks.unscaled(number)
+        within = [name for name in self.formats if name in replaced]
+        notes = (
+            few_tokens(seen, {name: skeleton.columns(name) for name in seen}),
+            unscaled_note(unscaled, len(within), lambda name: _within(skeleton.prefix, name)),
+        )
         for part in (_EMBEDDING, _HEAD):
             if blocks.path(part).is_file():
                 replaced |= blocks.read(part, self.source)
         done = ReplacedTensors(self.source, replaced, self._calibrated_on(tokens))
-        done.notes = (*done.notes, note) if note else done.notes
+        done.calibration_sha256 = _hash(tokens)
+        done.notes = (*done.notes, *filter(None, notes))
         return done
 
     def _leave_out(self, names: Sequence[str], model_class: str) -> None:
@@ -232,18 +248,26 @@ class Run:
                     with skeleton.loading_on_use():
                         for index, (hidden, _) in enumerate(skeleton.batches(tokens, size)):
                             states.put(index, hidden)
+                scaling = None if self.scale is None else self._scaling(skeleton, tokens, self.scale)
                 for number in range(len(skeleton.blocks)):
                     done = blocks.read(number, self.source) if number < finished else None
-                    block = _Block(self, skeleton, number, states, plain, [a[number] for a in arguments])
+                    given = [each[number] for each in arguments]
+                    block = _Block(self, skeleton, number, states, plain, given, scaling)
                     written = block.go(done)
                     if written is not None:
-                        blocks.write(number, written, block.tokens)
+                        blocks.write(number, written, block.tokens, block.unscaled)
                 if outside.head:
                     blocks.write(_HEAD, {outside.head: outside.ended(states, plain)})
         finally:
             states.clear()
             if plain is not None:
                 plain.clear()
+
+    def _scaling(self, skeleton: Skeleton, tokens: Tensor, scale: Scale) -> Scaling:
+        """What scales the columns of the blocks."""
+        with skeleton.loading_on_use():
+            _, arguments = next(skeleton.batches(tokens[:1, :PROBED], 1))
+        return Scaling(self, skeleton, scale, arguments)
 
     def _calibrated_on(self, tokens: Tensor) -> str:
         samples, length = tokens.shape
@@ -301,7 +325,7 @@ class Run:
             "quantizer": dict(more),
             "device": str(self.device),
             "dtype": str(self.dtype),
-            "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
+            "tokens": _hash(tokens),
         }
         return json.dumps(state, sort_keys=True)
 
@@ -363,9 +387,13 @@ class _Block:
         states: Activations,
         plain: Activations | None,
         arguments: Sequence[Mapping[str, Any]],
+        scaling: Scaling | None = None,
     ) -> None:
         self.run, self.skeleton, self.number = run, skeleton, number
         self.tokens: dict[str, int] = {}
+        self.unscaled: dict[str, str] = {}
+        self._scaling = scaling
+        self._scaled: ScaledBlock | None = None
         skeleton.load_block(number)
         self.module = skeleton.blocks[number]
         self.stream = Stream(self.module, states, arguments, run.memory, run.device)
@@ -382,7 +410,7 @@ class _Block:
             for name, tensor in finished.items():
                 self._assign(name, tensor.read())
         else:
-            packed = {}
+            packed = self._scale()
             stages = self._stages()
             for index, stage in enumerate(stages):
                 # The unquantized block is not needed after the last group.
@@ -401,6 +429,17 @@ class _Block:
         self.skeleton.free_block(self.number)
         return_freed()
         return packed
+
+    def _scale(self) -> dict[str, PackedTensor]:
+        """Scale the columns of layers, if wanted; what has changed and stays plain numbers."""
+        if self._scaling is None:
+            return {}
+        self._scaled = self._scaling.block(self.number, self.module, self.stream)
+        self.unscaled = self._scaled.unscaled
+        if self.twin is not None:
+            # It computes what it did, and its layers get inputs of the same scale as those of the quantized one.
+            self.twin.module = copy.deepcopy(self.module)
+        return dict(self._scaled.kept)
 
     def _stages(self) -> list[list[tuple[str, ...]]]:
         """Layers to quantize, in the order in which data reaches them; those of the same input together, in a group.
@@ -499,13 +538,16 @@ class _Block:
         return found
 
     def _read(self, name: str) -> Tensor:
+        if self._scaled is not None:
+            return self._scaled.read(name)
         return self.skeleton.read(name).to(self.run.device)
 
     def _assign(self, name: str, packed: PackedTensor) -> None:
         """Make the block compute with the stored weights."""
-        weight = packed.dequantize()
-        local = self.skeleton.local(self.number, name)
-        self.skeleton.assign(self.module.get_submodule(local), "weight", weight, name)
+        owner, key = self.skeleton.local(self.number, name), "weight"
+        if name not in self.run.formats:
+            owner, _, key = name.removeprefix(self.skeleton.name(self.number, "")).rpartition(".")
+        self.skeleton.assign(self.module.get_submodule(owner), key, packed.dequantize(), name)
 
 
 def refused(names: Sequence[str], wanted: str) -> ConfigError:
@@ -514,6 +556,15 @@ def refused(names: Sequence[str], wanted: str) -> ConfigError:
     types, plain = spelled("--tensor-type", "tensor_types"), spelled("--quantizer rtn", "quantizer='rtn'")
     hint = f"Keep them in another format ({types}), or use {plain}"
     return ConfigError("tensors to calibrate", Described(shown), wanted, hint)
+
+
+def _hash(tokens: Tensor) -> str:
+    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def _within(prefix: str, name: str) -> str:
+    """Name of a weight within its block."""
+    return name.removeprefix(f"{prefix}.").partition(".")[2]
 
 
 def _columns(module: Any) -> int:

@@ -56,7 +56,7 @@ def compare(
         str | None,
         typer.Option(
             autocompletion=completing.quantizers,
-            help="With --try: method that chooses codes, if not the format's usual one: rtn or gptq.",
+            help="With --try: method that chooses codes, if not the format's usual one: rtn, gptq or awq.",
         ),
     ] = None,
     quantizer_option: Annotated[

@@ -69,7 +69,7 @@ def export(
         str | None,
         typer.Option(
             autocompletion=completing.quantizers,
-            help="Method that chooses codes, if not the format's usual one: rtn or gptq.",
+            help="Method that chooses codes, if not the format's usual one: rtn, gptq or awq.",
         ),
     ] = None,
     quantizer_option: Annotated[

@@ -59,7 +59,7 @@ def generate(
         str | None,
         typer.Option(
             autocompletion=completing.quantizers,
-            help="With --format: method that chooses codes, if not the format's usual one: rtn or gptq.",
+            help="With --format: method that chooses codes, if not the format's usual one: rtn, gptq or awq.",
         ),
     ] = None,
     option: LoaderOptions = None,

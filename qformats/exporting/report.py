@@ -7,7 +7,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,10 @@ class ExportReport(Shown):
         Every tensor of the source that the output does not hold, by name, and why.
     calibration : str
         What the quantizer calibrated on, such as ``"128 x 2,048 tokens of corpus.txt"``; empty if it did not.
+    calibration_sha256 : str
+        Of these tokens, as int64 in little-endian order.
+    quantizer_options : dict of str to str
+        Those that were set and affect the result.
     importance : dict or None
         Provenance of the importance matrices that errors were weighed by: their ``files``, ``datasets``, ``entries``,
         ``chunks`` and ``chunk_size``.
@@ -134,6 +138,8 @@ class ExportReport(Shown):
     run_with: str
     left_out: tuple[LeftOut, ...] = ()
     calibration: str = ""
+    calibration_sha256: str = ""
+    quantizer_options: dict[str, str] = field(default_factory=dict)
     importance: dict[str, Any] | None = None
     unweighed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -221,12 +227,19 @@ def report_of(
         run_with=run_command(plan, str(_opened_first(plan))),
         left_out=plan.left_out,
         calibration=plan.source.calibration,
+        calibration_sha256=plan.source.calibration_sha256,
+        quantizer_options=_options(plan),
         importance=None if importance is None else importance.provenance,
         unweighed=() if importance is None else tuple(t.name for t in plan.tensors if t.unweighed),
         notes=(*plan.source.notes, *plan.layout.notes, *plan.notes),
         seconds=seconds,
         resumed=resumed,
     )
+
+
+def _options(plan: Plan) -> dict[str, str]:
+    aside = {option.name for option in plan.quantizer.options if not option.decides}
+    return {name: value for name, value in plan.recipe.quantizer_options if name not in aside}
 
 
 def answered(report: ExportReport, reasons: Mapping[int, str]) -> ExportReport:

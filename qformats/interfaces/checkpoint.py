@@ -48,6 +48,8 @@ class Checkpoint(Shown, Guarded, ABC):
         reader computes.
     calibration : str
         What a quantizer calibrated its weights on, for reports; empty for a model as it is on disk.
+    calibration_sha256 : str
+        Of the tokens of that text, for reports.
     importance : Importance or None
         Importance of the columns of its weights, in an export that was given importance matrices.
     declaration : mapping
@@ -81,6 +83,7 @@ class Checkpoint(Shown, Guarded, ABC):
     tensors: Mapping[str, StoredTensor]
     left_out: Mapping[str, str] = MappingProxyType({})
     calibration: str = ""
+    calibration_sha256: str = ""
     importance: Importance | None = None
     declaration: Mapping[str, Any] = MappingProxyType({})
     declared_by: str = ""
@@ -248,6 +251,7 @@ class ReplacedTensors(Checkpoint):
         self.schemes, self.steps = source.schemes, source.steps
         self.fingerprint = source.fingerprint
         self.calibration = calibration or source.calibration
+        self.calibration_sha256 = source.calibration_sha256
         self.importance = source.importance
 
     @property

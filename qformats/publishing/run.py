@@ -238,7 +238,12 @@ def _recorded(plan: Plan) -> ExportReport:
 
     told: dict[str, Any] = json.loads(record_path(plan).read_text(encoding="utf-8"))
     tensors = [TensorReport(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in told["tensors"]]
-    return replace(report_of(plan), tensors=tuple(tensors), calibration=told["calibration"])
+    return replace(
+        report_of(plan),
+        tensors=tuple(tensors),
+        calibration=told["calibration"],
+        calibration_sha256=told.get("calibration_sha256", ""),
+    )
 
 
 def _require_free(folder: Path, finished: Finished, force: bool) -> None:
