@@ -62,8 +62,8 @@ def with_best_ranges(weight: Tensor, packer: Packer, second: Tensor) -> Quantize
     >>> second = torch.eye(32)
     >>> second[0, 0] = 0.01  # that column's input is small
     >>> found, plain = with_best_ranges(weight, packer, second), packer.grid.quantize(weight)
-    >>> found.scale.abs() < plain.scale.abs()
-    tensor([[True]])
+    >>> [round(float(each.dequantize()[0, 1]), 2) for each in (plain, found)]
+    [0.25, 0.3]
     """
     import torch
 
