@@ -15,6 +15,7 @@ MIXTURES = ("qwen2_moe", "mixtral", "deepseek_v3", "gpt_oss")
 CASES = [(name, format) for name in MIXTURES for format in FORMATS] + [
     (name, FORMATS[number % 3]) for number, name in enumerate(WIDE) if name not in MIXTURES
 ]
+CASES += [(name, "awq:4bit-32g") for name in ("mixtral", "qwen2_moe")]
 
 
 @pytest.mark.parametrize(("name", "format"), CASES)
@@ -37,8 +38,8 @@ def test_quantized_folders_keep_their_values_in_gguf_and_back(name: str, format:
     qformats.export(tmp_path / "m.gguf", tmp_path / "back", format=format, quantizer="rtn")
     back = qformats.open(tmp_path / "back").tensors
     assert back.keys() == packed.keys()
-    # GPTQ's own rule takes the range of what is there, of which the ends need not be used any more: a step at most.
-    share = 0.1 if format.startswith("gptq") else 1e-6
+    # The rules of GPTQ and AWQ take the range of what is there, of which the ends need not be used any more.
+    share = 0.1 if format.startswith(("gptq", "awq")) else 1e-6
     for key, tensor in packed.items():
         one, other = tensor.dequantize(), back[key].dequantize()
         assert one.sub(other).abs().max() <= share * one.abs().max(), key
