@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         quantize,
         register_with_transformers,
         unpack,
+        verify,
     )
     from qformats.errors import QFormatsError
     from qformats.hookspecs import hookimpl, hookspec
@@ -97,6 +98,7 @@ __all__ = [
     "quantize",
     "register_with_transformers",
     "unpack",
+    "verify",
 ]
 
 _HOMES = {

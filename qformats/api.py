@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qformats.interfaces import Importance
     from qformats.publishing import PublishReport
     from qformats.runtime.merge import MergeReport
+    from qformats.verifying import VerifyReport
     from qformats.work.progress import Progress
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "quantize",
     "register_with_transformers",
     "unpack",
+    "verify",
 ]
 
 
@@ -119,10 +121,11 @@ def open(
 
 
 def export(
-    model: str | PathLike[str] | Checkpoint,
+    model: str | PathLike[str] | Checkpoint | None,
     target: str | PathLike[str],
     *,
-    format: str,
+    format: str | None = None,
+    recipe: str | PathLike[str] | None = None,
     quantizer: str | None = None,
     quantizer_options: Mapping[str, str] | None = None,
     imatrix: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
@@ -135,6 +138,7 @@ def export(
     program: str | None = None,
     require_exact: bool = False,
     force: bool = False,
+    verify: bool = False,
     workers: int | None = None,
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
@@ -146,11 +150,16 @@ def export(
     Parameters
     ----------
     model : str, path or Checkpoint
-        See :func:`open`. Or the folder of an adapter, for formats that hold adapters.
+        See :func:`open`. Or the folder of an adapter, for formats that hold adapters. ``None`` for the source that a
+        `recipe` names, where it lies beside the recipe or in the working directory.
     target : str or path
         File or folder to write.
     format : str
         ``family:variant``, or a family for its default variant.
+    recipe : str or path, optional
+        Instead of `format` and what belongs to it: the ``qformats.json`` of an earlier export, or the model that has
+        one, to be exported again to the same bytes. A source that differs from the recorded one is refused; `imatrix`
+        and `quantizer_options` may only say where recorded files lie now.
     quantizer : str, optional
         Method that chooses codes. By default the format's own: ``"gptq"``, which calibrates on text, for the family
         gptq; ``"rtn"``, each format's reference rule, for the others.
@@ -177,6 +186,8 @@ def export(
         Refuse, before anything is written, if a value of the source would change.
     force : bool
         Replace an existing target.
+    verify : bool
+        Compare every byte of a source that qformats has written with its record; by default the sizes and a sample.
     workers : int, optional
         Threads; all cores by default.
     options : mapping of str to str, optional
@@ -209,11 +220,28 @@ def export(
     options = mapping("options", options)
     check_options(options)
     written = path("target", target)
+    matrices = tuple(str(path("imatrix", file)) for file in several("imatrix", imatrix))
+    if recipe is not None:
+        from qformats.exporting.again import again_from
+        from qformats.exporting.rerun import rerun
+
+        has_already = (format, quantizer, tensor_types, output_type, token_embedding_type, container, program)
+        if any(has_already) or pure or mix != "named" or options or require_exact:
+            expected = "no other options of the conversion beside it, which has them all"
+            raise ConfigError("recipe", str(recipe), expected)
+        again = again_from(Path(path("recipe", recipe))).with_files(
+            matrices, mapping("quantizer_options", quantizer_options)
+        )
+        known = again.source(str(model) if isinstance(model, PathLike) else model)
+        return rerun(again, known, Path(written), force=force, workers=workers, progress=progress)
+    if model is None or format is None:
+        expected = "a model and a format, unless a recipe has both"
+        raise ConfigError("format" if model is not None else "model", None, expected)
     source = model if isinstance(model, Checkpoint) else open(model, options=options, adapter=True)
-    recipe = Recipe(
+    asked = Recipe(
         format,
         quantizer=quantizer or "",
-        imatrix=tuple(str(path("imatrix", file)) for file in several("imatrix", imatrix)),
+        imatrix=matrices,
         tensor_types=tuple(mapping("tensor_types", tensor_types).items()),
         output_type=output_type,
         token_embedding_type=token_embedding_type,
@@ -225,14 +253,15 @@ def export(
     if mix != "named":
         from qformats.calibration.measured import with_mix
 
-        recipe = with_mix(mix, source, Path(written), recipe, options, progress)
+        asked = with_mix(mix, source, Path(written), asked, options, progress)
     report = run(
         source,
         written,
-        recipe,
+        asked,
         force=force,
         workers=workers,
         require_exact=require_exact,
+        verify=verify,
         options=options,
         progress=progress,
     )
@@ -464,6 +493,7 @@ def load_model(
     imatrix: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     tensor_parallel: bool = False,
     options: Mapping[str, str] | None = None,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> PreTrainedModel:
     """Load a model of any format to run it, as a Transformers model whose weights stay packed.
@@ -493,6 +523,8 @@ def load_model(
         ChatGLM-6B can be divided so. All of them call the model with the same input and get the same result.
     options : mapping of str to str, optional
         Options of the loaders involved.
+    verify : bool
+        Compare every byte of a model that qformats has written with its record; by default the sizes and a sample.
     progress : Progress, optional
         Receives progress reports.
 
@@ -536,6 +568,7 @@ def load_model(
         imatrix=imatrix,
         tensor_parallel=tensor_parallel,
         options=options,
+        verify=verify,
         progress=progress,
     )
     return loaded
@@ -846,3 +879,65 @@ def compare(
         task_limit=task_limit,
     )
     return run(opened[0], opened[1:], tried, settings, progress)
+
+
+def verify(
+    model: str | PathLike[str],
+    *,
+    against: str | PathLike[str] | Checkpoint | None = None,
+    options: Mapping[str, str] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Look at all of a model on disk, and say what is wrong with it.
+
+    Files are compared with the record that an export has left beside them (``qformats.json`` in a folder,
+    ``NAME.qformats.json`` beside a file), byte by byte. Every tensor is read: it must be there, be of finite numbers
+    and scales, and have codes of its format's grid. Names and shapes must be those of the model's class, and the
+    tokenizer's ids must have rows in the token embedding.
+
+    Parameters
+    ----------
+    model : str or path
+        See :func:`open`.
+    against : str, path or Checkpoint, optional
+        The source that it was exported from. Then the record's recipe is followed again: exact and rounded tensors must
+        have the same bytes, and calibrated ones be as close to the source as was recorded.
+    options : mapping of str to str, optional
+        Options of the loaders involved.
+    workers : int, optional
+        Threads; all cores by default.
+    progress : Progress, optional
+        Receives progress reports.
+
+    Returns
+    -------
+    VerifyReport
+        ``sound``, ``findings``, and what was looked at.
+
+    Raises
+    ------
+    ModelNotFoundError
+        If there is no model.
+    UnsupportedModelError
+        If nobody here can judge it.
+    ConfigError
+        If `against` is given for a model without a record.
+    CheckpointError
+        If the record is damaged, or the source.
+
+    Examples
+    --------
+    >>> import qformats, tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     target = Path(folder, "demo.gguf")
+    ...     report = qformats.export("demo", target, format="gguf:q8_0")
+    ...     found = qformats.verify(target, against="demo")
+    >>> found.sound, found.derivation.same_bytes
+    (True, 39)
+    """
+    from qformats.verifying import verify as run
+
+    options = mapping("options", options)
+    return run(model, against=against, options=options, workers=workers, progress=progress)

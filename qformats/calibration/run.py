@@ -209,6 +209,12 @@ class Run:
         done = ReplacedTensors(self.source, replaced, self._calibrated_on(tokens))
         done.calibration_sha256 = _hash(tokens)
         done.notes = (*done.notes, *filter(None, notes))
+        done.decided_by = {
+            "tokens": done.calibration_sha256,
+            "threads": str(blocks.threads),
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
         return done
 
     def _leave_out(self, names: Sequence[str], model_class: str) -> None:

@@ -18,6 +18,7 @@ OPTIONS = (
         "text file, .jsonl file or hub data set to calibrate on (default: a public-domain text)",
         flag=True,
         metavar="FILE",
+        file=True,
     ),
     Option("samples", "number of pieces of text (128)", flag=True, metavar="N"),
     Option(

@@ -34,6 +34,7 @@ from qformats.cli.plugins import plugins
 from qformats.cli.serve import serve
 from qformats.cli.shared import Command, Debug, Quiet, Verbose
 from qformats.cli.suggestions import WrongCommandLine, commands_instead, unknown_command, unknown_option
+from qformats.cli.verify import verify
 
 if TYPE_CHECKING:
     from qformats.errors import QFormatsError
@@ -142,6 +143,7 @@ app.command(cls=Command)(plugins)
 app.command(cls=Command)(merge)
 app.command(cls=Command)(imatrix)
 app.command(cls=Command)(outliers)
+app.command(cls=Command)(verify)
 app.command(cls=Command)(check)
 app.command(name="new-plugin", cls=Command)(new_plugin)
 app.command(cls=Command)(completion)

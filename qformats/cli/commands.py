@@ -29,6 +29,7 @@ __all__ = [
     "LoadedFormat",
     "LoaderOptions",
     "RequireExact",
+    "Verify",
     "Workers",
     "export_as_told",
     "meant",
@@ -70,6 +71,13 @@ RequireExact = Annotated[
 KeepPartial = Annotated[
     bool,
     typer.Option("--keep-partial", help="If interrupted, keep what is written, to go on from there later."),
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Compare every byte of a model that qformats has written with its record, not only a sample.",
+    ),
 ]
 Workers = Annotated[
     int | None,
@@ -187,6 +195,7 @@ def export_as_told(
     check_exact: bool = False,
     require_exact: bool = False,
     keep_partial: bool = False,
+    verify: bool = False,
     workers: int | None = None,
     json: str | None = None,
 ) -> None:
@@ -202,7 +211,7 @@ def export_as_told(
         See :func:`qformats.export`.
     program, options
         See :func:`qformats.export`.
-    force, dry_run, check_exact, require_exact, keep_partial, workers, json
+    force, dry_run, check_exact, require_exact, keep_partial, verify, workers, json
         The shared options of this module.
 
     Examples
@@ -261,6 +270,7 @@ def export_as_told(
                     workers=workers,
                     keep_partial=keep_partial,
                     require_exact=require_exact,
+                    verify=verify,
                     progress=bar,
                 )
     except KeyboardInterrupt:

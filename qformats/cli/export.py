@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from qformats.cli import completing
+from qformats.cli.again import export_again
 from qformats.cli.commands import (
     CheckExact,
     DryRun,
@@ -18,6 +19,7 @@ from qformats.cli.commands import (
     KeepPartial,
     LoaderOptions,
     RequireExact,
+    Verify,
     Workers,
     export_as_told,
     meant,
@@ -36,7 +38,13 @@ _MEASURE = "qformats compare measures a model without writing it"
 
 def export(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="File or folder, a hub id (organisation/name), or demo.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="File or folder, a hub id (organisation/name), or demo; --recipe knows its own.",
+            show_default=False,
+        ),
+    ] = None,
     format: Annotated[
         list[str] | None,
         typer.Option(
@@ -121,6 +129,13 @@ def export(
             help="Refuse what vllm, llama.cpp, transformers or mlx does not load of this output.",
         ),
     ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Run the export again that a qformats.json, or a model with one, records: to the same bytes.",
+        ),
+    ] = None,
     card: Annotated[
         bool,
         typer.Option(
@@ -161,6 +176,7 @@ def export(
     check_exact: CheckExact = False,
     require_exact: RequireExact = False,
     keep_partial: KeepPartial = False,
+    verify: Verify = False,
     workers: Workers = None,
     json: Json = None,
 ) -> None:
@@ -177,6 +193,40 @@ def export(
     from qformats.cli.declared import given
     from qformats.errors import ConfigError
 
+    declared = given(context)
+    if recipe is not None:
+        export_again(
+            recipe,
+            model,
+            output,
+            beside={
+                "format": format,
+                "type": type,
+                "quantizer": quantizer,
+                "tensor-type": tensor_type,
+                "output-tensor-type": output_tensor_type,
+                "token-embedding-type": token_embedding_type,
+                "pure": pure,
+                "mix": mix if mix != "named" else "",
+                "container": container,
+                "for": program,
+                "card": card,
+                "text": text,
+                "option": option or declared.loader,
+                "check-exact": check_exact,
+                "require-exact": require_exact,
+            },
+            imatrix=imatrix or (),
+            quantizer_options=pairs("quantizer-option", quantizer_option) | declared.quantizer,
+            force=force,
+            dry_run=dry_run,
+            keep_partial=keep_partial,
+            workers=workers,
+            json=json,
+        )
+        return
+    if model is None:
+        raise _no_model(format or [])
     if "" in (*(type or ()), *(format or ())):
         # An unset variable in a script, most likely; the default would be a surprise.
         raise ConfigError(
@@ -184,7 +234,6 @@ def export(
         )
     if not format and not type:
         raise _no_format(model, output)
-    declared = given(context)
     options = pairs("option", option) | declared.loader
     words = _words(format or [], type or [])
     # A misspelt format is reported before a model is fetched.
@@ -218,6 +267,7 @@ def export(
         "check_exact": check_exact,
         "require_exact": require_exact,
         "keep_partial": keep_partial,
+        "verify": verify,
         "workers": workers,
         "json": json,
     }
@@ -248,6 +298,16 @@ def _words(formats: Sequence[str], types: Sequence[str]) -> list[str]:
     if formats and ":" in formats[0]:
         raise ConfigError("--type", types[0], f"no --type, since --format {formats[0]} names one already")
     return [":".join((*formats, type)) for type in types]
+
+
+def _no_model(formats: Sequence[str]) -> WrongCommandLine:
+    """Which model? With examples."""
+    name = formats[0] if formats else example_formats("")[0]
+    lines = [
+        shlex.join(["qformats", "export", "./my-model", "--format", name]),
+        "qformats export --recipe ./exported/qformats.json",
+    ]
+    return WrongCommandLine("MODEL is missing. For example", lines)
 
 
 def _no_format(model: str, output: Path | None) -> WrongCommandLine:

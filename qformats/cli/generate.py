@@ -17,6 +17,7 @@ from qformats.cli.commands import (
     Json,
     LoadedFormat,
     LoaderOptions,
+    Verify,
     meant,
     opened,
     pairs,
@@ -62,6 +63,7 @@ def generate(
             help="With --format: method that chooses codes, if not the format's usual one: rtn, gptq or awq.",
         ),
     ] = None,
+    verify: Verify = False,
     option: LoaderOptions = None,
     json: Json = None,
 ) -> None:
@@ -92,6 +94,7 @@ def generate(
                 dtype=dtype,
                 format=format,
                 quantizer=quantizer,
+                verify=verify,
                 option=option,
                 json=json,
             )
@@ -132,6 +135,7 @@ def _run(
     dtype: str | None,
     format: str | None,
     quantizer: str | None,
+    verify: bool,
     option: list[str] | None,
     json: str | None,
 ) -> None:
@@ -180,6 +184,7 @@ def _run(
         quantizer=quantizer,
         tensor_parallel=here.ranks > 1,
         options=options,
+        verify=verify,
         progress=bar,
     )
     loaded = time.perf_counter() - began

@@ -37,6 +37,7 @@ def publish_as_told(
     check_exact: bool,
     require_exact: bool,
     keep_partial: bool,
+    verify: bool,
     workers: int | None,
     json: str | None,
 ) -> None:
@@ -56,7 +57,7 @@ def publish_as_told(
         See :func:`qformats.export`.
     options
         See :func:`qformats.export`.
-    force, dry_run, check_exact, require_exact, keep_partial, workers, json
+    force, dry_run, check_exact, require_exact, keep_partial, verify, workers, json
         The shared options of exports.
     """
     from dataclasses import replace
@@ -97,6 +98,7 @@ def publish_as_told(
         workers=workers,
         force=force,
         keep_partial=keep_partial,
+        verify=verify,
         require_exact=require_exact,
     )
     dry = dry_run or check_exact

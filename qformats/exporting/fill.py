@@ -28,6 +28,7 @@ from qformats.interfaces.packer import PackedTensor
 from qformats.interfaces.quantizer import Quantizer
 from qformats.interfaces.rows import cut, stack
 from qformats.kernels.dense import require_finite
+from qformats.work.checksums import digest
 from qformats.work.pool import bounded
 from qformats.work.progress import Progress
 
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Output",
     "OutputFiles",
+    "Places",
     "Slice",
+    "bytes_of",
     "encode",
     "fill",
     "in_slices",
@@ -89,7 +92,41 @@ def slices_of(plan: Plan) -> list[Slice]:
     return slices
 
 
-class OutputFiles:
+class Places:
+    """Where the bytes of each slice of a plan lie in its files.
+
+    Parameters
+    ----------
+    plan : Plan
+        Says which files there are, and where tensors go.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.where: dict[int, list[tuple[int, Placement]]] = {}
+        for number, file in enumerate(plan.layout.files):
+            for placement in file.placements:
+                self.where.setdefault(placement.tensor, []).append((number, placement))
+
+    def places(self, piece: Slice) -> list[tuple[int, int, int, str]]:
+        """File, offset, number of bytes and field of everything that a slice consists of."""
+        tensor = self.plan.tensors[piece.tensor]
+        shape, rows = tensor.source.shape, tensor.source.rows
+        found = []
+        for file, placement in self.where.get(piece.tensor, []):
+            first, last = 0, placement.nbytes
+            if (piece.start, piece.stop) != (0, rows):
+                if placement.field in tensor.fixed:
+                    # Known from the plan: it goes with the first slice.
+                    last = 0 if piece.start else last
+                else:
+                    first, last = tensor.packer.span(placement.field, shape, piece.start, piece.stop)
+            if last > first or not placement.nbytes:
+                found.append((file, placement.offset + first, last - first, placement.field))
+        return found
+
+
+class OutputFiles(Places):
     """The partial files of an export, created at their full size.
 
     Parameters
@@ -106,13 +143,9 @@ class OutputFiles:
     """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
-        self.plan = plan
+        super().__init__(plan)
         self.paths = [folder / file.name for file in plan.layout.files]
         self._handles: list[int] = []
-        self.where: dict[int, list[tuple[int, Placement]]] = {}
-        for number, file in enumerate(plan.layout.files):
-            for placement in file.placements:
-                self.where.setdefault(placement.tensor, []).append((number, placement))
         try:
             self._create()
         except OSError as error:
@@ -158,31 +191,7 @@ class OutputFiles:
 
     def digest(self, file: int, offset: int, nbytes: int) -> str:
         """Checksum of what the file holds now."""
-        digest = xxhash.xxh3_128()
-        while nbytes:
-            data = os.pread(self._handles[file], min(nbytes, 4 << 20), offset)
-            if not data:
-                break
-            digest.update(data)
-            offset, nbytes = offset + len(data), nbytes - len(data)
-        return digest.hexdigest()
-
-    def places(self, piece: Slice) -> list[tuple[int, int, int, str]]:
-        """File, offset, number of bytes and field of everything that a slice consists of."""
-        tensor = self.plan.tensors[piece.tensor]
-        shape, rows = tensor.source.shape, tensor.source.rows
-        found = []
-        for file, placement in self.where.get(piece.tensor, []):
-            first, last = 0, placement.nbytes
-            if (piece.start, piece.stop) != (0, rows):
-                if placement.field in tensor.fixed:
-                    # Known from the plan: it goes with the first slice.
-                    last = 0 if piece.start else last
-                else:
-                    first, last = tensor.packer.span(placement.field, shape, piece.start, piece.stop)
-            if last > first or not placement.nbytes:
-                found.append((file, placement.offset + first, last - first, placement.field))
-        return found
+        return digest(self._handles[file], offset, nbytes)
 
     def recovered(self, piece: Slice, spans: Sequence[Span]) -> bool:
         """Whether spans from a journal are this slice's, and the files match their checksums."""
@@ -251,8 +260,24 @@ class Output:
     check: SelfCheck = dataclasses.field(default_factory=SelfCheck)
 
 
-def fill(outputs: Sequence[Output], workers: int, progress: Progress) -> None:
+def fill(
+    outputs: Sequence[Output],
+    workers: int,
+    progress: Progress,
+    reached: Callable[[float], object] | None = None,
+) -> None:
     """Write every slice that the journals do not hold yet, of all outputs in one pass over the source.
+
+    Parameters
+    ----------
+    outputs : sequence of Output
+        What is written.
+    workers : int
+        Threads.
+    progress : Progress
+        Receives progress reports.
+    reached : callable, optional
+        Called with the share of the source that has been read.
 
     Raises
     ------
@@ -279,7 +304,8 @@ def fill(outputs: Sequence[Output], workers: int, progress: Progress) -> None:
     progress.start("loading torch", 0)
     import torch  # noqa: F401
 
-    progress.start("writing", sum(source_bytes(output.plan, piece) for output, piece in pending))
+    total, done = sum(source_bytes(output.plan, piece) for output, piece in pending), 0
+    progress.start("writing", total)
     with bounded(
         lambda each: _convert(each[0].plan, each[1], each[0].files, each[0].check),
         pending,
@@ -289,7 +315,11 @@ def fill(outputs: Sequence[Output], workers: int, progress: Progress) -> None:
     ) as written:
         for (output, piece), each in written:
             output.journal.add(piece.index, each)
-            progress.advance(source_bytes(output.plan, piece))
+            nbytes = source_bytes(output.plan, piece)
+            progress.advance(nbytes)
+            done += nbytes
+            if reached is not None:
+                reached(done / max(1, total))
 
 
 def _position(output: Output, piece: Slice) -> tuple[str, int, int, int]:
@@ -355,7 +385,7 @@ def _placed(
         if field not in fields:
             found = f"{tensor.packer.name}: fields of tensor {tensor.name!r}"
             raise ConfigError(found, sorted(fields), f"{field!r} among them", _BUG)
-        data = _bytes_of(fields[field])
+        data = bytes_of(fields[field])
         if len(data) != nbytes:
             size = f"{tensor.packer.name}: bytes of {field!r} in rows {piece.start} to {piece.stop} of tensor"
             raise ConfigError(f"{size} {tensor.name!r}", len(data), f"{nbytes}", _BUG)
@@ -445,7 +475,8 @@ def _measure_of(tensor: TensorPlan, part: PackedTensor, start: int) -> Measure |
     return Measure(weights, weights) if tensor.action is Action.TRANSCODE else None
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Bytes of a tensor as files hold them."""
     import torch
 
     flat = tensor.contiguous().reshape(-1)

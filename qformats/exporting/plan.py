@@ -87,7 +87,7 @@ class TensorPlan:
     reason : str
         Why not, or what depends on the data.
     before : StoredTensor or None
-        The quantized tensor from which a quantizer that prepared the model made this one, with the same rows.
+        The tensor from which a quantizer that prepared the model made this one, with the same rows.
     importance : ndarray or None
         float32, ``(matrices, K)``: what a squared error in each column costs; ``None`` if errors are not weighed.
     joint : Joint or None
@@ -228,7 +228,7 @@ class Plan:
         digest = xxhash.xxh3_128()
         state = {
             "version": __version__,
-            "software": _versions(self._plugins()),
+            "software": self.software,
             "quantizer": [self.recipe.quantizer, *self.recipe.quantizer_options],
             "container": self.loader.name,
             "options": sorted({**self.options, **self.extra_identity}.items()),
@@ -248,6 +248,11 @@ class Plan:
             for offset, part in file.parts:
                 digest.update(b"%d:" % offset + part)
         return digest.hexdigest()
+
+    @property
+    def software(self) -> dict[str, str]:
+        """Versions of the distributions whose code decides the output, and of those that they require."""
+        return _versions(self._plugins())
 
     def _plugins(self) -> set[str]:
         """Distributions whose code turns the source into the output."""

@@ -212,8 +212,10 @@ def _layers(tensor: TensorPlan) -> tuple[str, ...]:
 def _as_rounded(tensor: TensorPlan, wanted: dict[str, TensorPlan]) -> TensorPlan:
     """A tensor that was quantized before, as what the quantizer made of it: its format is the new one by now."""
     before = wanted.get(_layers(tensor)[0])
-    if before is None or before.action is Action.QUANTIZE:
+    if before is None:
         return tensor
     packed = tensor.source.format == tensor.packer.name
     old = before.assignment.draft.source if packed else None
+    if before.action is Action.QUANTIZE:
+        return replace(tensor, before=old)
     return replace(tensor, action=Action.REQUANTIZE, exact=Answer.NEVER, reason=before.reason, before=old)

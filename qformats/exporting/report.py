@@ -15,10 +15,9 @@ from qformats.exporting.account import LeftOut
 from qformats.exporting.plan import Action, Plan, TensorPlan
 from qformats.exporting.transcode import Measure
 from qformats.registry import registry
-from qformats.version import __version__
 from qformats.work.shown import Shown, nbytes
 
-__all__ = ["ExportReport", "TensorReport", "answered", "needs_us", "record", "report_of", "run_command"]
+__all__ = ["ExportReport", "TensorReport", "answered", "needs_us", "report_of", "run_command"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class TensorReport:
     exact_share : float or None
         Share of the weights of a transcoded or requantized tensor that are in rows which kept every value.
     relative_error, max_error : float or None
-        Of such a tensor: :func:`qformats.numbers.error.relative_error`, and largest change of a weight, in weight
-        units.
+        Of such a tensor, and of one that a calibration has quantized:
+        :func:`qformats.numbers.error.relative_error`, and largest change of a weight, in weight units.
     vanished : int
         Rows that are all zeros in the output although they are not in the source: too small for the format.
     """
@@ -280,6 +279,9 @@ def _tensor(plan: TensorPlan, measure: Measure | None) -> TensorReport:
     if measure is None:
         return report
     exact = measure.exact == measure.weights
+    if plan.action is Action.QUANTIZE:
+        # Prepared, from plain numbers: that they are rounded is no news, and by how much is recorded.
+        return replace(report, relative_error=measure.relative_error, max_error=measure.max_error)
     return replace(
         report,
         action=(Action.TRANSCODE if exact else Action.REQUANTIZE).value,
@@ -320,14 +322,3 @@ def needs_us(target: Path) -> bool:
         return False
     declared = json.loads(config.read_bytes()).get("quantization_config") or {}
     return bool(declared.get("quant_method") == "qformats")
-
-
-def record(report: ExportReport) -> dict[str, Any]:
-    """What is kept beside the output: the report without what differs from run to run."""
-    kept = report.to_dict()
-    for volatile in ("seconds", "resumed", "target", "run_with"):
-        del kept[volatile]
-    kept["source"] = Path(report.source).resolve().name
-    if report.importance is not None:
-        kept["importance"]["files"] = [Path(file).name for file in report.importance["files"]]
-    return {"qformats": __version__, **kept}

@@ -15,9 +15,11 @@ from qformats.exporting.journal import Journal, finish_or_undo
 from qformats.exporting.plan import Plan, make_plan
 from qformats.exporting.prepare import Workspace, prepare
 from qformats.exporting.recipe import Recipe
+from qformats.exporting.recorded import require_unchanged
 from qformats.exporting.report import ExportReport, report_of
 from qformats.exporting.seal import check_target, leftovers, seal
 from qformats.exporting.sound import warn_of_zeros
+from qformats.exporting.source_digest import SourceDigest
 from qformats.exporting.transcode import Measure, total
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.work.pool import threads
@@ -35,12 +37,15 @@ def run(
     force: bool = False,
     workers: int | None = None,
     require_exact: bool = False,
+    verify: bool = False,
     options: Mapping[str, str],
     progress: Progress | None = None,
 ) -> ExportReport:
     """Plan and execute; see :func:`qformats.export`."""
     plan = make_plan(source, Path(target), recipe, options)
-    return execute(plan, force=force, workers=workers, require_exact=require_exact, progress=progress)
+    return execute(
+        plan, force=force, workers=workers, require_exact=require_exact, verify=verify, progress=progress
+    )
 
 
 def execute(
@@ -50,6 +55,7 @@ def execute(
     workers: int | None = None,
     keep_partial: bool = False,
     require_exact: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Carry out a plan.
@@ -66,6 +72,8 @@ def execute(
         Keep what is written when the export fails or is interrupted, so that the next run goes on from there.
     require_exact : bool
         Refuse, before anything is written, if a value would change.
+    verify : bool
+        Compare every byte of a source of ours with its record, and not only the sizes and a sample.
     progress : Progress, optional
         Receives progress reports.
 
@@ -80,6 +88,7 @@ def execute(
         workers=workers,
         keep_partial=keep_partial,
         require_exact=require_exact,
+        verify=verify,
         progress=progress,
     )
     return report
@@ -92,6 +101,7 @@ def execute_all(
     workers: int | None = None,
     keep_partial: bool = False,
     require_exact: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
     placing: Callable[[Plan, Sequence[tuple[Path, Path]]], None] | None = None,
 ) -> list[ExportReport]:
@@ -104,7 +114,7 @@ def execute_all(
     ----------
     plans : sequence of Plan
         With targets in one folder.
-    force, workers, keep_partial, require_exact, progress
+    force, workers, keep_partial, require_exact, verify, progress
         See :func:`execute`.
     placing : callable, optional
         Called for each output before any is put in place, with what will be moved where.
@@ -119,6 +129,7 @@ def execute_all(
     for plan in plans:
         check_target(plan, force)
         _check_source(plan)
+    require_unchanged(plans[0].source, verify=verify, progress=progress, workers=workers)
     new = [folder for folder in dict.fromkeys(plan.target.parent for plan in plans) if not folder.exists()]
     for plan in plans if require_exact else ():
         refuse_inexact(plan, workers, progress)
@@ -165,13 +176,16 @@ def _write(
             progress.notice(
                 f"going on with an interrupted export: {sum(resumed)} of {count} slices are written"
             )
-        fill(outputs, workers, progress)
-        for plan in plans:
-            _check_source(plan)
+        with SourceDigest(plans[0].source, _in_order(outputs)) as source:
+            fill(outputs, workers, progress, source.reach)
+            for plan in plans:
+                _check_source(plan)
+            progress.start("checksums of the source", 0)
+            identity = source.finish()
         reports = [_report(output, count) for output, count in zip(outputs, resumed, strict=True)]
         beside = [leftovers(plan).notes() for plan in plans]
         progress.start("checking what was written", 0)
-        seal(outputs, reports, workers, force, placing)
+        seal(outputs, reports, identity, workers, force, placing)
     except BaseException:
         with uninterrupted():
             # The first journal goes last: it removes the folders that were made for all.
@@ -192,6 +206,13 @@ def _write(
         replace(report, seconds=seconds, notes=(*report.notes, *notes))
         for report, notes in zip(reports, beside, strict=True)
     ]
+
+
+def _in_order(outputs: Sequence[Output]) -> list[Path]:
+    """Files of the source in the order in which they are read."""
+    return list(
+        dict.fromkeys(output.plan.tensors[s.tensor].source.file for output in outputs for s in output.slices)
+    )
 
 
 def _opened(plan: Plan, force: bool, opened: list[Journal | OutputFiles]) -> Output:

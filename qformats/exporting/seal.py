@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,17 +15,19 @@ import xxhash
 from qformats.errors import ConfigError, OutputError, spelled
 from qformats.exporting.fill import Output, OutputFiles
 from qformats.exporting.journal import Journal, Span, sync_folder
+from qformats.exporting.keeping import record
 from qformats.exporting.plan import Plan
-from qformats.exporting.report import ExportReport, record
+from qformats.exporting.recorded import RECORD
+from qformats.exporting.report import ExportReport
 from qformats.exporting.stale import Stale, recorded_files, stale_parts
 from qformats.registry import registry
+from qformats.work.checksums import Piece
 from qformats.work.pool import bounded
 from qformats.work.signals import uninterrupted
 from qformats.work.targets import refuse_stream
 
 __all__ = ["check_target", "final_paths", "leftovers", "record_path", "seal"]
 
-RECORD = "qformats.json"
 _OF_MODELS = (
     *(
         "*.json",
@@ -199,6 +201,7 @@ def finish(plan: Plan, files: OutputFiles) -> list[Span]:
 def seal(
     outputs: Sequence[Output],
     reports: Sequence[ExportReport],
+    source: Mapping[str, tuple[int, str]],
     workers: int,
     force: bool,
     placing: Callable[[Plan, Sequence[tuple[Path, Path]]], None] | None = None,
@@ -211,6 +214,8 @@ def seal(
         Filled.
     reports : sequence of ExportReport
         What is recorded of each.
+    source : mapping of str to (int, str)
+        Bytes and checksum of each file of the source.
     workers : int
         Threads.
     force : bool
@@ -225,7 +230,7 @@ def seal(
     """
     for output, report in zip(outputs, reports, strict=True):
         with _said_of(output.plan):
-            _check(output, report, workers)
+            _check(output, report, source, workers)
     with uninterrupted():
         for output in outputs:
             # Again: filling takes long, and something may have been put there meanwhile.
@@ -252,7 +257,7 @@ def _said_of(plan: Plan) -> Iterator[None]:
         raise OutputError(plan.target, f"cannot be put in place ({error.strerror or error})") from error
 
 
-def _check(output: Output, report: ExportReport, workers: int) -> None:
+def _check(output: Output, report: ExportReport, source: Mapping[str, tuple[int, str]], workers: int) -> None:
     """Compare what is written with its checksums, write the record, and wait for the disk."""
     plan, files, journal = output.plan, output.files, output.journal
     spans = [span for written in journal.done.values() for span in written.spans]
@@ -262,13 +267,39 @@ def _check(output: Output, report: ExportReport, workers: int) -> None:
         synced = background.submit(files.sync)
         verify(files, spans, workers)
         synced.result()
+    kept = record(plan, report, source, _covering(output))
     files.close()
-    text = json.dumps(record(report), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
     with (journal.files / record_name(plan)).open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     sync_folder(journal.files)
+
+
+def _covering(output: Output) -> dict[str, list[Piece]]:
+    """Checksums of every byte of the files: those taken while filling, and of what lies between."""
+    found = {}
+    written = sorted(
+        (span.file, span.offset, span.nbytes, span.digest, output.slices[index].tensor)
+        for index, each in output.journal.done.items()
+        for span in each.spans
+        if span.nbytes
+    )
+    for number, file in enumerate(output.plan.layout.files):
+        pieces: list[Piece] = []
+        end = 0
+        for _, offset, nbytes, digest, tensor in (each for each in written if each[0] == number):
+            pieces += _gap(output.files, number, end, offset)
+            pieces.append(Piece(offset, nbytes, digest, tensor))
+            end = offset + nbytes
+        pieces += _gap(output.files, number, end, file.size)
+        found[file.name] = pieces
+    return found
+
+
+def _gap(files: OutputFiles, file: int, start: int, stop: int) -> list[Piece]:
+    return [Piece(start, stop - start, files.digest(file, start, stop - start))] if stop > start else []
 
 
 def _moves(plan: Plan, journal: Journal) -> list[tuple[Path, Path]]:

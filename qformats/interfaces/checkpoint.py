@@ -50,6 +50,8 @@ class Checkpoint(Shown, Guarded, ABC):
         What a quantizer calibrated its weights on, for reports; empty for a model as it is on disk.
     calibration_sha256 : str
         Of the tokens of that text, for reports.
+    decided_by : mapping of str to str
+        What else decided weights that a quantizer has prepared, for records: a checksum of its text, threads, device.
     importance : Importance or None
         Importance of the columns of its weights, in an export that was given importance matrices.
     declaration : mapping
@@ -84,6 +86,7 @@ class Checkpoint(Shown, Guarded, ABC):
     left_out: Mapping[str, str] = MappingProxyType({})
     calibration: str = ""
     calibration_sha256: str = ""
+    decided_by: Mapping[str, str] = MappingProxyType({})
     importance: Importance | None = None
     declaration: Mapping[str, Any] = MappingProxyType({})
     declared_by: str = ""
@@ -252,6 +255,7 @@ class ReplacedTensors(Checkpoint):
         self.fingerprint = source.fingerprint
         self.calibration = calibration or source.calibration
         self.calibration_sha256 = source.calibration_sha256
+        self.decided_by = source.decided_by
         self.importance = source.importance
 
     @property

@@ -28,6 +28,8 @@ class Option:
         Placeholder for the value in the help.
     bare : bool
         Whether it is ``--NAME`` without a value there, which means yes.
+    file : bool
+        Whether its value may be the name of a file, whose content then decides the result: records keep its checksum.
 
     Examples
     --------
@@ -42,6 +44,7 @@ class Option:
     flag: bool = False
     metavar: str = "TEXT"
     bare: bool = False
+    file: bool = False
 
 
 @overload

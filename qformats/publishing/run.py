@@ -59,7 +59,7 @@ class Settings:
         Of the loaders.
     workers : int or None
         Threads; all cores by default.
-    force, keep_partial, require_exact : bool
+    force, keep_partial, require_exact, verify : bool
         As in an export.
     """
 
@@ -72,6 +72,7 @@ class Settings:
     workers: int | None = None
     force: bool = False
     keep_partial: bool = False
+    verify: bool = False
     require_exact: bool = False
 
     @property
@@ -219,6 +220,7 @@ def _written(
             force=settings.force,
             workers=settings.workers,
             keep_partial=settings.keep_partial,
+            verify=settings.verify,
             require_exact=settings.require_exact,
             progress=progress,
             placing=lambda plan, moves: finished.expect(plan.target, left[plan.target.name], moves),

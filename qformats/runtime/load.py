@@ -25,6 +25,7 @@ from qformats.errors import (
 )
 from qformats.exporting import Recipe
 from qformats.exporting.on_read import quantized_on_read
+from qformats.exporting.recorded import require_unchanged
 from qformats.exporting.sound import require_sound
 from qformats.folder import FolderCheckpoint
 from qformats.folder.experts import is_stack
@@ -73,6 +74,7 @@ def load_model(
     imatrix: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     tensor_parallel: bool = False,
     options: Mapping[str, str] | None = None,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> Any:
     """Load a model to run it; see :func:`qformats.load_model`."""
@@ -81,6 +83,7 @@ def load_model(
     if isinstance(source, FolderCheckpoint):
         refuse_fragments(source)
     progress = progress or Silent()
+    require_unchanged(source, verify=verify, progress=progress)
     if device_map is not None and (tensor_parallel or device is not None):
         other = "tensor_parallel" if tensor_parallel else "device"
         raise ConfigError("device_map", Described(f"a map and {other}"), "one of the two")

@@ -87,6 +87,7 @@ COMMANDS = {
     "inspect": ("inspect", "demo"),
     "inspect --plan": ("inspect", "demo", "--plan", "gguf:q4_0"),
     "check": ("check", "gguf:q4_0", "-k", "sqnr"),
+    "verify": ("verify", "demo"),
     "compare": ("compare", "demo", "--try", "gguf:q4_0"),
     "export": ("export", "demo", "-f", "gguf:q4_0", "--dry-run"),
     "export several": ("export", "demo", "-f", "gguf:q4_0", "-f", "nf4", "--dry-run"),

@@ -71,6 +71,7 @@ FLOORS = {
     "calibration": 12,
     "chatting": 12,
     "comparing": 12,
+    "verifying": 12,
     "publishing": 13,
     "serving": 13,
     "api": 14,
