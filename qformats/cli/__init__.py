@@ -8,6 +8,8 @@ import sys
 import threading
 from types import FrameType
 
+from qformats.cli.interruption import interrupted_code, received
+
 __all__ = ["main"]
 
 _AGAIN = 0.05
@@ -20,6 +22,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
+    received.clear()
     try:
         from qformats.cli.app import run
 
@@ -27,7 +30,7 @@ def main() -> None:
     except KeyboardInterrupt:
         # A second Ctrl-C, while the first one was handled.
         print("qformats: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(interrupted_code())
     finally:
         # All is said and done. Python would put the system's handler back while it shuts down, and a Ctrl-C that comes
         # then would make a success look like a killed program.
@@ -40,6 +43,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     torch and numpy swallow it there and go on half imported, which ends in errors that have nothing to do with the
     cause.
     """
+    received.append(number)
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             later = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))

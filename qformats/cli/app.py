@@ -27,6 +27,7 @@ from qformats.cli.formats import formats
 from qformats.cli.generate import generate
 from qformats.cli.imatrix import imatrix
 from qformats.cli.inspect import inspect
+from qformats.cli.interruption import interrupted_code
 from qformats.cli.merge import merge
 from qformats.cli.new_plugin import new_plugin
 from qformats.cli.outliers import outliers
@@ -46,7 +47,6 @@ EXIT_INPUT = 3
 EXIT_OUTPUT = 4
 EXIT_FAULT = 70
 """What no part of qformats foresaw; sysexits.h calls it an internal software error."""
-EXIT_INTERRUPTED = 130
 _PLUGINS = "Commands of plugins"
 _LONGEST = 400
 """Characters of a foreign exception's text that a message repeats."""
@@ -127,7 +127,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=(
         f"Exit codes: 0 done, {EXIT_FAILED} a check failed, 2 wrong command line, 3 unusable model, "
-        "4 target not writable, 70 a fault of qformats, 130 interrupted. "
+        "4 target not writable, 70 a fault of qformats, 130 interrupted, 143 ended by SIGTERM. "
         "NO_COLOR=1 switches colours off."
     ),
 )
@@ -197,7 +197,7 @@ def run() -> None:
         app(prog_name="qformats")
     except Interrupted as error:
         _say("; ".join(filter(None, ("interrupted", str(error)))))
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(interrupted_code())
     except WrongCommandLine as error:
         _say(str(error), error.instead)
         sys.exit(EXIT_USAGE)

@@ -18,8 +18,10 @@ from typing import Any
 
 from qformats.errors import OutputError, spelled
 from qformats.exporting.transcode import Measure
+from qformats.work.exchanging import exchange
 from qformats.work.made import MadeFolders
 from qformats.work.ownership import is_ours, open_private, own_folder, token
+from qformats.work.targets import hidden_beside
 
 __all__ = ["Journal", "Span", "Written", "finish_or_undo", "sync_folder", "unwritable"]
 
@@ -83,6 +85,7 @@ class Journal:
         self.files = self.folder / "files"
         self._replaced = self.folder / REPLACED
         self._moves: list[tuple[Path, Path]] = []
+        self._new: tuple[int, int] | None = None
         self.done: dict[int, Written] = {}
         self._log = -1
         self._strange = False
@@ -166,16 +169,23 @@ class Journal:
             self._put_back()
             return
         # Errors are not ignored: the next export would find the old output in its way.
+        if self._new is not None and self.files.exists():
+            # The old folder, which has changed places with the new one.
+            shutil.rmtree(self.files)
         if self._replaced.exists():
             shutil.rmtree(self._replaced)
-        self._moves = []
+        self._moves, self._new = [], None
         os.ftruncate(self._log, 0)
 
     def _told(self, entry: dict[str, Any]) -> list[tuple[Path, Path]]:
         """Moves that a line of ours tells; none if it is not one."""
-        names = entry.get("placing")
-        if not isinstance(names, list) or not is_ours(self.folder, json.dumps(names), entry.get("token")):
+        names, new = entry.get("placing"), entry.get("new")
+        if not isinstance(names, list) or not is_ours(
+            self.folder, json.dumps([names, new]), entry.get("token")
+        ):
             return []
+        if new is not None:
+            self._new = int(new[0]), int(new[1])
         # A line with our token is ours; that it stays within these two places costs nothing to see.
         inside = all(
             Path(source).parts[:1] == (self.files.name,) and ".." not in Path(source).parts
@@ -188,7 +198,12 @@ class Journal:
 
     @property
     def placed(self) -> bool:
-        """Whether the whole output is in place: its last part has left the partial output."""
+        """Whether the whole output is in place: its last part has left the partial output.
+
+        A folder is known by its inode: where it changes places with the one that it replaces, that is there instead.
+        """
+        if self._new is not None and self._moves:
+            return _inode(self._moves[-1][1]) == self._new
         return bool(self._moves) and not os.path.lexists(self._moves[-1][0])
 
     def place(self, moves: Sequence[tuple[Path, Path]], stale: Sequence[Path] = ()) -> None:
@@ -198,7 +213,8 @@ class Journal:
         ----------
         moves : sequence of (Path, Path)
             From inside the partial output to beside the target. Without the last one there is no output; it is also
-            the first to be moved aside, so that at no time old and new parts are taken for one model.
+            the first to be moved aside, so that at no time old and new parts are taken for one model. A single folder
+            changes places with the one that it replaces in one step, where the system can do that.
         stale : sequence of Path
             Other parts of what is replaced, beside the target.
 
@@ -211,11 +227,17 @@ class Journal:
         """
         names = [[str(source.relative_to(self.folder)), final.name] for source, final in moves]
         # Written before anything is moved, so that the journal tells what to undo after a kill.
-        self._write({"placing": names, "token": token(self.folder, json.dumps(names))})
+        folder = len(moves) == 1 and moves[0][0].is_dir()
+        new = _inode(moves[0][0]) if folder else None
+        told = None if new is None else list(new)
+        signed = token(self.folder, json.dumps([names, told]))
+        self._write({"placing": names, "new": told, "token": signed})
         os.fsync(self._log)
-        self._moves = list(moves)
+        self._moves, self._new = list(moves), new
         try:
             self._replaced.mkdir(exist_ok=True)
+            if folder and not stale and self._exchanged(*moves[0]):
+                return
             for final in (*(final for _, final in reversed(moves)), *stale):
                 if os.path.lexists(final):
                     final.rename(self._replaced / final.name)
@@ -224,6 +246,15 @@ class Journal:
         except OSError:
             self._put_back()
             raise
+
+    def _exchanged(self, source: Path, final: Path) -> bool:
+        """Whether a folder has taken the place of another one, which then waits where all that is replaced does."""
+        if final.is_symlink() or not final.is_dir() or not exchange(source, final):
+            return False
+        # If that fails, the next export removes it all the same.
+        with contextlib.suppress(OSError):
+            source.rename(self._replaced / final.name)
+        return True
 
     def _put_back(self) -> None:
         """Undo what :meth:`place` has done so far: the new parts out, then the old ones in.
@@ -234,7 +265,8 @@ class Journal:
             If an old part cannot be moved back. It stays where it is.
         """
         try:
-            for source, final in reversed(self._moves):
+            # A folder with the new one's inode would be in place, and any other is none of ours.
+            for source, final in reversed(self._moves) if self._new is None else ():
                 if not os.path.lexists(source) and os.path.lexists(final):
                     final.rename(source)
             order = [final.name for _, final in self._moves]
@@ -251,7 +283,7 @@ class Journal:
                 f"its previous content could not be restored ({error.strerror}) and is in {self._replaced}"
             )
             raise OutputError(self.target, found, _NOT_RESTORED) from error
-        self._moves = []
+        self._moves, self._new = [], None
 
     def _recover(self, identity: str) -> bool:
         """Read what an interrupted run has recorded, and cut off a line that it did not finish."""
@@ -335,9 +367,10 @@ class Journal:
                 self.close()
                 return
         # The log goes last: as long as anything is left, it tells the next export what that is.
+        old = self._new is not None
         shutil.rmtree(self.files, ignore_errors=True)
         shutil.rmtree(self._replaced, ignore_errors=True)
-        if not self._replaced.exists():
+        if not self._replaced.exists() and not (old and self.files.exists()):
             with contextlib.suppress(OSError):
                 (self.folder / LOG).unlink()
                 self.folder.rmdir()
@@ -359,6 +392,15 @@ def finish_or_undo(target: Path, name: str = "") -> None:
         journal.close() if journal.resumable else journal.discard()
 
 
+def _inode(path: Path) -> tuple[int, int] | None:
+    """What a path leads to, links not followed; ``None`` if there is nothing."""
+    try:
+        state = path.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return state.st_dev, state.st_ino
+
+
 def _entry(line: bytes) -> dict[str, Any]:
     """What a line of a journal holds; nothing if it is damaged."""
     try:
@@ -369,7 +411,7 @@ def _entry(line: bytes) -> dict[str, Any]:
 
 
 def _folder(target: Path, name: str) -> Path:
-    return target.with_name(f".{name or target.name}{SUFFIX}")
+    return hidden_beside(target, name or target.name, SUFFIX)
 
 
 def unwritable(target: Path, error: OSError) -> OutputError:

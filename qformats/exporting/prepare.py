@@ -32,6 +32,7 @@ from qformats.numbers.quantized import QuantizedTensor
 from qformats.registry import registry
 from qformats.work.ownership import open_private, own_folder, token
 from qformats.work.progress import Progress
+from qformats.work.targets import hidden_beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +59,7 @@ class Workspace:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.folder = plan.target.with_name(f".{plan.partial_name}{SUFFIX}")
+        self.folder = hidden_beside(plan.target, plan.partial_name, SUFFIX)
         self.files = self.folder / "files"
         self._lock = -1
         try:

@@ -24,7 +24,7 @@ from qformats.registry import registry
 from qformats.work.checksums import Piece
 from qformats.work.pool import bounded
 from qformats.work.signals import uninterrupted
-from qformats.work.targets import refuse_stream
+from qformats.work.targets import LONGEST_NAME, refuse_stream
 
 __all__ = ["check_target", "final_paths", "leftovers", "record_path", "seal"]
 
@@ -91,6 +91,10 @@ def check_target(plan: Plan, force: bool) -> None:
         If it exists and `force` is not given, is the source, or is a folder that holds no model.
     """
     sources = [file.resolve() for file in plan.source.files]
+    for path in final_paths(plan):
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            found = f"its name is too long: {path.name[:40]}... has {len(os.fsencode(path.name))} bytes"
+            raise OutputError(plan.target, found, f"{_another()}: file systems hold {LONGEST_NAME}")
     for path in final_paths(plan):
         # Not Path.resolve, which fails on links that lead to themselves.
         place = Path(os.path.realpath(path))

@@ -31,7 +31,7 @@ from qformats.sources import open_model
 from qformats.work.pool import threads
 from qformats.work.progress import Progress, Silent
 from qformats.work.signals import uninterrupted
-from qformats.work.targets import refuse_stream
+from qformats.work.targets import hidden_beside, refuse_stream
 from qformats.work.writing import write_bytes
 
 __all__ = ["Settings", "planned", "publish"]
@@ -266,7 +266,7 @@ def _require_space(folder: Path, plans: Sequence[Plan]) -> None:
     for plan in plans:
         if plan.quantizer.prepares:
             need += sum(tensor.nbytes for tensor in plan.tensors if tensor.packer.quantizes)
-    begun = [folder / f".{plan.partial_name}{suffix}" for plan in plans for suffix in (PARTIAL, PREPARED)]
+    begun = [hidden_beside(plan.target, plan.partial_name, s) for plan in plans for s in (PARTIAL, PREPARED)]
     there = sum(file.stat().st_blocks * 512 for file in inside(path for path in begun if path.is_dir()))
     free = shutil.disk_usage(folder).free + there
     if need > free:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from qformats.errors import OutputError
-from qformats.work.targets import refuse_stream
+from qformats.work.targets import hidden_beside, refuse_stream
 
 __all__ = ["check_place", "open_beside", "put_in_place", "write_bytes", "write_text"]
 
@@ -32,7 +32,8 @@ def check_place(path: Path) -> None:
 
 def open_beside(path: Path) -> tuple[Path, IO[bytes]]:
     """A new file beside `path`, to be put in its place when it is whole."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    beside = hidden_beside(path, path.name, ".12345678.partial").name.removesuffix("12345678.partial")
+    handle, name = tempfile.mkstemp(prefix=beside, suffix=".partial", dir=path.parent)
     return Path(name), os.fdopen(handle, "wb")
 
 

@@ -38,6 +38,12 @@ def meanwhile(monkeypatch, action) -> None:
     monkeypatch.setattr(engine, "fill", fill)
 
 
+@pytest.fixture
+def _no_exchange(monkeypatch):
+    """As on a system that cannot let two folders change places."""
+    monkeypatch.setattr("qformats.exporting.journal.exchange", lambda first, second: False)
+
+
 def at_rename(monkeypatch, number: int, error: BaseException, lasting: bool = False) -> None:
     """Raise instead of renaming for the nth time, and from then on if it is lasting."""
     original, calls = Path.rename, []
@@ -79,6 +85,7 @@ def test_target_that_appears_while_filling(llama, tmp_path, monkeypatch, kind, n
     assert list(contents(tmp_path).values()) == [b"mine"]
 
 
+@pytest.mark.usefixtures("_no_exchange")
 @pytest.mark.parametrize(
     ("kind", "number"),
     [("gguf:q8_0", 1), ("gguf:q8_0", 3), ("gguf:q8_0", 6), ("dense:f16", 1), ("dense:f16", 2)],
@@ -93,6 +100,7 @@ def test_failed_replacement_is_undone(llama, tmp_path, monkeypatch, kind, number
     assert contents(tmp_path) == before
 
 
+@pytest.mark.usefixtures("_no_exchange")
 def test_what_cannot_be_put_back_is_kept(llama, tmp_path, monkeypatch):
     """The old folder is aside, the new one cannot come in, and the old one cannot go back."""
     target, partial = tmp_path / "out", tmp_path / ".out.qformats-partial"
@@ -113,6 +121,7 @@ def test_what_cannot_be_put_back_is_kept(llama, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.usefixtures("_no_exchange")
 def test_what_is_in_the_way_of_putting_back(llama, tmp_path, monkeypatch):
     target, replaced = tmp_path / "out", tmp_path / ".out.qformats-partial" / "replaced"
     qformats.export(llama, target, format="dense:f16")
