@@ -69,7 +69,7 @@ class Scaling:
     skeleton: Skeleton
     choose: Scale
     arguments: Sequence[Mapping[str, Any]]
-    _known: list[list[Fold]] = field(default_factory=list)
+    _known: list[tuple[set[str], list[Fold]]] = field(default_factory=list)
 
     def block(self, number: int, module: Any, stream: Stream) -> ScaledBlock:
         """A loaded block, its columns scaled; `module` computes with the scaled weights, and gives what it gave."""
@@ -87,14 +87,14 @@ class Scaling:
         states = states[:1, :PROBED].float()
         linears = self.skeleton.linears(number)
         probe = Probe(module, linears, states, arguments, heads_of(self.run.source.config, module))
-        for known in self._known:
-            if {layer for fold in known for layer in fold.layers} >= set(wanted) and probe.holds(known):
+        for layers, known in self._known:
+            if layers == set(wanted) and probe.holds(known):
                 return known
         found = probe.find(wanted)
         if len(found) > 1 and not probe.holds(found):
             # One by one they do: nothing is known that would make this happen, and nothing wrong comes of it.
             found = []
-        self._known.append(found)
+        self._known.append((set(wanted), found))
         return found
 
 
