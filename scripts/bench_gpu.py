@@ -26,7 +26,8 @@ from torch import Tensor
 
 from qformats.kernels import launch, ops
 from qformats.kernels.device import DeviceWeight, arrange
-from qformats.numbers import NestedScales, QuantizedTensor
+from qformats.numbers import E2M1, NestedScales, QuantizedTensor
+from qformats.numbers.float8 import E4M3
 
 SHAPES = [(4096, 4096), (11008, 4096), (4096, 11008), (28672, 8192)]
 # fmt: off
@@ -58,6 +59,9 @@ KINDS: dict[str, tuple[int, int, torch.dtype, str] | tuple[int, int, torch.dtype
     "gguf:q5_k": (5, 32, torch.float16, "minimum", 256),
     "gguf:q6_k": (6, 16, torch.float16, "affine", 256),
     "gguf:iq4_xs": (4, 32, torch.float16, "table", 256),
+    "fp8:block": (8, 128, torch.float32, "float"),
+    "gguf:mxfp4": (4, 32, torch.float32, "powers"),
+    "modelopt:nvfp4": (4, 16, torch.float32, "floats"),
 }
 ROTATED = 120e6
 """Bytes that a measurement rotates through, more than twice the L2 cache."""
@@ -89,6 +93,17 @@ def weight_of(kind: str, rows: int, columns: int) -> DeviceWeight:
     elif mode == "table":
         zero, table = 0, torch.tensor(IQ4 if outer else NF4, device="cuda", dtype=torch.float32)
     nested = []
+    if mode == "float":
+        zero, table = 0, torch.tensor(E4M3, device="cuda")
+        codes = torch.randint(0, len(E4M3), (rows, columns), device="cuda", dtype=torch.uint8)
+    elif mode in ("powers", "floats"):
+        zero, table = 0, torch.tensor(E2M1, device="cuda", dtype=torch.float32)
+        codes %= len(E2M1)
+        scale = torch.exp2(torch.randint(-12, -6, shape, device="cuda").float())
+    if mode == "floats":
+        inner = (torch.rand(shape, device="cuda") * 400 + 1).to(torch.float8_e4m3fn).float()
+        nested.append(NestedScales(torch.full((rows, 1), 1.1e-5, device="cuda"), inner, inner[0], "f32"))
+        scale = nested[0].values()
     if outer:
         for _ in range(1 + (minimum is not None)):
             large = (torch.rand(rows, columns // outer[0], device="cuda") * 1e-3).half().float()

@@ -117,7 +117,7 @@ class MicroscalingPacker(Packer):
         block_size=BLOCK,
         source="compressed-tensors:src/compressed_tensors/compressors/mxfp4/base.py",
         sqnr_floor_db=18.0,
-        kernel=KernelSpec(4, "table", BLOCK, "f32"),
+        kernel=KernelSpec(4, "float", BLOCK, "f32"),
     )
 
     def scales(self, packed: PackedTensor) -> Sequence[Tensor]:

@@ -87,7 +87,7 @@ class Mxfp4Packer(GGUFPacker):
     def __init__(self, kind: GGMLType) -> None:
         self.type = kind
         self.grid = Mxfp4Grid(LEVELS, BLOCK, "f32")
-        kernel = KernelSpec(4, "table", BLOCK, "f32")
+        kernel = KernelSpec(4, "float", BLOCK, "f32")
         summary = "4-bit floats, a power of two per 32"
         self.spec = spec_of(kind, summary, bits=4, kernel=kernel, sqnr_floor_db=18.0)
 

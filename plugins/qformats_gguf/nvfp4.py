@@ -63,7 +63,7 @@ class NvidiaPacker(GGUFPacker, Float4Packer):
             block_size=_SUB,
             source=SOURCE,
             sqnr_floor_db=20.0,
-            kernel=KernelSpec(4, "table", _SUB, "f32"),
+            kernel=KernelSpec(4, "float", _SUB, "f32"),
         )
 
     def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -85,7 +85,7 @@ class Float4Packer(Packer):
             block_size=_BLOCK,
             source=source,
             sqnr_floor_db=20.0,
-            kernel=KernelSpec(4, "table", _BLOCK, "f32"),
+            kernel=KernelSpec(4, "float", _BLOCK, "f32"),
         )
 
     def veto(self, shape: Sequence[int]) -> str | None:
@@ -196,8 +196,7 @@ class Float4Packer(Packer):
 
         self.grid.validate(quantized)
         settled = self.grid.settled(quantized)
-        places = settled.codes.to(torch.int16) - 7
-        stored = torch.where(places < 0, 8 - places, places).to(torch.uint8)
+        stored = self.grid.stored(settled.codes)
         inner = inner_of(settled.scale, settled.outer, self.divides)
         return stored, inner, torch.tensor([settled.outer], dtype=torch.float32)
 
@@ -210,7 +209,6 @@ class Float4Packer(Packer):
         return self._canonical(stored, self._scale(packed), float(packed.fields[self.names[2]]))
 
     def _canonical(self, stored: Tensor, scale: Tensor, outer: float) -> Float4Tensor:
-        import torch
-
-        codes = torch.where(stored < 8, stored + 7, 15 - stored)
-        return Float4Tensor(codes, scale, (1, _BLOCK), codebook=self.grid.table(codes), outer=outer)
+        codes = self.grid.places(stored)
+        table = self.grid.table(codes)
+        return Float4Tensor(codes, scale, (1, _BLOCK), codebook=table, outer=outer, divides=self.divides)

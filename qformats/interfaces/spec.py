@@ -167,7 +167,8 @@ class KernelSpec:
         Code width: 2, 3, 4, 5, 6 or 8.
     mode : str
         ``"affine"`` (integer zero point), ``"minimum"`` (float minimum), ``"table"`` (codebook) or ``"float"`` (codes
-        are E4M3, see :class:`qformats.numbers.Float8Grid`).
+        are floats: of 8 bits in E4M3, see :class:`qformats.numbers.Float8Grid`, or of 4 bits in twice E2M1, see
+        :class:`qformats.numbers.Float4Grid`).
     block_size : int
         Columns that share a scale; 0 means the whole row.
     scale_dtype : str

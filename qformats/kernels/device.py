@@ -4,13 +4,14 @@ Columns run in *strips* of 32. A code of `bits` bits is a sum of planes of 8, 4,
 of `b` bits packs the codes of ``16 / b`` consecutive strips into one strip of 32 int16 words: column ``32 s + w`` lies
 in word ``w`` of packed strip ``s // (16 / b)``, at bit ``b * (s % (16 / b))``. Packed strips of all rows lie together,
 ``(packed strips, N, 32)``: what a program reads is contiguous, two neighbouring words hold neighbouring columns (which
-a 16-bit pair instruction decodes at once), and every strip meets a contiguous strip of activations. Floats of 8 bits
-are their own codes, bit for bit.
+a 16-bit pair instruction decodes at once), and every strip meets a contiguous strip of activations.
 
 Codes of a table lie in another order within two neighbouring words, the one in which byte permutes look them up; see
-:func:`pair_nibbles`. Scales, zero points and minima lie as ``(groups, N)``; one of several rows is repeated for each.
-Where scales are products of an outer scale and a small whole number (:class:`~qformats.numbers.NestedScales`), these
-stay apart: outer ones as ``(outers, N)``, and whole numbers as bytes, four groups to an int32 of ``(groups / 4, N)``.
+:func:`pair_nibbles`. Floats are their own codes, with the bits of a word in another order: :func:`mix_floats`.
+Scales, zero points and minima lie as ``(groups, N)``; one of several rows is repeated for each. Where scales are
+products of an outer scale and a small number (:class:`~qformats.numbers.NestedScales`), these stay apart: outer ones as
+``(outers, N)``, and small ones as bytes, four groups to an int32 of ``(groups / 4, N)``. The small ones are whole
+numbers, floats in E4M3, or powers of two.
 Columns are padded until the last packed strip of every plane is full, and to a multiple of 128.
 """
 
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from qformats.errors import ConfigError, Described
 from qformats.kernels.codebook import ENTRIES, canonical_codes, canonical_levels, make_codebook
 from qformats.numbers.dtypes import torch_dtype
+from qformats.numbers.float4 import E2M1, Float4Grid, is_e2m1
 from qformats.numbers.float8 import E4M3, Float8Grid, is_e4m3
 from qformats.numbers.quantized import QuantizedTensor
 
@@ -33,17 +35,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AFFINE",
+    "EXPONENT",
     "FLOAT",
+    "FLOAT8",
     "LIFTED",
     "MINIMUM",
     "PLANES",
     "QUAD",
+    "QUOTIENT",
     "STRIP",
     "TABLE",
     "DeviceForm",
     "DeviceWeight",
     "arrange",
     "codes_of",
+    "mix_floats",
     "padded_columns",
     "pair_nibbles",
     "restore",
@@ -58,12 +64,28 @@ PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
 """Widths of the planes by width of the code, the low bits first."""
 AFFINE, MINIMUM, TABLE, FLOAT = 0, 1, 2, 3
 """Modes: ``scale * (code - zero)``; ``scale * (code - zero) + minimum``; ``scale * table[code]``; and ``scale * code``
-where the codes are E4M3, floats of 8 bits."""
+where the codes are floats: E4M3 of 8 bits, or E2M1 of 4, counted in halves."""
 
 LIFTED = 128
 """What is added to the whole numbers of scales in two levels, so that they are bytes without a sign."""
+WHOLE, EXPONENT, FLOAT8, QUOTIENT = 0, 1, 2, 3
+"""Kinds of factors: whole numbers; ``2 ** (byte - 127)``; E4M3 without a sign; E4M3, which the outer scale divides."""
+FLOAT8_UNIT = 256.0
+"""How much larger an outer scale is, or how much smaller a divisor, where factors are E4M3: these are decoded as what
+their bits are in float16."""
 _FACTORED = (16, 32)
 """Groups for which scales stay in two levels: a strip has one or two. Others are multiplied out."""
+_PLACES_OF_BITS = {
+    8: [(n, n) for n in range(7)] + [(7, 14)] + [(8 + n, 7 + n) for n in range(7)] + [(15, 15)],
+    4: [
+        (4 * strip + n, 8 * (strip % 2) + [(1, 2, 3, 7), (4, 5, 6, 0)][strip // 2][n])
+        for strip in range(4)
+        for n in range(4)
+    ],
+}
+"""Natural place of each bit of a word, and its place for the decode; see :func:`mix_floats`."""
+_OUTER_RANGE = (2.0**-100, 2.0**100)
+"""Outer scales that are normal numbers, also as a product with the smallest inner one."""
 
 
 class DeviceForm(NamedTuple):
@@ -95,6 +117,9 @@ class DeviceForm(NamedTuple):
         Rows that lie together in the weight's tensors, where these are a part of larger ones; otherwise 0.
     height : int
         Rows that share a scale in the canonical tensor, if more than one; otherwise 0.
+    inner : int
+        Where scales are in two levels, the kind of the inner numbers: `WHOLE`, or `EXPONENT`, `FLOAT8` or `QUOTIENT`.
+        Of the latter three a whole row has one outer number, and `outer` is 0.
     """
 
     rows: int
@@ -110,6 +135,12 @@ class DeviceForm(NamedTuple):
     outer: int = 0
     line: int = 0
     height: int = 0
+    inner: int = WHOLE
+
+    @property
+    def factored(self) -> bool:
+        """Whether scales are in two levels."""
+        return self.outer > 0 or self.inner != WHOLE
 
 
 class DeviceWeight(NamedTuple):
@@ -129,8 +160,8 @@ class DeviceWeight(NamedTuple):
     order : Tensor or None
         int32, ``(K,)``: device column ``k`` is canonical column ``order[k]``, where columns were reordered.
     factor, shift_factor : Tensor or None
-        int32, ``(padded groups / 4, N)``: by what outer scales and minima are multiplied, plus `LIFTED`, the first
-        group in the lowest byte.
+        int32, ``(padded groups / 4, N)``: by what outer scales and minima are multiplied, the first group in the lowest
+        byte: whole numbers plus `LIFTED`, or the bytes of `DeviceForm.inner`.
     form : DeviceForm
         Everything that is not a tensor.
     """
@@ -258,6 +289,36 @@ def pair_nibbles(words: Tensor, *, back: bool = False) -> Tensor:
     return _to_int16((nibbles << shifts).sum(2, dtype=torch.int32)).reshape(words.shape)
 
 
+def mix_floats(words: Tensor, bits: int, *, back: bool = False) -> Tensor:
+    """Move the bits of floats within their words to where the decode needs the fewest shifts, or move them back.
+
+    Natural: the strips' floats one after the other, the first in the lowest bits. For the decode, the highest bit
+    first: signs ``s`` and what is behind them, of strip 0, ``a``, to strip 3, ``d``.
+
+    - 8 bits: ``sb sa bbbbbbb aaaaaaa``. One shift away float16 has both.
+    - 4 bits, in each byte: ``sa ccc aaa sc`` in the lower one, ``sb ddd bbb sd`` in the upper one. A byte is then the
+      upper half of a float16 once all other bits are cleared: for ``a`` and ``b`` at once, for ``c`` and ``d`` a shift
+      away.
+
+    Parameters
+    ----------
+    words : Tensor
+        int16, any shape.
+    bits : int
+        Of a float: 8 or 4.
+    back : bool
+        From the order for the decode to the natural one.
+    """
+    import torch
+
+    given = words.to(torch.int32) & 0xFFFF
+    mixed = torch.zeros_like(given)
+    for natural, own in _PLACES_OF_BITS[bits]:
+        source, target = (own, natural) if back else (natural, own)
+        mixed |= (given >> source & 1) << target
+    return _to_int16(mixed)
+
+
 def _to_int16(words: Tensor) -> Tensor:
     import torch
 
@@ -329,9 +390,11 @@ def arrange(quantized: QuantizedTensor, bits: int | None = None) -> DeviceWeight
         codes = codes[:, order.long()]
     codes = codes.to(torch.int32) + lift
     table, levels, paired = None, 0, 0
-    floats = is_e4m3(quantized.codebook)
+    floats = is_e4m3(quantized.codebook) or is_e2m1(quantized.codebook)
     if floats:
-        codes = Float8Grid.stored(codes).view(torch.uint8).to(torch.int32)
+        width = 8 if is_e4m3(quantized.codebook) else 4
+        codes = Float8Grid.stored(codes).view(torch.uint8) if width == 8 else Float4Grid.stored(codes)
+        codes = codes.to(torch.int32)
     elif quantized.codebook is not None:
         levels, width = len(quantized.codebook), 4
         filled = torch.nn.functional.pad(
@@ -347,6 +410,8 @@ def arrange(quantized: QuantizedTensor, bits: int | None = None) -> DeviceWeight
         low += part
     if table is not None:
         planes = [pair_nibbles(planes[0])]
+    elif floats:
+        planes = [mix_floats(planes[0], width)]
     zero, shift, mode = lift, None, AFFINE
     if table is not None or floats:
         mode = FLOAT if floats else TABLE
@@ -366,11 +431,19 @@ def arrange(quantized: QuantizedTensor, bits: int | None = None) -> DeviceWeight
     scale = _by_row(quantized.scale, quantized)
     weight = DeviceWeight(tuple(planes), scale, shift, table, order, None, None, form)
     nested = quantized.nested_scales
-    if order is not None or not _stay_apart(nested, quantized):
-        return weight
     count = padded_columns(columns, width) // group
+    if order is not None or form.height or group not in _FACTORED:
+        return weight
+    small = _small_floats(quantized)
+    if small is not None and mode != MINIMUM and shift is None:
+        inner, outer, factor = small
+        return weight._replace(
+            scale=outer.t().contiguous(), factor=_words(factor, count), form=form._replace(inner=inner)
+        )
+    if not _stay_apart(nested, quantized):
+        return weight
     outers = [each.outer.to(torch_dtype(each.dtype)).t().contiguous() for each in nested]
-    words = [_words(each.inner, count) for each in nested]
+    words = [_words(each.inner + LIFTED, count) for each in nested]
     return weight._replace(
         scale=outers[0],
         shift=outers[1] if len(nested) > 1 else shift,
@@ -402,9 +475,11 @@ def _stay_apart(nested: Sequence[NestedScales], quantized: QuantizedTensor) -> b
 
     own = [quantized.scale] + ([] if quantized.minimum is None else [quantized.minimum])
     height, group = quantized.block_size
-    if height != 1 or group not in _FACTORED or len(nested) != len(own):
+    if height != 1 or len(nested) != len(own):
         return False
     for each, scale in zip(nested, own, strict=True):
+        if each.divides:
+            return False
         whole = each.inner.to(torch.int8)
         fits = (
             each.dtype in ("f16", "f32") and not each.group * group % QUAD and each.group == nested[0].group
@@ -414,13 +489,42 @@ def _stay_apart(nested: Sequence[NestedScales], quantized: QuantizedTensor) -> b
     return True
 
 
-def _words(factor: Tensor, count: int) -> Tensor:
-    """Whole numbers from -128 to 127, ``(N, groups)``, as bytes of int32 ``(count / 4, N)``."""
+def _small_floats(quantized: QuantizedTensor) -> tuple[int, Tensor, Tensor] | None:
+    """Kind of the scales' inner numbers, outer ones float32 ``(N, 1)``, and inner ones as bytes uint8 ``(N, groups)``.
+
+    None where scales are neither powers of two nor numbers of E4M3 with one number for each row.
+    """
     import torch
 
-    padded = torch.nn.functional.pad(factor, (0, count - factor.shape[1]))
-    lifted = (padded + LIFTED).to(torch.uint8).contiguous()
-    return lifted.view(torch.int32).t().contiguous()
+    scale = quantized.scale
+    if scale.dtype != torch.float32 or quantized.block_size[0] != 1 or not scale.numel():
+        return None
+    # Of powers of two only the exponent is not 0. Formats with a byte for it have some too small for a normal number.
+    for outer in (1.0, 0.25):
+        bits = (scale / outer).view(torch.int32)
+        byte = bits >> 23
+        if bool(((bits & 0x7FFFFF == 0) & (byte > 0) & (byte < 255)).all()):
+            return EXPONENT, torch.full_like(scale[:, :1], outer), byte.to(torch.uint8)
+    nested = quantized.nested_scales
+    if len(nested) != 1 or nested[0].outer.shape[1] != 1 or nested[0].dtype != "f32":
+        return None
+    each = nested[0]
+    least, most = _OUTER_RANGE
+    size = 1 / each.outer if each.divides else each.outer
+    stored = each.inner.to(torch.float8_e4m3fn)
+    fits = bool(((size >= least) & (size <= most)).all()) and bool((each.inner >= 0).all())
+    if not fits or not torch.equal(stored.float(), each.inner) or not torch.equal(each.values(), scale):
+        return None
+    stretched = each.outer / FLOAT8_UNIT if each.divides else each.outer * FLOAT8_UNIT
+    return QUOTIENT if each.divides else FLOAT8, stretched, stored.view(torch.uint8) & 127
+
+
+def _words(factor: Tensor, count: int) -> Tensor:
+    """Numbers from 0 to 255, ``(N, groups)``, as bytes of int32 ``(count / 4, N)``; zeros behind them."""
+    import torch
+
+    padded = torch.nn.functional.pad(factor.to(torch.uint8), (0, count - factor.shape[1]))
+    return padded.contiguous().view(torch.int32).t().contiguous()
 
 
 def _multiplied(outer: Tensor, words: Tensor, form: DeviceForm) -> Tensor:
@@ -428,7 +532,13 @@ def _multiplied(outer: Tensor, words: Tensor, form: DeviceForm) -> Tensor:
     import torch
 
     groups = -(-form.columns // form.group)
-    factor = words.t().contiguous().view(torch.uint8)[:, :groups].float() - LIFTED
+    byte = words.t().contiguous().view(torch.uint8)[:, :groups]
+    if form.inner == EXPONENT:
+        return (byte.to(torch.int32) << 23).view(torch.float32) * outer.t()
+    if form.inner != WHOLE:
+        value = byte.view(torch.float8_e4m3fn).float() / FLOAT8_UNIT
+        return value / outer.t() if form.inner == QUOTIENT else value * outer.t()
+    factor = byte.float() - LIFTED
     return factor * outer.float().t().repeat_interleave(form.outer // form.group, 1)[:, :groups]
 
 
@@ -452,6 +562,8 @@ def codes_of(weight: DeviceWeight) -> Tensor:
     planes = weight.planes
     if form.mode == TABLE:
         planes = (pair_nibbles(planes[0], back=True),)
+    elif form.mode == FLOAT:
+        planes = (mix_floats(planes[0], form.bits, back=True),)
     codes = torch.zeros((form.rows, padded), dtype=torch.int32, device=weight.scale.device)
     low = 0
     for part, plane in zip(PLANES[form.bits], planes, strict=True):
@@ -478,7 +590,13 @@ def restore(weight: DeviceWeight) -> QuantizedTensor:
         assert weight.table is not None
         codes = canonical_codes(weight.table)[codes.long()]
     elif form.mode == FLOAT:
-        codes = Float8Grid.places(codes.to(torch.uint8).view(torch.float8_e4m3fn)).to(torch.int32)
+        stored = codes.to(torch.uint8)
+        places = (
+            Float8Grid.places(stored.view(torch.float8_e4m3fn))
+            if form.bits == 8
+            else Float4Grid.places(stored)
+        )
+        codes = places.to(torch.int32)
     codes = codes - form.lift
     dtype = {1: torch.uint8, -1: torch.int8, -2: torch.int16, -4: torch.int32, -8: torch.int64}[
         form.code_bytes
@@ -498,7 +616,7 @@ def restore(weight: DeviceWeight) -> QuantizedTensor:
         assert weight.table is not None
         zero, codebook = 0, canonical_levels(weight.table)[form.lift : form.lift + form.levels]
     elif form.mode == FLOAT:
-        codebook = torch.tensor(E4M3, dtype=torch.float32, device=codes.device)
+        codebook = torch.tensor(E4M3 if form.bits == 8 else E2M1, dtype=torch.float32, device=codes.device)
     elif form.mode == MINIMUM:
         assert weight.shift is not None
         minimum = _of_blocks(weight.shift, form)

@@ -49,7 +49,7 @@ def unfit(weight: DeviceWeight, dtype: torch.dtype) -> str | None:
     form = weight.form
     if dtype != torch.float16:
         return f"it would round float16 scales to {str(dtype).removeprefix('torch.')}, as the activations are"
-    if form.mode != AFFINE or form.outer:
+    if form.mode != AFFINE or form.factored:
         return "its codes have one scale a group and nothing else: no table, no minimum, no scale of scales"
     if form.rows % _TILE or form.columns % _TILE:
         return f"{form.rows} x {form.columns} is not a multiple of {_TILE} both ways"

@@ -63,13 +63,15 @@ def _arguments(weight: DeviceWeight) -> tuple[Tensor, ...]:
 def _constants(weight: DeviceWeight) -> dict[str, Any]:
     form = weight.form
     own_zeros = form.mode == AFFINE and weight.shift is not None
+    padded = padded_columns(form.columns, form.bits)
     return {
         "BITS": form.bits,
         "MODE": form.mode,
         "ZERO": None if own_zeros else form.zero,
-        "GROUP": 0 if form.group >= form.columns and not form.outer else form.group,
-        "OUTER": form.outer,
-        "EVEN_K": padded_columns(form.columns, form.bits) == form.columns,
+        "GROUP": 0 if form.group >= form.columns and not form.factored else form.group,
+        "OUTER": padded if form.inner else form.outer,
+        "INNER": form.inner,
+        "EVEN_K": padded == form.columns,
     }
 
 
@@ -84,11 +86,14 @@ def _early(device: torch.device) -> dict[str, bool]:
 def _fast(weight: DeviceWeight, dtype: torch.dtype) -> bool:
     """Whether pairs of levels can be decoded at once: on the device, in two bytes, and exactly."""
     form = weight.form
-    if not weight.scale.is_cuda or dtype == torch.float32 or form.mode == FLOAT:
+    if not weight.scale.is_cuda or dtype == torch.float32:
         return False
     if form.mode == TABLE:
         # Several groups in a strip are scaled before the product, in a layout that does not keep neighbours together.
-        return form.group % STRIP == 0 or form.group >= form.columns
+        return form.group % STRIP == 0 or form.group >= form.columns or form.factored
+    if form.mode == FLOAT:
+        # Those are so small in float16 that they are scaled after the product.
+        return form.group % STRIP == 0 or form.group >= form.columns or form.factored
     if dtype == torch.bfloat16:
         # Eight bits of precision: 128 + code + zero must stay below 256.
         return form.bits <= 6 and form.zero <= 64
@@ -292,7 +297,9 @@ def _launched(
 
 def _scales_first(form: DeviceForm, batch: int) -> bool:
     """Whether scaling levels before the product costs less than scaling the sums of each group after it."""
-    halved = form.outer > 0 and form.group < STRIP
+    if form.mode == FLOAT:
+        return False
+    halved = form.factored and form.group < STRIP
     return batch >= 32 or (halved and (batch == 16 or form.mode == MINIMUM))
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from qformats.kernels.device import MINIMUM, PLANES, QUAD, STRIP, TABLE, DeviceForm, padded_columns
+from qformats.kernels.device import FLOAT, MINIMUM, PLANES, QUAD, STRIP, TABLE, DeviceForm, padded_columns
 from qformats.kernels.triton_decode import quads_of_step
 
 __all__ = ["Tiles", "choose_tiles", "fused_rows", "programs", "steps_of"]
@@ -67,11 +67,13 @@ def choose_tiles(count: int, form: DeviceForm, device: torch.device, weights: in
     fine = 0 < form.group < 64 and form.group < form.columns
     small = -(-form.rows // 128) * 8 <= programs(device)
     # Codes of two planes, and two groups in a strip, take several times the instructions of others.
-    long = len(PLANES[form.bits]) > 1 or (form.outer > 0 and form.group < STRIP)
-    plain = form.bits == 5 and not form.outer
+    long = len(PLANES[form.bits]) > 1 or (form.factored and form.group < STRIP)
+    plain = form.bits == 5 and not form.factored
     rounds = 3.0
     shared = 0
-    if batch == 64:
+    if form.mode == FLOAT and batch <= 16 and (form.bits == 4 or (batch == 16 and form.rows > _TALL)):
+        rows, warps, stages, rounds = _for_floats(form, batch, small)
+    elif batch == 64:
         # The sums alone take the registers of four warps or more.
         rows, warps, stages = (64, 4, 3) if small else (128, 4, 3) if form.mode == TABLE else (128, 8, 3)
         rounds = 2.0
@@ -91,18 +93,18 @@ def choose_tiles(count: int, form: DeviceForm, device: torch.device, weights: in
             rows, warps, stages, rounds = (32, 2, 3, 17.0) if small else (128, 2, 2, 5.0)
         elif form.mode == MINIMUM and form.rows > _TALL:
             rows, warps, stages, rounds = 64, 4, 3, 10.0
-    elif long or (form.outer and batch == 32):
+    elif long or (form.factored and batch == 32):
         rows, warps, stages = 64, 4, 2
     elif form.mode == TABLE:
         # Looking up costs more than reading: more warps hide it better than more loads.
         rows, warps, stages = (64, 4, 3) if small else (128, 4, 3)
         rounds = 9.0
-        if not small and not form.outer and form.rows <= _TALL and batch <= 16:
+        if not small and not form.factored and form.rows <= _TALL and batch <= 16:
             rows, warps, rounds = 64, 2, 5.9
     else:
         rows, warps, stages = (64, 4, 3) if small and not fine else (128, 2, 4)
         rounds = 4.5 if fine and form.bits == 4 else 3.0
-        if fine and form.mode == MINIMUM and not form.outer and batch <= 16:
+        if fine and form.mode == MINIMUM and not form.factored and batch <= 16:
             stages, rounds = 3, 5.6
     tiles = weights * -(-form.rows // rows) * -(-count // batch)
     wanted = programs(device) * rounds / 3
@@ -110,9 +112,24 @@ def choose_tiles(count: int, form: DeviceForm, device: torch.device, weights: in
     if weights > 1:
         split = round(wanted / tiles)
     split = max(1, min(split, 8 if batch < 64 else 4, steps_of(form) * together // 4))
-    if split == 1 and stages == 4:
+    if split == 1 and stages == 4 and form.mode != FLOAT:
         stages = 5
     return Tiles(rows, batch, split, max(2, stages // (1 if together == 4 else together)), warps)
+
+
+def _for_floats(form: DeviceForm, batch: int, small: bool) -> tuple[int, int, int, float]:
+    """Rows, warps, loads in flight, and rounds of programs, for floats and at most 16 rows of activations."""
+    tall = form.rows > _TALL
+    if form.bits == 8:
+        return 128, 4, 3, 3.0
+    if form.group < STRIP:
+        # Two groups in a strip take twice the sums.
+        if batch == 8:
+            return (32, 1, 3, 9.0) if small else (64, 1, 3, 10.2) if tall else (64, 2, 3, 5.9)
+        return (128, 2, 3, 5.1) if tall else (128, 4, 3, 2.9)
+    if batch == 8:
+        return (64, 2, 4, 5.0) if tall else (64, 2, 3, 11.7)
+    return (128, 2, 3, 3.0) if tall else (64, 2, 3, 5.9)
 
 
 def fused_rows(form: DeviceForm) -> int:
@@ -123,7 +140,7 @@ def fused_rows(form: DeviceForm) -> int:
     """
     if form.bits == 5:
         return 64 if form.rows > _TALL else 16
-    coarse = form.group >= QUAD or form.group >= form.columns or (form.mode == TABLE and not form.outer)
+    coarse = form.group >= QUAD or form.group >= form.columns or (form.mode == TABLE and not form.factored)
     return 192 if coarse and len(PLANES[form.bits]) == 1 else 64
 
 

@@ -13,15 +13,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from qformats.kernels.device import FLOAT, LIFTED, MINIMUM, PLANES, TABLE
+from qformats.kernels.device import EXPONENT, FLOAT, LIFTED, MINIMUM, PLANES, QUOTIENT, TABLE, WHOLE
 
 __all__ = [
+    "divisor",
     "factor_of",
     "factor_words",
     "first_words",
+    "float_factor",
+    "float_unit",
     "has_floats",
     "has_minimum",
     "has_table",
+    "is_quotient",
+    "is_whole",
     "level_of",
     "load_lookup",
     "move_down",
@@ -53,6 +58,24 @@ def has_floats(mode):
 def has_table(mode):
     """Whether levels are looked up."""
     return mode == TABLE
+
+
+@triton.constexpr_function
+def is_whole(inner):
+    """Whether factors are whole numbers."""
+    return inner == WHOLE
+
+
+@triton.constexpr_function
+def is_exponent(inner):
+    """Whether factors are powers of two."""
+    return inner == EXPONENT
+
+
+@triton.constexpr_function
+def is_quotient(inner):
+    """Whether outer scales divide the factors."""
+    return inner == QUOTIENT
 
 
 @triton.constexpr_function
@@ -133,6 +156,56 @@ def pair_assembly(bits, strip, within, zero, bf16):
         lines.append("fma.rn.f16x2 $0, t, s, z;")
     else:
         lines.append(f"sub.{kind} $0, t, {taken};")
+    lines.append("}")
+    return "\n".join(lines)
+
+
+@triton.constexpr_function
+def float_unit(bits):
+    """How much larger floats are than what :func:`float_assembly` makes of them in float16."""
+    return 256.0 if bits == 8 else 32768.0
+
+
+@triton.constexpr_function
+def float_places(bits, strip):
+    """Lowest bit of a float in its word, and its sign: as :func:`~qformats.kernels.device.mix_floats` lays them."""
+    if bits == 8:
+        return (7, 15) if strip % 2 else (0, 14)
+    start = 8 * (strip % 2)
+    return (start + 1, start + 7) if strip < 2 else (start + 4, start)
+
+
+@triton.constexpr_function
+def float_assembly(bits, strip, bf16):
+    """Two neighbouring floats of 8 or 4 bits to two of 16: PTX for ``$0``, by :func:`float_unit` smaller in float16.
+
+    Exponent and mantissa, also of subnormal numbers, are put where the larger float has them; only the bias is another
+    one.
+    """
+    source = "$2" if bits == 8 and strip >= 2 else "$1"
+    low, sign = float_places(bits, strip)
+    count, mantissa = (7, 3) if bits == 8 else (3, 1)
+    to = (7 if bf16 else 10) - mantissa
+    size = ((1 << count) - 1 << to) * 0x10001
+    lines = ["{", ".reg .b32 t, s, p, z;"]
+
+    def moved(name, by):
+        if by:
+            lines.append(f"{'shl.b32' if by > 0 else 'shr.u32'} {name}, {source}, {abs(by)};")
+        return name if by else source
+
+    if to - low == 15 - sign:
+        lines.append(f"and.b32 t, {moved('t', to - low)}, {size | 0x80008000:#x};")
+    else:
+        lines.append(f"and.b32 s, {moved('s', 15 - sign)}, 0x80008000;")
+        lines.append(f"lop3.b32 t, {moved('t', to - low)}, {size:#x}, s, 0xea;")
+    if bf16:
+        # The bias is made up for here: products of numbers so small would not be exact in float32.
+        lines.append(f"mov.b32 p, {(127 + (120 if bits == 8 else 127) << 7) * 0x10001:#x};")
+        lines.append("mov.b32 z, 0x80008000;")
+        lines.append("fma.rn.bf16x2 $0, t, p, z;")
+    else:
+        lines.append("mov.b32 $0, t;")
     lines.append("}")
     return "\n".join(lines)
 
@@ -367,9 +440,62 @@ def factor_of(words, STRIP: tl.constexpr, HALF: tl.constexpr, GROUP: tl.constexp
 
 
 @triton.jit
-def scale_of(outer, words, STRIP: tl.constexpr, HALF: tl.constexpr, GROUP: tl.constexpr, FAST: tl.constexpr):
-    """Outer scales times factors, exact in float32: ``[rows, 1]``."""
-    if FAST:
+def divisor(outer):
+    """Outer scales that divide, and 1 in place of the zeros of rows that are not there."""
+    return tl.where(outer == 0, 1.0, outer)
+
+
+@triton.constexpr_function
+def halved_assembly(place):
+    """Upper or lower float16 of a word as float32: PTX for ``$0``."""
+    return f"{{ .reg .b16 l, h; mov.b32 {{l, h}}, $1; cvt.f32.f16 $0, {'h' if place else 'l'}; }}"
+
+
+@triton.jit
+def float_factor(
+    words,
+    STRIP: tl.constexpr,
+    HALF: tl.constexpr,
+    GROUP: tl.constexpr,
+    INNER: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """Factors of one strip, or of half a strip, that are floats: float32 ``[rows, 1]``, E4M3 256 times smaller."""
+    word = words[word_of(STRIP, GROUP, HALF)]
+    byte: tl.constexpr = byte_of(STRIP, GROUP, HALF)
+    if is_exponent(INNER):
+        if byte < 3:
+            bits = word << (23 - 8 * byte)
+        else:
+            bits = word >> 1
+        return (bits & 0x7F800000).to(tl.float32, bitcast=True)
+    else:
+        # Two at once, where float16 has exponent and mantissa.
+        if byte % 2 == 0:
+            pair = (word << 7) & 0x3F803F80
+        else:
+            pair = (word >> 1) & 0x3F803F80
+        if FAST:
+            assembly: tl.constexpr = halved_assembly(byte // 2)
+            return tl.inline_asm_elementwise(assembly, "=r,r", (pair,), tl.float32, True, 1)
+        else:
+            return (pair >> (16 * (byte // 2))).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def scale_of(
+    outer,
+    words,
+    STRIP: tl.constexpr,
+    HALF: tl.constexpr,
+    GROUP: tl.constexpr,
+    INNER: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """Outer scales times factors, as float32 rounds them: ``[rows, 1]``."""
+    if not is_whole(INNER):
+        return float_factor(words, STRIP, HALF, GROUP, INNER, FAST) * outer
+    elif FAST:
         far: tl.constexpr = -lifted(1 << 15)
         assembly: tl.constexpr = factor_assembly(byte_of(STRIP, GROUP, HALF))
         arguments = (words[word_of(STRIP, GROUP, HALF)], outer, outer * far)
@@ -433,9 +559,9 @@ def level_of(
     FAST: tl.constexpr,
     FLOATS: tl.constexpr,
 ):
-    """Levels of one strip: ``code - zero``, or codes that are floats.
+    """Levels of one strip: ``code - zero``, or codes that are floats, by :func:`float_unit` smaller in fast float16.
 
-    The fast branch is for float16, and for bfloat16 up to 6 bits; not for floats.
+    The fast branch is for float16, and for bfloat16 up to 6 bits, or floats.
 
     Parameters
     ----------
@@ -448,11 +574,23 @@ def level_of(
     -------
     `DTYPE` ``[rows, 32]``.
     """
-    if FLOATS:
-        code = _code(first, second, BITS, STRIP, WITHIN)
+    if FLOATS and FAST:
+        floats: tl.constexpr = float_assembly(BITS, STRIP, DTYPE == tl.bfloat16)
+        return _pairs(floats, "=r,r,r", [first, second], DTYPE == tl.bfloat16)
+    elif FLOATS:
+        if BITS == 8 and STRIP >= 2:
+            words = second.to(tl.int32)
+        else:
+            words = first.to(tl.int32)
         # Exponent and mantissa in their places, also those of subnormal numbers; only the bias is another one.
-        magnitude = ((code & 127) << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36
-        return tl.where(code > 127, -magnitude, magnitude).to(DTYPE)
+        place: tl.constexpr = float_places(BITS, STRIP)
+        low: tl.constexpr = place[0]
+        sign: tl.constexpr = 1 << place[1]
+        if BITS == 8:
+            magnitude = (((words >> low) & 127) << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36
+        else:
+            magnitude = (((words >> low) & 7) << 22).to(tl.float32, bitcast=True) * 1.7014118346046923e38
+        return tl.where((words & sign) != 0, -magnitude, magnitude).to(DTYPE)
     elif FAST:
         assembly: tl.constexpr = pair_assembly(BITS, STRIP, WITHIN, ZERO, DTYPE == tl.bfloat16)
         if ZERO is None:

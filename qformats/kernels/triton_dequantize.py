@@ -8,11 +8,14 @@ import triton
 import triton.language as tl
 
 from qformats.kernels.triton_decode import (
+    divisor,
     factor_words,
     first_words,
+    float_unit,
     has_floats,
     has_minimum,
     has_table,
+    is_quotient,
     level_of,
     load_lookup,
     move_down,
@@ -53,13 +56,29 @@ def _parameters(
 
 
 @triton.jit
-def _product(outer, words, STRIP: tl.constexpr, GROUP: tl.constexpr, FAST: tl.constexpr):
+def _of_half(
+    outer,
+    words,
+    STRIP: tl.constexpr,
+    HALF: tl.constexpr,
+    GROUP: tl.constexpr,
+    INNER: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    if is_quotient(INNER):
+        return tl.div_rn(scale_of(1.0, words, STRIP, HALF, GROUP, INNER, FAST), divisor(outer))
+    else:
+        return scale_of(outer, words, STRIP, HALF, GROUP, INNER, FAST)
+
+
+@triton.jit
+def _product(outer, words, STRIP: tl.constexpr, GROUP: tl.constexpr, INNER: tl.constexpr, FAST: tl.constexpr):
     """Scale of one strip: ``[rows, 1]``, or ``[rows, 32]`` where it has two."""
-    left = scale_of(outer, words, STRIP, 0, GROUP, FAST)
+    left = _of_half(outer, words, STRIP, 0, GROUP, INNER, FAST)
     if GROUP == 32:
         return left
     else:
-        right = scale_of(outer, words, STRIP, 1, GROUP, FAST)
+        right = _of_half(outer, words, STRIP, 1, GROUP, INNER, FAST)
         return tl.where((tl.arange(0, 32) < 16)[None, :], left, right)
 
 
@@ -73,6 +92,7 @@ def _products(
     inside,
     GROUP: tl.constexpr,
     OUTER: tl.constexpr,
+    INNER: tl.constexpr,
     outers,
     FAST: tl.constexpr,
     EVEN_N: tl.constexpr,
@@ -82,10 +102,10 @@ def _products(
     outer = of_quad(outer_ptr, row, N, quad, inside, OUTER, outers, EVEN_N, EVEN_K)
     words = factor_words(factor_ptr, row, N, quad, inside, GROUP, EVEN_N)
     return (
-        _product(outer, words, 0, GROUP, FAST),
-        _product(outer, words, 1, GROUP, FAST),
-        _product(outer, words, 2, GROUP, FAST),
-        _product(outer, words, 3, GROUP, FAST),
+        _product(outer, words, 0, GROUP, INNER, FAST),
+        _product(outer, words, 1, GROUP, INNER, FAST),
+        _product(outer, words, 2, GROUP, INNER, FAST),
+        _product(outer, words, 3, GROUP, INNER, FAST),
     )
 
 
@@ -109,6 +129,7 @@ def dequantize_kernel(
     ZERO: tl.constexpr,
     GROUP: tl.constexpr,
     OUTER: tl.constexpr,
+    INNER: tl.constexpr,
     FAST: tl.constexpr,
     EVEN_N: tl.constexpr,
     EVEN_K: tl.constexpr,
@@ -118,8 +139,8 @@ def dequantize_kernel(
     """``out = scale * level + minimum`` for `ROWS` rows and one quad: in float32, rounded once.
 
     `GROUP` is 0 where a row has one scale. `OUTER` is not 0 where scales are products of a number of that many columns
-    and a factor of each group; `groups` then counts the former. `ZERO` is None where groups have zero points of their
-    own. `line` is how many rows lie together in the planes and parameters.
+    and a factor of each group, of the kind `INNER`; `groups` then counts the former. `ZERO` is None where groups have
+    zero points of their own. `line` is how many rows lie together in the planes and parameters.
     """
     if EARLY:
         start_early()
@@ -135,7 +156,7 @@ def dequantize_kernel(
     # Everything is loaded before anything is stored: the compiler moves no load across a store.
     if OUTER > 0:
         scale = _products(
-            scale_ptr, factor_ptr, row, line, quad, inside, GROUP, OUTER, groups, FAST, EVEN_N, EVEN_K
+            scale_ptr, factor_ptr, row, line, quad, inside, GROUP, OUTER, INNER, groups, FAST, EVEN_N, EVEN_K
         )
         shift = scale
         if has_minimum(MODE):
@@ -148,6 +169,7 @@ def dequantize_kernel(
                 inside,
                 GROUP,
                 OUTER,
+                INNER,
                 groups,
                 FAST,
                 EVEN_N,
@@ -173,6 +195,13 @@ def dequantize_kernel(
             level_of(first, second, shift[1], BITS, ZERO, 1, 0, kind, FAST, has_floats(MODE)),
             level_of(first, second, shift[2], BITS, ZERO, 2, 0, kind, FAST, has_floats(MODE)),
             level_of(first, second, shift[3], BITS, ZERO, 3, 0, kind, FAST, has_floats(MODE)),
+        )
+    if has_floats(MODE) and FAST:
+        levels = (
+            levels[0].to(tl.float32) * float_unit(BITS),
+            levels[1].to(tl.float32) * float_unit(BITS),
+            levels[2].to(tl.float32) * float_unit(BITS),
+            levels[3].to(tl.float32) * float_unit(BITS),
         )
     for strip in tl.static_range(4):
         value = _value(levels[strip], scale[strip], shift[strip], MODE).to(out_ptr.dtype.element_ty)

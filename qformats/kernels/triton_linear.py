@@ -8,12 +8,17 @@ import triton
 import triton.language as tl
 
 from qformats.kernels.triton_decode import (
+    divisor,
     factor_of,
     factor_words,
     first_words,
+    float_factor,
+    float_unit,
     has_floats,
     has_minimum,
     has_table,
+    is_quotient,
+    is_whole,
     level_of,
     load_lookup,
     of_quad,
@@ -58,6 +63,7 @@ def _factored(
     total,
     HALF: tl.constexpr,
     GROUP: tl.constexpr,
+    INNER: tl.constexpr,
     SCALED: tl.constexpr,
     FAST: tl.constexpr,
 ):
@@ -71,10 +77,15 @@ def _factored(
             value = level[strip] * factor_of(words, strip, HALF, GROUP, dtype)
             part = tl.dot(value, tl.trans(x[strip]), part, input_precision="ieee")
         total += scale * part
-    else:
+    elif is_whole(INNER):
         for strip in tl.static_range(4):
             part = tl.dot(level[strip], tl.trans(x[strip]), input_precision="ieee")
-            total += scale_of(scale, words, strip, HALF, GROUP, FAST) * part
+            total += scale_of(scale, words, strip, HALF, GROUP, INNER, FAST) * part
+    else:
+        # A row has one outer scale, which its sum is multiplied by.
+        for strip in tl.static_range(4):
+            part = tl.dot(level[strip], tl.trans(x[strip]), input_precision="ieee")
+            total += float_factor(words, strip, HALF, GROUP, INNER, FAST) * part
     return total
 
 
@@ -120,6 +131,7 @@ def linear_kernel(
     ZERO: tl.constexpr,
     GROUP: tl.constexpr,
     OUTER: tl.constexpr,
+    INNER: tl.constexpr,
     FAST: tl.constexpr,
     PAIRED: tl.constexpr,
     SCALED: tl.constexpr,
@@ -137,7 +149,7 @@ def linear_kernel(
 
     A program makes `ROWS` columns of ``out`` from one of `SPLIT` ranges of the steps; of the programs that share them,
     the last one to arrive adds up what all have left in ``partial``, always in the same order.
-    `OUTER` is as in :func:`~qformats.kernels.triton_dequantize.dequantize_kernel`.
+    `OUTER` and `INNER` are as in :func:`~qformats.kernels.triton_dequantize.dequantize_kernel`.
     `SCALED` multiplies levels by float16 scales or factors before the product, where scaling many sums after it costs
     more.
     `line` is how many rows lie together in the planes and parameters: more than N where the weight is a part of them.
@@ -207,9 +219,11 @@ def linear_kernel(
                         level_of(first, second, z3, BITS, ZERO, 3, place, dtype, FAST, has_floats(MODE)),
                     )
                 if OUTER > 0:
-                    scale = of_quad(scale_ptr, own, line, quad, inside, OUTER, groups, EVEN_N, EVEN_K)
+                    scale = scale_ptr
+                    if is_whole(INNER):
+                        scale = of_quad(scale_ptr, own, line, quad, inside, OUTER, groups, EVEN_N, EVEN_K)
                     words = factor_words(factor_ptr, own, line, quad, inside, GROUP, EVEN_N)
-                    total = _factored(level, words, scale, x, total, half, GROUP, SCALED, FAST)
+                    total = _factored(level, words, scale, x, total, half, GROUP, INNER, SCALED, FAST)
                     if has_minimum(MODE):
                         low = of_quad(shift_ptr, own, line, quad, inside, OUTER, groups, EVEN_N, EVEN_K)
                         words = factor_words(shift_factor_ptr, own, line, quad, inside, GROUP, EVEN_N)
@@ -266,6 +280,14 @@ def linear_kernel(
         if has_minimum(MODE):
             minimum = of_strip(shift_ptr, own, line, 0, 0, inside, GROUP, groups, EVEN_N, EVEN_K)
             total += minimum.to(tl.float32) * sums[None, :]
+    if not is_whole(INNER):
+        scale = of_strip(scale_ptr, own, line, 0, 0, inside, 0, groups, EVEN_N, EVEN_K)
+        if is_quotient(INNER):
+            total = total / divisor(scale)
+        else:
+            total = total * scale
+    if has_floats(MODE) and FAST and dtype == tl.float16:
+        total = total * float_unit(BITS)
     if has_table(MODE) and dtype != tl.float32:
         total = total * tl.load(table_ptr + (98 if dtype == tl.bfloat16 else 97))
     last = True

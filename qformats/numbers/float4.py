@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, ClassVar
 from qformats.errors import ConfigError, Described, NotExactError
 from qformats.numbers.float8 import E4M3
 from qformats.numbers.grid import SHRINK, GridParams
+from qformats.numbers.nested import NestedScales
 from qformats.numbers.quantized import QuantizedTensor, expand_blocks
 from qformats.numbers.table import TableGrid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["E2M1", "Float4Grid", "Float4Tensor", "find_outer", "inner_of"]
+__all__ = ["E2M1", "Float4Grid", "Float4Tensor", "find_outer", "inner_of", "is_e2m1"]
 
 _MAGNITUDES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 E2M1 = tuple(sorted({*_MAGNITUDES, *(-level for level in _MAGNITUDES)}))
@@ -35,6 +36,15 @@ _FEW = 1 << 12
 """Different scales up to which all ways to store them are compared."""
 
 
+def is_e2m1(table: Tensor | None) -> bool:
+    """Whether a table of levels is `E2M1`."""
+    import torch
+
+    if table is None or len(table) != len(E2M1):
+        return False
+    return torch.equal(table.float(), torch.tensor(E2M1, dtype=torch.float32, device=table.device))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Float4Tensor(QuantizedTensor):
     """A canonical tensor that says which of its scales' two numbers belongs to the whole tensor.
@@ -43,6 +53,8 @@ class Float4Tensor(QuantizedTensor):
     ----------
     outer : float
         A float32 number; see the module.
+    divides : bool
+        Whether it divides.
 
     Examples
     --------
@@ -54,6 +66,20 @@ class Float4Tensor(QuantizedTensor):
     """
 
     outer: float = 1.0
+    divides: bool = False
+
+    @property
+    def nested_scales(self) -> tuple[NestedScales, ...]:
+        """Numbers of E4M3, and one for all of them, where these are the scales."""
+        import torch
+
+        if self.scale.ndim != 2 or not self.scale.numel():
+            return ()
+        inner = inner_of(self.scale, self.outer, self.divides).float()
+        # The scales are half of what the two numbers stand for.
+        half = self.outer * 2 if self.divides else self.outer / 2
+        steps = torch.tensor([level for level in E4M3 if level >= 0], device=inner.device)
+        return (NestedScales(torch.full_like(inner[:, :1], half), inner, steps, "f32", self.divides),)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -167,6 +193,21 @@ class Float4Grid(TableGrid):
             place += (size >= middle) if up else (size > middle)
         return torch.where(unit < 0, 7 - place, 7 + place)
 
+    @staticmethod
+    def places(stored: Tensor) -> Tensor:
+        """Codes of stored numbers: uint8, of a sign and three bits in uint8; the code of -0 is that of 0."""
+        import torch
+
+        return torch.where(stored < 8, stored + 7, 15 - stored)
+
+    @staticmethod
+    def stored(codes: Tensor) -> Tensor:
+        """Numbers of codes, the inverse of :meth:`places`: uint8."""
+        import torch
+
+        codes = codes.to(torch.uint8)
+        return torch.where(codes < 7, 15 - codes, codes - 7)
+
     def storable(self, values: Tensor) -> Tensor:
         """Nearest scales that a whole tensor can have together, with their signs; what is not finite stays so."""
         import torch
@@ -215,7 +256,14 @@ class Float4Grid(TableGrid):
         params = params if isinstance(params, Float4Params) else self.project(params)
         assert isinstance(params, Float4Params)
         block = (1, self.columns(codes))
-        return Float4Tensor(codes, params.scale, block, codebook=self.table(codes), outer=params.outer)
+        return Float4Tensor(
+            codes,
+            params.scale,
+            block,
+            codebook=self.table(codes),
+            outer=params.outer,
+            divides=self.divides,
+        )
 
     def validate(self, quantized: QuantizedTensor) -> None:
         """Refuse codes or parameters that lie off the grid; see :meth:`Grid.validate`."""
@@ -253,7 +301,14 @@ class Float4Grid(TableGrid):
             raise NotExactError(
                 f"its scales are not numbers of E4M3 {'over' if self.divides else 'times'} one number"
             )
-        return Float4Tensor(codes, scale, quantized.block_size, codebook=self.table(codes), outer=outer)
+        return Float4Tensor(
+            codes,
+            scale,
+            quantized.block_size,
+            codebook=self.table(codes),
+            outer=outer,
+            divides=self.divides,
+        )
 
 
 def products(inner: Tensor, outer: float, divides: bool) -> Tensor:

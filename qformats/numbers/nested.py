@@ -16,7 +16,7 @@ __all__ = ["NestedScales"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NestedScales(Shown):
-    """One number per block as ``outer * inner``, where neighbouring blocks of a row share `outer`.
+    """One number per block as ``inner * outer`` or ``inner / outer``; neighbouring blocks of a row share `outer`.
 
     For whoever chooses them: it says, beside what they are, what they could be. How a tensor's scales are stored is
     told by :class:`~qformats.numbers.ScaleLevels`.
@@ -31,6 +31,8 @@ class NestedScales(Shown):
         float32, ``(levels,)``, ascending: what an inner number can be.
     dtype : str
         Of the stored outer numbers: ``"f32"``, ``"f16"`` or ``"bf16"``.
+    divides : bool
+        Whether the outer number divides the inner one, rather than multiplying it.
 
     Raises
     ------
@@ -52,6 +54,7 @@ class NestedScales(Shown):
     inner: Tensor
     steps: Tensor
     dtype: str = "f16"
+    divides: bool = False
 
     def __post_init__(self) -> None:
         shape, groups = tuple(self.inner.shape), tuple(self.outer.shape)
@@ -76,7 +79,7 @@ class NestedScales(Shown):
         return self.inner.shape[1] // max(1, self.outer.shape[1])
 
     def values(self) -> Tensor:
-        """The products, float32 ``(N, blocks of a row)``."""
+        """The products or quotients, float32 ``(N, blocks of a row)``."""
         rows, groups = self.outer.shape
-        split = self.inner.view(rows, groups, self.group) * self.outer.unsqueeze(-1)
-        return split.view(self.inner.shape)
+        split, outer = self.inner.view(rows, groups, self.group), self.outer.unsqueeze(-1)
+        return (split / outer if self.divides else split * outer).view(self.inner.shape)

@@ -10,7 +10,7 @@ from triton.compiler import ASTSource
 from qformats.kernels.triton_dequantize import dequantize_kernel
 from qformats.kernels.triton_linear import linear_kernel
 
-# bits, mode, zero, group, columns of an outer scale, dtype of the scales, dtype of the activations
+# bits, mode, zero, group, columns of an outer scale, dtype of the scales, dtype of the activations; kind of the factors
 KINDS = {
     "affine": (4, 0, 8, 128, 0, "fp16", "fp16"),
     "affine, bfloat16": (4, 0, 8, 32, 0, "fp16", "bf16"),
@@ -24,6 +24,11 @@ KINDS = {
     "groups of 16 in 256, minimum, bfloat16": (2, 1, 0, 16, 256, "fp16", "bf16"),
     "groups of 32 in 256, table": (4, 2, 0, 32, 256, "fp16", "fp16"),
     "floats of 8 bits": (8, 3, 0, 128, 0, "fp32", "fp16"),
+    "floats of 8 bits, bfloat16": (8, 3, 0, 0, 0, "fp32", "bf16"),
+    "floats of 8 bits, powers of two": (8, 3, 0, 32, 1024, "fp32", "fp16", 1),
+    "floats of 4 bits, powers of two": (4, 3, 0, 32, 1024, "fp32", "fp16", 1),
+    "floats of 4 bits, floats of 8 bits": (4, 3, 0, 16, 1024, "fp32", "fp16", 2),
+    "floats of 4 bits, quotients, bfloat16": (4, 3, 0, 16, 1024, "fp32", "bf16", 3),
     "three bits, float32": (3, 0, 4, 128, 0, "fp16", "fp32"),
 }
 NUMBERS = ("M", "N", "K", "line", "groups", "steps", "border", "border2")
@@ -51,19 +56,20 @@ def compiled(kernel, constants, kinds, **options):
     return len(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"])
 
 
-for name, (bits, mode, zero, group, outer, scale, activations) in KINDS.items():
+for name, (bits, mode, zero, group, outer, scale, activations, *inner) in KINDS.items():
     common = {
         "BITS": bits,
         "MODE": mode,
         "ZERO": zero,
         "GROUP": group,
         "OUTER": outer,
+        "INNER": sum(inner),
         "EVEN_N": True,
         "EVEN_K": True,
     }
     kinds = types(scale, activations, zero)
     tiles = {"ROWS": 64, "BATCH": 16, "SPLIT": 4, "STAGES": 2, "SHARE": 0, "PARTS": 1}
-    chosen = {"FAST": activations != "fp32" and mode != 3, "PAIRED": mode == 2, "SCALED": False, "BIAS": True}
+    chosen = {"FAST": activations != "fp32", "PAIRED": mode == 2, "SCALED": False, "BIAS": True}
     size = compiled(linear_kernel, {**common, **tiles, **chosen}, kinds, num_warps=4)
     print(f"linear, {name}: {size}")
     if name == "affine":
@@ -71,6 +77,6 @@ for name, (bits, mode, zero, group, outer, scale, activations) in KINDS.items():
         print(f"linear, one of several weights: {compiled(linear_kernel, several, kinds, num_warps=4)}")
         joined = {**common, **tiles, **chosen, "PARTS": 3}
         print(f"linear, three weights: {compiled(linear_kernel, joined, kinds, num_warps=4)}")
-    fast = {"FAST": mode != 3, "ROWS": 32, "EARLY": True}
+    fast = {"FAST": True, "ROWS": 32, "EARLY": True}
     size = compiled(dequantize_kernel, {**common, **fast}, kinds, num_warps=4, launch_pdl=True)
     print(f"dequantize, {name}: {size}")

@@ -9,7 +9,16 @@ from kernels.weights import BY_HAND, FORMATS, by_hand, of_format
 from qformats.errors import ConfigError
 from qformats.kernels import ops
 from qformats.kernels.codebook import make_codebook
-from qformats.kernels.device import arrange, padded_columns, restore, uncovered
+from qformats.kernels.device import (
+    EXPONENT,
+    FLOAT8,
+    QUOTIENT,
+    arrange,
+    mix_floats,
+    padded_columns,
+    restore,
+    uncovered,
+)
 from qformats.numbers import NestedScales, QuantizedTensor
 
 
@@ -170,6 +179,52 @@ def test_scales_in_two_levels_are_not_multiplied_out(format, bits):
     other = dataclasses.replace(quantized, scale=quantized.scale * 2)
     assert not arrange(other, width).form.outer
     assert torch.equal(restore(arrange(other, width)).dequantize(), other.dequantize())
+
+
+@pytest.mark.parametrize(
+    ("format", "bits", "kind"),
+    [
+        ("gguf:mxfp4", 4.25, EXPONENT),
+        ("compressed-tensors:mxfp4", 4.25, EXPONENT),
+        ("gguf:nvfp4", 4.5, FLOAT8),
+        ("modelopt:nvfp4", 4.5, FLOAT8),
+        ("compressed-tensors:nvfp4", 4.5, QUOTIENT),
+    ],
+)
+def test_scales_that_are_small_floats_stay_bytes(format, bits, kind):
+    quantized, width = of_format(format, 64, 1024)
+    weight = arrange(quantized, width)
+    assert weight.form.inner == kind
+    # A number for each row, 4 bytes of 1024 columns.
+    assert weight.nbytes * 8 / (64 * 1024) == bits + 32 / 1024
+    assert_same(restore(weight), quantized)
+    assert torch.equal(ops.dequantize(weight), quantized.dequantize())
+
+
+def test_scales_that_no_byte_holds_are_kept_as_they_are():
+    quantized, width = of_format("modelopt:nvfp4", 16, 256)
+    for scale in (quantized.scale * 1.1, quantized.scale * 2.0**120, -quantized.scale):
+        other = dataclasses.replace(quantized, scale=scale)
+        weight = arrange(other, width)
+        assert weight.form.inner == 0
+        assert weight.scale.shape == (16, 16)
+        assert torch.equal(restore(weight).scale, scale)
+    powers, width = of_format("gguf:mxfp4", 16, 256)
+    zeros = powers.scale.clone()
+    zeros[0, 0] = 2.0**-128
+    weight = arrange(dataclasses.replace(powers, scale=zeros), width)
+    assert weight.form.inner == EXPONENT, "the scale of a block of zeros"
+    assert torch.equal(restore(weight).scale, zeros)
+    zeros[0, 1] = 2.0**127
+    assert arrange(dataclasses.replace(powers, scale=zeros), width).form.inner == 0
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_floats_come_back_from_their_order(bits):
+    words = torch.arange(-(1 << 15), 1 << 15).to(torch.int16)
+    mixed = mix_floats(words, bits)
+    assert torch.equal(mix_floats(mixed, bits, back=True), words)
+    assert len(mixed.unique()) == len(words)
 
 
 def test_nested_scales_of_any_factor_and_an_odd_number_of_columns():

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 import qformats
 from qformats.errors import ShapeError
+from qformats.numbers.float4 import is_e2m1
 from qformats.numbers.float8 import is_e4m3
 from qformats.runtime import QuantEmbedding, QuantLinear
 from qformats.runtime import layer as layers
@@ -179,7 +180,8 @@ def test_level_two_is_the_shared_kernel():
             continue
         mode = "minimum" if quantized.minimum is not None else "affine"
         if quantized.codebook is not None:
-            mode = "float" if is_e4m3(quantized.codebook) else "table"
+            floats = is_e4m3(quantized.codebook) or is_e2m1(quantized.codebook)
+            mode = "float" if floats else "table"
         assert kernel.mode == mode, spec.name
         assert (kernel.bits, kernel.block_size) == (spec.bits, spec.block_size), spec.name
         dtype = {"f16": torch.float16, "f32": torch.float32}[kernel.scale_dtype]

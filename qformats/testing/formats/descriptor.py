@@ -6,7 +6,7 @@ import math
 
 from qformats.interfaces import KernelSpec, Packer
 from qformats.interfaces.spec import MODES
-from qformats.numbers import SIZES, AffineGrid, Float8Grid, Grid, TableGrid
+from qformats.numbers import E2M1, SIZES, AffineGrid, Float8Grid, Grid, TableGrid
 from qformats.testing.compare import same_bytes
 from qformats.testing.failure import expect, reported
 from qformats.testing.weights import hard_weights, normal, shapes, usual_shape, writable
@@ -57,7 +57,7 @@ def _kernel(kernel: KernelSpec, grid: Grid | None) -> None:
         f"kernel scales of {kernel.scale_dtype}",
         "f16 or f32 (for bf16)",
     )
-    if isinstance(grid, Float8Grid):
+    if isinstance(grid, Float8Grid) or (isinstance(grid, TableGrid) and tuple(grid.codebook) == E2M1):
         mode = "float"
     elif isinstance(grid, TableGrid):
         mode = "table"
