@@ -365,7 +365,8 @@ class Registry:
             if option in [known.name for known in other().options]
         ]
         names = " or ".join(spelled(f"--quantizer {name}", f"quantizer={name!r}") for name in owners)
-        return f"add {names}, which has this option" if owners else None
+        have = "has" if len(owners) == 1 else "have"
+        return f"add {names}, which {have} this option" if owners else None
 
     def quantizer_names(self) -> list[str]:
         """Names of all quantizers."""

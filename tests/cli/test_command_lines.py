@@ -220,7 +220,7 @@ def test_options_of_another_quantizer(capsys, tmp_path):
     for option in ("--calibration", "--samples"):
         result = call(capsys, "export", "demo", "-f", "gguf:q4_0", option, "1", "-o", tmp_path / "x")
         assert result.code == 2
-        assert "Add --quantizer gptq, which has this option" in result.err
+        assert "Add --quantizer awq or --quantizer gptq, which have this option" in result.err
         assert list(tmp_path.iterdir()) == []
 
 
