@@ -111,7 +111,7 @@ def forgotten(before: Iterable[Scheme], after: Iterable[Scheme]) -> tuple[str, .
     >>> from qformats.interfaces.activations import Scheme, forgotten
     >>> forgotten([Scheme("cache", "fp8", dynamic=False)], [])
     ('the source quantizes keys and values in the cache in FP8, with scales of its own; the output declares nothing of
-    the kind, and weights do without')
+    the kind, and weights do without',)
     """
     known = set(after)
     return tuple(
