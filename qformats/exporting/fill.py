@@ -439,7 +439,8 @@ def encode(
             case Action.COPY:
                 (dense,) = part.fields.values()
                 require_finite(dense)
-                return PackedTensor(packer, part.shape, {packer.spec.fields[0].name: dense}), None
+                kept = PackedTensor(packer, part.shape, {packer.spec.fields[0].name: dense})
+                return kept, _change_of(tensor, kept, start)
             case Action.TRANSCODE:
                 return transcode(part, packer, encoder)
             case Action.REQUANTIZE:
@@ -450,7 +451,8 @@ def encode(
             (dense,) = part.fields.values()
         if tensor.action is Action.QUANTIZE:
             return encoder.encode(dense, tensor.chooses), None
-        return packer.encode_reference(dense), None
+        cast = packer.encode_reference(dense)
+        return cast, _change_of(tensor, cast, start)
     except NonFiniteError as error:
         where = f" (in rows from {start})" if start else ""
         raise WeightsError(str(source.file), source.name, error.found + where, error.hint) from error
@@ -465,6 +467,14 @@ def _by_matrix(
     # Packed by itself, a matrix has two dimensions.
     matrices = [dataclasses.replace(packed, shape=(1, *part.shape[1:])) for packed, _ in done]
     return stack(part.shape, matrices), total(measures) if measures else None
+
+
+def _change_of(tensor: TensorPlan, part: PackedTensor, start: int) -> Measure | None:
+    """How far a plain slice is from what it was before a quantizer changed it along with the weights."""
+    if tensor.before is None:
+        return None
+    rows = part.shape[0] if part.shape else 1
+    return compared(tensor.before.read(start, start + rows), part, "changed along with the quantized weights")
 
 
 def _measure_of(tensor: TensorPlan, part: PackedTensor, start: int) -> Measure | None:

@@ -143,7 +143,12 @@ def prepare(plan: Plan, workspace: Path, progress: Progress) -> Plan:
     left = make_plan(
         prepared, plan.target, _deciding(recipe), plan.options, extra_identity=plan.extra_identity
     )
-    tensors = tuple(_as_rounded(tensor, wanted) for tensor in left.tensors)
+    known = {tensor.name: tensor for tensor in plan.tensors}
+    files = set(plan.source.files)
+    tensors = tuple(
+        _as_rounded(tensor, wanted, known.get(tensor.name), changed=tensor.source.file not in files)
+        for tensor in left.tensors
+    )
     return replace(left, tensors=tensors, quantizer=plan.quantizer)
 
 
@@ -210,11 +215,19 @@ def _layers(tensor: TensorPlan) -> tuple[str, ...]:
     return matrices if matrices and len(set(matrices)) == len(matrices) else (tensor.source.name,)
 
 
-def _as_rounded(tensor: TensorPlan, wanted: dict[str, TensorPlan]) -> TensorPlan:
-    """A tensor that was quantized before, as what the quantizer made of it: its format is the new one by now."""
+def _as_rounded(
+    tensor: TensorPlan, wanted: dict[str, TensorPlan], earlier: TensorPlan | None, *, changed: bool
+) -> TensorPlan:
+    """A tensor that was quantized before, as what the quantizer made of it: its format is the new one by now.
+
+    One that stays plain may be changed along with the weights, as a norm that takes over their scales; then it knows
+    what it was.
+    """
     before = wanted.get(_layers(tensor)[0])
     if before is None:
-        return tensor
+        same = earlier is not None and earlier.source.shape == tensor.source.shape
+        plain = tensor.action in (Action.COPY, Action.CAST, Action.DEQUANTIZE)
+        return replace(tensor, before=earlier.source) if earlier and same and plain and changed else tensor
     packed = tensor.source.format == tensor.packer.name
     old = before.assignment.draft.source if packed else None
     if before.action is Action.QUANTIZE:

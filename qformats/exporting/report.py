@@ -279,6 +279,14 @@ def _tensor(plan: TensorPlan, measure: Measure | None) -> TensorReport:
     if measure is None:
         return report
     exact = measure.exact == measure.weights
+    if plan.action in (Action.COPY, Action.CAST, Action.DEQUANTIZE):
+        return replace(
+            report,
+            exact="no" if measure.squared_error else plan.exact.value,
+            reason=measure.reason if measure.squared_error else plan.reason,
+            relative_error=measure.relative_error,
+            max_error=measure.max_error,
+        )
     if plan.action is Action.QUANTIZE:
         # Prepared, from plain numbers: that they are rounded is no news, and by how much is recorded.
         return replace(report, relative_error=measure.relative_error, max_error=measure.max_error)

@@ -300,6 +300,17 @@ def test_a_calibration_is_as_close_as_recorded(tmp_path):
     assert "was recorded" in found.found
 
 
+def test_norms_that_a_quantizer_changes_along_with_the_weights(tmp_path):
+    small = {"samples": "4", "sequence-length": "64"}
+    target = exported("demo", tmp_path / "out", "awq:4bit-128g", quantizer="awq", quantizer_options=small)
+    report = qformats.verify(target, against="demo")
+    assert report.findings == ()
+    told = json.loads((target / "qformats.json").read_text())["tensors"]
+    changed = [each["name"] for each in told if each["action"] == "copied" and each["exact"] == "no"]
+    assert changed
+    assert all(name.endswith("norm.weight") for name in changed)
+
+
 def test_what_derives_from_another_source_is_found(llama, tmp_path):
     other = Path(shutil.copytree(llama, tmp_path / "other"))
     rewritten(other, lambda tensors: tensors["model.layers.0.mlp.up_proj.weight"].__setitem__((0, 0), 0.5))
