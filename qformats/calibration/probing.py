@@ -13,8 +13,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch.overrides import TorchFunctionMode
-
 from qformats.calibration.experts import expert_of
 from qformats.calibration.folds import Fold, Part
 
@@ -23,11 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Heads", "Probe", "heads_of"]
 
-_PRODUCTS = {
-    **dict.fromkeys(("linear", "matmul", "__matmul__", "mm", "bmm"), (0, 1)),
-    "addmm": (1, 2),
-}
-"""Functions of torch that multiply, and which of their arguments are inputs and weights."""
 _SAME = 1e-5
 """How much of the change that an open fold makes may be left once it is closed: the rounding of float32."""
 _POWERS = (-2, -1, 1, 2)
@@ -72,7 +65,9 @@ class Probe:
 
     def _run(self) -> tuple[list[Tensor], dict[str, list[tuple[Tensor, bool]]]]:
         """Results of the block, and every matrix's inputs with whether its columns are its last dimension."""
-        products = _Products(self._parameters)
+        from qformats.calibration.multiplied import Multiplied
+
+        products = Multiplied(self._parameters)
         with products:
             given = self._module(self._states.clone(), **self._arguments)
         return list(_tensors(given)), products.found
@@ -286,41 +281,6 @@ class _Changed:
     def __exit__(self, *_: object) -> None:
         for name, values in self._before.items():
             self._probe._view(name).copy_(values)
-
-
-class _Products(TorchFunctionMode):
-    """Notes what is multiplied with which parameters, whichever module does it."""
-
-    def __init__(self, parameters: Mapping[str, Any]) -> None:
-        super().__init__()
-        self._watched = {
-            value.untyped_storage().data_ptr(): (name, value)
-            for name, value in parameters.items()
-            if value.ndim in (2, 3)
-        }
-        self.found: dict[str, list[tuple[Tensor, bool]]] = {}
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        where = _PRODUCTS.get(getattr(func, "__name__", ""))
-        if where is not None and len(args) > where[1]:
-            inputs, weight = args[where[0]], args[where[1]]
-            name, parameter = self._watched.get(weight.untyped_storage().data_ptr(), ("", None))
-            if parameter is not None:
-                last = self._columns_last(func.__name__, weight, parameter)
-                self.found.setdefault(name, []).append((inputs.detach().clone(), last))
-        return func(*args, **(kwargs or {}))
-
-    @staticmethod
-    def _columns_last(function: str, weight: Tensor, parameter: Tensor) -> bool:
-        """Whether the whole parameter is multiplied, as the matrix ``[out, in]`` that a part has its factors in."""
-        if weight.ndim != 2 or parameter.ndim != 2 or weight.numel() != parameter.numel():
-            return False
-        if function == "linear":
-            return weight.stride() == parameter.stride()
-        # Conv1D has it as it is, of which a part sees the transpose; a router may have the transpose of its own.
-        return function == "addmm" or weight.stride() != parameter.stride()
 
 
 def _owner(parameter: str) -> str:
