@@ -12,29 +12,32 @@ from typing import Any
 from qformats import Family, Packer
 from qformats.errors import ConfigError, Described
 from qformats.interfaces import ModuleFields, Scheme
-from qformats_torchao.packers import FAMILY, Int8Packer
+from qformats_torchao.packers import FAMILY, Int4Packer, Int8Packer
 
 __all__ = ["TorchAO"]
 
-_VARIANT = re.compile(r"int8(?:-([1-9]\d{0,8})g)?(?:-(f32|bf16|f16))?")
+_VARIANT = re.compile(r"int([48])(?:-([1-9]\d{0,8})g)?(?:-(f32|bf16|f16))?")
+_USUAL = 128
+_TILES = "_weight_scale_and_zero"
 _SCALES = ("f32", "bf16", "f16")
 _FIELDS = ("_weight_qdata", "_weight_scale", "_weight_zero_point")
 _INSTEAD = "use the model before it was quantized"
 
 
 class TorchAO(Family):
-    """Bytes with a scale per row or group; read only."""
+    """Bytes with a scale per row or group, and codes of 4 bits in groups; read only."""
 
     name = FAMILY
-    packers = (Int8Packer(),)
+    packers = (Int8Packer(), Int4Packer(_USUAL))
     other_names = ("ao",)
 
     def parse(self, variant: str) -> Packer:
         """Packer of a name such as ``int8-32g-bf16``."""
         found = _VARIANT.fullmatch(variant.lower())
         if found is None:
-            raise self.unknown(variant, ["int8[-{columns of a group}g][-bf16|-f16]"])
-        return Int8Packer(int(found[1] or 0), found[2] or "f32")
+            raise self.unknown(variant, ["int{8,4}[-{columns of a group}g][-bf16|-f16]"])
+        group, dtype = int(found[2] or 0), found[3] or "f32"
+        return Int8Packer(group, dtype) if found[1] == "8" else Int4Packer(group or _USUAL, dtype)
 
     def detect(self, quantization_config: Mapping[str, Any]) -> Packer | None:
         """A packer of such folders; :meth:`locate` decides for each module."""
@@ -55,29 +58,50 @@ class TorchAO(Family):
 
     def suffixes(self, packer: Packer) -> frozenset[str]:
         """The fields, and those of layouts that are refused."""
-        return frozenset((*_FIELDS, "_weight_act_pre_scale", "weight"))
+        return frozenset((*_FIELDS, _TILES, "_weight_act_pre_scale", "weight"))
 
     def locate(self, packer: Packer, module: ModuleFields) -> tuple[Packer, tuple[int, int]] | None:
         """Format and shape of the weight of a module, by its tensors."""
         stored = module.stored
-        if not {*_FIELDS} & stored.keys():
+        if not {*_FIELDS, _TILES} & stored.keys():
             return None
+        if _TILES in stored:
+            found = Described("4 bits in the order of a kernel's tiles (Int4TilePackedTo4dTensor)")
+            raise ConfigError(f"layout of {module.name}", found, "Int8Tensor or Int4Tensor", _INSTEAD)
         if not {*_FIELDS[:2]} <= stored.keys():
             raise ConfigError(f"fields of {module.name}", sorted(stored), " and ".join(_FIELDS[:2]))
-        (shape, kind), (scales, dtype) = stored[_FIELDS[0]], stored[_FIELDS[1]]
-        zeros = stored.get(_FIELDS[2], (scales, "i8"))
-        rows, columns = shape if len(shape) == 2 else (0, 0)
-        groups = scales[1] if len(scales) == 2 and scales[0] == rows else 0
-        # Four bits have scales of the other orientation, and zero points that are floats.
-        whole = (
-            kind == "i8"
-            and dtype in _SCALES
-            and zeros == (scales, "i8")
-            and "_weight_act_pre_scale" not in stored
-        )
-        if not (whole and rows and columns and groups and columns % groups == 0):
-            told = ", ".join(
-                f"{name} {stored[name][1]} {stored[name][0]}" for name in _FIELDS if name in stored
-            )
-            raise ConfigError(f"fields of {module.name}", Described(told), "those of Int8Tensor", _INSTEAD)
-        return Int8Packer(0 if groups == 1 else columns // groups, dtype), (rows, columns)
+        located = None if "_weight_act_pre_scale" in stored else _int8(stored) or _int4(stored)
+        if located is None:
+            told = ", ".join(f"{name} {kind} {shape}" for name, (shape, kind) in sorted(stored.items()))
+            expected = "those of Int8Tensor or Int4Tensor, with inputs as they are"
+            raise ConfigError(f"fields of {module.name}", Described(told), expected, _INSTEAD)
+        return located
+
+
+_Stored = Mapping[str, tuple[tuple[int, ...], str]]
+
+
+def _int8(stored: _Stored) -> tuple[Packer, tuple[int, int]] | None:
+    """Format and shape of bytes, with scales and integer zero points in rows like theirs."""
+    (shape, kind), (scales, dtype) = stored[_FIELDS[0]], stored[_FIELDS[1]]
+    if kind != "i8" or dtype not in _SCALES or stored.get(_FIELDS[2], (scales, "i8")) != (scales, "i8"):
+        return None
+    if len(shape) != 2 or len(scales) != 2 or scales[0] != shape[0] or not (all(shape) and scales[1]):
+        return None
+    (rows, columns), groups = shape, scales[1]
+    if columns % groups:
+        return None
+    return Int8Packer(0 if groups == 1 else columns // groups, dtype), (rows, columns)
+
+
+def _int4(stored: _Stored) -> tuple[Packer, tuple[int, int]] | None:
+    """Format and shape of half bytes; scales have a row for each group, and zero points are floats like them."""
+    (shape, kind), (scales, dtype) = stored[_FIELDS[0]], stored[_FIELDS[1]]
+    if kind != "i8" or dtype not in _SCALES or stored.get(_FIELDS[2]) != (scales, dtype):
+        return None
+    if len(shape) != 2 or len(scales) != 2 or scales[1] != shape[0] or not (all(shape) and scales[0]):
+        return None
+    rows, columns, groups = shape[0], 2 * shape[1], scales[0]
+    if columns % groups:
+        return None
+    return Int4Packer(columns // groups, dtype), (rows, columns)

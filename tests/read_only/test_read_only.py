@@ -22,6 +22,7 @@ GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "read_only" / "layers.
 FAMILIES = {family.name: family() for family in (HQQ, Quanto, TorchAO)}
 REFUSED = "quanto-qint4-256"
 CASES = sorted({name.partition(".")[0] for name in GOLDEN} - {REFUSED})
+TILES = "_weight_scale_and_zero"
 MODULE = "model.layers.0.self_attn.k_proj"
 IDS = torch.tensor([[1, 5, 9, 33, 7, 2, 60, 12]])
 
@@ -81,7 +82,9 @@ def llama(tmp_path_factory):
     return tiny.build("llama", tmp_path_factory.mktemp("models") / "llama", "float32")
 
 
-@pytest.mark.parametrize("case", ["hqq-4bit-axis1-float16", "quanto-qint8-64", "torchao-row-float32"])
+@pytest.mark.parametrize(
+    "case", ["hqq-4bit-axis1-float16", "quanto-qint8-64", "torchao-row-float32", "torchao-int4-float32"]
+)
 def test_folders_are_read_run_and_converted(case, llama, tmp_path):
     values = folder(case, tmp_path / "model", llama)
     model = qformats.open(tmp_path / "model")
@@ -93,12 +96,31 @@ def test_folders_are_read_run_and_converted(case, llama, tmp_path):
     with torch.inference_mode():
         first, second = (each(IDS).logits for each in (packed, plain))
     assert torch.allclose(first, second, rtol=1e-5, atol=1e-5)
-    if values.dtype == torch.float32:
+    if values.dtype == torch.float32 and "int4" not in case:
         # Bytes with float32 scales are the same numbers elsewhere.
         target = tmp_path / "ct"
         same = "compressed-tensors:w8a8-channel-f32"
         qformats.export(tmp_path / "model", target, format=same, require_exact=True)
         assert torch.equal(qformats.open(target).read(f"{MODULE}.weight"), values)
+
+
+def test_four_bits_in_bytes_are_those_of_other_formats(llama, tmp_path):
+    """TorchAO stores them unpacked where they are to be exported; their numbers fit into 4 bits elsewhere."""
+    values = folder("torchao-intx4", tmp_path / "model", llama)
+    same, target = "compressed-tensors:w4a16-32g-f32", tmp_path / "ct"
+    qformats.export(tmp_path / "model", target, format=same, require_exact=True)
+    assert torch.equal(qformats.open(target).read(f"{MODULE}.weight"), values)
+
+
+def test_four_bits_of_torchao_are_canonical():
+    """Scale, minimum and codes from -8 are what other formats take; where float32 holds the minima, unchanged."""
+    fields, values = layer("torchao-int4-float32")
+    packed = located("torchao-int4-float32", fields)
+    assert packed.format == "torchao:int4-32g"
+    quantized = packed.packer.unpack(packed)
+    assert torch.equal(quantized.scale, fields["_weight_scale"].t())
+    assert torch.equal(quantized.minimum, fields["_weight_zero_point"].t())
+    assert torch.equal(quantized.dequantize(), values)
 
 
 def test_what_is_not_read_is_refused():
@@ -113,10 +135,21 @@ def test_what_is_not_read_is_refused():
     with pytest.raises(ConfigError, match=r"W_q u8 \(16, 64\)"):
         located("hqq", fields | {"W_q": fields["W_q"][:16]})
     fields, _ = layer("torchao-row-float32")
-    # Four bits: half as many bytes, and scales of the other orientation.
-    four = {"_weight_qdata": fields["_weight_qdata"][:, :32], "_weight_scale": torch.ones(2, 32)}
-    with pytest.raises(ConfigError, match="those of Int8Tensor"):
-        located("torchao", four | {"_weight_zero_point": torch.ones(2, 32)})
+    with pytest.raises(ConfigError, match=r"_weight_act_pre_scale f32 .* those of Int8Tensor or Int4Tensor"):
+        located("torchao", fields | {"_weight_act_pre_scale": torch.ones(64)})
+    with pytest.raises(ConfigError, match="kernel's tiles"):
+        located(
+            "torchao", {"_weight_qdata": torch.ones((4, 8, 32, 4), dtype=torch.int32), TILES: torch.ones(2)}
+        )
+    fields, _ = layer("torchao-int4-float32")
+    # Words instead of bytes: of another device's layout.
+    with pytest.raises(ConfigError, match=r"_weight_qdata i32 \(32, 8\)"):
+        located("torchao", fields | {"_weight_qdata": fields["_weight_qdata"].view(torch.int32)})
+    for field in ("_weight_scale", "_weight_zero_point"):
+        broken = fields[field].clone()
+        broken[1, 3] = torch.nan
+        with pytest.raises(ConfigError, match=f"{field}.*1 values that are NaN"):
+            located("torchao", fields | {field: broken})
 
 
 @pytest.mark.parametrize(

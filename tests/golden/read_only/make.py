@@ -18,8 +18,9 @@ from optimum.quanto import freeze, qint2, qint4, qint8, quantize
 from optimum.quanto.library.extensions import cpp as compiled
 from safetensors.torch import save_file
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
+from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
 from torchao.quantization.granularity import PerGroup
+from torchao.quantization.quantize_.workflows.int4 import int4_tensor
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
@@ -28,6 +29,21 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.cat(parts).to(torch.uint8)
 
 
+def levels(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What ``int4_row_quantize_zp`` of the package mslk returns, which is for GPUs: codes from -8, scales and zeros."""
+    blocks = weight.float().unflatten(1, (-1, group_size))
+    low, high = blocks.amin(-1), blocks.amax(-1)
+    scale = (high - low).clamp(min=1e-6) / 15
+    codes = ((blocks - low[..., None]) / scale[..., None]).round().clamp(0, 15) - 8
+    return codes.flatten(1).to(torch.int8), scale.t().contiguous(), (low + scale * 8).t().contiguous()
+
+
+def halves(codes: torch.Tensor) -> torch.Tensor:
+    """What ``pack_int4`` of mslk returns: the even column in the low half of a byte."""
+    return (codes[:, ::2] & 15) | (codes[:, 1::2] << 4)
+
+
+int4_tensor.int4_row_quantize_zp, int4_tensor.pack_int4 = levels, halves
 compiled.ext = SimpleNamespace(lib=SimpleNamespace(unpack=unpack))
 FOLDER = Path(__file__).parent
 
@@ -77,6 +93,22 @@ def torchao() -> dict[str, torch.Tensor]:
             tensors, _ = flatten_tensor_state_dict(model.state_dict())
             made |= {f"{name}.{field.removeprefix('0.')}": value for field, value in tensors.items()}
             made[f"{name}.values"] = model[0].weight.dequantize()
+    for dtype in (torch.float32, torch.bfloat16):
+        model = torch.nn.Sequential(layer(64, dtype))
+        quantize_(model, Int4WeightOnlyConfig(group_size=32))
+        name = f"torchao-int4-{str(dtype).removeprefix('torch.')}"
+        tensors, _ = flatten_tensor_state_dict(model.state_dict())
+        made |= {f"{name}.{field.removeprefix('0.')}": value for field, value in tensors.items()}
+        # The class has no decoder: its kernels compute scale * code + zero. These codes were never packed.
+        own = model[0].weight
+        codes, _, _ = levels(layer(64, dtype).weight.detach(), 32)
+        scale, zero = (part.float().t().repeat_interleave(32, 1) for part in (own.scale, own.zero_point))
+        made[f"{name}.values"] = scale * codes + zero
+    model = torch.nn.Sequential(layer(64))
+    quantize_(model, IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32)))
+    tensors, _ = flatten_tensor_state_dict(model.state_dict())
+    made |= {f"torchao-intx4.{field.removeprefix('0.')}": value for field, value in tensors.items()}
+    made["torchao-intx4.values"] = model[0].weight.dequantize()
     return made
 
 
