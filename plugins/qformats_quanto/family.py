@@ -17,7 +17,9 @@ from qformats_quanto.packers import FAMILY, BytePacker, ShiftedPacker
 
 __all__ = ["Quanto"]
 
-_VARIANT = re.compile(r"qint([842])(?:-(f32|bf16|f16))?")
+_VARIANT = re.compile(r"(?:qint8|qint([42])(?:-([1-9]\d{0,8})g)?)(?:-(f32|bf16|f16))?")
+_GROUPS = (128, 96, 64, 32)
+"""Columns of a group: the first that divides rows of more than 128, if any does (``QModuleMixin.__init__``)."""
 _SCALES = ("f32", "bf16", "f16")
 _CODES, _SCALE, _SHIFT = "weight._data", "weight._scale", "weight._shift"
 _INSTEAD = "use the model before it was quantized"
@@ -25,10 +27,10 @@ _ACTIVATIONS = "says how activations are quantized, and weights do without it"
 
 
 class Quanto(Family):
-    """A scale per row; read only."""
+    """A scale per row or group; read only."""
 
     name = FAMILY
-    packers = (BytePacker(), ShiftedPacker(4), ShiftedPacker(2))
+    packers = (BytePacker(), ShiftedPacker(4, _GROUPS[0]), ShiftedPacker(2, _GROUPS[0]))
     other_names = ("optimum-quanto",)
     config_files = ("quanto_qmap.json",)
     asides = MappingProxyType(dict.fromkeys(("input_scale", "output_scale"), _ACTIVATIONS))
@@ -37,9 +39,11 @@ class Quanto(Family):
         """Packer of a name such as ``qint4-f16``."""
         found = _VARIANT.fullmatch(variant.lower())
         if found is None:
-            raise self.unknown(variant, ["qint{8,4,2}[-bf16|-f16]"])
-        bits, dtype = int(found[1]), found[2] or "f32"
-        return BytePacker(dtype) if bits == 8 else ShiftedPacker(bits, dtype)
+            raise self.unknown(
+                variant, ["qint8[-bf16|-f16]", "qint{4,2}[-{columns of a group}g][-bf16|-f16]"]
+            )
+        dtype = found[3] or "f32"
+        return ShiftedPacker(int(found[1]), int(found[2] or 0), dtype) if found[1] else BytePacker(dtype)
 
     def detect(self, quantization_config: Mapping[str, Any]) -> Packer | None:
         """A packer of such folders, which declare a ``quant_method`` or have a map of modules beside config.json."""
@@ -88,8 +92,19 @@ class Quanto(Family):
         if len(parts) != 1:
             told = Described(f"{shape[0]} rows of bytes for {rows} scales")
             raise ConfigError(f"fields of {module.name}", told, "2 or 4 codes in a byte")
-        if shape[1] == 128:
-            # Rows of more than 128 weights are cut into groups, and nothing tells how many belong to a row.
-            told = Described(f"{rows} groups of 128, of a weight whose shape is not stored")
-            raise ConfigError(f"fields of {module.name}", told, "one group per row, or qint8", _INSTEAD)
-        return ShiftedPacker(8 // parts[0], dtype), (rows, shape[1])
+        bits, width = 8 // parts[0], shape[1]
+        whole = module.expected()
+        if whole is None:
+            if width not in _GROUPS:
+                return ShiftedPacker(bits, 0, dtype), (rows, width)
+            # Nothing that is stored tells rows from groups of rows.
+            told = Described(f"{rows} groups of {width}, of a weight whose shape is not stored")
+            raise ConfigError(
+                f"fields of {module.name}", told, "a config.json that describes the model", _INSTEAD
+            )
+        group = 0 if width == whole[1] else width
+        if whole[0] * whole[1] != rows * width or whole[1] % width:
+            told = Described(f"{rows} groups of {width}")
+            expected = f"those of {whole[0]} x {whole[1]} weights, as config.json has it"
+            raise ConfigError(f"fields of {module.name}", told, expected)
+        return ShiftedPacker(bits, group, dtype), whole

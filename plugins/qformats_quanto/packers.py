@@ -67,32 +67,43 @@ class BytePacker(Packer):
 
 
 class ShiftedPacker(Packer):
-    """``qint4`` and ``qint2``: ``scale * code - shift`` per row; a byte holds codes of distant rows; read only.
+    """``qint4`` and ``qint2``: ``scale * code - shift`` per row or group; read only.
+
+    Groups of a row lie below each other, as rows of a longer matrix; a byte holds codes of distant rows of that.
 
     Parameters
     ----------
     bits : int
         Width of a code: 4 or 2.
+    group_size : int
+        Columns of a group; 0 for the whole row.
     scale_dtype : str
         ``"f32"``, ``"bf16"`` or ``"f16"``.
     """
 
-    def __init__(self, bits: int, scale_dtype: str = "f32") -> None:
-        self.bits, self.scale_dtype = bits, scale_dtype
+    def __init__(self, bits: int, group_size: int = 0, scale_dtype: str = "f32") -> None:
+        self.bits, self.group_size, self.scale_dtype = bits, group_size, scale_dtype
+        count, width = (f"N * K / {group_size}", str(group_size)) if group_size else ("N", "K")
+        each = f"{group_size} columns" if group_size else "row"
         self.spec = FormatSpec(
             FAMILY,
-            f"qint{bits}{named(scale_dtype)}",
-            f"{bits} bits, one scale and shift per row",
+            f"qint{bits}" + (f"-{group_size}g" if group_size else "") + named(scale_dtype),
+            f"{bits} bits, one scale and shift per {each}",
             (
-                FieldSpec(f"{_CODES}._data", (f"N / {8 // bits}", "K"), "u8", "packed codes"),
-                FieldSpec(_SCALE, ("N", "1"), scale_dtype, "weight units per step"),
-                FieldSpec(_SHIFT, ("N", "1"), scale_dtype, "weight units, subtracted"),
+                FieldSpec(f"{_CODES}._data", (f"{count} / {8 // bits}", width), "u8", "packed codes"),
+                FieldSpec(_SCALE, (count, "1"), scale_dtype, "weight units per step"),
+                FieldSpec(_SHIFT, (count, "1"), scale_dtype, "weight units, subtracted"),
             ),
             bits=bits,
-            block_size=0,
+            block_size=group_size,
             source="optimum-quanto:optimum/quanto/tensor/packed.py",
-            kernel=KernelSpec(bits, "minimum", 0, "f16" if scale_dtype == "f16" else "f32"),
+            kernel=KernelSpec(bits, "minimum", group_size, "f16" if scale_dtype == "f16" else "f32"),
         )
+
+    def veto(self, shape: Sequence[int]) -> str | None:
+        """Whole groups in each row."""
+        problem = super().veto(shape)
+        return problem or (None if shape[0] and shape[1] else f"it is empty ({shape[0]} x {shape[1]})")
 
     def row_step(self, shape: Sequence[int]) -> int:
         """Only the whole tensor."""
@@ -117,11 +128,17 @@ class ShiftedPacker(Packer):
         fields = self.checked(packed).fields
         stored = fields[f"{_CODES}._data"]
         shifts = range(0, 8, self.bits)
-        codes = torch.cat([(stored >> shift) & ((1 << self.bits) - 1) for shift in shifts])[: packed.shape[0]]
+        rows, columns = int(packed.shape[0]), int(packed.shape[1])
+        width = self.group_size or columns
+        codes = torch.cat([(stored >> shift) & ((1 << self.bits) - 1) for shift in shifts])
         scale, shift = (
-            fields[name].float() if self.scale_dtype == "bf16" else fields[name] for name in (_SCALE, _SHIFT)
+            (fields[name].float() if self.scale_dtype == "bf16" else fields[name]).view(
+                rows, columns // width
+            )
+            for name in (_SCALE, _SHIFT)
         )
-        return QuantizedTensor(codes, scale, (1, max(1, int(packed.shape[1]))), minimum=-shift)
+        codes = codes[: rows * (columns // width)].view(rows, columns)
+        return QuantizedTensor(codes, scale, (1, width), minimum=-shift)
 
 
 def named(scale_dtype: str) -> str:

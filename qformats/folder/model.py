@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from qformats.errors import CheckpointError, ConfigError, UnknownFormatError
+from qformats.errors import CheckpointError, ConfigError, UnknownFormatError, UnsupportedModelError
 from qformats.folder.adapter import adapter_beside
 from qformats.folder.chat import ignored_template
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.experts import as_listed, matrices_of
 from qformats.folder.float8 import find_float8, is_float8
 from qformats.folder.json_object import read_json
+from qformats.folder.outline import outline
 from qformats.folder.plain import plain_tensor
 from qformats.folder.resolve import find_weights
 from qformats.folder.sentence_modules import sentence_files, sentence_note
@@ -265,13 +267,27 @@ class FolderCheckpoint(Checkpoint):
         self.spare = {bare[name]: tensor.renamed(bare[name]) for name, tensor in self.spare.items()}
         return {bare[name]: tensor.renamed(bare[name]) for name, tensor in tensors.items()}
 
+    @cached_property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the tensors of the model's class; none where config.json does not tell."""
+        try:
+            tensors = outline(self._config, self.path / "config.json").tensors
+        except (CheckpointError, UnsupportedModelError):
+            # Such a model is read all the same, if its tensors tell what they are.
+            return {}
+        return {name: tensor.shape for name, tensor in tensors.items()}
+
+    def _expected(self, module: str) -> tuple[int, int] | None:
+        shape = self._shapes.get(f"{module}.weight", ())
+        return (shape[0], shape[1]) if len(shape) == 2 else None
+
     def _packed_modules(
         self, entries: dict[str, Entry], family: Family, packer: Packer
     ) -> dict[str, _Module]:
         """Module of every stored tensor that belongs to a packed weight, by the tensor's name."""
         found: dict[str, _Module] = {}
         repeated = Repeated()
-        for fields, parts in _modules(entries, family, packer):
+        for fields, parts in _modules(entries, family, packer, self._expected):
             name, file = fields.name, next(iter(parts.values()))[2].path
             try:
                 with repeated.of(name):
@@ -361,7 +377,8 @@ class FolderCheckpoint(Checkpoint):
         if all(dtype in FLOATS for _, dtype, _ in entries.values()):
             return None
         for family in registry().families():
-            for fields, _ in _modules(entries, family, family.parse(family.default_variant)):
+            variant = family.parse(family.default_variant)
+            for fields, _ in _modules(entries, family, variant, self._expected):
                 implied = family.undeclared(fields)
                 detected = None if implied is None else family.detect(implied)
                 if detected is not None:
@@ -396,7 +413,10 @@ class FolderCheckpoint(Checkpoint):
 
 
 def _modules(
-    entries: dict[str, Entry], family: Family, packer: Packer
+    entries: dict[str, Entry],
+    family: Family,
+    packer: Packer,
+    expected: Callable[[str], tuple[int, int] | None],
 ) -> Iterator[tuple[ModuleFields, dict[str, Entry]]]:
     """Modules with fields of a family's formats, and where these are stored."""
     grouped: dict[str, dict[str, Entry]] = {}
@@ -411,7 +431,7 @@ def _modules(
             return parts[field][2].content(f"{name}.{field}")
 
         stored = {field: (shape, dtype) for field, (shape, dtype, _) in parts.items()}
-        yield ModuleFields(name, stored, read), parts
+        yield ModuleFields(name, stored, read, partial(expected, name)), parts
 
 
 def _listed(names: Sequence[str]) -> str:

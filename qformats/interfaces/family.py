@@ -27,6 +27,9 @@ class ModuleFields:
         Shape and dtype of its tensors whose names its format may use, by the name beside the module.
     read : callable
         Raw bytes of one of them; for small ones, such as a description in JSON.
+    expected : callable
+        Shape ``(N, K)`` of its weight in the model that config.json describes; ``None`` if that is not known. For
+        layouts that do not store it: to ask may build the model's class.
 
     Examples
     --------
@@ -40,6 +43,7 @@ class ModuleFields:
     name: str
     stored: Mapping[str, tuple[tuple[int, ...], str]]
     read: Callable[[str], bytes]
+    expected: Callable[[], tuple[int, int] | None] = lambda: None
 
 
 class Family(Guarded):

@@ -73,7 +73,8 @@ def hqq() -> dict[str, torch.Tensor]:
 
 def quanto() -> dict[str, torch.Tensor]:
     made = {}
-    for kind, columns in ((qint8, 64), (qint4, 96), (qint2, 96), (qint4, 256)):
+    cases = [(qint8, 64), (qint4, 96), (qint2, 96), (qint4, 256), (qint2, 256), (qint4, 160), (qint4, 192)]
+    for kind, columns in cases:
         model = torch.nn.Sequential(layer(columns))
         quantize(model, weights=kind)
         freeze(model)
