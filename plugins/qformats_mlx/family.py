@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from types import MappingProxyType
 from typing import Any
 
 from qformats import Family, Packer
 from qformats.errors import ConfigError, Described
 from qformats.interfaces import ModuleFields
-from qformats_mlx.packers import BITS, FAMILY, GROUPS, MLXPacker
+from qformats_mlx.floats import MODES
+from qformats_mlx.packers import BITS, FAMILY, GROUPS, FolderPacker, MLXPacker
 
 __all__ = ["MLX"]
 
@@ -21,19 +23,16 @@ _VARIANT = re.compile(r"([234568])bit-(32|64|128)g(?:-(f16|bf16|f32))?")
 _USUAL = 64
 _KEYS = ("group_size", "bits", "mode")
 _SCALES = ("f16", "bf16", "f32")
-_INSTEAD = "use the model before it was quantized"
-_MODES = {
-    "mxfp4": "floats of 4 bits with a power of two for 32 of them",
-    "nvfp4": "floats of 4 bits with a float of 8 bits for 16 of them",
-    "mxfp8": "floats of 8 bits with a power of two for 32 of them",
-}
 
 
 class MLX(Family):
-    """Affine groups of every width and size that the program has."""
+    """Affine groups of every width and size that the program has, and its modes in floats."""
 
     name = FAMILY
-    packers = tuple(MLXPacker(bits, group) for bits in (4, 8, 2, 3, 6) for group in (64, 32, 128))
+    packers = (
+        *(MLXPacker(bits, group) for bits in (4, 8, 2, 3, 6) for group in (64, 32, 128)),
+        *MODES.values(),
+    )
     other_names = ("mlx-lm", "mlx_lm")
     programs = ("mlx",)
     aliases = MappingProxyType({f"{bits}bit": f"{bits}bit-{_USUAL}g" for bits in BITS})
@@ -44,7 +43,9 @@ class MLX(Family):
         return packer.spec.variant.removesuffix(f"-{_USUAL}g")
 
     def parse(self, variant: str) -> Packer:
-        """Packer of a name such as ``4bit-64g-bf16``."""
+        """Packer of a name such as ``4bit-64g-bf16`` or ``mxfp4``."""
+        if variant.lower() in MODES:
+            return MODES[variant.lower()]
         found = _VARIANT.fullmatch(variant.lower())
         if found is None:
             raise self.unknown(variant, ["{2,3,4,5,6,8}bit-{32,64,128}g[-bf16|-f32]"])
@@ -59,10 +60,10 @@ class MLX(Family):
         # Beside the three keys there are only modules; what else says bits and group_size is another program's.
         if not all(isinstance(value, bool | Mapping) for value in modules.values()):
             return None
-        bits, group = _numbers(config, "")
-        packer = MLXPacker(bits, group)
+        usual = {key: config[key] for key in _KEYS if key in config}
+        packer = copy(_declared(usual, ""))
         packer.declared = {
-            name: (_numbers({"bits": bits, "group_size": group} | dict(value), f"{name}.") if value else None)
+            name: (_declared(usual | dict(value), f"{name}.") if value else None)
             for name, value in modules.items()
             if isinstance(value, Mapping) or not value
         }
@@ -77,8 +78,8 @@ class MLX(Family):
         dtype: str = "float32",
     ) -> dict[str, Any]:
         """What mlx-lm writes; which modules are plain, the tensors say."""
-        assert isinstance(packer, MLXPacker)
-        return {"group_size": packer.group_size, "bits": packer.bits, "mode": "affine"}
+        assert isinstance(packer, FolderPacker)
+        return {"group_size": packer.group_size, "bits": packer.bits, "mode": packer.mode}
 
     def to_mixed_config(
         self, packer: Packer, packed: Mapping[str, Packer], *, dense_modules: Sequence[str], dtype: str
@@ -101,9 +102,14 @@ class MLX(Family):
                     f"fields of {module.name}", Described("words only"), "scales and biases as well"
                 )
             return None
-        if not {"weight", "scales", "biases"} <= stored.keys():
-            found = Described("only " + ", ".join(sorted(stored)))
-            raise ConfigError(f"fields of {module.name}", found, "weight, scales and biases")
+        assert isinstance(packer, FolderPacker)
+        own = packer.declared.get(module.name, packer) or packer
+        fields = ("weight", "scales", "biases") if own.mode == "affine" else ("weight", "scales")
+        if stored.keys() != set(fields):
+            found = Described(
+                "only " + ", ".join(sorted(stored)) if len(stored) < len(fields) else sorted(stored)
+            )
+            raise ConfigError(f"fields of {module.name}", found, _listed(fields))
         (words, kind), (scales, dtype) = stored["weight"], stored["scales"]
         if len(words) == 3:
             found = Described(f"a stack of {words[0]} matrices")
@@ -113,30 +119,38 @@ class MLX(Family):
             raise ConfigError(
                 f"weight of {module.name}", Described(f"{kind} of shape {words}"), "u32 (N, words)"
             )
-        if dtype not in _SCALES or stored["biases"] != (scales, dtype):
+        if own.mode != "affine" and dtype != "u8":
+            raise ConfigError(f"scales of {module.name}", dtype, f"u8, as {own.mode} has them")
+        if own.mode == "affine" and (dtype not in _SCALES or stored["biases"] != (scales, dtype)):
             found = Described(
                 f"scales {dtype} {scales} and biases {stored['biases'][1]} {stored['biases'][0]}"
             )
             raise ConfigError(f"fields of {module.name}", found, f"both alike, in {', '.join(_SCALES)}")
-        assert isinstance(packer, MLXPacker)
-        told = packer.declared.get(module.name, (packer.bits, packer.group_size))
-        bits, group = told or (packer.bits, packer.group_size)
+        bits, group = own.bits, own.group_size
         columns = words[1] * 32 // bits
         if words[1] * 32 % bits or columns % group or scales != (words[0], columns // group):
             found = Described(f"{words[1]} words and {scales[-1] if scales else 1} groups per row")
             expected = f"those of {bits} bits in groups of {group}, as config.json has it"
             raise ConfigError(f"weight of {module.name}", found, expected)
-        return MLXPacker(bits, group, dtype), (words[0], columns)
+        return own if own.mode != "affine" else MLXPacker(bits, group, dtype), (words[0], columns)
 
 
-def _numbers(config: Mapping[str, Any], within: str) -> tuple[int, int]:
-    """Bits and columns of a group."""
+def _declared(config: Mapping[str, Any], within: str) -> FolderPacker:
+    """Format of these bits, this group size and mode."""
     mode = config.get("mode", "affine")
     if mode != "affine":
-        about = _MODES.get(str(mode), "")
-        found = Described(f"{mode}, {about}") if about else mode
-        raise ConfigError(f"{within}mode", found, "affine", _INSTEAD)
+        if mode not in MODES:
+            raise ConfigError(f"{within}mode", mode, "affine, " + ", ".join(MODES))
+        packer = MODES[mode]
+        for key, own in (("bits", packer.bits), ("group_size", packer.group_size)):
+            if config[key] != own:
+                raise ConfigError(f"{within}{key}", config[key], f"{own}, which is all that {mode} has")
+        return packer
     for key, allowed in (("bits", BITS), ("group_size", GROUPS)):
         if type(config[key]) is not int or config[key] not in allowed:
             raise ConfigError(f"{within}{key}", config[key], "one of " + ", ".join(map(str, allowed)))
-    return config["bits"], config["group_size"]
+    return MLXPacker(config["bits"], config["group_size"])
+
+
+def _listed(fields: Sequence[str]) -> str:
+    return ", ".join(fields[:-1]) + f" and {fields[-1]}"

@@ -13,7 +13,7 @@ from qformats_mlx.grid import MLXGrid
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BITS", "FAMILY", "GROUPS", "MLXPacker"]
+__all__ = ["BITS", "FAMILY", "GROUPS", "FolderPacker", "MLXPacker"]
 
 FAMILY = "mlx"
 BITS = (2, 3, 4, 5, 6, 8)
@@ -24,7 +24,17 @@ _SQNR_DB = {4: 20.4, 8: 44.9}
 """Signal-to-noise ratio that groups of 64 reach, by width; measured with normally distributed weights."""
 
 
-class MLXPacker(Packer):
+class FolderPacker(Packer):
+    """A packer that may stand for what a folder declares."""
+
+    bits: int
+    group_size: int
+    mode = "affine"
+    declared: Mapping[str, FolderPacker | None] = {}
+    """Formats that a folder declares for modules, by name; None for plain ones."""
+
+
+class MLXPacker(FolderPacker):
     """``scale * code + bias``.
 
     Parameters
@@ -46,8 +56,6 @@ class MLXPacker(Packer):
     """
 
     grid: MLXGrid
-    declared: Mapping[str, tuple[int, int] | None] = {}
-    """Bits and columns of a group that a folder declares for modules, by name; None for plain ones."""
 
     def __init__(self, bits: int, group_size: int, scale_dtype: str = "f16") -> None:
         self.bits, self.group_size, self.scale_dtype = bits, group_size, scale_dtype

@@ -169,8 +169,10 @@ class Float8Packer(Packer):
             width = self.block[1] or columns
             if columns % width:
                 raise NotExactError(f"rows of {columns} do not divide into blocks of {width}")
-            quantized = represent(quantized, TableGrid(E4M3, self.block[1], self.scale_dtype))
-            if self.block[0] == 1:
+            powers = self.scale_dtype == _POWERS
+            own = TableGrid(E4M3, self.block[1], "f32" if powers else self.scale_dtype)
+            quantized = represent(quantized, own)
+            if self.block[0] == 1 and not powers:
                 return quantized
         block = self.numbers.block_of(quantized.codes)
         if quantized.block_size == block and quantized.g_idx is None:
@@ -189,12 +191,15 @@ class Float8Packer(Packer):
             if bool((low != high).any()):
                 raise NotExactError(f"a block of {height} x {width} spans several scales")
             scale = low
+        codes = quantized.codes
+        if self.scale_dtype == _POWERS:
+            codes, scale = _unsigned(codes, scale, quantized.shape, block)
         stored = self.numbers.storable(scale.float())
         if bool((stored != scale).any()):
             found = float(scale.float()[stored != scale][0])
             kind = "power of two" if self.scale_dtype == _POWERS else f"{self.scale_dtype} number"
             raise NotExactError(f"a scale of {found:.7g} is not a {kind}")
-        return replace(quantized, scale=stored, block_size=block, g_idx=None)
+        return replace(quantized, codes=codes, scale=stored, block_size=block, g_idx=None)
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
         """Bytes of codes and scales; both are stored unchanged.
@@ -237,3 +242,19 @@ class Float8Packer(Packer):
             raise ConfigError("weight", Described("codes of NaN"), "finite numbers")
         shape = (int(packed.shape[0]), int(packed.shape[1]))
         return weight.float().mul_(expand_blocks(scale, shape, self.numbers.block_of(weight)))
+
+
+def _unsigned(
+    codes: Tensor, scale: Tensor, shape: tuple[int, int], block: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Codes and scales of the same values without what exponents cannot say: signs, and 0, which becomes 1."""
+    import torch
+
+    if bool((scale > 0).all()):
+        return codes, scale
+    zero = len(E4M3) // 2
+    turned = expand_blocks(scale < 0, shape, block)
+    empty = expand_blocks(scale == 0, shape, block)
+    codes = torch.where(turned, 2 * zero - codes, codes)
+    codes = torch.where(empty, torch.full_like(codes, zero), codes)
+    return codes, torch.where(scale == 0, torch.ones_like(scale), scale.abs())

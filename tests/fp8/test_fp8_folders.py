@@ -13,7 +13,7 @@ from oracles import package_folder
 from safetensors.torch import load_file, save_file
 
 import qformats
-from qformats.errors import CheckpointError, ConfigError, InexactExportError
+from qformats.errors import CheckpointError, ConfigError, InexactExportError, NotExactError
 from qformats.interfaces import ModuleFields
 from qformats.numbers import dtype_name
 from qformats_fp8.family import FP8
@@ -244,3 +244,16 @@ def test_calibration_of_floats(llama, tmp_path):
             llama, tmp_path / "no", format="fp8:block", quantizer="gptq", quantizer_options=options
         )
     assert not (tmp_path / "no").exists()
+
+
+def test_powers_of_two_from_other_formats_keep_the_signs_and_zeros_of_scales():
+    """Exponents have neither: signs go to the codes, and blocks of zeros get the scale 1."""
+    packer = qformats.packer("fp8:block-1x32-ue8m0")
+    codes = torch.arange(-8, 8, dtype=torch.int8).repeat(1, 6)
+    scale = torch.tensor([[0.25, -0.5, 0.0]])
+    source = qformats.QuantizedTensor(codes, scale, (1, 32))
+    packed = packer.pack(packer.represent(source))
+    assert torch.equal(packed.dequantize(), source.dequantize())
+    assert packed.fields["weight_scale_inv"].float()[0, 2] == 1
+    with pytest.raises(NotExactError, match="power of two"):
+        packer.represent(qformats.QuantizedTensor(codes, scale * 3, (1, 32)))

@@ -20,6 +20,7 @@ CASES = [
     *((bits, 64, "float16") for bits in (2, 3, 5, 6, 8)),
     *((bits, 32, "bfloat16") for bits in (3, 6, 8)),
 ]
+MODES = [("mxfp4", 32, 4), ("nvfp4", 16, 4), ("mxfp8", 32, 8)]
 
 
 def weights() -> np.ndarray:
@@ -44,6 +45,13 @@ def main() -> None:
         made |= {f"{name}.weight": words, f"{name}.scales": scales, f"{name}.biases": biases}
         if dtype == "float32":
             made[f"{name}.values"] = mx.dequantize(words, scales, biases, group_size=group, bits=bits)
+    for mode, group, bits in MODES:
+        for dtype in ("float32", "bfloat16"):
+            weight = made["original"].astype(getattr(mx, dtype))
+            words, scales = mx.quantize(weight, group_size=group, bits=bits, mode=mode)
+            name = f"{mode}-{dtype}"
+            decoded = mx.dequantize(words, scales, group_size=group, bits=bits, mode=mode, dtype=mx.float32)
+            made |= {f"{name}.weight": words, f"{name}.scales": scales, f"{name}.values": decoded}
     mx.save_safetensors(str(FOLDER / "layers.safetensors"), made)
     about = {
         "upstream": f"mlx {version('mlx')}, mlx-cpu {version('mlx-cpu')} (PyPI): mx.quantize, mx.dequantize",
