@@ -175,6 +175,10 @@ def _unrecognised(path: Path) -> ModelNotFoundError:
         return ModelNotFoundError(
             path, "one file of a folder", f"Give the folder that also holds config.json: {path.parent}"
         )
+    if path.suffix in (".pt", ".pth"):
+        found = "weights alone, which do not say what model they belong to"
+        told = "Put the file into a folder with config.json and the tokenizer files of that model, and give the folder"
+        return ModelNotFoundError(path, found, told)
     return ModelNotFoundError(path, "not a model that can be read", _readable())
 
 

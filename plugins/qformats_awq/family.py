@@ -79,17 +79,23 @@ class AWQFamily(Family):
         return packer
 
     def undeclared(self, module: ModuleFields) -> dict[str, Any] | None:
-        """What a folder with such a module would declare: eight outputs to a word are AWQ's alone."""
-        if not {"qweight", "qzeros", "scales"} <= module.stored.keys():
+        """What a folder with such a module would declare: eight outputs to a word are AWQ's alone.
+
+        So are the offsets of llm-awq, whose files declare nothing.
+        """
+        own = "scaled_zeros" in module.stored
+        if not {"qweight", "scaled_zeros" if own else "qzeros", "scales"} <= module.stored.keys():
             return None
         try:
             found = examine(module, None)
         except ConfigError:
             # Of another method, or broken: whoever it belongs to says so.
             return None
-        if found is None or found.layout != "gemm":
+        if found is None or found.layout != ("gemv_fast" if own else "gemm"):
             return None
         group, columns = found.group_size, found.shape[1]
+        if own:
+            return _declaration(group, None) | {"version": "llm-awq"}
         return _declaration(0 if group == columns and group not in USUAL else group, None)
 
     def to_config(

@@ -11,7 +11,7 @@ from models.tensors import same, values
 from safetensors.torch import load_file, save_file
 
 import qformats
-from qformats.errors import CheckpointError, InexactExportError
+from qformats.errors import CheckpointError, InexactExportError, ModelNotFoundError
 from qformats.numbers import pack_bits
 from qformats_awq import layouts
 from qformats_awq.family import AWQFamily
@@ -203,6 +203,19 @@ def test_other_layouts_in_a_folder(folder, tmp_path):
     qformats.export(fast, tmp_path / "m.gguf", format="gguf:q4_1", require_exact=True)
     with pytest.raises(InexactExportError, match="is not a whole number of steps of"):
         qformats.export(fast, tmp_path / "gemm", format="awq:4bit-32g", require_exact=True)
+    # As llm-awq saves it: a pickled state dict with another name for the offsets, and no configuration.
+    bare = copy(fast, tmp_path / "llm-awq")
+    content = json.loads((bare / "config.json").read_text())
+    del content["quantization_config"]
+    (bare / "config.json").write_text(json.dumps(content))
+    stored = load_file(bare / "model.safetensors")
+    (bare / "model.safetensors").unlink()
+    file = bare / "llama-w4-g32-awq-v2.pt"
+    torch.save({name.replace("qzeros", "scaled_zeros"): value for name, value in stored.items()}, file)
+    with pytest.warns(UserWarning, match="read as those of awq.*llm-awq"):
+        assert same(fast, bare)
+    with pytest.raises(ModelNotFoundError, match=r"weights alone, .* a folder with config\.json"):
+        qformats.open(file)
 
 
 def test_a_folder_that_declares_nothing_is_known_by_its_words(folder, tmp_path):
