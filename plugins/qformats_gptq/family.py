@@ -14,7 +14,7 @@ from qformats import Family, Packer
 from qformats.errors import ConfigError, Described
 from qformats.interfaces import ModuleFields, Scheme
 from qformats_gptq.config import Declared, declared, overridden, overrides, written
-from qformats_gptq.elsewhere import KNOWN, SIMILAR
+from qformats_gptq.elsewhere import KNOWN, SIMILAR, recognized
 from qformats_gptq.modules import Found, declaration, examine
 from qformats_gptq.packers import FAMILY, GPTQPacker, Reading
 
@@ -88,6 +88,10 @@ class GPTQFamily(Family):
     def undeclared(self, module: ModuleFields) -> dict[str, Any] | None:
         """What a folder with such a module would declare."""
         return declaration(module)
+
+    def foreign(self, module: ModuleFields) -> str:
+        """Formats of other programs that no plugin here reads."""
+        return recognized(module.stored)
 
     def to_config(
         self,

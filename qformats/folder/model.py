@@ -16,6 +16,7 @@ from qformats.folder.chat import ignored_template
 from qformats.folder.conv1d import is_conv1d
 from qformats.folder.experts import as_listed, matrices_of
 from qformats.folder.float8 import find_float8, is_float8
+from qformats.folder.foreign import refuse_foreign
 from qformats.folder.json_object import read_json
 from qformats.folder.outline import outline
 from qformats.folder.plain import plain_tensor
@@ -211,6 +212,8 @@ class FolderCheckpoint(Checkpoint):
             self.notes += (f"{_listed(omitted)} {told} read, as in Transformers",)
 
     def _canonical(self, entries: dict[str, Entry]) -> dict[str, StoredTensor]:
+        if not (self._quantized or self._names_method()):
+            refuse_foreign(self.path, {name: entry[:2] for name, entry in entries.items()})
         quantized = self._quantized or self._declared() or self._undeclared(entries)
         packed = self._packed_modules(entries, *quantized) if quantized else {}
         if quantized:
@@ -310,6 +313,11 @@ class FolderCheckpoint(Checkpoint):
                 found |= dict.fromkeys((f"{name}.{field}" for field in parts), module)
         repeated.tell()
         return found
+
+    def _names_method(self) -> bool:
+        """Whether config.json names a method; a plugin or an error says what it is."""
+        declared = self._config.get("quantization_config")
+        return isinstance(declared, dict) and bool(declared.get("quant_method"))
 
     def _declared(self) -> tuple[Family, Packer] | None:
         """Format of a quantized folder, found by what its config.json declares."""

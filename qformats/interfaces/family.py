@@ -74,6 +74,7 @@ class Family(Guarded):
         "parse",
         "detect",
         "undeclared",
+        "foreign",
         "to_config",
         "to_mixed_config",
         "limits",
@@ -183,6 +184,14 @@ class Family(Guarded):
             A ``quantization_config``; ``None`` if these are not the fields of this family.
         """
         return None
+
+    def foreign(self, module: ModuleFields) -> str:
+        """Name in :attr:`known` of the format whose folders store such a module; empty if these are not its fields.
+
+        Called for folders that name no method. `module` also holds fields of modules within, as ``"inner.field"``.
+        Answer only if the names and shapes leave no doubt.
+        """
+        return ""
 
     def to_config(
         self,

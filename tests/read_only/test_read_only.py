@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import qformats
 from qformats.errors import CheckpointError, ConfigError
 from qformats.interfaces import ModuleFields
 from qformats.numbers import dtype_name
+from qformats_gptq.elsewhere import KNOWN
 from qformats_hqq.family import HQQ
 from qformats_quanto.family import Quanto
 from qformats_torchao.family import TorchAO
@@ -216,5 +219,71 @@ def test_methods_that_no_plugin_reads_have_a_sentence(method, told, llama, tmp_p
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=told):
+        qformats.open(tmp_path)
+
+
+def words(*shape, dtype=torch.int32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+def halves(*shape):
+    return torch.ones(shape, dtype=torch.float16)
+
+
+FOREIGN = {
+    "aqlm": {
+        "codes": words(32, 8, 1, dtype=torch.int16),
+        "codebooks": halves(1, 256, 1, 8),
+        "scales": halves(32, 1, 1, 1),
+    },
+    "vptq-as-floats": {"indices": halves(1, 8, 16), "centroids.weight": halves(1, 64)},
+    "vptq": {"indices": words(1, 8, 16), "centroids.weight": halves(1, 64), "perm": words(64)},
+    "spqr": {
+        "dense_weights": words(64, dtype=torch.int64),
+        "row_offsets": words(33),
+        "col_vals": words(5),
+        "in_perm": words(64, dtype=torch.int64),
+    },
+    "exl2": {
+        "q_weight": words(8, 32),
+        "q_scale": words(2, 4),
+        "q_scale_max": halves(2),
+        "q_groups": words(4, dtype=torch.int16),
+        "q_invperm": words(64, dtype=torch.int16),
+    },
+    "exl3": {"trellis": words(4, 2, 64, dtype=torch.int16), "suh": halves(64), "svh": halves(32)},
+}
+
+
+def foreign(name):
+    """Tensors of a module: those of Transformers' own classes where it has them, else by the programs' names."""
+    with warnings.catch_warnings():
+        # The module compiles a function when it is imported, which loads what torch has deprecated itself.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from transformers.integrations.bitnet import BitLinear
+        from transformers.integrations.eetq import EetqLinear
+    if name == "bitnet":
+        return BitLinear(64, 32, False).state_dict()
+    if name == "eetq":
+        layer = EetqLinear(64, 32, torch.int8)
+        return {key: torch.zeros_like(value) for key, value in layer.state_dict().items()}
+    return FOREIGN[name]
+
+
+@pytest.mark.parametrize("declared", [None, {}, {"bits": 4}])
+@pytest.mark.parametrize("name", [*FOREIGN, "bitnet", "eetq"])
+def test_formats_that_no_plugin_reads_are_known_by_their_tensors(name, declared, llama, tmp_path):
+    """Where config.json does not name the method; with the sentence of the method."""
+    tensors = load_file(llama / "model.safetensors")
+    del tensors[f"{MODULE}.weight"]
+    tensors |= {f"{MODULE}.{field}": value.contiguous() for field, value in foreign(name).items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = json.loads((llama / "config.json").read_text())
+    if declared is not None:
+        config["quantization_config"] = declared
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    name = name.removesuffix("-as-floats")
+    told = rf"tensors of {re.escape(MODULE)} as {name} stores them: {re.escape(KNOWN[name])}"
     with pytest.raises(CheckpointError, match=told):
         qformats.open(tmp_path)
