@@ -24,8 +24,7 @@ from qformats import (
     TableGrid,
 )
 from qformats.errors import ConfigError, Described, NotExactError
-from qformats.exact import Answer
-from qformats.interfaces import Float8Packer, Packer
+from qformats.interfaces import Answer, Float8Packer, Packer
 from qformats.numbers import E2M1, Float4Grid, Float4Tensor, expand_blocks
 from qformats_mlx.packers import FAMILY, FolderPacker
 
