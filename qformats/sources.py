@@ -177,8 +177,8 @@ def _unrecognised(path: Path) -> ModelNotFoundError:
         )
     if path.suffix in (".pt", ".pth"):
         found = "weights alone, which do not say what model they belong to"
-        told = "Put the file into a folder with config.json and the tokenizer files of that model, and give the folder"
-        return ModelNotFoundError(path, found, told)
+        hint = "Put the file into a folder with config.json and the tokenizer files of that model, and give the folder"
+        return ModelNotFoundError(path, found, hint)
     return ModelNotFoundError(path, "not a model that can be read", _readable())
 
 

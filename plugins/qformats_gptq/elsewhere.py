@@ -27,7 +27,7 @@ KNOWN = {
 SIMILAR = {**dict.fromkeys(KNOWN, ("4bit-128g",)), "eetq": ("8bit-128g",), "bitnet": ("2bit-128g",)}
 """Variants of this family that come nearest."""
 
-_FIELDS = {
+_FIELDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "exl2": {"q_weight": ("i32",), "q_scale": ("i32",), "q_groups": ("i16",)},
     "exl3": {"trellis": ("i16", "u16")},
     "aqlm": {"codes": ("i8", "i16", "i32", "u8"), "codebooks": ("f16", "bf16", "f32")},
@@ -62,9 +62,10 @@ def recognized(stored: Mapping[str, tuple[tuple[int, ...], str]]) -> str:
     for name, fields in _FIELDS.items():
         if not all(field in stored and stored[field][1] in dtypes for field, dtypes in fields.items()):
             continue
-        field, dimensions = _SHAPES.get(name, (next(iter(fields)), None))
-        shape = stored[field][0]
-        if dimensions not in (None, len(shape)) or (name == "bitnet" and shape != (1,)):
+        field, dimensions = _SHAPES.get(name, ("", 0))
+        if field and len(stored[field][0]) != dimensions:
+            continue
+        if name == "bitnet" and stored["weight_scale"][0] != (1,):
             continue
         return name
     return ""
