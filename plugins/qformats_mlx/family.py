@@ -20,7 +20,7 @@ from qformats_mlx.packers import BITS, FAMILY, GROUPS, FolderPacker, MLXPacker
 __all__ = ["MLX"]
 
 _VARIANT = re.compile(r"([234568])bit-(32|64|128)g(?:-(f16|bf16|f32))?")
-_USUAL = 64
+_USUAL, _USUAL_BITS = 64, 4
 _KEYS = ("group_size", "bits", "mode")
 _SCALES = ("f16", "bf16", "f32")
 
@@ -60,10 +60,9 @@ class MLX(Family):
         # Beside the three keys there are only modules; what else says bits and group_size is another program's.
         if not all(isinstance(value, bool | Mapping) for value in modules.values()):
             return None
-        usual = {key: config[key] for key in _KEYS if key in config}
-        packer = copy(_declared(usual, ""))
+        packer = copy(_declared(config, ""))
         packer.declared = {
-            name: (_declared(usual | dict(value), f"{name}.") if value else None)
+            name: (_declared(value, f"{name}.") if value else None)
             for name, value in modules.items()
             if isinstance(value, Mapping) or not value
         }
@@ -136,20 +135,21 @@ class MLX(Family):
 
 
 def _declared(config: Mapping[str, Any], within: str) -> FolderPacker:
-    """Format of these bits, this group size and mode."""
+    """Format of these bits, this group size and mode; what is missing is as the program takes it, for modules too."""
     mode = config.get("mode", "affine")
     if mode != "affine":
         if mode not in MODES:
             raise ConfigError(f"{within}mode", mode, "affine, " + ", ".join(MODES))
         packer = MODES[mode]
         for key, own in (("bits", packer.bits), ("group_size", packer.group_size)):
-            if config[key] != own:
+            if config.get(key, own) != own:
                 raise ConfigError(f"{within}{key}", config[key], f"{own}, which is all that {mode} has")
         return packer
-    for key, allowed in (("bits", BITS), ("group_size", GROUPS)):
-        if type(config[key]) is not int or config[key] not in allowed:
-            raise ConfigError(f"{within}{key}", config[key], "one of " + ", ".join(map(str, allowed)))
-    return MLXPacker(config["bits"], config["group_size"])
+    bits, group = config.get("bits", _USUAL_BITS), config.get("group_size", _USUAL)
+    for key, value, allowed in (("bits", bits, BITS), ("group_size", group, GROUPS)):
+        if type(value) is not int or value not in allowed:
+            raise ConfigError(f"{within}{key}", value, "one of " + ", ".join(map(str, allowed)))
+    return MLXPacker(bits, group)
 
 
 def _listed(fields: Sequence[str]) -> str:

@@ -152,6 +152,18 @@ def test_folders_in_floats_and_what_is_exact_with_them(mode, others, llama, tmp_
     assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_modules_declare_by_themselves(llama, tmp_path):
+    """As in MLX, an entry of a module takes nothing over from the folder's: no mode is affine."""
+    out = tmp_path / "floats"
+    qformats.export(llama, out, format="mlx:nvfp4", tensor_types={"down_proj": "4bit-64g"})
+    config = declared(out)["quantization"]
+    for entry in ({"group_size": 64, "bits": 4}, {"bits": 4}, {"group_size": 64}):
+        changed = config | {f"model.layers.{layer}.mlp.down_proj": entry for layer in (0, 1)}
+        name = "-".join(entry)
+        again = rewritten(out, tmp_path / name, quantization=changed, quantization_config=None)
+        assert same(out, again)
+
+
 def test_what_is_declared_and_read_again(folder):
     config = declared(folder)
     own = {"group_size": 32, "bits": 8, "mode": "affine"}
