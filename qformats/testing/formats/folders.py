@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qformats.exporting.joint import Joint
+from qformats.exporting.programs import NEIGHBOURS
 from qformats.folder import HuggingFaceFolder
 from qformats.interfaces import Family, ModuleFields, Packer
 from qformats.registry import registry
@@ -111,7 +114,20 @@ def check_checkpoint(packer: Packer, model: str | Path | None = None) -> None:
             if source is None:
                 raise Mismatch(f"a tensor {name!r} that was not written", "names of the model")
             expect(stored.shape == source.shape, f"{name!r} of shape {stored.shape}", f"{source.shape}")
-            _same(packer, stored, source)
+            _same(_sharing(packer, name, before.tensors), stored, source)
+
+
+def _sharing(packer: Packer, name: str, tensors: Mapping[str, StoredTensor]) -> Packer:
+    """The format with the number per tensor that a weight shares with its neighbours, if they share one."""
+    found = NEIGHBOURS.fullmatch(name)
+    if not packer.joint or found is None:
+        return packer
+    parts = [
+        tensor
+        for other, tensor in tensors.items()
+        if (each := NEIGHBOURS.fullmatch(other)) and (each[1], each.lastgroup) == (found[1], found.lastgroup)
+    ]
+    return Joint(parts).packer(packer)
 
 
 def _hidden(packer: Packer) -> int:
