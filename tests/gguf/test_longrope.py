@@ -63,6 +63,16 @@ def test_the_factor_of_attention_is_that_of_transformers(given):
     assert [restored.rope_parameters[key] for key in SETS] == list(SETS.values())
 
 
+def test_what_chooses_the_factors_is_named():
+    parameters = {"rope_type": "longrope", "rope_theta": 500.0, **SETS}
+    [told] = written(rope_parameters=parameters)[2].ignored
+    assert str(told) == (
+        "rope_parameters.original_max_position_embeddings = 64 was ignored: llama.cpp takes the long factors in any "
+        "context beyond it; run short texts with -c 64"
+    )
+    assert not written(rope_parameters=parameters, max_position_embeddings=64)[2].ignored
+
+
 def _tokens():
     from qformats_gguf.metadata import ValueType, array
 

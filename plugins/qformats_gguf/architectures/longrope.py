@@ -19,10 +19,13 @@ import numpy.typing as npt
 from qformats.errors import CheckpointError
 from qformats_gguf.architectures.limits import Problem
 
-__all__ = ["TENSORS", "attention_factor", "problems", "restored", "tensors"]
+__all__ = ["CONTEXT", "TENSORS", "attention_factor", "problems", "restored", "tensors"]
 
 TENSORS = {"rope_factors_long.weight": "long_factor", "rope_factors_short.weight": "short_factor"}
 """Names in GGUF, and keys of the rotary parameters."""
+
+CONTEXT = "original_max_position_embeddings"
+"""Key of the context up to which the short set is meant."""
 
 Factors = npt.NDArray[np.float32]
 

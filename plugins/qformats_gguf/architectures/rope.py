@@ -258,6 +258,10 @@ def to_metadata(
     if kind in supported and kind == "longrope":
         found = longrope.problems(rope, int((head_dim or 0) * part))
         problems += found
+        original = rope.get(longrope.CONTEXT, positions)
+        if positions > original:
+            reason = f"llama.cpp takes the long factors in any context beyond it; run short texts with -c {original}"
+            problems.append(Problem(f"{where}.{longrope.CONTEXT}", original, (str(positions),), reason))
         attention = 1.0 if found else longrope.attention_factor(rope, positions)
         if attention != 1:
             metadata[prefix + "rope.scaling.attn_factor"] = f32(attention)
