@@ -36,6 +36,7 @@ from qformats.cli.serve import serve
 from qformats.cli.shared import Command, Debug, Quiet, Verbose
 from qformats.cli.suggestions import WrongCommandLine, commands_instead, unknown_command, unknown_option
 from qformats.cli.verify import verify
+from qformats.work.faults import on_shrunk_file
 
 if TYPE_CHECKING:
     from qformats.errors import QFormatsError
@@ -193,6 +194,7 @@ def run() -> None:
         from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
+    on_shrunk_file(EXIT_INPUT, _say)
     try:
         app(prog_name="qformats")
     except Interrupted as error:
