@@ -41,6 +41,9 @@ def verify(
     place = record_beside(path) if path.exists() else None
     record = None if place is None else Record.read(place)
     if against is not None:
+        if record is None:
+            # What is not there is the first thing to say.
+            open_model(model, options)
         require_recipe(None if record is None else Again.of(record), model)
         assert record is not None
     if record is None:

@@ -375,3 +375,9 @@ def test_the_command(llama, tmp_path, capsys):
     assert call(capsys, "verify", target, "-q").out == "1 finding\n"
     assert call(capsys, "verify", tmp_path / "nowhere").code == 3
     assert call(capsys, "verify", "demo", "--against", "demo").code == 2
+
+
+@pytest.mark.parametrize("against", [None, "demo"])
+def test_a_model_that_is_not_there_is_said_to_be_missing(against, tmp_path):
+    with pytest.raises(ModelNotFoundError, match="nothing-here"):
+        qformats.verify(tmp_path / "nothing-here", against=against)
