@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from models import moe, tiny
+from models.records import forget
 from models.tensors import same, values
 from safetensors.torch import load_file, save_file
 
@@ -50,7 +51,7 @@ def copy(folder, target, tensors=lambda stored: stored):
         if file.suffix != ".safetensors":
             (target / file.name).write_bytes(file.read_bytes())
     save_file(tensors(load_file(folder / "model.safetensors")), target / "model.safetensors")
-    return target
+    return forget(target)
 
 
 def test_written_and_read(llama, folder):

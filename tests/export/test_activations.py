@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models import tiny
+from models.records import forget
 from oracles.llama_cpp import LlamaCpp
 from safetensors.torch import load_file, save_file
 
@@ -60,7 +61,7 @@ def added(folder, target, more, change=lambda declared: declared):
     config["quantization_config"] = change(config["quantization_config"])
     (target / "config.json").write_text(json.dumps(config))
     save_file(tensors(folder) | more, target / "model.safetensors")
-    return target
+    return forget(target)
 
 
 def numbers(ending, start=1, shape=(1,)):
@@ -231,6 +232,7 @@ def test_names_with_what_a_wrapper_has_added(sources, tmp_path):
     source = added(sources / f"{CT}-fp8-tensor", tmp_path / "in", numbers("input_scale") | cached(), static)
     wrapped = {f"module.{name}": value for name, value in tensors(source).items()}
     save_file(wrapped, source / "model.safetensors")
+    forget(source)
     report = qformats.export(source, tmp_path / "out", format=f"{CT}:fp8-tensor")
     assert not report.left_out
     assert steps(tmp_path / "out", "input_scale", "k_scale").keys() >= {f"{NAMES[0]}.input_scale"}

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from models.architectures import build
+from models.records import forget
 from oracles import hf
 from oracles.llama_cpp import LlamaCpp
 from safetensors.torch import load_file, save_file
@@ -195,6 +196,7 @@ def test_lists_of_other_programs_are_the_same_tensors(format, lists, tmp_path):
                 theirs[f"model.layers.{layer}.mlp.router.linear.{ending}"] = router
     shutil.copytree(tmp_path / "ours", tmp_path / "theirs")
     save_file(theirs, tmp_path / "theirs" / "model.safetensors", metadata={"format": "pt"})
+    forget(tmp_path / "theirs")
     one, other = qformats.open(tmp_path / "ours"), qformats.open(tmp_path / "theirs")
     assert one.tensors.keys() == other.tensors.keys()
     for key, tensor in one.tensors.items():
@@ -227,6 +229,7 @@ def test_a_list_that_lacks_a_matrix_is_no_model(tmp_path):
         key: value for key, value in stored.items() if "layers.1.mlp.experts.2.up_proj.weight" not in key
     }
     save_file(lacking, tmp_path / "packed" / "model.safetensors", metadata={"format": "pt"})
+    forget(tmp_path / "packed")
     for attempt in (
         lambda: qformats.export(tmp_path / "packed", tmp_path / "out", format="dense:f32"),
         lambda: qformats.load_model(tmp_path / "packed", device="cpu"),

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from models import tiny
+from models.records import forget
 from models.tensors import same, values
 from oracles import package_folder
 from safetensors.torch import load_file, save_file
@@ -43,7 +44,7 @@ def rewritten(folder, target, tensors, **changes):
     content["quantization_config"] |= changes
     (target / "config.json").write_text(json.dumps(content))
     save_file(tensors(load_file(folder / "model.safetensors")), target / "model.safetensors")
-    return target
+    return forget(target)
 
 
 def located(fields, **config):

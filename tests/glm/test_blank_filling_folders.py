@@ -9,6 +9,7 @@ import torch
 from cli.command import call
 from models import chatglm
 from models.glm_goldens import chatglm_6b, glm_130b, golden
+from models.records import forget
 from safetensors.torch import load_file, save_file
 
 import qformats
@@ -167,6 +168,7 @@ def test_a_folder_of_transformers_kind_is_checked_against_the_class(tmp_path):
     content = load_file(tmp_path / "out" / "model.safetensors")
     lacking = "transformer.layers.1.mlp.dense_4h_to_h.bias"
     save_file({k: v for k, v in content.items() if k != lacking}, tmp_path / "out" / "model.safetensors")
+    forget(tmp_path / "out")
     with pytest.raises(CheckpointError, match=f"that GLM130BForCausalLM needs: {lacking}"):
         qformats.export(tmp_path / "out", tmp_path / "again", format="dense:f32")
     with pytest.raises(CheckpointError, match=f"lacks {lacking}, which GLM130BForCausalLM needs"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models import tiny
+from models.records import forget
 from oracles import hf
 from safetensors.torch import load_file, save_file
 
@@ -39,7 +40,7 @@ def change(folder, tensors=None, **config):
     path.write_text(json.dumps(content))
     if tensors:
         save_file(tensors(load_file(folder / "model.safetensors")), folder / "model.safetensors")
-    return folder
+    return forget(folder)
 
 
 def values(folder):
