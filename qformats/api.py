@@ -234,9 +234,12 @@ def export(
         )
         known = again.source(str(model) if isinstance(model, PathLike) else model)
         return rerun(again, known, Path(written), force=force, workers=workers, progress=progress)
-    if model is None or format is None:
-        expected = "a model and a format, unless a recipe has both"
-        raise ConfigError("format" if model is not None else "model", None, expected)
+    if model is None:
+        raise ConfigError(
+            "model", None, "a path, a hub id (organisation/name) or demo, unless a recipe names it"
+        )
+    if format is None:
+        raise ConfigError("format", None, "the name of a format, such as gguf:q4_k_m, unless a recipe has it")
     source = model if isinstance(model, Checkpoint) else open(model, options=options, adapter=True)
     asked = Recipe(
         format,

@@ -117,7 +117,7 @@ def _as_it_is(quantized: QuantizedTensor, grid: AffineGrid | TableGrid) -> Quant
     top, dtype = grid.levels - 1, torch_dtype(grid.scale_dtype)
     known = int(zero.min()) >= 0 and int(zero.max()) <= top and int(codes.max()) <= top
     centred = grid.kind != "symmetric" or bool((zero == grid.center).all())
-    stored = scale.to(dtype)
+    stored = grid.storable(scale.float()).to(dtype)
     # Levels reach `top` at most, so that no value can be beyond float32.
     finite = bool((scale.float().abs() * top).isfinite().all())
     if not (known and centred and finite and bool((stored == scale).all())):

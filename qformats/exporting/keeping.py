@@ -36,7 +36,8 @@ def record(
         Of every file of the output, without gaps.
     """
     kept = report.to_dict()
-    for volatile in ("seconds", "resumed", "target", "run_with"):
+    # The recipe has the options, without folders.
+    for volatile in ("seconds", "resumed", "target", "run_with", "quantizer_options"):
         del kept[volatile]
     kept["source"] = Path(report.source).resolve().name
     for name, value in plan.recipe.quantizer_options:

@@ -416,5 +416,5 @@ def test_the_record_tells(llama, text, tmp_path):
     told = json.loads((folder / "qformats.json").read_text())
     assert told["quantizer"] == "awq"
     assert told["calibration"].startswith("4 x 16 tokens of ")
-    assert told["quantizer_options"]["grid"] == "3"
+    assert told["recipe"]["quantizer_options"]["grid"] == "3"
     assert len(told["calibration_sha256"]) == 64

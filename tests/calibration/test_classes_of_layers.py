@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from models.architectures import build, build_wide
@@ -22,7 +23,9 @@ def test_calibrated_models_predict_better_than_rounded_ones(name: str, tmp_path:
     text.write_text(CORPUS)
     options = {"calibration": str(text), "samples": "24", "sequence-length": "48"}
     reference, errors = hf.load(folder), {}
-    ids = list(range(40, 88))
+    # Windows of the text: on anything else a model of random weights tells little.
+    ids = qformats.load_tokenizer(folder)(CORPUS)["input_ids"]
+    windows = [ids[start : start + 48] for start in range(0, 4 * 48, 48)]
     for quantizer in ("gptq", "rtn"):
         qformats.export(
             folder,
@@ -32,8 +35,9 @@ def test_calibrated_models_predict_better_than_rounded_ones(name: str, tmp_path:
             quantizer_options=options if quantizer == "gptq" else {},
         )
         packed = qformats.load_model(tmp_path / quantizer, device="cpu", dtype="f32")
-        errors[quantizer] = (hf.log_probs(packed, ids) - hf.log_probs(reference, ids)).std()
-    assert 0 < errors["gptq"] < errors["rtn"]
+        changes = [hf.log_probs(packed, each) - hf.log_probs(reference, each) for each in windows]
+        errors[quantizer] = np.concatenate(changes).std()
+    assert 0 < errors["gptq"] < 0.7 * errors["rtn"]
 
 
 def test_a_dropout_that_ends_two_parts_ends_neither(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_mistyped_options(capsys, args, line):
     assert lines == [line]
 
 
-@pytest.mark.parametrize("option", ["--zzzzzz", "--bogus", "--certify", "--prompt"])
+@pytest.mark.parametrize("option", ["--zzzzzz", "--bogus", "--prompt"])
 def test_an_option_like_no_other(capsys, option):
     message, lines = _instead(capsys, "export", "demo", option)
     assert message == f"no option {option}; the command's --help lists all"

@@ -167,7 +167,7 @@ def test_a_misspelt_type_is_looked_for_in_the_family(capsys, llama):
 def test_unknown_types(capsys, llama):
     assert "no format 'gguf:q9'" in error(capsys, llama, "--output-tensor-type", "q9")
     assert "can be written: f32" in error(capsys, llama, "--token-embedding-type", "iq2_xs")
-    assert "no quantizer 'gptqq'. Did you mean 'gptq'? Installed: gptq, rtn" in error(
+    assert "no quantizer 'gptqq'. Did you mean 'gptq'? Installed: awq, gptq, rtn" in error(
         capsys, llama, "--quantizer", "gptqq"
     )
 
