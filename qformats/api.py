@@ -239,7 +239,7 @@ def export(
             "model", None, "a path, a hub id (organisation/name) or demo, unless a recipe names it"
         )
     if format is None:
-        raise ConfigError("format", None, "the name of a format, such as gguf:q4_k_m, unless a recipe has it")
+        raise ConfigError("format", None, "the name of a format, unless a recipe has it")
     source = model if isinstance(model, Checkpoint) else open(model, options=options, adapter=True)
     asked = Recipe(
         format,

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from qformats.kernels import launch, ops
-from qformats.kernels.device import DeviceWeight, arrange
+from qformats.kernels.device import arrange
+from qformats.kernels.form import DeviceWeight
 from qformats.numbers import E2M1, NestedScales, QuantizedTensor
 from qformats.numbers.float8 import E4M3
 

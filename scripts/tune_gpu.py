@@ -24,7 +24,7 @@ import torch
 from bench_gpu import KINDS, SHAPES, copy_bandwidth, seconds, weight_of, weights_of
 
 from qformats.kernels import launch
-from qformats.kernels.device import PLANES
+from qformats.kernels.form import PLANES
 from qformats.kernels.tiles import Tiles, choose_tiles, programs, steps_of
 from qformats.kernels.triton_decode import quads_of_step
 

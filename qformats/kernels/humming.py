@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from qformats.errors import BackendUnavailableError
-from qformats.kernels.device import AFFINE, DeviceWeight, codes_of
+from qformats.kernels.device import codes_of
+from qformats.kernels.form import AFFINE, DeviceWeight
 
 __all__ = ["HummingLinear", "is_worth", "unfit", "warn_of"]
 

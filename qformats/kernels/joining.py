@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from qformats.kernels.device import DeviceWeight
+from qformats.kernels.form import DeviceWeight
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,9 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from qformats.kernels.codebook import lookup_of
-from qformats.kernels.device import (
+from qformats.kernels.direct import direct
+from qformats.kernels.dispatch import uses_triton
+from qformats.kernels.form import (
     AFFINE,
     FLOAT,
     MINIMUM,
@@ -25,8 +27,6 @@ from qformats.kernels.device import (
     DeviceWeight,
     padded_columns,
 )
-from qformats.kernels.direct import direct
-from qformats.kernels.dispatch import uses_triton
 from qformats.kernels.scratch import counters, shared
 from qformats.kernels.tiles import Tiles, choose_tiles, steps_of
 from qformats.kernels.triton_dequantize import dequantize_kernel

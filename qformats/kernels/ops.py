@@ -14,8 +14,8 @@ from torch import Tensor
 
 from qformats.errors import ConfigError, ShapeError
 from qformats.kernels import reference
-from qformats.kernels.device import DeviceForm, DeviceWeight
 from qformats.kernels.dispatch import uses_triton
+from qformats.kernels.form import DeviceForm, DeviceWeight
 
 __all__ = ["dequantize", "embedding", "linear"]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from qformats.kernels import launch, ops
-from qformats.kernels.device import DeviceWeight
 from qformats.kernels.dispatch import uses_humming, uses_triton
+from qformats.kernels.form import DeviceWeight
 from qformats.kernels.humming import HummingLinear, is_worth, unfit, warn_of
 from qformats.kernels.tiles import fused_rows
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qformats.kernels.device import DeviceWeight, restore
+from qformats.kernels.device import restore
+from qformats.kernels.form import DeviceWeight
 
 if TYPE_CHECKING:
     import torch

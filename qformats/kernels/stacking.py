@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from qformats.kernels.device import DeviceWeight
 from qformats.kernels.dispatch import uses_triton
+from qformats.kernels.form import DeviceWeight
 from qformats.kernels.joining import lay_together
 
 if TYPE_CHECKING:

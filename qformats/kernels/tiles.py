@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from qformats.kernels.device import FLOAT, MINIMUM, PLANES, QUAD, STRIP, TABLE, DeviceForm, padded_columns
+from qformats.kernels.form import FLOAT, MINIMUM, PLANES, QUAD, STRIP, TABLE, DeviceForm, padded_columns
 from qformats.kernels.triton_decode import quads_of_step
 
 __all__ = ["Tiles", "choose_tiles", "fused_rows", "programs", "steps_of"]

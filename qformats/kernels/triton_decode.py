@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from qformats.kernels.device import EXPONENT, FLOAT, LIFTED, MINIMUM, PLANES, QUOTIENT, TABLE, WHOLE
+from qformats.kernels.form import EXPONENT, FLOAT, LIFTED, MINIMUM, PLANES, QUOTIENT, TABLE, WHOLE
 
 __all__ = [
     "divisor",
@@ -168,7 +168,7 @@ def float_unit(bits):
 
 @triton.constexpr_function
 def float_places(bits, strip):
-    """Lowest bit of a float in its word, and its sign: as :func:`~qformats.kernels.device.mix_floats` lays them."""
+    """Lowest bit of a float in its word, and its sign: as :func:`~qformats.kernels.words.mix_floats` lays them."""
     if bits == 8:
         return (7, 15) if strip % 2 else (0, 14)
     start = 8 * (strip % 2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qformats.errors import Described, UnsupportedModelError
-from qformats.kernels.device import DeviceWeight
+from qformats.kernels.form import DeviceWeight
 from qformats.kernels.stacking import chosen_linear, stack
 from qformats.runtime.layer import PackedLayer
 from qformats.runtime.names import Place

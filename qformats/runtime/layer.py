@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from qformats.errors import QFormatsError, ShapeError
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.rows import cut
-from qformats.kernels.device import DeviceForm, DeviceWeight, arrange, restore, uncovered
+from qformats.kernels.device import arrange, restore, uncovered
+from qformats.kernels.form import DeviceForm, DeviceWeight
 from qformats.kernels.stacking import alone
 from qformats.numbers.dtypes import torch_dtype
 from qformats.numbers.quantized import QuantizedTensor

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qformats.kernels.device import DeviceWeight
+from qformats.kernels.form import DeviceWeight
 from qformats.kernels.joining import join
 
 __all__ = ["Neighbours", "join_neighbours", "trusted"]

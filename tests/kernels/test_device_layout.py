@@ -9,16 +9,9 @@ from kernels.weights import BY_HAND, FORMATS, by_hand, of_format
 from qformats.errors import ConfigError
 from qformats.kernels import ops
 from qformats.kernels.codebook import make_codebook
-from qformats.kernels.device import (
-    EXPONENT,
-    FLOAT8,
-    QUOTIENT,
-    arrange,
-    mix_floats,
-    padded_columns,
-    restore,
-    uncovered,
-)
+from qformats.kernels.device import arrange, restore, uncovered
+from qformats.kernels.form import EXPONENT, FLOAT8, QUOTIENT, padded_columns
+from qformats.kernels.words import mix_floats
 from qformats.numbers import NestedScales, QuantizedTensor
 
 

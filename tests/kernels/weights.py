@@ -3,7 +3,7 @@
 import torch
 
 import qformats
-from qformats.kernels.device import DeviceWeight
+from qformats.kernels.form import DeviceWeight
 from qformats.numbers.quantized import QuantizedTensor
 
 FORMATS = (

@@ -15,7 +15,7 @@ from qformats.testing.failure import NotApplicable, expect, reported
 from qformats.testing.weights import any_codes, normal, sample, usual_shape
 
 if TYPE_CHECKING:
-    from qformats.kernels.device import DeviceWeight
+    from qformats.kernels.form import DeviceWeight
 
 __all__ = ["check_device_layout", "check_triton_kernels"]
 
