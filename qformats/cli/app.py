@@ -36,7 +36,6 @@ from qformats.cli.serve import serve
 from qformats.cli.shared import Command, Debug, Quiet, Verbose
 from qformats.cli.suggestions import WrongCommandLine, commands_instead, unknown_command, unknown_option
 from qformats.cli.verify import verify
-from qformats.work.faults import on_shrunk_file
 
 if TYPE_CHECKING:
     from qformats.errors import QFormatsError
@@ -64,7 +63,9 @@ class Program(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         from qformats.errors import on_the_command_line
+        from qformats.work.faults import on_shrunk_file
 
+        on_shrunk_file(EXIT_INPUT, _say)
         try:
             with on_the_command_line():
                 return super().invoke(ctx)
@@ -194,7 +195,6 @@ def run() -> None:
         from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
-    on_shrunk_file(EXIT_INPUT, _say)
     try:
         app(prog_name="qformats")
     except Interrupted as error:
