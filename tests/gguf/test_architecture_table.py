@@ -46,6 +46,9 @@ LINEAR = ("qwen3_next",)
 REMEMBERING = (*LINEAR, "lfm2_moe")
 ONE_EACH = [*{case.model_type: name for name, case in reversed(CASES.items())}.values()]
 """A model of each type: what its other features are is the same for packed weights."""
+# A model with longrope is exported with a note, see test_longrope.py.
+pytestmark = pytest.mark.filterwarnings("ignore:.*llama.cpp takes the long factors in any context")
+
 NAMED = [f"general.{key}" for key in ("name", "basename", "finetune", "version", "size_label")]
 """Keys that say what the model's folder is called."""
 GELU = ("gemma", "starcoder2", "phi", "falcon", "gpt_neox", "bloom")
