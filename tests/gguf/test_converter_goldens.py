@@ -20,6 +20,9 @@ from qformats_gguf.architectures import Architecture
 from qformats_gguf.architectures.rows import ROWS
 from qformats_gguf.metadata import Metadata, Value, ValueType, array, f32
 
+# A model with longrope is exported with a note, see test_longrope.py.
+pytestmark = pytest.mark.filterwarnings("ignore:.*llama.cpp takes the long factors in any context")
+
 DIFFERENCES: list[dict[str, Any]] = tomllib.loads((GOLDEN / "differences.toml").read_text())["difference"]
 SIZES = ("feed_forward_length", "attention.head_count_kv")
 TYPES = {"UINT32": "U32", "FLOAT32": "F32", "STRING": "STRING", "BOOL": "BOOL", "INT32": "I32"}
