@@ -9,6 +9,7 @@ import pytest
 import torch
 from cli.command import call
 from models import tiny, zoo
+from models.records import forget
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -327,6 +328,7 @@ def test_biases_of_zeros_are_those_of_the_class(target, built, tmp_path):
     modules = {name.removesuffix(".qweight") for name in state if name.endswith(".qweight")}
     more = {f"{module}.bias": torch.zeros(state[f"{module}.qweight"].shape[1]) for module in modules}
     _save(tmp_path / "q", more | state)
+    forget(tmp_path / "q")
     report = qformats.export(tmp_path / "q", tmp_path / "out", format=target, quantizer="rtn")
     assert {name for name in _state(tmp_path / "out") if name.endswith("_proj.bias")} == own
     assert {tensor.name for tensor in report.left_out} == more.keys() - own
