@@ -20,10 +20,17 @@ from qformats import (
     PackedTensor,
     Packer,
     QuantizedTensor,
-    TableGrid,
 )
 from qformats.errors import ConfigError, Described
-from qformats.numbers import expand_blocks
+from qformats.numbers import (
+    E2M1,
+    Float4Grid,
+    RuledGrid,
+    expand_blocks,
+    half_powers,
+    nearest_power,
+    stored_exponents,
+)
 from qformats_compressed_tensors.integers import FAMILY
 
 if TYPE_CHECKING:
@@ -32,8 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["MicroscalingPacker"]
 
 BLOCK = 32
-_MAGNITUDES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-_LEVELS = tuple(sorted({*_MAGNITUDES, *(-level for level in _MAGNITUDES)}))
 _MIDDLES = ((0.5, False), (1.5, True), (2.5, False), (3.5, True), (5.0, False), (7.0, True), (10.0, False))
 """Between neighbouring magnitudes, and whether the middle itself goes up: to the even mantissa."""
 _NAN = 255
@@ -41,19 +46,12 @@ _NAN = 255
 
 
 @dataclass(frozen=True)
-class MicroscalingGrid(TableGrid):
+class MicroscalingGrid(RuledGrid):
     """E2M1 times a power of two."""
 
-    fixed = True
-
     def storable(self, values: Tensor) -> Tensor:
-        """Nearest powers of two from 2**-128 to 2**126, with the sign; 0 becomes the smallest."""
-        import torch
-
-        exponent = torch.log2(values.abs().to(torch.float64)).round().clamp(-128, 126)
-        return torch.where(
-            values.isfinite(), torch.exp2(exponent).to(torch.float32), values.to(torch.float32)
-        )
+        """Nearest powers of two; the largest exponent stands for NaN."""
+        return nearest_power(values)
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
         """Codes and scales by the library's rule: the power of two that is a quarter of the largest magnitude.
@@ -69,14 +67,6 @@ class MicroscalingGrid(TableGrid):
         scale = torch.exp2((power - 3).clamp(-128, 126).to(torch.float64)).to(torch.float32)
         params = GridParams(scale)
         return self.encode(weight, params), params
-
-    def fit(self, weight: Tensor, importance: Tensor | None = None) -> GridParams:
-        """Scales by the library's rule, whatever the importance."""
-        return self.reference(weight)[1]
-
-    def weighted(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, GridParams]:
-        """As without importances."""
-        return self.reference(weight)
 
     def encode(self, weight: Tensor, params: GridParams) -> Tensor:
         """Codes of the nearest levels, ties to even mantissas."""
@@ -104,7 +94,7 @@ class MicroscalingPacker(Packer):
     """
 
     layout = "mxfp4-pack-quantized"
-    grid = MicroscalingGrid(_LEVELS, BLOCK, "f32")
+    grid = MicroscalingGrid(E2M1, BLOCK, "f32")
     spec = FormatSpec(
         FAMILY,
         "mxfp4",
@@ -146,13 +136,10 @@ class MicroscalingPacker(Packer):
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
         """Bytes of codes and scales; both are stored unchanged."""
-        import torch
-
         self.require(quantized.shape)
         self.grid.validate(quantized)
-        places = quantized.codes.to(torch.int16) - 7
-        stored = torch.where(places < 0, 8 - places, places).to(torch.uint8)
-        exponents = torch.log2(quantized.scale.to(torch.float64)).add(128).to(torch.uint8)
+        stored = Float4Grid.stored(quantized.codes)
+        exponents = stored_exponents(quantized.scale)
         fields = {"weight_packed": stored[:, ::2] | stored[:, 1::2] << 4, "weight_scale": exponents}
         return PackedTensor(self, quantized.shape, fields)
 
@@ -163,6 +150,6 @@ class MicroscalingPacker(Packer):
         fields = self.checked(packed).fields
         both = fields["weight_packed"]
         stored = torch.stack([both & 15, both >> 4], -1).flatten(1)
-        codes = torch.where(stored < 8, stored + 7, 15 - stored)
-        scale = torch.exp2(fields["weight_scale"].to(torch.float64) - 128).to(torch.float32)
+        codes = Float4Grid.places(stored)
+        scale = half_powers(fields["weight_scale"])
         return QuantizedTensor(codes, scale, (1, BLOCK), codebook=self.grid.table(codes))

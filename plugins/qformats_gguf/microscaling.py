@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from qformats import GridParams, KernelSpec, PackedTensor, QuantizedTensor, TableGrid
+from qformats.numbers import E2M1, Float4Grid, RuledGrid, half_powers, nearest_power, stored_exponents
 from qformats_gguf.base import GGUFPacker, spec_of
 from qformats_gguf.ternary import encode_stacked
 from qformats_gguf.types import GGMLType
@@ -19,40 +20,19 @@ from qformats_gguf.types import GGMLType
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Mxfp4Grid", "Mxfp4Packer", "powers"]
+__all__ = ["Mxfp4Grid", "Mxfp4Packer"]
 
 BLOCK = 32
-_MAGNITUDES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-"""Twice the values of the codes 0 to 7; those of 8 to 15 are the same below zero."""
-LEVELS = tuple(sorted({*_MAGNITUDES, *(-level for level in _MAGNITUDES)}))
-_NIBBLES = (15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7)
-"""Stored code of each level."""
-_PLACES = tuple(7 - (code - 8) if code >= 8 else 7 + code for code in range(16))
-"""Level of each stored code: 0 and 8 are both zero."""
-_MIDDLES = tuple((a + b) / 2 for a, b in pairwise(_MAGNITUDES))
-
-
-def powers(exponents: Tensor) -> Tensor:
-    """Scales of stored exponents: half of ``2 ** (e - 127)``, float32."""
-    import torch
-
-    return torch.exp2(exponents.to(torch.float64) - 128).to(torch.float32)
+_MIDDLES = tuple((a + b) / 2 for a, b in pairwise(level for level in E2M1 if level >= 0))
 
 
 @dataclass(frozen=True)
-class Mxfp4Grid(TableGrid):
-    """Floats of four bits times a power of two; importances make no difference."""
-
-    fixed = True
+class Mxfp4Grid(RuledGrid):
+    """Floats of four bits times a power of two."""
 
     def storable(self, values: Tensor) -> Tensor:
-        """Nearest powers of two from 2**-128 to 2**127, with the sign; 0 becomes the smallest."""
-        import torch
-
-        exponent = torch.log2(values.abs().to(torch.float64)).round().clamp(-128, 127)
-        power = torch.exp2(exponent).to(torch.float32)
-        # There are no negative scales: they stay what they are not.
-        return torch.where(values.isfinite(), power, values.to(torch.float32))
+        """Nearest powers of two, of any exponent."""
+        return nearest_power(values, 127)
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
         """Codes and scales as llama.cpp chooses them."""
@@ -65,20 +45,12 @@ class Mxfp4Grid(TableGrid):
         exponent = torch.where(largest > 0, logarithm - 2 + 127, torch.zeros_like(logarithm))
         # C stores negative ones, of blocks below 2**-125, in a byte too; all codes of such blocks are 0.
         exponent = exponent.to(torch.int32) & 255
-        scale = powers(exponent)
+        scale = half_powers(exponent)
         middles = torch.tensor(_MIDDLES, dtype=torch.float32, device=weight.device)
         unit = blocks.double() / scale.double()
         level = torch.bucketize(unit.abs().float().contiguous(), middles)
         codes = torch.where(unit < 0, 7 - level, 7 + level)
         return codes.flatten(1).to(torch.uint8), GridParams(scale.squeeze(-1))
-
-    def fit(self, weight: Tensor, importance: Tensor | None = None) -> GridParams:
-        """Scales as llama.cpp chooses them, whatever the importance."""
-        return self.reference(weight)[1]
-
-    def weighted(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, GridParams]:
-        """As without importances."""
-        return self.reference(weight)
 
 
 class Mxfp4Packer(GGUFPacker):
@@ -86,7 +58,7 @@ class Mxfp4Packer(GGUFPacker):
 
     def __init__(self, kind: GGMLType) -> None:
         self.type = kind
-        self.grid = Mxfp4Grid(LEVELS, BLOCK, "f32")
+        self.grid = Mxfp4Grid(E2M1, BLOCK, "f32")
         kernel = KernelSpec(4, "float", BLOCK, "f32")
         summary = "4-bit floats, a power of two per 32"
         self.spec = spec_of(kind, summary, bits=4, kernel=kernel, sqnr_floor_db=18.0)
@@ -103,10 +75,9 @@ class Mxfp4Packer(GGUFPacker):
         import torch
 
         rows, columns = quantized.shape
-        device = quantized.codes.device
-        stored = torch.tensor(_NIBBLES, dtype=torch.uint8, device=device)[quantized.codes.int()]
+        stored = Float4Grid.stored(quantized.codes)
         nibbles = stored.view(rows, columns // BLOCK, BLOCK)
-        exponents = torch.log2(quantized.scale.to(torch.float64)).add(128).to(torch.uint8).unsqueeze(-1)
+        exponents = stored_exponents(quantized.scale).unsqueeze(-1)
         blocks = torch.cat([exponents, nibbles[..., :16] | nibbles[..., 16:] << 4], -1)
         return PackedTensor(self, (rows, columns), {"blocks": blocks.flatten(1)})
 
@@ -118,10 +89,10 @@ class Mxfp4Packer(GGUFPacker):
         blocks = self.blocks(packed).reshape(rows, columns // BLOCK, self.type.block_bytes)
         stored = blocks[..., 1:]
         nibbles = torch.cat([stored & 15, stored >> 4], -1).reshape(rows, columns)
-        codes = torch.tensor(_PLACES, dtype=torch.uint8, device=blocks.device)[nibbles.int()]
+        codes = Float4Grid.places(nibbles)
         assert isinstance(self.grid, TableGrid)
         table = self.grid.table(codes)
-        return QuantizedTensor(codes, powers(blocks[..., 0]), (1, BLOCK), codebook=table)
+        return QuantizedTensor(codes, half_powers(blocks[..., 0]), (1, BLOCK), codebook=table)
 
     def dequantize(self, packed: PackedTensor) -> Tensor:
         """Values as float32."""

@@ -21,11 +21,19 @@ from qformats import (
     KernelSpec,
     PackedTensor,
     QuantizedTensor,
-    TableGrid,
 )
 from qformats.errors import ConfigError, Described, NotExactError
 from qformats.interfaces import Answer, Float8Packer, Packer
-from qformats.numbers import E2M1, Float4Grid, Float4Tensor, expand_blocks
+from qformats.numbers import (
+    E2M1,
+    Float4Grid,
+    Float4Tensor,
+    RuledGrid,
+    expand_blocks,
+    half_powers,
+    nearest_power,
+    stored_exponents,
+)
 from qformats_mlx.packers import FAMILY, FolderPacker
 
 if TYPE_CHECKING:
@@ -40,20 +48,11 @@ _NAN = {"mxfp4": 255, "nvfp4": 127, "mxfp8": 255}
 
 
 @dataclass(frozen=True)
-class _WordGrid(TableGrid):
+class _WordGrid(RuledGrid):
     """E2M1 times a scale of 8 bits; codes are the nearest, ties to the smaller magnitude."""
 
     codebook: tuple[float, ...] = E2M1
     block_size: int = 32
-    fixed = True
-
-    def fit(self, weight: Tensor, importance: Tensor | None = None) -> GridParams:
-        """Scales by the program's rule, whatever the importance."""
-        return self.reference(weight)[1]
-
-    def weighted(self, weight: Tensor, importance: Tensor) -> tuple[Tensor, GridParams]:
-        """As without importances."""
-        return self.reference(weight)
 
     def encode(self, weight: Tensor, params: GridParams) -> Tensor:
         """Codes of the nearest levels."""
@@ -86,12 +85,8 @@ class _PowerGrid(_WordGrid):
     """Scales are powers of two."""
 
     def storable(self, values: Tensor) -> Tensor:
-        """Nearest powers of two from 2**-128 to 2**126; 0 becomes the smallest."""
-        import torch
-
-        exponent = torch.log2(values.abs().to(torch.float64)).round().clamp(-128, 126)
-        power = torch.exp2(exponent).to(torch.float32)
-        return torch.where(values.isfinite(), power, values.to(torch.float32))
+        """Nearest powers of two; the largest exponent stands for NaN."""
+        return nearest_power(values)
 
     def _scale(self, wanted: Tensor) -> Tensor:
         """The next power of two above; of zeros, 1."""
@@ -161,7 +156,8 @@ class Float4Words(FolderPacker):
             bits=4,
             block_size=self.group_size,
             source=_SOURCE,
-            sqnr_floor_db=17.0 if powers else 20.0,
+            # Without a number for the tensor, scales of small weights lose bits of their mantissa.
+            sqnr_floor_db=18.0 if powers else 19.0,
             kernel=KernelSpec(4, "float", self.group_size, "f32"),
         )
 
@@ -197,7 +193,7 @@ class Float4Words(FolderPacker):
         import torch
 
         if self.mode == "mxfp4":
-            return torch.exp2(stored.double() - 128).float()
+            return half_powers(stored)
         return stored.contiguous().view(torch.float8_e4m3fn).float() / 2
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
@@ -209,7 +205,7 @@ class Float4Words(FolderPacker):
         stored = Float4Grid.stored(quantized.codes)
         both = (stored[:, ::2] | stored[:, 1::2] << 4).contiguous()
         if self.mode == "mxfp4":
-            scales = torch.log2(quantized.scale.double()).add(128).to(torch.uint8)
+            scales = stored_exponents(quantized.scale)
         else:
             scales = (2 * quantized.scale.float()).to(torch.float8_e4m3fn).view(torch.uint8)
         fields = {"weight": both.view(torch.uint32), "scales": scales}

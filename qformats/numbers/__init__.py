@@ -13,6 +13,7 @@ from qformats.numbers.float8 import E4M3, Float8Grid
 from qformats.numbers.grid import Grid, GridParams
 from qformats.numbers.memory import empty
 from qformats.numbers.nested import NestedScales
+from qformats.numbers.powers import RuledGrid, half_powers, nearest_power, stored_exponents
 from qformats.numbers.quantized import QuantizedTensor, expand_blocks
 from qformats.numbers.table import TableGrid
 
@@ -30,12 +31,16 @@ __all__ = [
     "GridParams",
     "NestedScales",
     "QuantizedTensor",
+    "RuledGrid",
     "TableGrid",
     "dtype_name",
     "empty",
     "expand_blocks",
+    "half_powers",
+    "nearest_power",
     "pack_bits",
     "packed_bytes",
+    "stored_exponents",
     "torch_dtype",
     "unpack_bits",
 ]
