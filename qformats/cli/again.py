@@ -45,9 +45,8 @@ def export_again(
         If an option is set that the recipe has.
     """
     from qformats.cli.commands import KEPT, opened
-    from qformats.cli.console import Bar, harmless, talk
-    from qformats.cli.reporting import as_json
-    from qformats.cli.summary import print_plan, print_summary
+    from qformats.cli.console import Bar
+    from qformats.cli.summary import print_report
     from qformats.errors import ConfigError
     from qformats.exporting import make_plan
     from qformats.exporting.again import again_from
@@ -85,11 +84,4 @@ def export_again(
         if dry_run or not keep_partial:
             raise
         raise KeyboardInterrupt(KEPT) from None
-    if as_json(report.to_dict(), json):
-        return
-    if talk.quiet:
-        print(harmless(report.target))
-    elif dry_run:
-        print_plan(report)
-    else:
-        print_summary(report)
+    print_report(report, json, planned=dry_run)

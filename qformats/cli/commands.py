@@ -221,9 +221,8 @@ def export_as_told(
     >>> export_as_told(qformats.open("demo"), None, format="glm:int4", dry_run=True)
     tensor ... Nothing was written. demo-llama-int4 would take 4,223,668 bytes ...
     """
-    from qformats.cli.console import Bar, harmless, talk
-    from qformats.cli.reporting import as_json
-    from qformats.cli.summary import print_plan, print_summary
+    from qformats.cli.console import Bar
+    from qformats.cli.summary import print_report
     from qformats.exporting import Recipe, make_plan
     from qformats.exporting.check import check_exact as check
     from qformats.exporting.check import require_exact as refuse_inexact
@@ -277,11 +276,4 @@ def export_as_told(
         if planned or not keep_partial:
             raise
         raise KeyboardInterrupt(KEPT) from None
-    if as_json(report.to_dict(), json):
-        return
-    if talk.quiet:
-        print(harmless(report.target))
-    elif planned:
-        print_plan(report)
-    else:
-        print_summary(report)
+    print_report(report, json, planned=planned)

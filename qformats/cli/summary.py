@@ -14,12 +14,27 @@ if TYPE_CHECKING:
     from qformats.exporting import ExportReport
     from qformats.exporting.account import LeftOut
 
-__all__ = ["print_details", "print_left_out", "print_plan", "print_summary"]
+__all__ = ["print_details", "print_left_out", "print_plan", "print_report", "print_summary"]
 
 _SHOWN_REASONS = 3
 """Reasons for rounding that a summary lists."""
 _SHOWN_LEFT_OUT = 6
 """Names, or patterns of names, of tensors left out for one reason that a summary lists."""
+
+
+def print_report(report: ExportReport, json: str | None, *, planned: bool) -> None:
+    """Print what an export has done, or would do: as JSON where that is asked for, or only its name if quiet."""
+    from qformats.cli.console import harmless, talk
+    from qformats.cli.reporting import as_json
+
+    if as_json(report.to_dict(), json):
+        return
+    if talk.quiet:
+        print(harmless(report.target))
+    elif planned:
+        print_plan(report)
+    else:
+        print_summary(report)
 
 
 def print_plan(report: ExportReport) -> None:
