@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qformats.errors import ConfigError
-from qformats.numbers import pack_bits, unpack_bits
+from qformats.numbers import empty, pack_bits, unpack_bits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,7 @@ def interleave(values: Tensor) -> Tensor:
     if values.device.type == "cpu":
         from qformats_awq import kernels
 
-        words = torch.empty((columns, outputs // IN_A_WORD), dtype=torch.int32)
+        words = empty((columns, outputs // IN_A_WORD), torch.int32)
         kernels.join(values.to(torch.uint8).contiguous().numpy(), words.numpy())
         return words
     parts = values.to(torch.uint8).reshape(outputs // IN_A_WORD, IN_A_WORD, columns)
@@ -77,7 +77,7 @@ def separate(packed: Tensor) -> Tensor:
     if packed.device.type == "cpu":
         from qformats_awq import kernels
 
-        codes = torch.empty((IN_A_WORD * packed.shape[1], packed.shape[0]), dtype=torch.uint8)
+        codes = empty((IN_A_WORD * packed.shape[1], packed.shape[0]), torch.uint8)
         kernels.split(packed.contiguous().numpy(), codes.numpy())
         return codes
     words = packed.t().clone(memory_format=torch.contiguous_format)

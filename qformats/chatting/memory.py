@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
+
+from qformats.work.memory import available_nbytes, told
 
 __all__ = ["cache_room", "process_nbytes"]
 
@@ -16,7 +16,7 @@ def cache_room(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free // 2
-    available = _line("/proc/meminfo", "MemAvailable")
+    available = available_nbytes()
     return available // 2 if available else _UNKNOWN
 
 
@@ -24,12 +24,4 @@ def process_nbytes(device: torch.device) -> int:
     """Bytes that torch holds on a GPU, or this process on a CPU; 0 where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    return _line("/proc/self/status", "VmRSS")
-
-
-def _line(file: str, key: str) -> int:
-    try:
-        lines = Path(file).read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
+    return told("/proc/self/status", "VmRSS")

@@ -29,6 +29,7 @@ from qformats.interfaces.quantizer import Quantizer
 from qformats.interfaces.rows import cut, stack
 from qformats.kernels.dense import require_finite
 from qformats.work.checksums import digest
+from qformats.work.memory import available_nbytes
 from qformats.work.pool import bounded
 from qformats.work.progress import Progress
 
@@ -53,6 +54,9 @@ Result = TypeVar("Result")
 
 SLICE_WEIGHTS = 1 << 22
 """Weights per slice: small enough for the second-level caches of a few workers, large enough to hide overheads."""
+
+_WHOLE_NBYTES = 16
+"""Bytes per weight that a slice takes while it is worked on: GPTQ to AWQ took 8, rounding bfloat16 to GPTQ 14."""
 
 _BUG = "The packer contradicts its own descriptor: report it to its authors"
 
@@ -294,12 +298,9 @@ def fill(
         for piece in output.slices
         if piece.index not in output.journal.done
     ]
-    heaviest = 0
     if len(outputs) > 1:
         # What is read of a tensor serves all outputs, whole tensors first: slices are cut from them.
         pending.sort(key=lambda each: _position(*each))
-        # Formats that take whole tensors would otherwise be worked on alone, on one core.
-        heaviest = max((weights_of(output.plan, piece) for output, piece in pending), default=0)
     # Seconds, the first time; the pool below would take them without a word.
     progress.start("loading torch", 0)
     import torch  # noqa: F401
@@ -311,7 +312,7 @@ def fill(
         pending,
         workers,
         weight=lambda each: weights_of(each[0].plan, each[1]),
-        limit=2 * workers * SLICE_WEIGHTS + heaviest,
+        limit=_room([weights_of(each.plan, piece) for each, piece in pending], workers, len(outputs)),
     ) as written:
         for (output, piece), each in written:
             output.journal.add(piece.index, each)
@@ -320,6 +321,18 @@ def fill(
             done += nbytes
             if reached is not None:
                 reached(done / max(1, total))
+
+
+def _room(weights: Sequence[int], workers: int, outputs: int) -> int:
+    """Most weights in flight.
+
+    Formats that take whole tensors would be worked on alone, on one core, if their slices were not given more room than
+    usual ones: that of one for each thread, as far as a quarter of the free memory holds them.
+    """
+    heaviest = max(weights, default=0)
+    free = available_nbytes() // 4 // (heaviest * _WHOLE_NBYTES) if heaviest else 0
+    together = heaviest * max(1, min(workers, free))
+    return max(2 * workers * SLICE_WEIGHTS, together) + (heaviest if outputs > 1 else 0)
 
 
 def _position(output: Output, piece: Slice) -> tuple[str, int, int, int]:
@@ -337,7 +350,7 @@ def in_slices(
         slices,
         workers,
         weight=lambda piece: weights_of(plan, piece),
-        limit=2 * workers * SLICE_WEIGHTS,
+        limit=_room([weights_of(plan, piece) for piece in slices], workers, 1),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qformats.errors import ConfigError, ShapeError
+from qformats.numbers.memory import empty
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +81,8 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     if bits == 4 and count % 2 == 0 and codes.dtype == torch.uint8:
         # Two codes are a number of 16 bits, whose halves are pushed together: by vectors, in pieces that fit a cache.
         pairs = codes.contiguous().view(torch.int16)
-        joined = torch.empty(pairs.shape, dtype=torch.uint8, device=codes.device)
+        on_cpu = codes.device.type == "cpu"
+        joined = empty(pairs.shape, torch.uint8) if on_cpu else torch.empty_like(pairs, dtype=torch.uint8)
         before, after = pairs.view(-1), joined.view(-1)
         for start in range(0, before.numel(), _PIECE):
             piece = before[start : start + _PIECE]
