@@ -14,7 +14,7 @@ from qformats.errors import ConfigError, Described
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FAMILY", "Int4Packer", "Int8Packer"]
+__all__ = ["FAMILY", "Int4Packer", "Int8Packer", "finite"]
 
 FAMILY = "torchao"
 
@@ -66,7 +66,7 @@ class Int8Packer(Packer):
         """
         import torch
 
-        _finite(fields, "_weight_scale")
+        finite(fields, "_weight_scale")
         scale = fields["_weight_scale"]
         zero = fields.get("_weight_zero_point")
         kept = {"_weight_qdata": fields["_weight_qdata"], "_weight_scale": scale}
@@ -140,7 +140,7 @@ class Int4Packer(Packer):
             If a scale or a zero point is not finite.
         """
         for name in ("_weight_scale", "_weight_zero_point"):
-            _finite(fields, name)
+            finite(fields, name)
         return PackedTensor(self, shape, {spec.name: fields[spec.name] for spec in self.spec.fields})
 
     def unpack(self, packed: PackedTensor) -> QuantizedTensor:
@@ -157,7 +157,7 @@ class Int4Packer(Packer):
         return QuantizedTensor(codes, scale, (1, self.group_size), zero_point=8, minimum=zero)
 
 
-def _finite(fields: Mapping[str, Tensor], name: str) -> None:
+def finite(fields: Mapping[str, Tensor], name: str) -> None:
     """Refuse NaN and infinities."""
     bad = int((~fields[name].isfinite()).sum())
     if bad:
