@@ -20,11 +20,10 @@ KNOWN = {
     "sinq": "scales along both dimensions, which Transformers reads with the package sinq",
     "bitnet": _BITNET,
     "bitlinear": _BITNET,
-    "eetq": "bytes in the order of CUTLASS's kernels, which Transformers reads with the package eetq",
 }
 """By ``quant_method``, which is also what users call them."""
 
-SIMILAR = {**dict.fromkeys(KNOWN, ("4bit-128g",)), "eetq": ("8bit-128g",), "bitnet": ("2bit-128g",)}
+SIMILAR = {**dict.fromkeys(KNOWN, ("4bit-128g",)), "bitnet": ("2bit-128g",)}
 """Variants of this family that come nearest."""
 
 _FIELDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -38,14 +37,12 @@ _FIELDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "spqr": {"dense_weights": ("i32", "i64"), "row_offsets": ("i32", "i64"), "col_vals": ("i32", "i64")},
     "bitnet": {"weight": ("u8",), "weight_scale": ("f16", "bf16", "f32")},
-    "eetq": {"weight": ("i8",), "weight_scales": ("f16", "bf16")},
 }
 """Fields of their modules that no other format has together, with their dtypes."""
 _SHAPES = {
     "exl3": ("trellis", 3),
     "aqlm": ("codes", 3),
     "bitnet": ("weight_scale", 1),
-    "eetq": ("weight_scales", 1),
 }
 """Numbers of dimensions that are looked at too."""
 

@@ -23,6 +23,7 @@ BUILT_IN = {
     "awq",
     "bitsandbytes",
     "compressed_tensors",
+    "eetq",
     "fp8",
     "glm",
     "gguf",

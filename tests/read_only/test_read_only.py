@@ -195,7 +195,6 @@ def test_what_is_not_read_is_refused():
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        ("eetq", "CUTLASS.*package eetq"),
         ("aqlm", "package aqlm"),
         ("vptq", "package vptq"),
         ("spqr", "package spqr_quant"),
@@ -257,17 +256,13 @@ def foreign(name):
         # The module compiles a function when it is imported, which loads what torch has deprecated itself.
         warnings.simplefilter("ignore", DeprecationWarning)
         from transformers.integrations.bitnet import BitLinear
-        from transformers.integrations.eetq import EetqLinear
     if name == "bitnet":
         return BitLinear(64, 32, False).state_dict()
-    if name == "eetq":
-        layer = EetqLinear(64, 32, torch.int8)
-        return {key: torch.zeros_like(value) for key, value in layer.state_dict().items()}
     return FOREIGN[name]
 
 
 @pytest.mark.parametrize("declared", [None, {}, {"bits": 4}])
-@pytest.mark.parametrize("name", [*FOREIGN, "bitnet", "eetq"])
+@pytest.mark.parametrize("name", [*FOREIGN, "bitnet"])
 def test_formats_that_no_plugin_reads_are_known_by_their_tensors(name, declared, llama, tmp_path):
     """Where config.json does not name the method; with the sentence of the method."""
     tensors = load_file(llama / "model.safetensors")
