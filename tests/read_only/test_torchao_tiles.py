@@ -19,6 +19,7 @@ from qformats_torchao.tiles import TilePacker
 MODULE = "model.layers.0.self_attn.k_proj"
 QDATA, BOTH = "_weight_qdata", "_weight_scale_and_zero"
 IDS = torch.tensor([[1, 5, 9, 33, 7, 2, 60, 12]])
+GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "torchao_tiles" / "int4pack.safetensors")
 
 
 def in_lanes(codes, inner):
@@ -78,6 +79,16 @@ def test_codes_lane_by_lane(rows, columns, group, inner):
     assert torch.equal(quantized.dequantize(), values)
     assert torch.equal(quantized.minimum, fields[BOTH][: columns // group, :rows, 1].t().float())
     assert packed.packer.nbytes((rows, columns)) == packed.nbytes
+
+
+@pytest.mark.parametrize("case", sorted({name.partition(".")[0] for name in GOLDEN}))
+def test_what_a_gpu_packs_and_multiplies_by(case):
+    """Codes as they were before they were packed; products with unit vectors round each weight to bfloat16."""
+    fields = {name.partition(".")[2]: value for name, value in GOLDEN.items() if name.startswith(f"{case}.")}
+    codes, values = fields.pop("codes"), fields.pop("values")
+    packed = located(fields, tuple(codes.shape))
+    assert torch.equal(packed.unpack().codes, codes)
+    assert torch.equal(packed.dequantize().bfloat16(), values)
 
 
 def folder(source, target, fields):
