@@ -455,7 +455,7 @@ def encode(
                 kept = PackedTensor(packer, part.shape, {packer.spec.fields[0].name: dense})
                 return kept, _change_of(tensor, kept, start)
             case Action.TRANSCODE:
-                return transcode(part, packer, encoder)
+                return transcode(part, tensor.keeps, encoder)
             case Action.REQUANTIZE:
                 return requantize(part, tensor.chooses, encoder, tensor.reason)
         if part.packer.quantizes:

@@ -1,15 +1,20 @@
-"""One number for matrices that programs join: it is chosen for the largest weight of all of them."""
+"""One number for matrices that programs join: for the largest weight of all, or one that leaves all unchanged."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from qformats.errors import ConfigError, Described, NotExactError
+from qformats.errors import ConfigError, Described
 from qformats.exporting.programs import JOINING, NEIGHBOURS
+from qformats.exporting.transcode import transcode
 from qformats.interfaces.layout import Assignment
-from qformats.interfaces.packer import Packer
+from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.stored import StoredTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Joint", "joints", "require_joint"]
 
@@ -21,6 +26,8 @@ class Joint:
     ----------
     tensors : sequence of StoredTensor
         The matrices as the source stores them.
+    kept : bool
+        Whether their values are to stay as they are; else their codes are chosen anew.
 
     Examples
     --------
@@ -32,10 +39,11 @@ class Joint:
     True
     """
 
-    def __init__(self, tensors: Sequence[StoredTensor]) -> None:
-        self.tensors = tuple(tensors)
+    def __init__(self, tensors: Sequence[StoredTensor], *, kept: bool = False) -> None:
+        self.tensors, self.kept = tuple(tensors), kept
         self._lock = threading.Lock()
         self._largest: float | None = None
+        self._keeping: Packer | None = None
 
     @property
     def largest(self) -> float:
@@ -51,6 +59,13 @@ class Joint:
         """The format, choosing its number for all of them; with `room`, for weights twice as large too."""
         return own.sharing(2 * self.largest if room else self.largest)
 
+    def keeping(self, own: Packer) -> Packer:
+        """The format, with a number that keeps the values of all of them, if there is one; they are read for it."""
+        with self._lock:
+            if self._keeping is None:
+                self._keeping = own.keeping(each.read().unpack() for each in self.tensors)
+            return self._keeping
+
 
 def neighbours(tensors: Sequence[Assignment]) -> list[list[int]]:
     """Indices of matrices that programs join and whose format has a number per tensor, in groups of several."""
@@ -62,7 +77,7 @@ def neighbours(tensors: Sequence[Assignment]) -> list[list[int]]:
     return [members for members in groups.values() if len(members) > 1]
 
 
-def joints(tensors: Sequence[Assignment], chosen: Sequence[bool]) -> list[Joint | None]:
+def joints(tensors: Sequence[Assignment], chosen: Sequence[bool], kept: Sequence[bool]) -> list[Joint | None]:
     """What each tensor shares a number with.
 
     Parameters
@@ -71,11 +86,14 @@ def joints(tensors: Sequence[Assignment], chosen: Sequence[bool]) -> list[Joint 
         All of an output.
     chosen : sequence of bool
         Whether codes are still to be chosen for it: what is copied keeps its own number.
+    kept : sequence of bool
+        Whether it is quantized in another format, whose values stay if this one has them.
     """
     found: list[Joint | None] = [None] * len(tensors)
     for members in neighbours(tensors):
-        if all(chosen[index] for index in members):
-            joint = Joint([tensors[index].draft.source for index in members])
+        keeps = all(kept[index] for index in members)
+        if keeps or all(chosen[index] for index in members):
+            joint = Joint([tensors[index].draft.source for index in members], kept=keeps)
             for index in members:
                 found[index] = joint
     return found
@@ -105,7 +123,7 @@ def require_joint(
     ConfigError
         Naming two of them, if the program is the one that joins.
     """
-    own = [members for members in neighbours(tensors) if shared[members[0]] is None]
+    own = [members for members in neighbours(tensors) if (joint := shared[members[0]]) is None or joint.kept]
     if not own or program not in ("", JOINING):
         return ()
     field = tensors[own[0][0]].packer.joint
@@ -118,7 +136,7 @@ def require_joint(
         told = f"{name} and its neighbours keep the {field} that each of them has"
         return (f"{told}: {JOINING} takes one for all of them, and --for {JOINING} checks that they agree",)
     for members in own:
-        found = {tensors[index].draft.name: _number(tensors[index]) for index in members}
+        found = {tensors[index].draft.name: _number(tensors[index], shared[index]) for index in members}
         if len(set(found.values())) > 1:
             (first, one), *others = found.items()
             second, other = next((name, value) for name, value in others if value != one)
@@ -129,14 +147,18 @@ def require_joint(
     return ()
 
 
-def _number(assignment: Assignment) -> float:
+class _Reference:
+    """Rounds by the formats' own rules."""
+
+    def encode(self, dense: Tensor, packer: Packer) -> PackedTensor:
+        """As they do."""
+        return packer.encode_reference(dense)
+
+
+def _number(assignment: Assignment, joint: Joint | None) -> float:
     """The number of a tensor as it will be stored, if its codes are not chosen anew."""
     source, packer = assignment.draft.source, assignment.packer
     part = source.read()
     if part.format != packer.name:
-        try:
-            part = packer.pack(packer.represent(part.unpack()))
-        except NotExactError:
-            # Rounded by itself.
-            part = packer.encode_reference(part.dequantize())
+        part, _ = transcode(part, packer if joint is None else joint.keeping(packer), _Reference())
     return float(part.fields[packer.joint])

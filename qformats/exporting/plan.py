@@ -127,12 +127,19 @@ class TensorPlan:
     @property
     def chooses(self) -> Packer:
         """Format in which codes are chosen: its number per tensor may be that of several."""
-        return self.joint.packer(self.packer) if self.joint else self.packer
+        return self.joint.packer(self.packer) if self.joint and not self.joint.kept else self.packer
+
+    @property
+    def keeps(self) -> Packer:
+        """The same where values of another quantized format are to stay as they are."""
+        return self.joint.keeping(self.packer) if self.joint and self.joint.kept else self.packer
 
     @property
     def calibrates(self) -> Packer:
         """The same for a quantizer that prepares the model, and changes weights as it goes."""
-        return self.joint.packer(self.packer, room=True) if self.joint else self.packer
+        if self.joint is None or self.joint.kept:
+            return self.packer
+        return self.joint.packer(self.packer, room=True)
 
     @cached_property
     def fixed(self) -> dict[str, Tensor]:
@@ -354,7 +361,8 @@ def make_plan(
         for placement in file.placements:
             sizes[placement.tensor] += placement.nbytes
     actions = [_action(assignment) for assignment in assignments]
-    shared = joints(assignments, [_rounds(a, action) for a, action in zip(assignments, actions, strict=True)])
+    both = list(zip(assignments, actions, strict=True))
+    shared = joints(assignments, [_rounds(*each) for each in both], [_keeps(*each) for each in both])
     tensors = tuple(
         TensorPlan(
             assignment,
@@ -420,6 +428,12 @@ def _is_chosen(assignment: Assignment, action: Action) -> bool:
 def _rounds(assignment: Assignment, action: Action) -> bool:
     """Whether all codes of a tensor are still to be chosen."""
     return action in (Action.QUANTIZE, Action.REQUANTIZE) and _is_chosen(assignment, action)
+
+
+def _keeps(assignment: Assignment, action: Action) -> bool:
+    """Whether a matrix goes from one quantized format into another that may have its values."""
+    matrix = len(assignment.draft.source.shape) == 2
+    return action is Action.TRANSCODE and matrix and _is_chosen(assignment, action)
 
 
 def _sums_of(source: StoredTensor, importance: Importance) -> ColumnSums | None:

@@ -183,7 +183,7 @@ def _mostly_rounded(plan: Plan, index: int, progress: Progress) -> str:
     for piece in slices_of(replace(plan, tensors=(tensor,))):
         part = source.read(piece.start, piece.stop)
         try:
-            _, measure = transcode(part, tensor.packer, counting)
+            _, measure = transcode(part, tensor.keeps, counting)
         except NonFiniteError as error:
             raise WeightsError(str(source.file), source.name, error.found, error.hint) from error
         reason = reason or measure.reason

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from qformats.exact import Answer, foresee, represent
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.spec import FieldSpec, FormatSpec, KernelSpec
 from qformats.numbers import E2M1, QuantizedTensor, TableGrid
-from qformats.numbers.float4 import Float4Grid, Float4Tensor, inner_of, products
+from qformats.numbers.float4 import Float4Grid, Float4Tensor, find_outer, inner_of, products
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,6 +99,26 @@ class Float4Packer(Packer):
         other.grid = replace(self.grid, largest=largest)
         return other
 
+    def keeping(self, parts: Iterable[QuantizedTensor]) -> Packer:
+        """The format, with a number per tensor with which all of these stay unchanged; itself if there is none."""
+        import torch
+
+        scales, known = [], []
+        try:
+            for part in parts:
+                levels = self._levels(part)
+                scales.append(torch.unique(levels.scale.to(torch.float32).abs()))
+                known.append(levels.outer if isinstance(levels, Float4Tensor) else None)
+        except NotExactError:
+            return self
+        same = known[0] if len(set(known)) == 1 else None
+        outer = find_outer(torch.cat(scales), divides=self.divides, known=same) if scales else None
+        if outer is None:
+            return self
+        other = copy.copy(self)
+        other.grid = replace(self.grid, first=outer)
+        return other
+
     def row_step(self, shape: Sequence[int]) -> int:
         """Only the whole tensor, which has one number."""
         return 0
@@ -161,6 +181,10 @@ class Float4Packer(Packer):
 
     def represent(self, quantized: QuantizedTensor) -> QuantizedTensor:
         """Canonical tensor of the same values; see :meth:`~qformats.Packer.represent`."""
+        return self.grid.settled(self._levels(quantized))
+
+    def _levels(self, quantized: QuantizedTensor) -> QuantizedTensor:
+        """The same values as levels of E2M1 in blocks of 16, whatever their scales."""
         import torch
 
         problem = self.veto(quantized.shape)
@@ -169,9 +193,7 @@ class Float4Packer(Packer):
         table = self.grid.table(quantized.codes)
         known = quantized.codebook is not None and torch.equal(quantized.codebook.float(), table)
         within = quantized.block_size == (1, _BLOCK) and quantized.minimum is None and quantized.g_idx is None
-        if not (known and within):
-            quantized = represent(quantized, TableGrid(E2M1, _BLOCK))
-        return self.grid.settled(quantized)
+        return quantized if known and within else represent(quantized, TableGrid(E2M1, _BLOCK))
 
     def pack(self, quantized: QuantizedTensor) -> PackedTensor:
         """Bytes of codes and scales; all are stored unchanged.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -73,7 +73,7 @@ class Packer(Shown, Guarded):
             "scales",
         ),
         *("represent", "pack", "unpack", "dequantize", "dequantize_into", "row_products", "encode_reference"),
-        *("quantize_reference", "from_stored", "sharing"),
+        *("quantize_reference", "from_stored", "sharing", "keeping"),
     )
 
     role = "format"
@@ -98,6 +98,13 @@ class Packer(Shown, Guarded):
 
     def sharing(self, largest: float) -> Packer:
         """Choose the number of :attr:`joint` for tensors whose largest magnitude is `largest`: another packer."""
+        return self
+
+    def keeping(self, parts: Iterable[QuantizedTensor]) -> Packer:
+        """Choose the number of :attr:`joint` with which all of these stay unchanged: another packer.
+
+        It is this one if there is no such number.
+        """
         return self
 
     def _shown_facts(self) -> dict[str, str]:

@@ -99,6 +99,8 @@ class Float4Grid(TableGrid):
         Whether `outer` divides, as in compressed-tensors; else it multiplies, as in ModelOpt.
     largest : float
         Magnitude that the number of a whole tensor is chosen for at least: of tensors that are to share one.
+    first : float
+        Number of a whole tensor that is preferred wherever it gives the scales; 0 prefers none.
 
     Examples
     --------
@@ -114,6 +116,7 @@ class Float4Grid(TableGrid):
     block_size: int = _BLOCK
     divides: bool = False
     largest: float = 0.0
+    first: float = 0.0
     independent: ClassVar[bool] = False
 
     def _outer(self, largest: Tensor) -> float:
@@ -295,7 +298,7 @@ class Float4Grid(TableGrid):
         if bool(negative.any()):
             turned = expand_blocks(negative, quantized.shape, quantized.block_size)
             codes, scale = torch.where(turned, len(E2M1) - 1 - codes, codes), scale.abs()
-        known = quantized.outer if isinstance(quantized, Float4Tensor) else None
+        known = self.first or (quantized.outer if isinstance(quantized, Float4Tensor) else None)
         outer = find_outer(scale, divides=self.divides, known=known)
         if outer is None:
             raise NotExactError(

@@ -93,3 +93,68 @@ def test_a_number_that_was_shared_still_is(llama, tmp_path):
         near = qformats.packer(CT).grid.nearest(packed.unpack())
         assert near.outer == float(packed.fields["weight_scale_2"].reciprocal())
         assert torch.allclose(near.dequantize(), packed.dequantize(), rtol=2**-22, atol=0)
+
+
+SHARED = 0.004951890092343092
+"""As a factor of these scales of E4M3, it is a divisor's reciprocal: of each matrix alone there are several."""
+INNER = ((448.0, 104.0), (320.0, 11.0), (9.0, 0.875))
+
+
+def of_modelopt(llama, target):
+    """A folder of ModelOpt whose queries, keys and values share a number, with few different scales."""
+    qformats.export(llama, target, format="modelopt:nvfp4")
+    stored = load_file(target / "model.safetensors")
+    for name, inner in zip(QKV, INNER, strict=True):
+        scales = stored[f"{name}.weight_scale"]
+        chosen = torch.tensor(inner).repeat(scales.numel() // 2).view(scales.shape)
+        stored[f"{name}.weight_scale"] = chosen.to(torch.float8_e4m3fn)
+        stored[f"{name}.weight_scale_2"] = torch.tensor(SHARED)
+    save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "qformats.json").unlink()
+    return target
+
+
+def test_one_number_is_found_that_keeps_all_of_them(llama, tmp_path):
+    """ModelOpt's factor becomes a divisor: of those that keep a matrix unchanged, one that keeps its neighbours too."""
+    source = of_modelopt(llama, tmp_path / "source")
+    before, packer = qformats.open(source), qformats.packer(CT)
+    alone = {
+        float(packer.pack(packer.represent(before.tensors[f"{name}.weight"].read().unpack())).fields[FIELD])
+        for name in QKV
+    }
+    assert len(alone) == 2
+    names = [f"{name}.weight" for name in QKV]
+    qformats.export(source, tmp_path / "out", format=CT, program="vllm")
+    assert len(numbers(tmp_path / "out", QKV)) == 1
+    after = qformats.open(tmp_path / "out")
+    assert all(torch.equal(after.read(name), before.read(name)) for name in names)
+
+
+def test_where_scales_are_rounded_neighbours_share_the_reciprocal(llama, tmp_path):
+    """No divisor keeps these scales, and vLLM takes the folder."""
+    qformats.export(llama, tmp_path / "one", format="modelopt:nvfp4")
+    qformats.export(tmp_path / "one", tmp_path / "out", format=CT, program="vllm")
+    stored = load_file(tmp_path / "one" / "model.safetensors")
+    for group in (QKV, BOTH):
+        (number,) = {float(stored[f"{name}.weight_scale_2"].reciprocal()) for name in group}
+        assert numbers(tmp_path / "out", group) == {number}
+
+
+def test_one_that_none_has_is_not_made_up(llama, tmp_path):
+    """A neighbour whose scales no divisor gives is rounded, the others stay as they are, and vLLM is told."""
+    source = of_modelopt(llama, tmp_path / "source")
+    stored = load_file(source / "model.safetensors")
+    scales = stored[f"{QKV[1]}.weight_scale"]
+    every = torch.arange(1, 127, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    stored[f"{QKV[1]}.weight_scale"] = every.repeat(scales.numel() // 126 + 1)[: scales.numel()].view(
+        scales.shape
+    )
+    save_file(stored, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=f"{FIELD} of .*one for matrices that vllm joins"):
+        qformats.export(source, tmp_path / "bad", format=CT, program="vllm")
+    qformats.export(source, tmp_path / "out", format=CT)
+    before, after = qformats.open(source), qformats.open(tmp_path / "out")
+    for name, same in zip(QKV, (True, False, True), strict=True):
+        pair = (after.read(f"{name}.weight"), before.read(f"{name}.weight"))
+        assert torch.equal(*pair) == same
+        assert torch.allclose(*pair, rtol=2**-20, atol=0)
