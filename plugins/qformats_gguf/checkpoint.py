@@ -265,7 +265,9 @@ class GGUFCheckpoint(Checkpoint):
 def _copied(metadata: Metadata) -> bool:
     """Whether files of this architecture have an output layer even if the model ties it to the embedding."""
     arch = metadata.get("general.architecture")
-    return arch is not None and any(row.output_required for row in ROWS.values() if row.arch == arch.data)
+    if arch is None or arch.type is not ValueType.STRING:
+        return False
+    return any(row.output_required for row in ROWS.values() if row.arch == arch.data)
 
 
 def _factors(entries: Mapping[str, tuple[Entry, Path]]) -> dict[str, str]:

@@ -351,6 +351,14 @@ class UnknownTypePacker(GGUFPacker):
         """Its blocks are not known here."""
         return False
 
+    def row_step(self, shape: Sequence[int]) -> int:
+        """Rows cannot be taken apart."""
+        return 0
+
+    def veto(self, shape: Sequence[int]) -> str | None:
+        """No shape is written in it."""
+        return "its blocks are not known to this version"
+
     def stored(self, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
         """Refuse: the bytes per row are not known."""
         raise ConfigError("tensor type", self.spec.variant, "a type that this version knows")

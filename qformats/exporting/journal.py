@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from qformats.errors import OutputError, spelled
 from qformats.exporting.transcode import Measure
@@ -180,12 +180,10 @@ class Journal:
     def _told(self, entry: dict[str, Any]) -> list[tuple[Path, Path]]:
         """Moves that a line of ours tells; none if it is not one."""
         names, new = entry.get("placing"), entry.get("new")
-        if not isinstance(names, list) or not is_ours(
-            self.folder, json.dumps([names, new]), entry.get("token")
-        ):
+        if not _pairs(names) or not is_ours(self.folder, json.dumps([names, new]), entry.get("token")):
             return []
-        if new is not None:
-            self._new = int(new[0]), int(new[1])
+        if new is not None and not _pairs([new], int):
+            return []
         # A line with our token is ours; that it stays within these two places costs nothing to see.
         inside = all(
             Path(source).parts[:1] == (self.files.name,) and ".." not in Path(source).parts
@@ -194,6 +192,7 @@ class Journal:
         beside = all(Path(final).name == final and final not in ("", "..") for _, final in names)
         if not inside or not beside:
             return []
+        self._new = None if new is None else (new[0], new[1])
         return [(self.folder / source, self.target.with_name(final)) for source, final in names]
 
     @property
@@ -303,7 +302,7 @@ class Journal:
                     spans, zeros = [Span(*s) for s in entry["spans"]], int(entry.get("vanished", 0))
                     self.done[int(entry["slice"])] = Written(spans, measure, zeros)
                 good += len(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError):
             # What stands before a damaged line is good: every slice is checked against its digests anyway.
             if not good:
                 return False
@@ -408,6 +407,16 @@ def _entry(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return entry if isinstance(entry, dict) else {}
+
+
+def _pairs(value: Any, kind: type = str) -> TypeGuard[list[list[Any]]]:
+    """Whether this is a list of one or more pairs."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+        and all(isinstance(part, kind) and not isinstance(part, bool) for pair in value for part in pair)
+    )
 
 
 def _folder(target: Path, name: str) -> Path:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qformats.errors import CheckpointError, ConfigError, shown
 from qformats.folder.archive import INTERRUPTED, ZIP, plain_records
-from qformats.numbers.dtypes import SAFETENSORS, dtype_name
+from qformats.numbers.dtypes import FLOATS8, SAFETENSORS, dtype_name
 from qformats.work.files import is_text, refuse_pointer
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = ["INSTEAD_OF_FEW_BITS", "BinShard", "SafetensorsShard", "Shard", "unpi
 _PICKLE_START = 1 << 20
 """Bytes of a pickle that are searched for what it calls."""
 _FEW_BITS = re.compile("F[468]")
+_NOT_IN_NUMPY = tuple(SAFETENSORS[name] for name in ("bf16", *FLOATS8, "f8_e8m0"))
 INSTEAD_OF_FEW_BITS = "dequantize the model to bf16 with the program that made it, or use its bf16 original"
 """What to do about floats of 4, 6 or 8 bits, or scales of them, that are not understood."""
 _OF_TENSORS = ("torch", "collections", "numpy", "_codecs")
@@ -99,7 +100,9 @@ class SafetensorsShard(Shard):
         return self._views[name]
 
     def content(self, name: str) -> bytes:
-        """Raw bytes of one small tensor of integers or standard floats, without torch."""
+        """Raw bytes of one small tensor; of numbers that NumPy has, without torch."""
+        if self._header.get_slice(name).get_dtype() in _NOT_IN_NUMPY:
+            return _content(self.tensor(name))
         found: bytes = self._header.get_tensor(name).tobytes()
         return found
 
@@ -180,10 +183,13 @@ class BinShard(Shard):
 
     def content(self, name: str) -> bytes:
         """Raw bytes of one small tensor."""
-        import torch
+        return _content(self.tensor(name))
 
-        values = self.tensor(name).contiguous().reshape(-1).view(torch.uint8)
-        return bytes(values.numpy().tobytes())
+
+def _content(tensor: Tensor) -> bytes:
+    import torch
+
+    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def unpickling_error(path: Path, error: Exception, expected: str, instead: str) -> CheckpointError:

@@ -11,6 +11,7 @@ from typing import Any
 from qformats.errors import CheckpointError, Described, UnsupportedModelError
 from qformats.folder.readiness import require_tokenizer
 from qformats.interfaces.checkpoint import Checkpoint
+from qformats.vocabularies import library_failed
 from qformats.work.files import parse_json
 
 __all__ = ["tokenizer"]
@@ -48,8 +49,10 @@ def tokenizer(source: Checkpoint) -> Any:
         chosen: Any = PreTrainedTokenizerFast if own else AutoTokenizer
         try:
             loaded = chosen.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:
+        except BaseException as error:
             # Whatever a class finds wrong with its files; remote code is one of the reasons.
+            if not library_failed(error):
+                raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
             found = Described(f"one that cannot be loaded ({reason})")
             raise UnsupportedModelError(

@@ -12,6 +12,7 @@ Neither sentencepiece, protobuf nor tiktoken is needed.
 
 from __future__ import annotations
 
+from .library import library_failed, using_library
 from .merges import merges_by_rank, merges_by_score
 from .sections import (
     EVERY,
@@ -46,6 +47,7 @@ __all__ = [
     "added_token",
     "around",
     "byte_level_sections",
+    "library_failed",
     "merges_by_rank",
     "merges_by_score",
     "parse",
@@ -53,4 +55,5 @@ __all__ = [
     "sentencepiece_bpe_sections",
     "sentencepiece_unigram_sections",
     "serialize",
+    "using_library",
 ]

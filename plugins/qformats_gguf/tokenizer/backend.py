@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qformats.errors import CheckpointError
+from qformats.vocabularies import using_library
 
 from .files import TokenizerFiles
 from .hashes import TEXT
@@ -16,17 +16,13 @@ def ids_of_text(files: TokenizerFiles) -> list[int]:
     Raises
     ------
     CheckpointError
-        If the library does not load the file.
+        If the library does not load the file, or fails to encode with it.
     """
     from tokenizers import Tokenizer
 
-    try:
+    with using_library(files.path("tokenizer.json"), "the tokenizers library cannot use it"):
         tokenizer = Tokenizer.from_buffer(files.bytes("tokenizer.json"))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(
-            files.path("tokenizer.json"), f"the tokenizers library cannot load it ({error})"
-        ) from error
-    # Files of embedding models bring limits of their own.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return list(tokenizer.encode(TEXT).ids)
+        # Files of embedding models bring limits of their own.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return list(tokenizer.encode(TEXT).ids)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
+from qformats.vocabularies import using_library
 
 from .added import added_tokens, looks_special
 from .backend import ids_of_text
@@ -72,7 +73,7 @@ def from_tokenizer_json(files: TokenizerFiles, config: Mapping[str, Any], pre: s
             ignore_merges=bool(model.get("ignore_merges")),
             prefer=_PREFERRED.get(str(config.get("model_type")), ()),
             hashed=lambda: name_of_ids(ids_of_text(files)),
-            merges_reach_all=_reach_check(vocabulary, merges),
+            merges_reach_all=_reach_check(vocabulary, merges, files.path(name)),
             alike=lambda: nearest(tokenizer),
             source=files.source,
         )
@@ -179,18 +180,19 @@ def _build(
     return result
 
 
-def _reach_check(vocabulary: Mapping[str, int], merges: list[str]) -> Callable[[], bool]:
+def _reach_check(vocabulary: Mapping[str, int], merges: list[str], file: str) -> Callable[[], bool]:
     def reach_all() -> bool:
         """Whether every token is what merging its own characters gives."""
         from tokenizers.models import BPE
 
         pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-        model = BPE(vocab=dict(vocabulary), merges=pairs)
-        return all(
-            len(token) < 2 or [piece.id for piece in model.tokenize(token)] == [index]
-            for token, index in vocabulary.items()
-            if _is_byte_spelled(token)
-        )
+        with using_library(file, "the tokenizers library cannot use its vocabulary"):
+            model = BPE(vocab=dict(vocabulary), merges=pairs)
+            return all(
+                len(token) < 2 or [piece.id for piece in model.tokenize(token)] == [index]
+                for token, index in vocabulary.items()
+                if _is_byte_spelled(token)
+            )
 
     return reach_all
 

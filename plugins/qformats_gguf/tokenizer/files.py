@@ -13,6 +13,9 @@ __all__ = ["MAX_TOKENS", "TokenizerFiles"]
 MAX_TOKENS = 1 << 24
 """More tokens than any tokenizer has: a larger id means damage, not a vocabulary."""
 
+_SECTIONS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+"""What tokenizer.json holds beside the model: an object each, or nothing."""
+
 
 class TokenizerFiles:
     """Tokenizer files by name, parsed on demand.
@@ -84,6 +87,10 @@ class TokenizerFiles:
             raise CheckpointError(self.path(name), f"not readable as JSON ({error})") from error
         if not isinstance(value, dict):
             raise CheckpointError(self.path(name), f"a JSON {json_kind(value)}", "a JSON object")
+        for section in _SECTIONS if name == "tokenizer.json" else ():
+            if not isinstance(value.get(section), dict | None):
+                found = f"{section} is a JSON {json_kind(value[section])}"
+                raise CheckpointError(self.path(name), found, "an object or null")
         return value
 
     def settings(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from qformats.errors import CheckpointError, UnsupportedModelError
 from qformats.vocabularies import UNIGRAM as TYPE
-from qformats.vocabularies import SentencePieceModel, parse
+from qformats.vocabularies import SentencePieceModel, parse, using_library
 
 from ..metadata import Metadata, ValueType, array, boolean
 from .added import AddedToken, added_tokens, looks_special
@@ -143,11 +143,9 @@ def normalizer(charsmap: bytes, file: str) -> Any:
     """
     from tokenizers import normalizers
 
-    try:
+    found = "a precompiled_charsmap that the tokenizers library cannot read"
+    with using_library(file, found, "a table of SentencePiece"):
         return normalizers.Precompiled(charsmap)
-    except Exception as error:  # tokenizers raises bare Exception
-        found = f"a precompiled_charsmap that the tokenizers library cannot read ({error})"
-        raise CheckpointError(file, found, "a table of SentencePiece") from error
 
 
 def _model(files: TokenizerFiles) -> SentencePieceModel:

@@ -66,14 +66,19 @@ def padded_size(config: Mapping[str, Any], largest: int, count: int, file: str) 
     ConfigError
         If the configured size is invalid.
     CheckpointError
-        If the ids are spread too far to be a vocabulary.
+        If the ids are spread too far to be a vocabulary, or the model has many times as many rows.
     """
     configured = rows_of(config)
-    # Real tokenizers have gaps of a few hundred ids; a few tokens spread over millions mean damage.
-    if largest >= max(configured, 4 * count + 65536):
+    # Real tokenizers have gaps of a few hundred ids, and models some thousand rows more; a few tokens in a table of
+    # millions mean damage, and would fill memory with padding.
+    most = 4 * count + 65536
+    if largest >= most:
         raise CheckpointError(
             file, f"the largest id is {largest}, but there are only {count} tokens", "ids without large gaps"
         )
+    if configured > most:
+        found = f"{count} tokens, of a model of {configured} rows by its config.json"
+        raise CheckpointError(file, found, f"at most {most} rows for so few tokens")
     return max(configured, largest + 1)
 
 

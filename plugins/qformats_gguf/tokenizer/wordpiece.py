@@ -17,7 +17,7 @@ from typing import Any
 from qformats.errors import CheckpointError, UnsupportedModelError
 
 from ..metadata import Metadata, boolean
-from .added import AddedToken, added_tokens, looks_special
+from .added import AddedToken, added_tokens, looks_special, token_text
 from .backend import ids_of_text
 from .files import TokenizerFiles
 from .hashes import name_of_ids
@@ -87,7 +87,9 @@ def from_vocab_txt(files: TokenizerFiles, config: Mapping[str, Any], pre: str | 
     if files.settings().get("tokenize_chinese_chars") is False:
         found = "tokenize_chinese_chars"
         raise UnsupportedModelError(f"{files.source}: {found}", False, ["true"], _SPLITS)
-    special = [files.settings().get(f"{role}_token", usual) for role, usual in _USUAL.items()]
+    # Each is a text, or an object with one.
+    said = files.settings()
+    special = [token_text(said.get(f"{role}_token")) or usual for role, usual in _USUAL.items()]
     missing = [token for token in special if token not in vocabulary]
     if missing:
         raise CheckpointError(files.path(name), f"lacks {missing[0]!r}", "a line for every special token")
