@@ -9,33 +9,49 @@ import datetime
 import json
 import platform
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPTQConfig
+from transformers import AutoModelForCausalLM, AwqConfig, GPTQConfig
 
-EXACT = "gptq_torch, float32 scales"
-KERNELS = (EXACT, "gptq_torch", "auto")
+KERNELS = {"gptq": "gptq_torch", "awq": "torch_awq"}
+"""GPTQModel's kernel in plain torch for each family."""
+EXACT, AUTO = "float32 scales", "auto"
 TOLERANCE = 1e-3
 """For logits of the same float32 weights, summed up in another order."""
 PROMPT, NEW = 32, 16
 
 
-def load(folder: str | Path, kernel: str | None = None):
-    """Load a folder as anyone would, in float32; `kernel` is one of :data:`KERNELS`, ``None`` for a plain model."""
+def load(folder: str | Path, kernel: str | None = None, scales: str = ""):
+    """Load a folder as anyone would, in float32; `kernel` is one of :data:`KERNELS`, ``None`` leaves the choice."""
     more = {}
-    if kernel is not None and kernel != "auto":
-        more["quantization_config"] = GPTQConfig(bits=4, backend="gptq_torch")
+    if kernel is not None:
+        config = AwqConfig if kernel == KERNELS["awq"] else GPTQConfig
+        more["quantization_config"] = config(bits=4, backend=kernel)
     model = AutoModelForCausalLM.from_pretrained(
         str(folder), dtype=torch.float32, local_files_only=True, **more
     )
-    if kernel == EXACT:
+    if scales == EXACT:
         # GPTQModel multiplies scale and code in the scales' dtype, float16; float32 holds the product.
         for module in quantized(model).values():
             module.scales = module.scales.float()
+            if kernel == KERNELS["awq"]:
+                # Its layer turns scales back into float16.
+                module.forward = partial(torch.nn.functional.linear, weight=weight(module), bias=module.bias)
     return model.eval()
+
+
+def weight(module):
+    """What GPTQModel decodes of a layer, ``(N, K)``."""
+    if hasattr(module, "dequantize_weight"):
+        return module.dequantize_weight().T
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+    parts = {"bits": module.bits, "group_size": module.group_size}
+    return dequantize_gemm(module.qweight, module.qzeros, module.scales, **parts).T.contiguous()
 
 
 def quantized(model):
@@ -67,23 +83,25 @@ def compare(case, work, ids):
     expected, text = logits(reference, ids), continued(reference, ids)
     plain = float((logits(load(case["source"]), ids) - expected).abs().max())
     rows, good = [], True
-    for kernel in KERNELS:
-        model = load(work / case["folder"], kernel)
+    plainly = KERNELS[case["format"].partition(":")[0]]
+    for kernel, scales in ((plainly, EXACT), (plainly, ""), (None, "")):
+        model = load(work / case["folder"], kernel, scales)
         modules = quantized(model)
-        if kernel == EXACT:
+        if scales == EXACT:
             case["differing"] = sum(
-                int((module.dequantize_weight().T != reference.get_submodule(name).weight).sum())
+                int((weight(module) != reference.get_submodule(name).weight).sum())
                 for name, module in modules.items()
             )
             case["weights"] = sum(reference.get_submodule(name).weight.numel() for name in modules)
             good &= case["differing"] == 0
         good &= len(modules) == case["modules"]
-        name = kernel.replace("auto", f"auto ({next(iter(modules.values())).QUANT_TYPE})")
+        name = kernel or f"{AUTO} ({next(iter(modules.values())).QUANT_TYPE})"
+        name += f", {scales}" if scales else ""
         found = logits(model, ids)
         difference = float((found - expected).abs().max())
         top = int((found.argmax(-1) == expected.argmax(-1)).sum())
         same = int((continued(model, ids) == text).sum())
-        if kernel == EXACT:
+        if scales == EXACT:
             good &= difference <= TOLERANCE and top == ids.numel() and same == text.numel()
         rows.append((name, f"{difference:.1e}", f"{top} of {ids.numel()}", f"{same} of {text.numel()}"))
     case["plain"] = plain
@@ -127,9 +145,9 @@ def page(record, tables):
         "## Logits",
         "",
         "Kernels of GPTQModel, largest absolute difference of logits, positions with the same most likely token, and",
-        "generated tokens that are the same. `gptq_torch` rounds weights to float16, and what `auto` picks here",
-        f"computes in bfloat16; with float32 scales nothing is rounded, and {TOLERANCE:g} is allowed. The last line of",
-        "each shows how far off the unquantized model is.",
+        "generated tokens that are the same. `gptq_torch` and `torch_awq` round weights to float16, and what `auto`",
+        f"picks here computes in bfloat16; with float32 scales nothing is rounded, and {TOLERANCE:g} is allowed.",
+        "The last line of each shows how far off the unquantized model is.",
         "",
         "| | kernel | difference | same top token | same generated tokens |",
         "| --- | --- | ---: | ---: | ---: |",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the demo model in GPTQ formats, and beside each folder what qformats says its weights are.
+"""Write the demo model in formats of GPTQ and AWQ, and beside each folder what qformats says its weights are.
 
 export.py FOLDER: makes FOLDER/NAME (the export) and FOLDER/NAME.safetensors (float32), text.safetensors (token ids) and
 cases.json for each case. Needs qformats.
@@ -23,6 +23,9 @@ CASES = (
     ("asymmetric, weights edited for zero points of 0", "gptq:4bit-128g-asym", "rtn", "positive"),
     ("columns in another order", "gptq:4bit-128g-actorder", "gptq", "demo"),
     ("columns in another order, asymmetric", "gptq:4bit-128g-actorder-asym", "gptq", "demo"),
+    ("AWQ", "awq:4bit-128g", "rtn", "demo"),
+    ("AWQ, weights edited for zero points of 0", "awq:4bit-32g", "rtn", "positive"),
+    ("AWQ, weights scaled by activations", "awq:4bit-128g", "awq", "demo"),
 )
 WINDOW = 256
 
@@ -42,13 +45,15 @@ def facts(folder: Path) -> dict[str, object]:
     """Count what makes a folder hard to read: columns in another order, zero points of 0."""
     stored = load_file(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+    # AWQ knows no order.
     order = [v for k, v in stored.items() if k.endswith(".g_idx")]
+    kind = config.get("checkpoint_format", config.get("version"))
     zeros = torch.cat([v.flatten() for k, v in stored.items() if k.endswith(".qzeros")])
     fields = torch.stack([zeros >> shift & 15 for shift in range(0, 32, 4)])
-    true = (fields + (config["checkpoint_format"] == "gptq")) % 16
+    true = (fields + (kind == "gptq")) % 16
     return {
-        "checkpoint_format": config["checkpoint_format"],
-        "modules": len(order),
+        "checkpoint_format": kind,
+        "modules": sum(name.endswith(".qweight") for name in stored),
         "reordered": sum(not torch.equal(v, torch.arange(len(v)).int() // 128) for v in order),
         "zeros": int((true == 0).sum()),
         "groups": true.numel(),
@@ -66,7 +71,7 @@ def main() -> None:
         save_file({"ids": ids}, work / "text.safetensors")
         for number, (title, format, quantizer, source) in enumerate(CASES):
             folder = work / str(number)
-            options = {"samples": "32"} if quantizer == "gptq" else None
+            options = None if quantizer == "rtn" else {"samples": "32"}
             print(f"{format}, {quantizer}: {title}")
             qformats.export(
                 sources[source], folder, format=format, quantizer=quantizer, quantizer_options=options
