@@ -119,9 +119,9 @@ class Batch(c.Structure):
 
 
 class VisionParams(c.Structure):
-    """``struct mtmd_context_params``, as large as it may ever be: only its defaults are used."""
+    """``struct mtmd_context_params``, as large as it may ever be, of which one field is set."""
 
-    _fields_ = (("content", c.c_char * 512),)
+    _fields_ = (("before", c.c_char * 20), ("n_threads", c.c_int), ("after", c.c_char * 488))
 
 
 class InputText(c.Structure):
@@ -204,6 +204,7 @@ _CONTEXT_DEFAULTS: dict[str, Any] = {
     "kv_unified": False,
     "n_samplers": 0,
 }
+_VISION_DEFAULTS: dict[str, Any] = {"n_threads": 4}
 
 _P, _I, _S = c.c_void_p, c.c_int32, c.c_char_p
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -292,6 +293,7 @@ def load() -> Any:
     for params, expected in (
         (library.llama_model_default_params(), _MODEL_DEFAULTS),
         (library.llama_context_default_params(), _CONTEXT_DEFAULTS),
+        (library.mtmd_context_params_default(), _VISION_DEFAULTS),
     ):
         found = {name: getattr(params, name) for name in expected}
         wrong = {name: (found[name], expected[name]) for name in expected if found[name] != expected[name]}

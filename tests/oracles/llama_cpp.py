@@ -63,7 +63,8 @@ class LlamaCpp:
     flash_attention : bool
         Use the fused attention kernel, which rounds differently.
     threads : int
-        CPU threads.
+        CPU threads. Several wait for each other in busy loops, which on cores that other tests keep busy takes many
+        times as long as one thread alone.
     vocab_only : bool
         Load metadata and tokenizer without any weight; `logits` and `greedy` are then refused.
     adapter : path-like, optional
@@ -86,7 +87,7 @@ class LlamaCpp:
         n_ctx: int = 512,
         kv_type: str = "f32",
         flash_attention: bool = False,
-        threads: int = 2,
+        threads: int = 1,
         vocab_only: bool = False,
         adapter: str | PathLike[str] | None = None,
         watch: abi.EvalCallback | None = None,
@@ -202,9 +203,9 @@ class LlamaCpp:
         _log.clear()
         lib.mtmd_log_set(_keep_log, None)
         lib.mtmd_helper_log_set(_keep_log, None)
-        vision = lib.mtmd_init_from_file(
-            str(projector).encode(), self._model, lib.mtmd_context_params_default()
-        )
+        settings = lib.mtmd_context_params_default()
+        settings.n_threads = 1
+        vision = lib.mtmd_init_from_file(str(projector).encode(), self._model, settings)
         if not vision:
             raise self._error(f"llama.cpp does not load {projector}")
         chunks = lib.mtmd_input_chunks_init()
