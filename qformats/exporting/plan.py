@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -278,19 +278,25 @@ class Plan:
 
 def _versions(distributions: Iterable[str]) -> dict[str, str]:
     """Versions of installed distributions and of those that they require, optional ones excepted."""
-    found: dict[str, str] = {}
-    for distribution in distributions:
-        try:
-            required = metadata.requires(distribution) or []
-        except metadata.PackageNotFoundError:
-            required = []
-        names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required if "extra ==" not in line]
-        for name in (distribution, *names):
-            try:
-                found[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                found[name] = "not installed"
-    return dict(sorted(found.items()))
+    return dict(sorted(pair for distribution in distributions for pair in _installed(distribution)))
+
+
+@cache
+def _installed(distribution: str) -> tuple[tuple[str, str], ...]:
+    """Names and versions of a distribution and of what it requires; read once, as what is imported stays what it is."""
+    try:
+        required = metadata.requires(distribution) or []
+    except metadata.PackageNotFoundError:
+        required = []
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in required if "extra ==" not in line]
+    return tuple((name, _version(name)) for name in (distribution, *names))
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def make_plan(

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -105,6 +106,18 @@ def test_spans_of_another_place_are_not_taken_over(llama, unfinished, monkeypatc
     assert finish(llama, unfinished).resumed == count
 
 
+@contextmanager
+def versions(monkeypatch, of):
+    """Other versions of what is installed, which are otherwise read once."""
+    with monkeypatch.context() as patch:
+        patch.setattr(plan.metadata, "version", of)
+        plan._installed.cache_clear()
+        try:
+            yield
+        finally:
+            plan._installed.cache_clear()
+
+
 def test_every_version_counts(llama, tmp_path, monkeypatch):
     """Of the plugins that take part, and of what they compute with."""
     made = planned(llama, tmp_path / "out.gguf")
@@ -112,10 +125,7 @@ def test_every_version_counts(llama, tmp_path, monkeypatch):
     assert identity(planned(llama, tmp_path / "out.gguf")) == before
     original = metadata.version
     for distribution in ("torch", "gguf", "numpy", "qformats"):
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                plan.metadata, "version", lambda name, d=distribution: "0" if name == d else original(name)
-            )
+        with versions(monkeypatch, lambda name, d=distribution: "0" if name == d else original(name)):
             assert identity(made) != before, distribution
     assert identity(made) == before
 
@@ -128,8 +138,7 @@ def test_version_of_a_third_party_plugin_counts(llama, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "distribution", "pytest")
     changed = identity(made)
     assert changed != before
-    with monkeypatch.context() as patch:
-        patch.setattr(plan.metadata, "version", lambda name: "0")
+    with versions(monkeypatch, lambda name: "0"):
         assert identity(made) != changed
     monkeypatch.setattr(record, "formats", [])
     monkeypatch.setattr(record, "loaders", [])
