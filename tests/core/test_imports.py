@@ -51,30 +51,47 @@ def test_every_public_name_can_be_had_without_torch(tmp_path):
     assert not heavy & {"torch", "fastapi", "numba", "transformers", "triton"}
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        *(
-            "--help",
-            "export --help",
-            "generate --help",
-            "chat --help",
-            "serve --help",
-            "compare --help",
-            "--version",
-        ),
-        *("check --help", "new-plugin --help"),
-        *("formats", "plugins", "plugins --json"),
-        *("inspect demo", "inspect demo --json", "inspect --plan gguf:q4_0 demo", "inspect --plan gptq demo"),
-    ],
-)
-def test_commands_that_compute_nothing_load_no_torch(command, tmp_path):
-    program = (
-        f"import sys; sys.argv = ['qformats', *{command.split()!r}]\nfrom qformats.cli import main; main()"
+# In one process: what none of the commands so far has loaded, the last one alone does not load either.
+EACH = """
+import contextlib, io, json, sys
+from qformats.cli import main
+for line in json.loads(sys.argv[1]):
+    sys.argv = ["qformats", *line]
+    code, output = 0, io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output):
+            main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    heavy = sorted({"torch", "fastapi", "numba", "transformers", "triton"} & {*sys.modules})
+    print(json.dumps({"line": line, "code": code, "printed": bool(output.getvalue().strip()), "heavy": heavy}))
+"""
+
+
+def _computing_nothing(lines):
+    done = subprocess.run(
+        [sys.executable, "-c", EACH, json.dumps(lines)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+        timeout=120,
     )
-    heavy, _, output = _loaded(program, tmp_path)
-    assert not heavy & {"torch", "fastapi", "numba", "transformers", "triton"}
-    assert output.strip()
+    assert (done.returncode, done.stderr) == (0, "")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert found == [{"line": line, "code": 0, "printed": True, "heavy": []} for line in lines]
+
+
+COMMANDS = [
+    "--help",
+    *("export --help", "generate --help", "chat --help", "serve --help", "compare --help", "--version"),
+    *("check --help", "new-plugin --help"),
+    *("formats", "plugins", "plugins --json"),
+    *("inspect demo", "inspect demo --json", "inspect --plan gguf:q4_0 demo", "inspect --plan gptq demo"),
+]
+
+
+def test_commands_that_compute_nothing_load_no_torch():
+    _computing_nothing([command.split() for command in COMMANDS])
 
 
 def test_every_public_name_exists():
@@ -101,17 +118,10 @@ def stored(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("command", "model"),
-    [
-        ("inspect", "demo.gguf"),
-        *(("inspect --plan gguf:q4_0", name) for name in ("demo.gguf", "config.json")),
-        *(("inspect --plan bitsandbytes:nf4", name) for name in ("demo.gguf", "config.json")),
-    ],
-)
-def test_looking_at_a_model_loads_no_torch(command, model, stored, tmp_path):
-    line = [*command.split(), str(stored / model)]
-    program = f"import sys; sys.argv = ['qformats', *{line!r}]\nfrom qformats.cli import main; main()"
-    heavy, _, output = _loaded(program, tmp_path)
-    assert not heavy & {"torch", "fastapi", "numba", "transformers", "triton"}
-    assert output.strip()
+def test_looking_at_a_model_loads_no_torch(stored):
+    plans = [
+        ["inspect", "--plan", format, str(stored / name)]
+        for format in ("gguf:q4_0", "bitsandbytes:nf4")
+        for name in ("demo.gguf", "config.json")
+    ]
+    _computing_nothing([["inspect", str(stored / "demo.gguf")], *plans])

@@ -17,36 +17,43 @@ from qformats.errors import OutputError
 from qformats.exporting.journal import Journal, finish_or_undo
 from qformats.work.exchanging import exchange
 
+# Forks a process for each step, which it kills there: seconds for each otherwise.
 CHILD = """
 import os, shutil, signal, sys
 from pathlib import Path
 from qformats.exporting import journal
 
-target, step, able = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "yes"
-calls = 0
+def place(target, step, able):
+    calls = 0
 
-def killing(function):
-    def called(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return called
+    def killing(function):
+        def called(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return called
 
-made = journal.Journal(target, "x")
-for name in ("config.json", "weights"):
-    (made.files / name).write_text("new")
-if not able:
-    journal.exchange = lambda first, second: False
-journal.exchange = killing(journal.exchange)
-for place, name in ((Path, "rename"), (Path, "mkdir"), (Path, "unlink"), (Path, "rmdir"), (os, "unlink"),
-                    (os, "rmdir"), (os, "fsync"), (os, "write"), (os, "close")):
-    setattr(place, name, killing(getattr(place, name)))
-made.place([(made.files, target)])
-journal.sync_folder(target.parent)
-made.discard()
-print("done")
+    made = journal.Journal(target, "x")
+    for name in ("config.json", "weights"):
+        (made.files / name).write_text("new")
+    if not able:
+        journal.exchange = lambda first, second: False
+    journal.exchange = killing(journal.exchange)
+    for place, name in ((Path, "rename"), (Path, "mkdir"), (Path, "unlink"), (Path, "rmdir"), (os, "unlink"),
+                        (os, "rmdir"), (os, "fsync"), (os, "write"), (os, "close")):
+        setattr(place, name, killing(getattr(place, name)))
+    made.place([(made.files, target)])
+    journal.sync_folder(target.parent)
+    made.discard()
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        place(Path(sys.argv[1]) / line.strip() / "out", int(line), sys.argv[2] == "yes")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -64,28 +71,31 @@ def test_killed_between_any_two_steps(tmp_path, able):
     if able == "yes" and not supported(tmp_path):
         pytest.skip("this file system cannot exchange")
     seen, step, finished = set(), 0, False
-    while not finished:
-        step += 1
-        target = tmp_path / str(step) / "out"
-        target.mkdir(parents=True)
-        for name, text in OLD.items():
-            (target / name).write_text(text)
-        done = subprocess.run(
-            [sys.executable, "-c", CHILD, target, str(step), able], capture_output=True, check=False
-        )
-        finished = done.returncode == 0
-        assert finished or done.returncode == -signal.SIGKILL, done.stderr
-        found = content(target)
-        seen.add(tuple(found.items()))
-        # Never a mixture; and where the system can, never nothing.
-        assert found in ((OLD, NEW) if able == "yes" else (OLD, NEW, {}))
-        finish_or_undo(target)
-        after = content(target)
-        assert after == (found or OLD)
-        # The next export, which also finds a folder that was made and nothing more.
-        Journal(target, "x").discard()
-        assert content(target) == after
-        assert os.listdir(target.parent) == ["out"]
+    command = [sys.executable, "-c", CHILD, str(tmp_path), able]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        while not finished:
+            step += 1
+            target = tmp_path / str(step) / "out"
+            target.mkdir(parents=True)
+            for name, text in OLD.items():
+                (target / name).write_text(text)
+            program.stdin.write(f"{step}\n")
+            program.stdin.flush()
+            code = int(program.stdout.readline())
+            finished = code == 0
+            assert finished or code == -signal.SIGKILL
+            found = content(target)
+            seen.add(tuple(found.items()))
+            # Never a mixture; and where the system can, never nothing.
+            assert found in ((OLD, NEW) if able == "yes" else (OLD, NEW, {}))
+            finish_or_undo(target)
+            after = content(target)
+            assert after == (found or OLD)
+            # The next export, which also finds a folder that was made and nothing more.
+            Journal(target, "x").discard()
+            assert content(target) == after
+            assert os.listdir(target.parent) == ["out"]
+    assert program.returncode == 0
     assert step > 8
     assert {tuple(OLD.items()), tuple(NEW.items())} <= seen
 

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from cli.command import ended, run, start
+from cli.command import call, ended, run, start
 
 import qformats
 
@@ -181,9 +181,9 @@ def test_source_that_changes_while_it_is_read(large, place):
     assert os.listdir(place) == []
 
 
-def test_two_exports_to_one_target(large, place, clean):
+def test_two_exports_to_one_target(large, place, clean, capsys):
     first = started(large, place)
-    second = run("export", large, "-f", "gguf:q8_0", "-o", place / "out.gguf")
+    second = call(capsys, "export", large, "-f", "gguf:q8_0", "-o", place / "out.gguf")
     assert second.code == 4
     assert "is being written by another process. Wait for it, or stop it." in second.err
     assert os.listdir(place) == [PARTIAL]
@@ -191,7 +191,7 @@ def test_two_exports_to_one_target(large, place, clean):
     assert content(place) == clean
 
 
-def test_folder_killed_while_it_replaced_another(llama, tmp_path):
+def test_folder_killed_while_it_replaced_another(llama, tmp_path, capsys):
     """The old folder is moved aside for a moment; whoever comes next puts it back."""
     from qformats.exporting.journal import Journal
 
@@ -199,7 +199,7 @@ def test_folder_killed_while_it_replaced_another(llama, tmp_path):
     (journal.folder / "replaced" / "out").mkdir(parents=True)
     (journal.folder / "replaced" / "out" / "config.json").write_text("{}")
     journal.close()
-    failed = run("export", llama, "-f", "dense:f16", "-o", tmp_path / "out")
+    failed = call(capsys, "export", llama, "-f", "dense:f16", "-o", tmp_path / "out")
     assert failed.code == 4
     assert "exists already" in failed.err
     assert os.listdir(tmp_path) == ["out"]

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cli.command import run
+from cli.command import call, run
 
 import qformats
 from qformats.errors import OutputError
@@ -24,6 +24,17 @@ def cloned(llama, tmp_path):
     for file in Path(llama).iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     return folder
+
+
+@pytest.fixture
+def export(cloned, capsys, monkeypatch):
+    """The command, in the folder."""
+
+    def exported():
+        monkeypatch.chdir(cloned)
+        return call(capsys, "export", ".", "--format", "gguf", "--type", "q4_0")
+
+    return exported
 
 
 def _partial(folder: Path, lines, name=".model-q4_0.gguf.qformats-partial") -> Path:
@@ -49,59 +60,59 @@ def _everything(folder: Path) -> set[str]:
     ],
 )
 @pytest.mark.parametrize("token", [None, "0" * 64])
-def test_a_hostile_journal_moves_nothing(cloned, moves, token):
+def test_a_hostile_journal_moves_nothing(cloned, moves, token, export):
     _partial(cloned, [{"identity": "x", "token": token}, {"placing": moves, "token": token}])
     before = _everything(cloned.parent)
-    done = run("export", ".", "--format", "gguf", "--type", "q4_0", cwd=cloned)
+    done = export()
     assert done.code == 4
     assert STRANGE in done.err
     assert "remove it" in done.err
     assert _everything(cloned.parent) == before
 
 
-def test_what_was_moved_aside_by_a_stranger_comes_not_back(cloned):
+def test_what_was_moved_aside_by_a_stranger_comes_not_back(cloned, export):
     partial = _partial(cloned, [{"identity": "x"}])
     (partial / "replaced").mkdir()
     (partial / "replaced" / ".bash_profile").write_text(TEXT)
-    done = run("export", ".", "--format", "gguf", "--type", "q4_0", cwd=cloned)
+    done = export()
     assert done.code == 4
     assert not (cloned / ".bash_profile").exists()
 
 
-def test_links_are_not_followed(cloned, tmp_path):
+def test_links_are_not_followed(cloned, tmp_path, export):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     partial = cloned / ".model-q4_0.gguf.qformats-partial"
     partial.mkdir()
     (partial / "files").symlink_to(elsewhere)
-    assert run("export", ".", "--format", "gguf", "--type", "q4_0", cwd=cloned).code == 4
+    assert export().code == 4
     (partial / "files").unlink()
     shutil.rmtree(partial)
     partial.symlink_to(elsewhere)
-    done = run("export", ".", "--format", "gguf", "--type", "q4_0", cwd=cloned)
+    done = export()
     assert done.code == 4
     assert "is a link or a file" in done.err
     partial.unlink()
     partial.mkdir()
     (partial / "journal.jsonl").symlink_to(elsewhere / "log")
-    assert run("export", ".", "--format", "gguf", "--type", "q4_0", cwd=cloned).code == 4
+    assert export().code == 4
     assert list(elsewhere.iterdir()) == []
 
 
-def test_a_folder_that_others_can_write_is_refused(cloned):
+def test_a_folder_that_others_can_write_is_refused(cloned, export):
     partial = cloned / ".model-q4_0.gguf.qformats-partial"
     partial.mkdir()
     partial.chmod(0o777)
-    done = run("export", ".", "--format", "gguf", "--type", "q4_0", cwd=cloned)
+    done = export()
     assert done.code == 4
     assert "can be written by other users" in done.err
 
 
-def test_a_journal_alone_is_overwritten(cloned):
+def test_a_journal_alone_is_overwritten(cloned, export):
     partial = cloned / ".model-q4_0.gguf.qformats-partial"
     partial.mkdir(mode=0o700)
     (partial / "journal.jsonl").write_text('{"identity": "x"}\n{"placing": [["files/a", "b"]]}\n')
-    assert run("export", ".", "--format", "gguf", "--type", "q4_0", cwd=cloned).code == 0
+    assert export().code == 0
     assert (cloned / "model-q4_0.gguf").is_file()
     assert not partial.exists()
 

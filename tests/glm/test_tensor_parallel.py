@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli.command import call
 from models.glm_goldens import chatglm_6b, glm_130b, golden
 
 import qformats
@@ -21,11 +22,10 @@ float32 has 24 bits. In float64 the two agree to 1e-12."""
 HERE = Path(__file__).parent
 
 
-def torchrun(ranks, *arguments):
+def run(*arguments):
     paths = [str(HERE.parent), *(path for path in sys.path if path)]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
     return subprocess.run(
-        [*command, *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -52,7 +52,7 @@ def test_several_processes_compute_what_one_does(ranks, tmp_path):
         ("while loading", str(plain), {"format": "glm:int4"}),
     ]
     (tmp_path / "wanted.json").write_text(json.dumps({"runs": runs, "ids": ids.tolist()}))
-    done = torchrun(ranks, HERE / "tensor_parallel.py", tmp_path / "wanted.json", tmp_path / "found.pt")
+    done = run(HERE / "tensor_parallel.py", ranks, tmp_path / "wanted.json", tmp_path / "found.pt")
     assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     for name, folder, options in runs[:3]:
@@ -76,20 +76,18 @@ def test_several_processes_compute_what_one_does(ranks, tmp_path):
     assert found["plain.weights"] < large.parameters / ranks * 1.1
 
 
-def test_generate_writes_once(tmp_path):
+def test_generate_writes_once(tmp_path, capfd):
+    """Under torchrun itself."""
     folder = chatglm_6b(tmp_path / "chatglm", 4)
     data = HERE.parent / "golden" / "glm_tokenizers"
     (folder / "ice_text.model").write_bytes((data / "ice_text.model").read_bytes())
-    alone = subprocess.run(
-        [sys.executable, "-m", "qformats", "generate", folder, "Hello", "-n", "6", "--device", "cpu"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    command = ["generate", folder, "Hello", "-n", "6", "--device", "cpu"]
+    alone = call(capfd, *command)
+    done = run(
+        "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "qformats", *command
     )
-    done = torchrun(2, "-m", "qformats", "generate", folder, "Hello", "-n", "6", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == alone.stdout
+    assert done.stdout == alone.out
     assert done.stderr.count("tokens written") == 1
 
 
