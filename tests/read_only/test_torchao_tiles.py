@@ -50,7 +50,7 @@ def stored(rows, columns, group, inner=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     whole = (-(-rows // 8) * 8, -(-columns // 1024) * 1024)
     codes = torch.randint(0, 16, whole, generator=generator)
-    # What fills up decodes to 0, which is code 8 of a scale; other codes there must not matter.
+    # What fills up is random too: it must not matter.
     scale, zero = torch.randn((2, whole[1] // group, whole[0]), generator=generator).mul(0.05).bfloat16()
     fields = {QDATA: in_lanes(codes, inner), BOTH: torch.stack([scale, zero], -1)}
     per = [part.float().t().repeat_interleave(group, 1) for part in (scale, zero)]
