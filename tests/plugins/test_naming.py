@@ -90,7 +90,7 @@ def test_what_nobody_has_is_answered_with_what_can_be_written(name, first):
 def test_what_resembles_nothing_gets_the_families():
     with pytest.raises(
         UnknownFormatError,
-        match=r"lists all \d+, of the families awq, bitsandbytes, compressed-tensors, dense, fp8",
+        match=r"lists all \d+, of the families awq, bitsandbytes, compressed-tensors, dense, eetq, fp8",
     ):
         qformats.packer("zzzz")
 
