@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qformats.errors import ConfigError
+from qformats.errors import ConfigError, OutputError
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.spec import FormatSpec
 from qformats.registry import registry
@@ -140,6 +140,8 @@ def export(
     force: bool = False,
     verify: bool = False,
     workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -153,7 +155,9 @@ def export(
         See :func:`open`. Or the folder of an adapter, for formats that hold adapters. ``None`` for the source that a
         `recipe` names, where it lies beside the recipe or in the working directory.
     target : str or path
-        File or folder to write.
+        File or folder to write; or its URL, such as ``"s3://bucket/model"``. What goes to a URL is written and checked
+        on this machine, in the folder that ``QFORMATS_SCRATCH`` names or in the user's cache, and then uploaded; the
+        file that readers open first comes last, so that there is no half a model.
     format : str
         ``family:variant``, or a family for its default variant.
     recipe : str or path, optional
@@ -189,7 +193,13 @@ def export(
     verify : bool
         Compare every byte of a source that qformats has written with its record; by default the sizes and a sample.
     workers : int, optional
-        Threads; all cores by default.
+        Threads; all cores by default. Of a cluster, those of each task.
+    engine : str
+        ``"local"``: this process converts. ``"ray"``: the nodes of a Ray cluster do, which read the model and write the
+        target in file systems that all of them share. The bytes are the same. Needs the extra ``qformats[ray]``.
+    address : str, optional
+        Of the cluster: ``"auto"`` for the one that this machine belongs to, ``"HOST:PORT"`` of its head, or
+        ``"local"`` for one on this machine alone. By default the first if there is one, and otherwise the last.
     options : mapping of str to str, optional
         Options of the loaders involved.
     progress : Progress, optional
@@ -215,7 +225,9 @@ def export(
     ({'gguf:q4_0': 29, 'gguf:f32': 9, 'gguf:q6_k': 1}, 4.73)
     """
     from qformats.exporting import Recipe, run
+    from qformats.exporting.engines.named import named
     from qformats.sources import check_options
+    from qformats.work.urls import url_of
 
     options = mapping("options", options)
     check_options(options)
@@ -229,11 +241,18 @@ def export(
         if any(has_already) or pure or mix != "named" or options or require_exact:
             expected = "no other options of the conversion beside it, which has them all"
             raise ConfigError("recipe", str(recipe), expected)
+        if url_of(written):
+            raise OutputError(
+                str(url_of(written)), "is a URL", "With a recipe, give a folder and copy it there"
+            )
         again = again_from(Path(path("recipe", recipe))).with_files(
             matrices, mapping("quantizer_options", quantizer_options)
         )
         known = again.source(str(model) if isinstance(model, PathLike) else model)
-        return rerun(again, known, Path(written), force=force, workers=workers, progress=progress)
+        with named(engine, address) as chosen:
+            return rerun(
+                again, known, Path(written), force=force, workers=workers, engine=chosen, progress=progress
+            )
     if model is None:
         raise ConfigError(
             "model", None, "a path, a hub id (organisation/name) or demo, unless a recipe names it"
@@ -257,17 +276,19 @@ def export(
         from qformats.calibration.measured import with_mix
 
         asked = with_mix(mix, source, Path(written), asked, options, progress)
-    report = run(
-        source,
-        written,
-        asked,
-        force=force,
-        workers=workers,
-        require_exact=require_exact,
-        verify=verify,
-        options=options,
-        progress=progress,
-    )
+    with named(engine, address) as chosen:
+        report = run(
+            source,
+            written,
+            asked,
+            force=force,
+            workers=workers,
+            require_exact=require_exact,
+            verify=verify,
+            options=options,
+            engine=chosen,
+            progress=progress,
+        )
     if "transformers" in sys.modules:
         # The output may be loaded with Transformers next, in this process.
         register_with_transformers()

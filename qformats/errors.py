@@ -31,6 +31,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
+from typing import Any
 
 __all__ = [
     "AmbiguousFormatError",
@@ -184,9 +185,21 @@ class QFormatsError(Exception):
     nearest: tuple[str, ...] = ()
     """Formats to use instead, best first, if the error is about a format."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes: constructors take data, and what is kept is the sentence."""
+        return _restored, (type(self), self.args, self.__dict__)
+
     def advise(self, advice: str) -> None:
         """Add a sentence to the message, where more is known about what to do than where the error arose."""
         self.args = (f"{self} {_capital(advice).rstrip('.')}.", *self.args[1:])
+
+
+def _restored(kind: type[QFormatsError], args: tuple[Any, ...], state: dict[str, Any]) -> QFormatsError:
+    """An error of another process."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class UnknownFormatError(QFormatsError, LookupError):

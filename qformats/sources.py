@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
@@ -18,9 +19,11 @@ from qformats.folder.resolve import has_weights
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.registry import registry
 from qformats.work.arguments import told
+from qformats.work.downloads import Download
 from qformats.work.files import fingerprint, refuse_link_out
+from qformats.work.urls import url_of
 
-__all__ = ["check_options", "open_model", "outline_model"]
+__all__ = ["check_options", "download_of", "open_model", "outline_model"]
 
 _RECORD = ".qformats.json"
 """How the name of an export's record ends; in a folder it is ``qformats.json``."""
@@ -143,10 +146,29 @@ def _locate(model: str | PathLike[str]) -> tuple[Path, str]:
     except (OSError, RuntimeError, ValueError) as error:
         # No permission, a name that is too long, or an unknown user's home.
         raise ModelNotFoundError(text, f"cannot be a file or folder ({error})", hint) from error
+    url = url_of(model)
+    if url is not None:
+        return download_of(url).fetch(), url.rpartition("/")[2].removesuffix(_suffix_of(url))
     found = _HUB_ID.fullmatch(text) if isinstance(model, str) and not text.startswith(".") else None
     if found is not None and (found[2] is None or found[2].endswith(_suffixes())):
         return _download(text, found[1], found[2]), found[1].split("/")[1]
     raise ModelNotFoundError(text, "no such file or folder", hint)
+
+
+def download_of(url: str) -> Download:
+    """The files of a model at a URL, to be fetched.
+
+    Raises
+    ------
+    ModelNotFoundError, OutputError, BackendUnavailableError, ConfigError
+        If there is none, or the store cannot be asked; see :class:`qformats.work.downloads.Download`.
+    """
+    patterns = (*_HUB_FILES, "pytorch_model*.bin", *(f"*{suffix}" for suffix in _suffixes()))
+    return Download(url, lambda name: any(fnmatch(name, pattern) for pattern in patterns))
+
+
+def _suffix_of(url: str) -> str:
+    return next((suffix for suffix in _suffixes() if url.endswith(suffix)), "")
 
 
 def _suffixes() -> tuple[str, ...]:

@@ -20,6 +20,8 @@ def export_again(
     dry_run: bool,
     keep_partial: bool,
     workers: int | None,
+    engine: str,
+    address: str | None,
     json: str | None,
 ) -> None:
     """Run it and print the result, as an export does.
@@ -36,7 +38,7 @@ def export_again(
         Options that a recipe has already, and their values: none may be set.
     imatrix, quantizer_options
         Places of files that the recipe names.
-    force, dry_run, keep_partial, workers, json
+    force, dry_run, keep_partial, workers, engine, address, json
         The shared options of exports.
 
     Raises
@@ -50,6 +52,7 @@ def export_again(
     from qformats.errors import ConfigError
     from qformats.exporting import make_plan
     from qformats.exporting.again import again_from
+    from qformats.exporting.engines.named import named
     from qformats.exporting.report import report_of
     from qformats.exporting.rerun import rerun
     from qformats.registry import registry
@@ -71,15 +74,17 @@ def export_again(
                 again.require_source(source, threads(workers), bar)
                 report = report_of(make_plan(source, target, again.recipe, again.options))
             else:
-                report = rerun(
-                    again,
-                    source,
-                    target,
-                    force=force,
-                    workers=workers,
-                    keep_partial=keep_partial,
-                    progress=bar,
-                )
+                with named(engine, address) as chosen:
+                    report = rerun(
+                        again,
+                        source,
+                        target,
+                        force=force,
+                        workers=workers,
+                        keep_partial=keep_partial,
+                        engine=chosen,
+                        progress=bar,
+                    )
     except KeyboardInterrupt:
         if dry_run or not keep_partial:
             raise

@@ -6,6 +6,7 @@ A plugin names its commands in the entry-point group ``qformats.commands``; each
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from qformats.interfaces import Checkpoint, Packer
 
 __all__ = [
+    "Address",
     "CheckExact",
     "ComputeDtype",
     "Device",
     "DryRun",
+    "Engine",
     "Force",
     "Json",
     "KeepPartial",
@@ -82,6 +85,20 @@ Verify = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option("--threads", "--workers", "-j", min=1, help="Threads; all cores by default."),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        metavar="ENGINE",
+        help="Who converts: local, this machine, or ray, a cluster whose nodes share model and target.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Of the cluster: auto, HOST:PORT of its head, or local for one on this machine alone.",
+    ),
 ]
 
 
@@ -153,7 +170,7 @@ def opened(model: str, options: Mapping[str, str], bar: Bar, *, adapter: bool = 
 
     Raises
     ------
-    ModelNotFoundError, CheckpointError
+    ModelNotFoundError, CheckpointError, OutputError
         See :func:`qformats.open`.
 
     Examples
@@ -165,7 +182,19 @@ def opened(model: str, options: Mapping[str, str], bar: Bar, *, adapter: bool = 
     'demo-llama'
     """
     import qformats
+    from qformats.cli.console import note, size
+    from qformats.sources import download_of
+    from qformats.work.urls import url_of
 
+    url = url_of(model)
+    if url is not None:
+        bar.start(f"asking for {url}")
+        download = download_of(url)
+        total = sum(download.missing.values())
+        if total:
+            note(f"{url}: {size(total)} are fetched into {download.folder}")
+            bar.start(f"fetching {url}", total)
+        return qformats.open(download.fetch(bar.advance), options=options, adapter=adapter)
     if "/" in model and not model.startswith((".", "/", "~")) and not Path(model).exists():
         # The hub's client has bars of its own.
         with bar.aside(f"asking the hub for {model}"):
@@ -197,6 +226,8 @@ def export_as_told(
     keep_partial: bool = False,
     verify: bool = False,
     workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
     json: str | None = None,
 ) -> None:
     """Export a model, or show the plan of an export, and print the result.
@@ -211,7 +242,7 @@ def export_as_told(
         See :func:`qformats.export`.
     program, options
         See :func:`qformats.export`.
-    force, dry_run, check_exact, require_exact, keep_partial, verify, workers, json
+    force, dry_run, check_exact, require_exact, keep_partial, verify, workers, engine, address, json
         The shared options of this module.
 
     Examples
@@ -226,8 +257,10 @@ def export_as_told(
     from qformats.exporting import Recipe, make_plan
     from qformats.exporting.check import check_exact as check
     from qformats.exporting.check import require_exact as refuse_inexact
+    from qformats.exporting.engines.named import named
     from qformats.exporting.report import answered, report_of
     from qformats.exporting.run import execute
+    from qformats.exporting.uploads import destined
     from qformats.registry import registry
     from qformats.work.pool import threads
 
@@ -245,10 +278,11 @@ def export_as_told(
         program=program or "",
     )
     suffix = recipe.loader(source).suffix
-    target = output.expanduser() if output else Path(f"{source.name}-{packer.spec.variant}{suffix}")
+    usual = Path(f"{source.name}-{packer.spec.variant}{suffix}")
     planned = dry_run or check_exact
     try:
         with Bar() as bar:
+            target, upload = destined(output or usual, force=force)
             if mix != "named":
                 from qformats.calibration.measured import with_mix
 
@@ -263,15 +297,20 @@ def export_as_told(
                 if require_exact:
                     refuse_inexact(plan, threads(workers), bar, reasons)
             else:
-                report = execute(
-                    plan,
-                    force=force,
-                    workers=workers,
-                    keep_partial=keep_partial,
-                    require_exact=require_exact,
-                    verify=verify,
-                    progress=bar,
-                )
+                with named(engine, address) as chosen:
+                    report = execute(
+                        plan,
+                        force=force,
+                        workers=workers,
+                        keep_partial=keep_partial,
+                        require_exact=require_exact,
+                        verify=verify,
+                        engine=chosen,
+                        upload=upload,
+                        progress=bar,
+                    )
+            if planned and upload is not None:
+                report = replace(report, target=upload.url, run_with="")
     except KeyboardInterrupt:
         if planned or not keep_partial:
             raise

@@ -12,8 +12,10 @@ import typer
 from qformats.cli import completing
 from qformats.cli.again import export_again
 from qformats.cli.commands import (
+    Address,
     CheckExact,
     DryRun,
+    Engine,
     Force,
     Json,
     KeepPartial,
@@ -70,7 +72,10 @@ def export(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "--outfile", "-o", help="File or folder to write; a folder for several formats."
+            "--output",
+            "--outfile",
+            "-o",
+            help="File or folder to write, or its URL (s3://BUCKET/NAME); a folder for several formats.",
         ),
     ] = None,
     quantizer: Annotated[
@@ -178,6 +183,8 @@ def export(
     keep_partial: KeepPartial = False,
     verify: Verify = False,
     workers: Workers = None,
+    engine: Engine = "local",
+    address: Address = None,
     json: Json = None,
 ) -> None:
     """Write a model in another format.
@@ -191,9 +198,13 @@ def export(
     """
     from qformats.cli.console import Bar
     from qformats.cli.declared import given
-    from qformats.errors import ConfigError
+    from qformats.errors import ConfigError, Described, OutputError
+    from qformats.work.urls import url_of
 
     declared = given(context)
+    url = url_of(output) if output else None
+    if url and (card or recipe is not None):
+        raise OutputError(url, "is a URL", "With --card or --recipe, give a folder and copy it there")
     if recipe is not None:
         export_again(
             recipe,
@@ -222,6 +233,8 @@ def export(
             dry_run=dry_run,
             keep_partial=keep_partial,
             workers=workers,
+            engine=engine,
+            address=address,
             json=json,
         )
         return
@@ -249,6 +262,11 @@ def export(
         raise ConfigError(
             "--mix", mix, "named where a model card is written: export a measured one by itself"
         )
+    if published and url:
+        raise OutputError(url, "is a URL", "For several formats, give a folder and copy it there")
+    if published and (engine != "local" or address is not None):
+        found = Described(f"{engine} for a folder with a model card, which this machine writes by itself")
+        raise ConfigError("--engine", found, "one --format without --card")
     with Bar() as bar:
         source = opened(model, options, bar, adapter=not published)
     shared: dict[str, Any] = {
@@ -283,7 +301,7 @@ def export(
             **shared,
         )
         return
-    export_as_told(source, output, format=names[0], mix=mix, **shared)
+    export_as_told(source, output, format=names[0], mix=mix, engine=engine, address=address, **shared)
 
 
 def _words(formats: Sequence[str], types: Sequence[str]) -> list[str]:

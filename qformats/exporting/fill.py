@@ -31,7 +31,6 @@ from qformats.kernels.dense import require_finite
 from qformats.work.checksums import digest
 from qformats.work.memory import available_nbytes
 from qformats.work.pool import bounded
-from qformats.work.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,11 +42,13 @@ __all__ = [
     "Places",
     "Slice",
     "bytes_of",
+    "convert",
     "encode",
-    "fill",
     "in_slices",
+    "room_for",
     "slices_of",
     "source_bytes",
+    "weights_of",
 ]
 
 Result = TypeVar("Result")
@@ -227,6 +228,27 @@ class OutputFiles(Places):
         except OSError as error:
             raise self._failure(error) from error
 
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let other processes write the files, on this machine or on others that share the file system.
+
+        A network file system shows what one machine has written to another that opens the file later, and may lose
+        what both write into one page.
+
+        Raises
+        ------
+        OutputError
+            If the disk fails.
+        """
+        self.sync()
+        self.close()
+        yield
+        try:
+            for path in self.paths:
+                self._handles.append(os.open(path, os.O_RDWR))
+        except OSError as error:
+            raise self._failure(error) from error
+
     def close(self) -> None:
         """Close all files."""
         while self._handles:
@@ -264,66 +286,7 @@ class Output:
     check: SelfCheck = dataclasses.field(default_factory=SelfCheck)
 
 
-def fill(
-    outputs: Sequence[Output],
-    workers: int,
-    progress: Progress,
-    reached: Callable[[float], object] | None = None,
-) -> None:
-    """Write every slice that the journals do not hold yet, of all outputs in one pass over the source.
-
-    Parameters
-    ----------
-    outputs : sequence of Output
-        What is written.
-    workers : int
-        Threads.
-    progress : Progress
-        Receives progress reports.
-    reached : callable, optional
-        Called with the share of the source that has been read.
-
-    Raises
-    ------
-    ConfigError
-        If a packer gives other bytes than its format describes.
-    WeightsError
-        If a weight cannot be written, naming its tensor.
-    OutputError
-        If the disk is full or fails.
-    """
-    pending = [
-        (output, piece)
-        for output in outputs
-        for piece in output.slices
-        if piece.index not in output.journal.done
-    ]
-    if len(outputs) > 1:
-        # What is read of a tensor serves all outputs, whole tensors first: slices are cut from them.
-        pending.sort(key=lambda each: _position(*each))
-    # Seconds, the first time; the pool below would take them without a word.
-    progress.start("loading torch", 0)
-    import torch  # noqa: F401
-
-    total, done = sum(source_bytes(output.plan, piece) for output, piece in pending), 0
-    progress.start("writing", total)
-    with bounded(
-        lambda each: _convert(each[0].plan, each[1], each[0].files, each[0].check),
-        pending,
-        workers,
-        weight=lambda each: weights_of(each[0].plan, each[1]),
-        limit=_room([weights_of(each.plan, piece) for each, piece in pending], workers, len(outputs)),
-    ) as written:
-        for (output, piece), each in written:
-            output.journal.add(piece.index, each)
-            nbytes = source_bytes(output.plan, piece)
-            progress.advance(nbytes)
-            done += nbytes
-            if reached is not None:
-                reached(done / max(1, total))
-
-
-def _room(weights: Sequence[int], workers: int, outputs: int) -> int:
+def room_for(weights: Sequence[int], workers: int, outputs: int) -> int:
     """Most weights in flight.
 
     Formats that take whole tensors would be worked on alone, on one core, if their slices were not given more room than
@@ -335,12 +298,6 @@ def _room(weights: Sequence[int], workers: int, outputs: int) -> int:
     return max(2 * workers * SLICE_WEIGHTS, together) + (heaviest if outputs > 1 else 0)
 
 
-def _position(output: Output, piece: Slice) -> tuple[str, int, int, int]:
-    """Where a slice stands in the pass over the source."""
-    source = output.plan.tensors[piece.tensor].source
-    return str(source.file), source.offset, piece.start, -piece.stop
-
-
 def in_slices(
     plan: Plan, work: Callable[[Slice], Result], slices: Sequence[Slice], workers: int
 ) -> AbstractContextManager[Iterator[tuple[Slice, Result]]]:
@@ -350,7 +307,7 @@ def in_slices(
         slices,
         workers,
         weight=lambda piece: weights_of(plan, piece),
-        limit=_room([weights_of(plan, piece) for piece in slices], workers, 1),
+        limit=room_for([weights_of(plan, piece) for piece in slices], workers, 1),
     )
 
 
@@ -366,7 +323,18 @@ def source_bytes(plan: Plan, piece: Slice) -> int:
     return source.nbytes * (piece.stop - piece.start) // max(1, source.rows)
 
 
-def _convert(plan: Plan, piece: Slice, files: OutputFiles, check: SelfCheck) -> Written:
+def convert(plan: Plan, piece: Slice, files: OutputFiles, check: SelfCheck) -> Written:
+    """Read a slice, do what the plan says with it, and write it into the partial files.
+
+    Raises
+    ------
+    ConfigError
+        If a packer gives other bytes than its format describes.
+    WeightsError
+        If a weight cannot be written, naming its tensor.
+    OutputError
+        If the disk is full or fails.
+    """
     tensor = plan.tensors[piece.tensor]
     source = tensor.source
     part = source.read(piece.start, piece.stop)

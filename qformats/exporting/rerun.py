@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qformats.exporting.again import Again
+from qformats.exporting.engines.engine import Engine
 from qformats.exporting.plan import make_plan
 from qformats.exporting.recorded import Record
 from qformats.exporting.report import ExportReport
@@ -27,6 +28,7 @@ def rerun(
     force: bool = False,
     workers: int | None = None,
     keep_partial: bool = False,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export a model by the recipe of a record.
@@ -39,7 +41,7 @@ def rerun(
         The model that it was made from; another one is refused.
     target : Path
         File or folder to write.
-    force, workers, keep_partial, progress
+    force, workers, keep_partial, engine, progress
         See :func:`qformats.exporting.run.execute`.
 
     Raises
@@ -51,7 +53,9 @@ def rerun(
     again.require_source(source, threads(workers), progress)
     plan = make_plan(again.renamed(source), target, again.recipe, again.options)
     with again.conditions():
-        report = execute(plan, force=force, workers=workers, keep_partial=keep_partial, progress=progress)
+        report = execute(
+            plan, force=force, workers=workers, keep_partial=keep_partial, engine=engine, progress=progress
+        )
     differs = again.compared(plan, Record.read(record_path(plan)))
     if differs:
         warnings.warn(differs, UserWarning, stacklevel=2)

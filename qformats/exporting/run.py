@@ -10,17 +10,20 @@ from pathlib import Path
 
 from qformats.errors import CheckpointError
 from qformats.exporting.check import require_exact as refuse_inexact
-from qformats.exporting.fill import Output, OutputFiles, Slice, fill, slices_of
+from qformats.exporting.engines.engine import Engine, WorkersLost
+from qformats.exporting.engines.local import Local
+from qformats.exporting.fill import Output, OutputFiles, Slice, slices_of
 from qformats.exporting.journal import Journal, finish_or_undo
+from qformats.exporting.one_pass import fill
 from qformats.exporting.plan import Plan, make_plan
 from qformats.exporting.prepare import Workspace, prepare
 from qformats.exporting.recipe import Recipe
 from qformats.exporting.recorded import require_unchanged
 from qformats.exporting.report import ExportReport, report_of
-from qformats.exporting.seal import check_target, leftovers, seal
+from qformats.exporting.seal import check_target, leftovers, place, seal
 from qformats.exporting.sound import warn_of_zeros
-from qformats.exporting.source_digest import SourceDigest
 from qformats.exporting.transcode import Measure, total
+from qformats.exporting.uploads import Upload, UploadFailed, destined
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.work.pool import threads
 from qformats.work.progress import Progress, Silent
@@ -39,12 +42,21 @@ def run(
     require_exact: bool = False,
     verify: bool = False,
     options: Mapping[str, str],
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Plan and execute; see :func:`qformats.export`."""
-    plan = make_plan(source, Path(target), recipe, options)
+    local, upload = destined(target, force=force)
+    plan = make_plan(source, local, recipe, options)
     return execute(
-        plan, force=force, workers=workers, require_exact=require_exact, verify=verify, progress=progress
+        plan,
+        force=force,
+        workers=workers,
+        require_exact=require_exact,
+        verify=verify,
+        engine=engine,
+        upload=upload,
+        progress=progress,
     )
 
 
@@ -56,6 +68,8 @@ def execute(
     keep_partial: bool = False,
     require_exact: bool = False,
     verify: bool = False,
+    engine: Engine | None = None,
+    upload: Upload | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Carry out a plan.
@@ -74,6 +88,10 @@ def execute(
         Refuse, before anything is written, if a value would change.
     verify : bool
         Compare every byte of a source of ours with its record, and not only the sizes and a sample.
+    engine : Engine, optional
+        Where the work is done; in this process by default.
+    upload : Upload, optional
+        Where the output goes from the plan's target, which is in a scratch folder.
     progress : Progress, optional
         Receives progress reports.
 
@@ -89,6 +107,8 @@ def execute(
         keep_partial=keep_partial,
         require_exact=require_exact,
         verify=verify,
+        engine=engine,
+        upload=upload,
         progress=progress,
     )
     return report
@@ -102,6 +122,8 @@ def execute_all(
     keep_partial: bool = False,
     require_exact: bool = False,
     verify: bool = False,
+    engine: Engine | None = None,
+    upload: Upload | None = None,
     progress: Progress | None = None,
     placing: Callable[[Plan, Sequence[tuple[Path, Path]]], None] | None = None,
 ) -> list[ExportReport]:
@@ -114,13 +136,14 @@ def execute_all(
     ----------
     plans : sequence of Plan
         With targets in one folder.
-    force, workers, keep_partial, require_exact, verify, progress
+    force, workers, keep_partial, require_exact, verify, engine, upload, progress
         See :func:`execute`.
     placing : callable, optional
         Called for each output before any is put in place, with what will be moved where.
     """
     progress = progress or Silent()
-    workers = threads(workers)
+    engine = engine or Local()
+    here = threads(workers)
     began = time.perf_counter()
     with uninterrupted(late=True):
         # Before the targets are inspected: half of one may be elsewhere.
@@ -129,10 +152,12 @@ def execute_all(
     for plan in plans:
         check_target(plan, force)
         _check_source(plan)
-    require_unchanged(plans[0].source, verify=verify, progress=progress, workers=workers)
+    if upload is not None:
+        upload.check(plans[0], began=True)
+    require_unchanged(plans[0].source, verify=verify, progress=progress, workers=here)
     new = [folder for folder in dict.fromkeys(plan.target.parent for plan in plans) if not folder.exists()]
     for plan in plans if require_exact else ():
-        refuse_inexact(plan, workers, progress)
+        refuse_inexact(plan, here, progress)
     workspaces: list[Workspace] = []
     try:
         ready = []
@@ -143,15 +168,18 @@ def execute_all(
                 workspaces.append(Workspace(plan))
                 plan = prepare(plan, workspaces[-1].files, progress)
             ready.append(plan)
-        reports = _write(ready, began, force, workers, keep_partial, progress, placing)
-    except BaseException:
+        if any(after is not before for after, before in zip(ready, plans, strict=True)):
+            # What a quantizer has made of the whole model is on this machine.
+            engine = Local()
+        reports = _write(ready, began, force, workers, keep_partial, engine, upload, progress, placing)
+    except BaseException as error:
         with uninterrupted():
             for workspace in workspaces:
-                workspace.close() if keep_partial else workspace.discard()
+                workspace.close() if _kept(keep_partial, error) else workspace.discard()
         raise
     for workspace in workspaces:
         workspace.discard()
-    for folder in new:
+    for folder in new if upload is None else ():
         # Of a mistyped path nothing else would tell.
         progress.notice(f"made the folder {folder}")
     return reports
@@ -161,8 +189,10 @@ def _write(
     plans: Sequence[Plan],
     began: float,
     force: bool,
-    workers: int,
+    workers: int | None,
     keep_partial: bool,
+    engine: Engine,
+    upload: Upload | None,
     progress: Progress,
     placing: Callable[[Plan, Sequence[tuple[Path, Path]]], None] | None,
 ) -> list[ExportReport]:
@@ -176,8 +206,8 @@ def _write(
             progress.notice(
                 f"going on with an interrupted export: {sum(resumed)} of {count} slices are written"
             )
-        with SourceDigest(plans[0].source, _in_order(outputs)) as source:
-            fill(outputs, workers, progress, source.reach)
+        with engine.source(plans[0].source, _in_order(outputs)) as source:
+            fill(outputs, engine, workers, progress, source.reach)
             for plan in plans:
                 _check_source(plan)
             progress.start("checksums of the source", 0)
@@ -185,12 +215,24 @@ def _write(
         reports = [_report(output, count) for output, count in zip(outputs, resumed, strict=True)]
         beside = [leftovers(plan).notes() for plan in plans]
         progress.start("checking what was written", 0)
-        seal(outputs, reports, identity, workers, force, placing)
-    except BaseException:
+        seal(outputs, reports, identity, engine, workers)
+        if upload is None:
+            place(outputs, force, placing)
+        else:
+            upload.put(plans[0], outputs[0].journal, progress)
+            outputs[0].journal.discard()
+            upload.close()
+            reports = [replace(reports[0], target=upload.url, run_with="")]
+    except BaseException as error:
         with uninterrupted():
             # The first journal goes last: it removes the folders that were made for all.
             for each in reversed(opened):
-                each.discard() if isinstance(each, Journal) and not keep_partial else each.close()
+                kept = _kept(keep_partial, error)
+                if upload is not None and isinstance(each, Journal) and not kept:
+                    upload.undo(plans[0], each)
+                each.discard() if isinstance(each, Journal) and not kept else each.close()
+            if upload is not None:
+                upload.close()
         raise
     warn_of_zeros(
         [
@@ -206,6 +248,11 @@ def _write(
         replace(report, seconds=seconds, notes=(*report.notes, *notes))
         for report, notes in zip(reports, beside, strict=True)
     ]
+
+
+def _kept(keep_partial: bool, error: BaseException) -> bool:
+    """Whether what is written stays: nobody wants to lose hours of work because machines or a store went away."""
+    return keep_partial or isinstance(error, WorkersLost | UploadFailed)
 
 
 def _in_order(outputs: Sequence[Output]) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import xxhash
 
 from qformats.errors import ConfigError, OutputError, spelled
+from qformats.exporting.engines.engine import Engine
 from qformats.exporting.fill import Output, OutputFiles
 from qformats.exporting.journal import Journal, Span, sync_folder
 from qformats.exporting.keeping import record
@@ -22,11 +23,19 @@ from qformats.exporting.report import ExportReport
 from qformats.exporting.stale import Stale, recorded_files, stale_parts
 from qformats.registry import registry
 from qformats.work.checksums import Piece
-from qformats.work.pool import bounded
 from qformats.work.signals import uninterrupted
 from qformats.work.targets import LONGEST_NAME, refuse_stream
 
-__all__ = ["check_target", "final_paths", "leftovers", "record_path", "seal"]
+__all__ = [
+    "check_target",
+    "final_paths",
+    "foreign_names",
+    "leftovers",
+    "place",
+    "record_name",
+    "record_path",
+    "seal",
+]
 
 _OF_MODELS = (
     *(
@@ -46,8 +55,6 @@ _OF_MODELS = (
 """What folders of models contain; a folder with anything else in it is never replaced as a whole."""
 _OF_TRAINING = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "training_args.bin", "trainer_state.json")
 """A folder with one of these is a training run's, to be continued: no other program can make it again."""
-_READ_AHEAD = 1 << 30
-"""Bytes of the output that are read again at a time."""
 _FOLDERS = (".cache", "additional_chat_templates")
 """Folders inside a model's."""
 
@@ -131,8 +138,6 @@ def _check_folder(path: Path) -> None:
     recorded |= {RECORD} if recorded else set()
     if names and "config.json" not in names and not recorded:
         raise OutputError(path, "is a folder without a model", "Choose another name, or remove it")
-    single_files = [f"*{loader.suffix}" for loader in registry().loaders() if loader.suffix]
-    usual = [*_OF_MODELS, *single_files]
 
     def foreign_name(name: str) -> bool:
         if name in recorded:
@@ -143,7 +148,7 @@ def _check_folder(path: Path) -> None:
             return any(entry.relative_to(path / name).as_posix() not in inside for entry in there)
         if (path / name).is_dir():
             return name not in _FOLDERS
-        return name in _OF_TRAINING or not any(fnmatch(name, pattern) for pattern in usual)
+        return bool(foreign_names([name], recorded))
 
     foreign = [name for name in names if foreign_name(name)]
     if foreign:
@@ -152,7 +157,27 @@ def _check_folder(path: Path) -> None:
         raise OutputError(path, found, "Choose another name, or remove it")
 
 
-def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
+def foreign_names(names: Iterable[str], recorded: Container[str]) -> list[str]:
+    """Names of files that no program writes into the folder of a model.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Files in the folder; those in folders of it with a slash.
+    recorded : container of str
+        Files that the record of an export lists.
+    """
+    usual = [*_OF_MODELS, *(f"*{loader.suffix}" for loader in registry().loaders() if loader.suffix)]
+    return [
+        name
+        for name in names
+        if name not in recorded
+        and name.partition("/")[0] not in _FOLDERS
+        and (name in _OF_TRAINING or "/" in name or not any(fnmatch(name, pattern) for pattern in usual))
+    ]
+
+
+def verify(files: OutputFiles, spans: Sequence[Span], engine: Engine, workers: int | None) -> None:
     """Compare the files with the checksums taken while filling.
 
     Raises
@@ -160,9 +185,7 @@ def verify(files: OutputFiles, spans: Sequence[Span], workers: int) -> None:
     OutputError
         If the disk returns anything other than what was written.
     """
-    with bounded(
-        lambda span: files.match([span]), spans, workers, weight=lambda span: span.nbytes, limit=_READ_AHEAD
-    ) as checked:
+    with engine.compared(files, spans, workers) as checked:
         for span, good in checked:
             if not good:
                 file = files.plan.layout.files[span.file].name
@@ -206,11 +229,10 @@ def seal(
     outputs: Sequence[Output],
     reports: Sequence[ExportReport],
     source: Mapping[str, tuple[int, str]],
-    workers: int,
-    force: bool,
-    placing: Callable[[Plan, Sequence[tuple[Path, Path]]], None] | None = None,
+    engine: Engine,
+    workers: int | None,
 ) -> None:
-    """Check and sync all outputs, then put them in place together; afterwards the journals are gone.
+    """Check and sync all outputs.
 
     Parameters
     ----------
@@ -220,8 +242,32 @@ def seal(
         What is recorded of each.
     source : mapping of str to (int, str)
         Bytes and checksum of each file of the source.
-    workers : int
+    engine : Engine
+        Compares what was written with its checksums.
+    workers : int or None
         Threads.
+
+    Raises
+    ------
+    OutputError
+        If an output is damaged.
+    """
+    for output, report in zip(outputs, reports, strict=True):
+        with _said_of(output.plan):
+            _check(output, report, source, engine, workers)
+
+
+def place(
+    outputs: Sequence[Output],
+    force: bool,
+    placing: Callable[[Plan, Sequence[tuple[Path, Path]]], None] | None = None,
+) -> None:
+    """Put all outputs in place together; afterwards the journals are gone.
+
+    Parameters
+    ----------
+    outputs : sequence of Output
+        Sealed.
     force : bool
         Replace what exists.
     placing : callable, optional
@@ -230,11 +276,8 @@ def seal(
     Raises
     ------
     OutputError
-        If an output is damaged or cannot be put in place.
+        If an output cannot be put in place.
     """
-    for output, report in zip(outputs, reports, strict=True):
-        with _said_of(output.plan):
-            _check(output, report, source, workers)
     with uninterrupted():
         for output in outputs:
             # Again: filling takes long, and something may have been put there meanwhile.
@@ -261,7 +304,13 @@ def _said_of(plan: Plan) -> Iterator[None]:
         raise OutputError(plan.target, f"cannot be put in place ({error.strerror or error})") from error
 
 
-def _check(output: Output, report: ExportReport, source: Mapping[str, tuple[int, str]], workers: int) -> None:
+def _check(
+    output: Output,
+    report: ExportReport,
+    source: Mapping[str, tuple[int, str]],
+    engine: Engine,
+    workers: int | None,
+) -> None:
     """Compare what is written with its checksums, write the record, and wait for the disk."""
     plan, files, journal = output.plan, output.files, output.journal
     spans = [span for written in journal.done.values() for span in written.spans]
@@ -269,7 +318,7 @@ def _check(output: Output, report: ExportReport, source: Mapping[str, tuple[int,
     with ThreadPoolExecutor(1, "qformats-sync") as background:
         # The disk works while the processor compares.
         synced = background.submit(files.sync)
-        verify(files, spans, workers)
+        verify(files, spans, engine, workers)
         synced.result()
     kept = record(plan, report, source, _covering(output))
     files.close()

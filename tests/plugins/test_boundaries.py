@@ -301,6 +301,7 @@ OPTIONAL = {
     "uvicorn": "extra",
     "lm_eval": "extra",
     "humming": "extra",
+    "ray": "extra",
     "datasets": "asked for by name",
     "pyarrow": "reads data sets that lie in a cache",
     "pytest": "runs the tests that import it",
