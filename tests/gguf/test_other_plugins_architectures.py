@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli.command import call
 from models import architectures
 from oracles import hf
 from oracles.llama_cpp import LlamaCpp
@@ -69,13 +70,13 @@ def arcee(tmp_path_factory):
         del architectures.CASES["arcee"]
 
 
-def test_the_example_of_the_documentation_works_both_ways(tmp_path, arcee):
+def test_the_example_of_the_documentation_works_both_ways(tmp_path, arcee, capsys):
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
     sites = [installed(tmp_path / "site", project["entry-points"]["qformats"]["arcee"]), EXAMPLE]
     file, back = tmp_path / "m.gguf", tmp_path / "back"
-    without = run([], "export", arcee, "--format", "gguf:f32", "-o", file)
-    assert without.returncode != 0
-    assert "model_type: found 'arcee'" in " ".join(without.stderr.split())
+    without = call(capsys, "export", arcee, "--format", "gguf:f32", "-o", file)
+    assert without.code != 0
+    assert "model_type: found 'arcee'" in " ".join(without.err.split())
     for source, format, target in ((arcee, "gguf:f32", file), (file, "dense:f32", back)):
         done = run(sites, "export", source, "--format", format, "-o", target)
         assert done.returncode == 0, done.stderr
