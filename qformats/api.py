@@ -272,11 +272,11 @@ def export(
         quantizer_options=tuple(mapping("quantizer_options", quantizer_options).items()),
         program=program or "",
     )
-    if mix != "named":
-        from qformats.calibration.measured import with_mix
-
-        asked = with_mix(mix, source, Path(written), asked, options, progress)
     with named(engine, address) as chosen:
+        if mix != "named":
+            from qformats.calibration.measured import with_mix
+
+            asked = with_mix(mix, source, Path(written), asked, options, progress)
         report = run(
             source,
             written,

@@ -52,7 +52,7 @@ def export_again(
     from qformats.errors import ConfigError
     from qformats.exporting import make_plan
     from qformats.exporting.again import again_from
-    from qformats.exporting.engines.named import named
+    from qformats.exporting.engines.named import named, require_known
     from qformats.exporting.report import report_of
     from qformats.exporting.rerun import rerun
     from qformats.registry import registry
@@ -62,6 +62,7 @@ def export_again(
         if value:
             shown = ", ".join(map(str, value)) if isinstance(value, list | dict) else str(value)
             raise ConfigError(f"--{name}", shown, "no such option beside --recipe, which has it already")
+    require_known(engine, address)
     again = again_from(recipe).with_files(imatrix, quantizer_options)
     try:
         with Bar() as bar:

@@ -257,7 +257,7 @@ def export_as_told(
     from qformats.exporting import Recipe, make_plan
     from qformats.exporting.check import check_exact as check
     from qformats.exporting.check import require_exact as refuse_inexact
-    from qformats.exporting.engines.named import named
+    from qformats.exporting.engines.named import named, require_known
     from qformats.exporting.report import answered, report_of
     from qformats.exporting.run import execute
     from qformats.exporting.uploads import destined
@@ -280,8 +280,11 @@ def export_as_told(
     suffix = recipe.loader(source).suffix
     usual = Path(f"{source.name}-{packer.spec.variant}{suffix}")
     planned = dry_run or check_exact
+    require_known(engine, address)
+    # A plan needs no cluster.
+    worked = named("local") if planned else named(engine, address)
     try:
-        with Bar() as bar:
+        with Bar() as bar, worked as chosen:
             target, upload = destined(output or usual, force=force)
             if mix != "named":
                 from qformats.calibration.measured import with_mix
@@ -297,18 +300,17 @@ def export_as_told(
                 if require_exact:
                     refuse_inexact(plan, threads(workers), bar, reasons)
             else:
-                with named(engine, address) as chosen:
-                    report = execute(
-                        plan,
-                        force=force,
-                        workers=workers,
-                        keep_partial=keep_partial,
-                        require_exact=require_exact,
-                        verify=verify,
-                        engine=chosen,
-                        upload=upload,
-                        progress=bar,
-                    )
+                report = execute(
+                    plan,
+                    force=force,
+                    workers=workers,
+                    keep_partial=keep_partial,
+                    require_exact=require_exact,
+                    verify=verify,
+                    engine=chosen,
+                    upload=upload,
+                    progress=bar,
+                )
             if planned and upload is not None:
                 report = replace(report, target=upload.url, run_with="")
     except KeyboardInterrupt:

@@ -103,7 +103,7 @@ class Upload:
                 and not self._force
                 and not (began and set(there) <= set(names) and names[-1] not in there)
             ):
-                found = "exists already" if names[-1] in there else "holds files, of which no model is made"
+                found = "exists already" if names[-1] in there else "holds files but no model"
                 how = spelled("--force", "force=True")
                 raise OutputError(self.url, found, f"Choose another name, or replace it with {how}")
             foreign = foreign_names(there, self._recorded(plan, there)) if plan.layout.folder else []
@@ -111,7 +111,7 @@ class Upload:
                 found = f"also holds files that are not part of a model: {', '.join(foreign[:3])}"
                 raise OutputError(self.url, found, "Choose another name, or remove them")
             # Whether it can be written shows now, and not after the work.
-            probe = posixpath.join(posixpath.dirname(self._root), f".{self.target.name}.qformats-probe")
+            probe = self._path(f".{self.target.name}.qformats-probe", plan)
             self._store.pipe_file(probe, b"qformats")
             self._store.rm_file(probe)
 
@@ -150,12 +150,14 @@ class Upload:
 
     def undo(self, plan: Plan, journal: Journal) -> None:
         """Remove what was uploaded of an export that ends without a model; stores that do not answer keep it."""
-        note = _Note(journal.files / _NOTE)
-        if note.began:
-            with contextlib.suppress(Exception):
-                for name in self._there(plan):
-                    if name in note.done:
-                        self._store.rm_file(self._path(name, plan))
+        if not _Note(journal.files / _NOTE).began:
+            return
+        with contextlib.suppress(Exception):
+            names, there = self._names(plan), self._there(plan)
+            # With the file that readers open first it is a whole model: the old one as yet, or the new one already.
+            for name in there if names[-1] not in there else ():
+                if name in names:
+                    self._store.rm_file(self._path(name, plan))
 
     def close(self) -> None:
         """Remove the place on this machine if nothing is in it."""

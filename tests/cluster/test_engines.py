@@ -35,6 +35,15 @@ def test_unknown_engine(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_unknown_engine_on_the_command_line(tmp_path, capsys, more):
+    result = call(
+        capsys, "export", "demo", "-f", "gguf:q4_0", "-o", tmp_path / "o.gguf", "--engine", "spark", *more
+    )
+    assert result.code != 0
+    assert result.err == "qformats: --engine: found 'spark'; expected local or ray.\n"
+
+
 def test_without_ray(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     result = call(capsys, "export", "demo", "-f", "gguf:q4_0", "-o", tmp_path / "out", "--engine", "ray")

@@ -137,7 +137,7 @@ def test_a_killed_replacement_is_no_model(store, clean, tmp_path):
     # Without the folder on this machine nothing tells whose files these are.
     os.rename(tmp_path / "scratch", tmp_path / "aside")
     found = run("export", "demo", *FORMAT, "-o", URL)
-    assert found.err.startswith(f"qformats: {URL}: holds files, of which no model is made. ")
+    assert found.err.startswith(f"qformats: {URL}: holds files but no model. ")
     os.rename(tmp_path / "aside", tmp_path / "scratch")
     assert run("export", "demo", *FORMAT, "-o", URL, "--force").code == 0
     assert content(store) == clean

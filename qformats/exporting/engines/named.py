@@ -9,7 +9,7 @@ from qformats.errors import ConfigError, spelled
 from qformats.exporting.engines.engine import Engine
 from qformats.exporting.engines.local import Local
 
-__all__ = ["ENGINES", "named"]
+__all__ = ["ENGINES", "named", "require_known"]
 
 ENGINES = ("local", "ray")
 """What ``--engine`` takes."""
@@ -40,12 +40,8 @@ def named(name: str, address: str | None = None) -> Iterator[Engine]:
     ...     type(engine).__name__
     'Local'
     """
-    if name not in ENGINES:
-        raise ConfigError(spelled("--engine", "engine"), name, " or ".join(ENGINES))
+    require_known(name, address)
     if name == "local":
-        if address is not None:
-            expected = f"no address without {spelled('--engine ray', 'engine=' + repr('ray'))}"
-            raise ConfigError(spelled("--address", "address"), address, expected)
         yield Local()
         return
     # What it needs is an extra.
@@ -53,3 +49,23 @@ def named(name: str, address: str | None = None) -> Iterator[Engine]:
 
     with connected(address) as engine:
         yield engine
+
+
+def require_known(name: str, address: str | None) -> None:
+    """Refuse a name that is no engine's, and an address for one that has none.
+
+    Raises
+    ------
+    ConfigError
+        Saying which there are.
+
+    Examples
+    --------
+    >>> from qformats.exporting.engines.named import require_known
+    >>> require_known("ray", "auto")
+    """
+    if name not in ENGINES:
+        raise ConfigError(spelled("--engine", "engine"), name, " or ".join(ENGINES))
+    if name == "local" and address is not None:
+        expected = f"no address without {spelled('--engine ray', 'engine=' + repr('ray'))}"
+        raise ConfigError(spelled("--address", "address"), address, expected)
