@@ -170,7 +170,11 @@ class Journal:
             return
         # Errors are not ignored: the next export would find the old output in its way.
         if self._new is not None and self.files.exists():
-            # The old folder, which has changed places with the new one.
+            # What the new output has changed places with.
+            for source, final in self._moves[:-1]:
+                # The record, which follows its file.
+                if os.path.lexists(source):
+                    source.replace(final)
             shutil.rmtree(self.files)
         if self._replaced.exists():
             shutil.rmtree(self._replaced)
@@ -199,7 +203,7 @@ class Journal:
     def placed(self) -> bool:
         """Whether the whole output is in place: its last part has left the partial output.
 
-        A folder is known by its inode: where it changes places with the one that it replaces, that is there instead.
+        What changes places with the one that it replaces is known by its inode: otherwise the old one is there.
         """
         if self._new is not None and self._moves:
             return _inode(self._moves[-1][1]) == self._new
@@ -212,8 +216,9 @@ class Journal:
         ----------
         moves : sequence of (Path, Path)
             From inside the partial output to beside the target. Without the last one there is no output; it is also
-            the first to be moved aside, so that at no time old and new parts are taken for one model. A single folder
-            changes places with the one that it replaces in one step, where the system can do that.
+            the first to be moved aside, so that at no time old and new parts are taken for one model. A single folder,
+            and a single file that has a record beside it, change places with what they replace in one step, where the
+            system can do that: at no time there is none.
         stale : sequence of Path
             Other parts of what is replaced, beside the target.
 
@@ -226,8 +231,10 @@ class Journal:
         """
         names = [[str(source.relative_to(self.folder)), final.name] for source, final in moves]
         # Written before anything is moved, so that the journal tells what to undo after a kill.
-        folder = len(moves) == 1 and moves[0][0].is_dir()
-        new = _inode(moves[0][0]) if folder else None
+        *beside, (whole, target) = moves
+        # A file in several parts has no single step.
+        one = not stale and (whole.is_dir() if not beside else len(beside) == 1 and _same_kind(whole, target))
+        new = _inode(whole) if one else None
         told = None if new is None else list(new)
         signed = token(self.folder, json.dumps([names, told]))
         self._write({"placing": names, "new": told, "token": signed})
@@ -235,7 +242,7 @@ class Journal:
         self._moves, self._new = list(moves), new
         try:
             self._replaced.mkdir(exist_ok=True)
-            if folder and not stale and self._exchanged(*moves[0]):
+            if one and self._exchanged(whole, target, beside):
                 return
             for final in (*(final for _, final in reversed(moves)), *stale):
                 if os.path.lexists(final):
@@ -246,10 +253,20 @@ class Journal:
             self._put_back()
             raise
 
-    def _exchanged(self, source: Path, final: Path) -> bool:
-        """Whether a folder has taken the place of another one, which then waits where all that is replaced does."""
-        if final.is_symlink() or not final.is_dir() or not exchange(source, final):
+    def _exchanged(self, source: Path, final: Path, beside: Sequence[tuple[Path, Path]]) -> bool:
+        """Whether an output has taken the place of another one, which then waits where all that is replaced does.
+
+        The old record goes first and the new one comes last: between them there is none, rather than another one's.
+        """
+        if not _same_kind(source, final):
             return False
+        for _, record in beside:
+            if os.path.lexists(record):
+                record.rename(self._replaced / record.name)
+        if not exchange(source, final):
+            return False
+        for new, record in beside:
+            new.rename(record)
         # If that fails, the next export removes it all the same.
         with contextlib.suppress(OSError):
             source.rename(self._replaced / final.name)
@@ -264,8 +281,16 @@ class Journal:
             If an old part cannot be moved back. It stays where it is.
         """
         try:
+            if (
+                self._new is not None
+                and len(self._moves) > 1
+                and self.placed
+                and _same_kind(*self._moves[-1])
+            ):
+                exchange(*self._moves[-1])
             # A folder with the new one's inode would be in place, and any other is none of ours.
-            for source, final in reversed(self._moves) if self._new is None else ():
+            folder = self._new is not None and len(self._moves) == 1
+            for source, final in () if folder else reversed(self._moves):
                 if not os.path.lexists(source) and os.path.lexists(final):
                     final.rename(source)
             order = [final.name for _, final in self._moves]
@@ -398,6 +423,13 @@ def _inode(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return state.st_dev, state.st_ino
+
+
+def _same_kind(source: Path, final: Path) -> bool:
+    """Whether two paths are both folders or both files, and no links."""
+    if source.is_symlink() or final.is_symlink():
+        return False
+    return (source.is_dir() and final.is_dir()) or (source.is_file() and final.is_file())
 
 
 def _entry(line: bytes) -> dict[str, Any]:

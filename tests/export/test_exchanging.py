@@ -5,60 +5,38 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cli.command import call
+from robustness.killing import ended
 
 import qformats
 from qformats.errors import OutputError
+from qformats.exporting import journal
 from qformats.exporting.journal import Journal, finish_or_undo
 from qformats.work.exchanging import exchange
 
-# Forks a process for each step, which it kills there: seconds for each otherwise.
-CHILD = """
-import os, shutil, signal, sys
-from pathlib import Path
-from qformats.exporting import journal
 
-def place(target, step, able):
-    calls = 0
-
-    def killing(function):
-        def called(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-        return called
-
-    made = journal.Journal(target, "x")
-    for name in ("config.json", "weights"):
-        (made.files / name).write_text("new")
+def replace(target: Path, names: tuple[str, ...], able: bool) -> None:
+    """What an export does when all is written: a folder of these files, or files beside each other."""
     if not able:
         journal.exchange = lambda first, second: False
-    journal.exchange = killing(journal.exchange)
-    for place, name in ((Path, "rename"), (Path, "mkdir"), (Path, "unlink"), (Path, "rmdir"), (os, "unlink"),
-                        (os, "rmdir"), (os, "fsync"), (os, "write"), (os, "close")):
-        setattr(place, name, killing(getattr(place, name)))
-    made.place([(made.files, target)])
+    made = Journal(target, "x")
+    for name in names:
+        (made.files / name).write_text("new")
+    folder = target.suffix == ""
+    made.place(
+        [(made.files, target)] if folder else [(made.files / name, target.with_name(name)) for name in names]
+    )
     journal.sync_folder(target.parent)
     made.discard()
 
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        place(Path(sys.argv[1]) / line.strip() / "out", int(line), sys.argv[2] == "yes")
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
 
 def content(folder: Path) -> dict[str, str]:
-    return {file.name: file.read_text() for file in sorted(folder.iterdir())} if folder.is_dir() else {}
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {file.name: file.read_text() for file in files if file.is_file()}
 
 
 OLD = {"config.json": "old", "more": "old"}
@@ -71,33 +49,79 @@ def test_killed_between_any_two_steps(tmp_path, able):
     if able == "yes" and not supported(tmp_path):
         pytest.skip("this file system cannot exchange")
     seen, step, finished = set(), 0, False
-    command = [sys.executable, "-c", CHILD, str(tmp_path), able]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
-        while not finished:
-            step += 1
-            target = tmp_path / str(step) / "out"
-            target.mkdir(parents=True)
-            for name, text in OLD.items():
-                (target / name).write_text(text)
-            program.stdin.write(f"{step}\n")
-            program.stdin.flush()
-            code = int(program.stdout.readline())
-            finished = code == 0
-            assert finished or code == -signal.SIGKILL
-            found = content(target)
-            seen.add(tuple(found.items()))
-            # Never a mixture; and where the system can, never nothing.
-            assert found in ((OLD, NEW) if able == "yes" else (OLD, NEW, {}))
-            finish_or_undo(target)
-            after = content(target)
-            assert after == (found or OLD)
-            # The next export, which also finds a folder that was made and nothing more.
-            Journal(target, "x").discard()
-            assert content(target) == after
-            assert os.listdir(target.parent) == ["out"]
-    assert program.returncode == 0
+    while not finished:
+        step += 1
+        target = tmp_path / str(step) / "out"
+        target.mkdir(parents=True)
+        for name, text in OLD.items():
+            (target / name).write_text(text)
+        log = tmp_path / "log"
+        code = ended(partial(replace, target, tuple(NEW), able == "yes"), step=step, log=log)
+        finished = code == 0
+        assert finished or code == -signal.SIGKILL, log.read_text()
+        found = content(target)
+        seen.add(tuple(found.items()))
+        # Never a mixture; and where the system can, never nothing.
+        assert found in ((OLD, NEW) if able == "yes" else (OLD, NEW, {}))
+        finish_or_undo(target)
+        after = content(target)
+        assert after == (found or OLD)
+        # The next export, which also finds a folder that was made and nothing more.
+        Journal(target, "x").discard()
+        assert content(target) == after
+        assert os.listdir(target.parent) == ["out"]
     assert step > 8
     assert {tuple(OLD.items()), tuple(NEW.items())} <= seen
+
+
+FILES = {
+    "file": ["out.gguf.qformats.json", "out.gguf"],
+    "split": [
+        "out.gguf.qformats.json",
+        "out-00003-of-00003.gguf",
+        "out-00002-of-00003.gguf",
+        "out-00001-of-00003.gguf",
+    ],
+}
+"""What is put in place, in this order."""
+
+
+@pytest.mark.parametrize("able", ["yes", "no"])
+@pytest.mark.parametrize("kind", FILES)
+def test_files_killed_between_any_two_steps(tmp_path, kind, able):
+    """One file: always one of the two. Several: while the first part is there, all others are of its model."""
+    if able == "yes" and not supported(tmp_path):
+        pytest.skip("this file system cannot exchange")
+    names, seen, step, finished = FILES[kind], set(), 0, False
+    record, first = names[0], names[-1]
+    while not finished:
+        step += 1
+        place = tmp_path / str(step)
+        place.mkdir()
+        for name in names:
+            (place / name).write_text("old")
+        log = tmp_path / "log"
+        code = ended(partial(replace, place / "out.gguf", tuple(names), able == "yes"), step=step, log=log)
+        finished = code == 0
+        assert finished or code == -signal.SIGKILL, log.read_text()
+        found = {name: text for name, text in content(place).items() if not name.startswith(".")}
+        seen.add(tuple(sorted(found.items())))
+        if first in found:
+            # A record may be missing beside its file; it is never another one's.
+            assert set(found.values()) == {found[first]}
+            assert found.keys() >= set(names) - ({record} if kind == "file" else set())
+        else:
+            # No program takes the rest for a model.
+            assert kind == "split" or able == "no"
+        finish_or_undo(place / "out.gguf")
+        after = content(place)
+        assert after in ({name: "old" for name in names}, {name: "new" for name in names})
+        assert found.get(first, "old") == after[first]
+        Journal(place / "out.gguf", "x").discard()
+        assert content(place) == after
+        assert sorted(os.listdir(place)) == sorted(names)
+    assert step > 12
+    assert {tuple(sorted({name: text for name in names}.items())) for text in ("old", "new")} <= seen
 
 
 def supported(folder: Path) -> bool:
