@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from qformats.errors import CheckpointError, ConfigError, Described, spelled
+from qformats.errors import CheckpointError, ConfigError, Described, shown, spelled
 from qformats.exporting.plan import Plan
 from qformats.exporting.recipe import Measured, Recipe
 from qformats.exporting.recorded import Record, record_beside
@@ -81,7 +81,8 @@ class Again:
             raise CheckpointError(record.path, found, "the record of an export with its recipe")
         added = told.get("added")
         if added:
-            found = f"is of a model to which something was added ({', '.join(map(str, added))})"
+            listed = ", ".join(map(str, added)) if isinstance(added, list) else shown(added)
+            found = f"is of a model to which something was added ({listed})"
             hint = "merge the adapter again instead"
             raise CheckpointError(record.path, found, "the record of an export", hint=hint)
         try:

@@ -91,7 +91,11 @@ def test_templates_are_rendered_in_one_place_and_for_chats_only():
     asks = {
         str(file.relative_to(ROOT)) for file, _ in trees() if "folder.chat_render import" in file.read_text()
     }
-    assert asks == {"qformats/chatting/prompts.py", "qformats/cli/generate.py", "qformats/folder/chat_render.py"}
+    assert asks == {
+        "qformats/chatting/prompts.py",
+        "qformats/cli/generate.py",
+        "qformats/folder/chat_render.py",
+    }
 
 
 def test_the_tests_that_the_page_names_are_there():
