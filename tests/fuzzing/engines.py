@@ -52,7 +52,19 @@ def instrumented(engine: str) -> Any:
 
 
 _PLUGINS = (
-    *("awq", "bitsandbytes", "compressed_tensors", "fp8", "glm", "gguf", "gptq", "hqq", "mlx", "modelopt"),
+    *(
+        "awq",
+        "bitsandbytes",
+        "compressed_tensors",
+        "eetq",
+        "fp8",
+        "glm",
+        "gguf",
+        "gptq",
+        "hqq",
+        "mlx",
+        "modelopt",
+    ),
     *("quanto", "torchao"),
 )
 

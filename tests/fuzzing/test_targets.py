@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 from fuzzing import corpus
 from fuzzing.runner import Changes, Runner, sandbox, seeds_of
 from fuzzing.targets.every import TARGETS
+from fuzzing.targets.quantized_folders import FAMILIES
 
 _RUNS, _HEAVY_RUNS = 2000, 150
 """Changed inputs of a target; always the same ones."""
@@ -70,3 +72,14 @@ def test_the_corpus_stays_small():
         file for file in corpus.REGRESSIONS.rglob("*.xz")
     ]
     assert sum(file.stat().st_size for file in files) < 300_000
+
+
+def test_every_family_that_comes_with_the_program_has_a_target():
+    plugins = {
+        folder.name
+        for folder in (Path(__file__).parents[2] / "plugins").glob("qformats_*")
+        if folder.is_dir()
+    }
+    families = {name.removeprefix("qformats_").replace("_", "-") for name in plugins}
+    assert len(families) > 10
+    assert families - {"gguf"} <= {*FAMILIES}

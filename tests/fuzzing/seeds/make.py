@@ -273,12 +273,32 @@ def folders(place: Path) -> None:
             (folder / "config.json").write_text(json.dumps(config))
             keep(f"folder-{family}", case, bundles.pack(files(folder)))
     mxfp4(place)
+    eetq(place)
     states = {
         "plain": QuantState("nf4", 64, "f16", (32, 32)),
         "nested": QuantState("nf4", 64, "bf16", (32, 32), 0.25),
     }
     for name, state in states.items():
         keep("quant-state", f"{name}.json", state.to_bytes().strip())
+
+
+def eetq(place: Path) -> None:
+    """A layer in EETQ's order of bytes, which is 64 x 64 at least; the bytes are drawn."""
+    source = cut(place / "eetq-source")
+    tensors = {n: v for n, v in load_file(source / "model.safetensors").items() if n != f"{MODULE}.weight"}
+    codes = np.random.default_rng(0).integers(-128, 128, (64, 64)).astype(np.int8)
+    codes[:] = codes[:1]
+    tensors |= {f"{MODULE}.weight": torch.from_numpy(codes), f"{MODULE}.weight_scales": torch.ones(64).half()}
+    config = json.loads((source / "config.json").read_text())
+    config |= {"hidden_size": 64, "num_key_value_heads": 1, "head_dim": 64}
+    config |= {
+        "quantization_config": {"quant_method": "eetq", "weights": "int8", "modules_to_not_convert": None}
+    }
+    folder = place / "eetq"
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    keep("folder-eetq", "int8", bundles.pack(files(folder)))
 
 
 def mxfp4(place: Path) -> None:

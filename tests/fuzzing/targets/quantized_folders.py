@@ -14,7 +14,19 @@ from .target import Target
 __all__ = ["FAMILIES", "TARGETS"]
 
 FAMILIES = (
-    *("awq", "bitsandbytes", "compressed-tensors", "fp8", "glm", "gptq", "hqq", "mlx", "modelopt", "mxfp4"),
+    *(
+        "awq",
+        "bitsandbytes",
+        "compressed-tensors",
+        "eetq",
+        "fp8",
+        "glm",
+        "gptq",
+        "hqq",
+        "mlx",
+        "modelopt",
+        "mxfp4",
+    ),
     *("quanto", "torchao"),
 )
 """Those that have seeds: a folder of each way in which they store weights."""
