@@ -138,7 +138,7 @@ def _declared(config: Mapping[str, Any], within: str) -> FolderPacker:
     """Format of these bits, this group size and mode; what is missing is as the program takes it, for modules too."""
     mode = config.get("mode", "affine")
     if mode != "affine":
-        if mode not in MODES:
+        if not isinstance(mode, str) or mode not in MODES:
             raise ConfigError(f"{within}mode", mode, "affine, " + ", ".join(MODES))
         packer = MODES[mode]
         for key, own in (("bits", packer.bits), ("group_size", packer.group_size)):
