@@ -1,4 +1,4 @@
-"""Inputs of a block, between two blocks and within one: in memory up to a limit, the rest on disk."""
+"""Inputs of a block, between two blocks and within one: on the device, in memory, the rest on disk."""
 
 from __future__ import annotations
 
@@ -10,32 +10,78 @@ from typing import TYPE_CHECKING
 from qformats.errors import OutputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
-__all__ = ["Activations", "Kept", "Memory"]
+__all__ = ["Activations", "Kept", "Memory", "device_room"]
+
+_MATRICES = 8
+"""Matrices of the inputs' moments, and as large ones, that are on a device at a time while a layer is solved."""
+_BLOCKS = 4
+"""Blocks: as they are quantized, the unquantized one, one of float32 working copies."""
+_REST = 2 * 10**9
+"""Bytes for what a batch needs while it runs."""
+
+
+def device_room(device: torch.device, *, columns: int, block_nbytes: int) -> int:
+    """Bytes of a device that hidden states may take: what is free beside a block at work, at most half of it.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the model runs.
+    columns : int
+        Inputs of the widest layer that is quantized.
+    block_nbytes : int
+        Bytes of the weights of a block, as they run.
+    """
+    if device.type != "cuda":
+        return 0
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    needed = _MATRICES * 4 * columns**2 + _BLOCKS * block_nbytes + _REST
+    return max(0, min(free // 2, free - needed))
 
 
 @dataclass
 class Memory:
-    """A limit that several holders of tensors share.
+    """Limits that several holders of tensors share.
 
     Attributes
     ----------
     limit : int
-        Bytes.
-    used : int
-        Bytes that are taken.
+        Bytes of the machine's memory.
+    device_limit : int
+        Bytes of the device where tensors are computed; 0 to keep all of them in the machine's.
+    used, device_used : int
+        Bytes that are taken of both.
     """
 
     limit: int
+    device_limit: int = 0
     used: int = 0
+    device_used: int = 0
 
-    def reserve(self, nbytes: int) -> bool:
-        """Reserve memory; ``False`` if not enough is left."""
-        if self.used + nbytes > self.limit:
-            return False
-        self.used += nbytes
-        return True
+    def keep(self, values: Tensor) -> Tensor | None:
+        """Reserve memory for a tensor and give it as it is kept; ``None`` if there is no room for it."""
+        values = values.detach()
+        if values.device.type != "cpu" and self.device_used + values.nbytes <= self.device_limit:
+            self.device_used += values.nbytes
+            kept = values.contiguous()
+            # A part of a tensor would keep the whole of it.
+            return kept.clone() if kept.untyped_storage().nbytes() > kept.nbytes else kept
+        if self.used + values.nbytes > self.limit:
+            return None
+        self.used += values.nbytes
+        return values.cpu().contiguous()
+
+    def free(self, values: Tensor) -> None:
+        """Give back what was reserved for a tensor that :meth:`keep` gave."""
+        if values.device.type == "cpu":
+            self.used -= values.nbytes
+        else:
+            self.device_used -= values.nbytes
 
 
 class Kept:
@@ -53,21 +99,22 @@ class Kept:
 
     def put(self, index: int, values: Tensor) -> bool:
         """Keep a tensor, in place of the one with the same index; ``False`` if there is no memory for it."""
-        values = values.detach().cpu().contiguous()
         if index in self._kept:
-            self._memory.used -= self._kept.pop(index).nbytes
-        if not self._memory.reserve(values.nbytes):
+            self._memory.free(self._kept.pop(index))
+        kept = self._memory.keep(values)
+        if kept is None:
             return False
-        self._kept[index] = values
+        self._kept[index] = kept
         return True
 
     def get(self, index: int) -> Tensor | None:
-        """Tensor of a batch, on the CPU; ``None`` if it is not kept."""
+        """Tensor of a batch, on its device or on the CPU; ``None`` if it is not kept."""
         return self._kept.get(index)
 
     def clear(self) -> None:
         """Forget all."""
-        self._memory.used -= sum(values.nbytes for values in self._kept.values())
+        for values in self._kept.values():
+            self._memory.free(values)
         self._kept.clear()
 
 
@@ -119,7 +166,7 @@ class Activations:
         self._spilled[index] = states.new_empty(states.shape, device="meta")
 
     def get(self, index: int) -> Tensor:
-        """Batch of this index, on the CPU."""
+        """Batch of this index, on its device or on the CPU."""
         kept = self._kept.get(index)
         if kept is not None:
             return kept

@@ -67,19 +67,24 @@ class Moments:
         if not rows.shape[0]:
             return
         old, new = before / self.tokens, 1 / self.tokens
-        wide = rows.float()
+        # What a device multiplies in 16 bits it sums in float32: the products are those of float32, many times faster.
+        narrow = rows.device.type == "cuda" and rows.dtype.itemsize == 2
+        wide = rows if narrow else rows.float()
         panel = max(_PANEL, -(-columns // 8 // _PANEL) * _PANEL)
         for start in range(0, columns, panel):
             stop = min(columns, start + panel)
             part = self._upper[:stop, start:stop]
-            part.addmm_(wide[:, :stop].t(), wide[:, start:stop], beta=old, alpha=new)
+            if narrow:
+                part.mul_(old).add_(_product(rows[:, :stop], rows[:, start:stop]), alpha=new)
+            else:
+                part.addmm_(wide[:, :stop].t(), wide[:, start:stop], beta=old, alpha=new)
         if self._drift is not None and unquantized is not None:
-            change = (unquantized.reshape(-1, columns).float() - wide).to(inputs.dtype)
+            change = (unquantized.reshape(-1, columns).float() - rows.float()).to(inputs.dtype)
             del wide
             # In panels too: products are as large as what they are added to.
             for start in range(0, columns, panel):
                 stop = min(columns, start + panel)
-                product = (change[:, start:stop].t() @ rows).float()
+                product = _product(change[:, start:stop], rows)
                 self._drift[start:stop].mul_(old).add_(product, alpha=new)
 
     @property
@@ -112,3 +117,13 @@ class Moments:
     def drift(self) -> Tensor | None:
         """Mean of ``(y - x) xᵀ``, float32 ``(K, K)``; ``None`` if it was not wanted."""
         return self._drift
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Float32 ``leftᵀ @ right``, of two matrices of one dtype."""
+    import torch
+
+    if left.device.type == "cuda" and left.dtype.itemsize == 2:
+        # Not rounded to 16 bits, in which the products of large inputs would be infinite.
+        return torch.mm(left.t(), right, out_dtype=torch.float32)
+    return (left.t() @ right).float()

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qformats.calibration.activations import Activations, Memory
+from qformats.calibration.activations import Activations, Memory, device_room
 from qformats.calibration.experts import expert_of, few_tokens, stages
 from qformats.calibration.finished import FinishedBlocks
 from qformats.calibration.layer import Layer, Round, Rounded, Scale
@@ -185,6 +185,11 @@ class Run:
         self._leave_out(skeleton.unread(self.formats.keys()), type(skeleton.model).__name__)
         skeleton.open_experts(self.formats.keys())
         self._check(skeleton)
+        self.memory.device_limit = device_room(
+            self.device,
+            columns=max((skeleton.columns(name) for name in self.formats), default=0),
+            block_nbytes=skeleton.block_nbytes,
+        )
         self.progress.start("reading the calibration text", 0)
         tokens = sample_tokens(self.source, self.settings, self.progress)
         identified = self._identity(identity, tokens)
@@ -414,7 +419,7 @@ class _Block:
         advanced = False
         if finished is not None:
             for name, tensor in finished.items():
-                self._assign(name, tensor.read())
+                self._assign(name, tensor.read().dequantize())
         else:
             packed = self._scale()
             stages = self._stages()
@@ -537,7 +542,8 @@ class _Block:
                 raise WeightsError(file, layer.name, error.found, error.hint) from error
             self.run.count(layer, rounded, moments.tokens, time.perf_counter() - began)
             packed = self.run.pack(layer, rounded.quantized)
-            self._assign(layer.name, packed)
+            # Decoded where the block is: its packed bytes are on the CPU.
+            self._assign(layer.name, rounded.quantized.dequantize())
             found[layer.name] = packed
             self.run.progress.advance(sizes[layer.name])
             return_freed()
@@ -546,14 +552,14 @@ class _Block:
     def _read(self, name: str) -> Tensor:
         if self._scaled is not None:
             return self._scaled.read(name)
-        return self.skeleton.read(name).to(self.run.device)
+        return self.skeleton.unquantized(self.number, name)
 
-    def _assign(self, name: str, packed: PackedTensor) -> None:
-        """Make the block compute with the stored weights."""
+    def _assign(self, name: str, values: Tensor) -> None:
+        """Make the block compute with the values of stored weights."""
         owner, key = self.skeleton.local(self.number, name), "weight"
         if name not in self.run.formats:
             owner, _, key = name.removeprefix(self.skeleton.name(self.number, "")).rpartition(".")
-        self.skeleton.assign(self.module.get_submodule(owner), key, packed.dequantize(), name)
+        self.skeleton.assign(self.module.get_submodule(owner), key, values, name)
 
 
 def refused(names: Sequence[str], wanted: str) -> ConfigError:

@@ -7,9 +7,17 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qformats.calibration.experts import expert_of
-from qformats.errors import CheckpointError, Described, UnsupportedModelError, WeightsError, spelled
+from qformats.errors import (
+    CheckpointError,
+    Described,
+    NonFiniteError,
+    UnsupportedModelError,
+    WeightsError,
+    spelled,
+)
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.stored import StoredTensor
+from qformats.numbers.dtypes import dtype_name
 
 if TYPE_CHECKING:
     import torch
@@ -242,6 +250,37 @@ class Skeleton:
         for local, module in self.blocks[block].named_modules():
             self._load(self.name(block, local) if local else f"{self.prefix}.{block}", module)
 
+    @property
+    def block_nbytes(self) -> int:
+        """Bytes of the weights of the largest block, as it runs."""
+        sizes = [sum(int(p.numel()) for p in block.parameters()) for block in self.blocks]
+        return max(sizes) * int(self.dtype.itemsize)
+
+    def unquantized(self, block: int, name: str) -> Tensor:
+        """A weight of a block that is loaded and not quantized yet, by its canonical name: float32, on the device.
+
+        Raises
+        ------
+        CheckpointError
+            If the source has no such tensor.
+        WeightsError
+            If it holds NaN or infinity.
+        """
+        owner, key = self.local(block, name), "weight"
+        module = self.blocks[block].get_submodule(owner)
+        parts, loaded = self.stored(name), module._parameters.get(key)
+        stored = self._replaced.get(parts[0][0]) or self._source.tensors[parts[0][0]]
+        as_it_is = len(parts) == 1 and parts[0][1].expert is None and self._runs_as_stored(stored, self.dtype)
+        transposed = type(module).__name__ == "Conv1D"
+        if as_it_is and not transposed and loaded is not None and tuple(loaded.shape) == tuple(stored.shape):
+            values: Tensor = loaded.float()
+            return values
+        return self.read(name).to(self.device)
+
+    def _runs_as_stored(self, stored: StoredTensor, dtype: torch.dtype | None) -> bool:
+        """Whether the numbers of a tensor need no conversion."""
+        return dtype is not None and stored.packer.dense_dtype == dtype_name(dtype)
+
     def free_block(self, block: int) -> None:
         """Forget the weights of a block."""
         for module in self.blocks[block].modules():
@@ -333,14 +372,27 @@ class Skeleton:
         import torch
 
         stored = self._replaced.get(name) or self._source.tensors[name]
+        as_it_is = self._runs_as_stored(stored, dtype)
         values = torch.empty(stored.shape, dtype=dtype or torch.float32)
         # In slices: as float32, and while it is checked, a weight is several times as large as when stored.
         step = stored.rows
         if stored.step:
             step = max(1, _SLICE // max(1, stored.numel // stored.rows) // stored.step) * stored.step
         for start in range(0, stored.rows, step):
-            values[start : start + step] = self._part(stored, name, start, min(stored.rows, start + step))
+            stop = min(stored.rows, start + step)
+            values[start:stop] = (self._plain if as_it_is else self._part)(stored, name, start, stop)
         return values
+
+    def _plain(self, stored: StoredTensor, name: str, start: int, stop: int) -> Tensor:
+        """Rows as they are stored."""
+        from qformats.kernels.dense import require_finite
+
+        (part,) = stored.read(start, stop).fields.values()
+        try:
+            require_finite(part)
+        except NonFiniteError as error:
+            raise WeightsError(str(stored.file), name, "holds NaN or infinity", "repair the model") from error
+        return part
 
     def _part(self, stored: StoredTensor, name: str, start: int, stop: int) -> Tensor:
         part = stored.read(start, stop).dequantize()
