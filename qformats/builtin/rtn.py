@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qformats.errors import ConfigError, Described
@@ -9,6 +10,7 @@ from qformats.interfaces.option import Option
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.quantizer import Quantizer
 from qformats.numbers.quantized import QuantizedTensor
+from qformats.work.gpus import require_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +32,13 @@ class RoundToNearest(Quantizer):
     summary = "round to nearest, by each format's own reference rule"
     options = (
         Option("search", "mse: the scales of least squared error; none: each format's own rule (none)"),
+        Option(
+            "device",
+            "where to compute: cpu, cuda, cuda:1, ... (calibration: a GPU if there is one; rtn: cpu)",
+            decides=False,
+            flag=True,
+            metavar="DEVICE",
+        ),
     )
 
     def quantize(self, weight: Tensor, packer: Packer, importance: Tensor | None = None) -> QuantizedTensor:
@@ -40,6 +49,7 @@ class RoundToNearest(Quantizer):
 
     def review(self, packer: Packer, *, weighed: bool) -> str:
         """Refuse to search where there is nothing to choose; warn of the fewest levels."""
+        require_device(self.given.get("device"))
         grid = packer.grid
         if grid is None:
             return ""
@@ -80,7 +90,17 @@ class RoundToNearest(Quantizer):
         return packer.quantize_reference(dense)
 
     def encode(self, dense: Tensor, packer: Packer, importance: Tensor | None = None) -> PackedTensor:
-        """Quantize and pack in the format's own single pass."""
+        """Quantize and pack in the format's own single pass; on the device that is wanted, with the result on the CPU.
+
+        :meth:`quantize` stays where its weight is: exports compare the first rows of each tensor with it.
+        """
+        device = self.given.get("device", "cpu")
+        if device != "cpu":
+            dense, importance = dense.to(device), None if importance is None else importance.to(device)
         if importance is not None or self._searches:
-            return super().encode(dense, packer, importance)
-        return packer.encode_reference(dense)
+            packed = super().encode(dense, packer, importance)
+        else:
+            packed = packer.encode_reference(dense)
+        if device == "cpu":
+            return packed
+        return replace(packed, fields={name: value.cpu() for name, value in packed.fields.items()})

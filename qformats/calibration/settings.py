@@ -28,7 +28,12 @@ OPTIONS = (
         metavar="N",
     ),
     Option("seed", "decides which pieces of the text are taken (0)"),
-    Option("device", "where to compute: cpu, cuda, cuda:1, ... (a GPU if there is one)"),
+    Option(
+        "device",
+        "where to compute: cpu, cuda, cuda:1, ... (calibration: a GPU if there is one; rtn: cpu)",
+        flag=True,
+        metavar="DEVICE",
+    ),
     Option(
         "compute-dtype",
         "dtype that the model runs in: f32, f16 or bf16 (its own, if the device is fast with it)",
