@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from qformats import AffineGrid, GridParams, QuantizedTensor, TableGrid
 from qformats.errors import ConfigError, Described, NonFiniteError, ShapeError
+from qformats.numbers import quotient
 from qformats_bitsandbytes import tables
 from qformats_bitsandbytes.nested import (
     NestedParams,
@@ -154,7 +155,7 @@ class RowAbsMaxGrid(AffineGrid):
 
     def storable(self, values: Tensor) -> Tensor:
         """Nearest float32 that is a 127th of a float32."""
-        return values.float() * 127.0 / 127.0
+        return quotient(values.float() * 127.0, 127.0)
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
         """Codes and scales as bitsandbytes chooses them.
@@ -173,7 +174,7 @@ class RowAbsMaxGrid(AffineGrid):
         largest = self.blocks(values).abs().amax(-1)
         # torch divides a number by a tensor in two steps.
         factor = torch.where(largest == 0, 0.0, 1.0 / largest * 127.0)
-        return (values * factor).round().add(128).to(torch.uint8), GridParams(largest / 127.0)
+        return (values * factor).round().add(128).to(torch.uint8), GridParams(quotient(largest, 127.0))
 
     def plain(self) -> AffineGrid:
         """The same levels with any scale."""
@@ -196,7 +197,7 @@ def row_maxima(scale: Tensor) -> Tensor:
     found = nearest
     for bound in (-math.inf, math.inf):
         other = torch.nextafter(nearest, torch.full_like(nearest, bound))
-        better = (other / 127.0 == scale) & _is_half(other) & ~_is_half(found)
+        better = (quotient(other, 127.0) == scale) & _is_half(other) & ~_is_half(found)
         found = other.where(better, found)
     return found
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qformats import FieldSpec, FormatSpec, KernelSpec, PackedTensor, Packer, QuantizedTensor
 from qformats.errors import ConfigError, Described, NotExactError
 from qformats.interfaces import Answer, foresee
-from qformats.numbers import SIZES, dtype_name, empty, torch_dtype
+from qformats.numbers import SIZES, dtype_name, empty, quotient, torch_dtype
 from qformats_bitsandbytes.grids import (
     FourBitGrid,
     NestedGrid,
@@ -412,7 +412,7 @@ class Int8Packer(_BnBPacker):
 
         self.checked(packed)
         codes = (packed.fields["weight"].to(torch.int16) + 128).to(torch.uint8)
-        scale = (packed.fields["SCB"] / 127.0).unsqueeze(1)
+        scale = quotient(packed.fields["SCB"], 127.0).unsqueeze(1)
         return QuantizedTensor(codes, scale, (1, int(packed.shape[1])), zero_point=self.grid.center)
 
     def dequantize(self, packed: PackedTensor) -> Tensor:
@@ -427,7 +427,7 @@ class Int8Packer(_BnBPacker):
         from qformats.kernels.dense import as_numpy
         from qformats_bitsandbytes import kernels
 
-        scale = packed.fields["SCB"] / 127.0
+        scale = quotient(packed.fields["SCB"], 127.0)
         kernels.dequantize_int8(packed.fields["weight"].contiguous().numpy(), scale.numpy(), as_numpy(out))
 
     def encode_reference(self, dense: Tensor) -> PackedTensor:

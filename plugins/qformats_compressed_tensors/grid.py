@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qformats import AffineGrid, GridParams
-from qformats.numbers import expand_blocks, torch_dtype
+from qformats.numbers import expand_blocks, quotient, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,9 +33,8 @@ class IntegerGrid(AffineGrid):
         blocks = self.blocks(weight)
         low, high = blocks.amin(-1).clamp(max=0), blocks.amax(-1).clamp(min=0)
         symmetric = self.kind == "symmetric"
-        # A tensor on the same device, since CUDA multiplies by the reciprocal of a Python number.
-        steps = torch.tensor(self.levels - 1, dtype=torch.float32, device=weight.device)
-        reach = torch.maximum(-low, high) / (steps / 2) if symmetric else (high - low) / steps
+        steps = self.levels - 1
+        reach = quotient(torch.maximum(-low, high), steps / 2) if symmetric else quotient(high - low, steps)
         scale = self.storable(reach)
         scale = scale.masked_fill(scale == 0, torch.finfo(torch_dtype(self.scale_dtype)).eps)
         zero = None

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qformats import AffineGrid, GridParams
-from qformats.numbers import torch_dtype
+from qformats.numbers import quotient, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,9 +51,7 @@ class RowGrid(AffineGrid):
 
         # One row a block: `blocks` checks that there are columns at all.
         largest = self.blocks(weight).abs().amax(-1)
-        # A tensor on the same device, since CUDA multiplies by the reciprocal of a Python number.
-        top = torch.tensor(self.top, dtype=weight.dtype, device=weight.device)
-        scale = (largest / top).to(torch_dtype(self.scale_dtype))
+        scale = quotient(largest, self.top).to(torch_dtype(self.scale_dtype))
         # Where the scale underflows, every weight is far below 0.5, and codes become 0.
         divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
         steps = weight / divisor

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qformats import AffineGrid, GridParams, QuantizedTensor
+from qformats.numbers import quotient
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,9 +57,7 @@ class GroupGrid(AffineGrid):
             low = -high
         empty = low == high
         low, high = low.masked_fill(empty, -1.0), high.masked_fill(empty, 1.0)
-        # A tensor on the same device, since CUDA multiplies by the reciprocal of a Python number.
-        top = torch.tensor(self.levels - 1, dtype=torch.float32, device=weight.device)
-        scale = self.storable((high - low) / top)
+        scale = self.storable(quotient(high - low, self.levels - 1))
         zero = None
         if self.kind == "zero_point":
             # Where the scale underflows to 0 any zero point will do.

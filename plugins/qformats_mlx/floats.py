@@ -32,6 +32,7 @@ from qformats.numbers import (
     expand_blocks,
     half_powers,
     nearest_power,
+    quotient,
     stored_exponents,
 )
 from qformats_mlx.packers import FAMILY, FolderPacker
@@ -67,12 +68,8 @@ class _WordGrid(RuledGrid):
 
     def reference(self, weight: Tensor) -> tuple[Tensor, GridParams]:
         """Codes and scales by the program's rule: the largest magnitude is 6 at most, or 6 nearly."""
-        import torch
-
         largest = self.blocks(weight.float()).abs().amax(-1)
-        # A tensor on the same device, since CUDA multiplies by the reciprocal of a Python number.
-        six = torch.tensor(6.0, dtype=torch.float32, device=weight.device)
-        params = GridParams(self._scale(largest / six))
+        params = GridParams(self._scale(quotient(largest, 6.0)))
         return self.encode(weight.float(), params), params
 
     def _scale(self, wanted: Tensor) -> Tensor:

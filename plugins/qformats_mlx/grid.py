@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qformats import AffineGrid, GridParams
-from qformats.numbers import expand_blocks
+from qformats.numbers import expand_blocks, quotient
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +34,8 @@ class MLXGrid(AffineGrid):
         weight = weight.float()
         blocks = self.blocks(weight)
         low, high = blocks.amin(-1), blocks.amax(-1)
-        # Tensors on the same device, since CUDA multiplies by the reciprocal of a Python number.
-        steps = torch.tensor(self.levels - 1, dtype=torch.float32, device=weight.device)
-        least = torch.tensor(_LEAST, dtype=torch.float32, device=weight.device)
         below = low.abs() > high.abs()
-        scale = ((high - low) / steps).maximum(least)
+        scale = quotient(high - low, self.levels - 1).clamp(min=_LEAST)
         scale = torch.where(below, scale, -scale)
         edge = torch.where(below, low, high)
         code = (edge / scale).round()

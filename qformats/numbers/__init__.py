@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from qformats.numbers.affine import AffineGrid
 from qformats.numbers.bitpack import pack_bits, packed_bytes, unpack_bits
+from qformats.numbers.division import quotient
 from qformats.numbers.dtypes import COMPUTED, FLOATS, SIZES, dtype_name, torch_dtype
 from qformats.numbers.float4 import E2M1, Float4Grid, Float4Tensor
 from qformats.numbers.float8 import E4M3, Float8Grid
@@ -40,6 +41,7 @@ __all__ = [
     "nearest_power",
     "pack_bits",
     "packed_bytes",
+    "quotient",
     "stored_exponents",
     "torch_dtype",
     "unpack_bits",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qformats.errors import ConfigError, Described
+from qformats.numbers.division import quotient
 from qformats.numbers.grid import SHRINK, Grid, GridParams
 from qformats.numbers.quantized import QuantizedTensor, expand_blocks
 
@@ -80,12 +81,12 @@ class AffineGrid(Grid):
 
         top = self.levels - 1
         if self.kind == "symmetric":
-            reach = torch.maximum(-low / (self.center - self.low), high / (top - self.center))
+            reach = torch.maximum(quotient(-low, self.center - self.low), quotient(high, top - self.center))
             return GridParams(self.storable(reach))
         if self.kind == "minimum":
-            return GridParams(self.storable((high - low) / top), minimum=self.storable(low))
+            return GridParams(self.storable(quotient(high - low, top)), minimum=self.storable(low))
         low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = self.storable((high - low) / top)
+        scale = self.storable(quotient(high - low, top))
         zero = torch.where(scale > 0, (-low / scale).round(), torch.zeros_like(scale))
         return GridParams(scale, zero_point=zero.clamp(0, top).to(torch.int32))
 

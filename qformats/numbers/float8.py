@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qformats.errors import ConfigError, Described
+from qformats.numbers.division import quotient
 from qformats.numbers.grid import SHRINK, GridParams
 from qformats.numbers.quantized import QuantizedTensor, expand_blocks
 from qformats.numbers.table import TableGrid
@@ -121,11 +122,7 @@ class Float8Grid(TableGrid):
         return torch.where(values.isfinite() & (values != 0), power, values)
 
     def _scale(self, largest: Tensor) -> Tensor:
-        import torch
-
-        # A tensor on the same device, since CUDA multiplies by the reciprocal of a Python number.
-        top = torch.tensor(LARGEST, dtype=torch.float32, device=largest.device)
-        scale = self.storable(largest / top)
+        scale = self.storable(quotient(largest, LARGEST))
         return scale.masked_fill(scale == 0, 1.0)
 
     def encode(self, weight: Tensor, params: GridParams) -> Tensor:

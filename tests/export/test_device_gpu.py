@@ -17,8 +17,8 @@ pytestmark = [
 FORMATS = (
     "gguf:q4_0", "gguf:q4_1", "gguf:q5_0", "gguf:q5_1", "gguf:q8_0", "gguf:q2_k", "gguf:q3_k", "gguf:q4_k",
     "gguf:q5_k", "gguf:q6_k", "gguf:iq4_nl", "gguf:iq4_xs", "gguf:mxfp4", "gptq:4bit-128g", "gptq:8bit-32g-asym",
-    "awq:4bit-128g", "bitsandbytes:nf4", "bitsandbytes:int8", "glm:int4", "glm:int8", "fp8:block",
-    "compressed-tensors:w4a16-128g", "compressed-tensors:nvfp4",
+    "awq:4bit-128g", "bitsandbytes:nf4", "bitsandbytes:int8", "bitsandbytes:nf4-nested", "glm:int4", "glm:int8", "fp8:block",
+    "compressed-tensors:w4a16-128g", "compressed-tensors:nvfp4", "mlx:4bit-64g", "mlx:mxfp4", "gptq:4bit-128g-asym", "compressed-tensors:w4a16-128g-asym",
 )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def weights(rows: int, columns: int) -> torch.Tensor:
 def test_a_weight_gets_the_bytes_of_the_cpu(format: str) -> None:
     from qformats.registry import registry
 
-    dense, packer = weights(64, 1024), qformats.packer(format)
+    dense, packer = weights(4096, 1024), qformats.packer(format)
     there = registry().quantizer("rtn", {"device": "cuda"})
     found, wanted = there.encode(dense, packer), packer.encode_reference(dense)
     for name, value in wanted.fields.items():
