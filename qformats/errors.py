@@ -19,6 +19,7 @@
       InexactExportError(ValueError)          an export that must keep every value would change some
       OutputError(OSError)                    the target cannot be written
       BackendUnavailableError(RuntimeError)   a requested runtime is not available
+      WorkerError(RuntimeError)               another process that shares the work failed
 
 Constructors take data and format the sentence in one place.
 """
@@ -52,6 +53,7 @@ __all__ = [
     "UnknownFormatError",
     "UnsupportedModelError",
     "WeightsError",
+    "WorkerError",
     "on_the_command_line",
     "shown",
     "spelled",
@@ -612,3 +614,18 @@ class BackendUnavailableError(QFormatsError, RuntimeError):
     def __init__(self, backend: str, reason: str, hint: str | None = None) -> None:
         self.backend, self.reason = backend, reason
         super().__init__(_sentence(backend, reason, None, hint))
+
+
+class WorkerError(QFormatsError, RuntimeError):
+    """Another process that shares the work failed.
+
+    Examples
+    --------
+    >>> from qformats.errors import WorkerError
+    >>> print(WorkerError("process 2 of 2 (cuda:1)", "was killed by signal 9"))
+    process 2 of 2 (cuda:1): was killed by signal 9.
+    """
+
+    def __init__(self, worker: str, found: str, hint: str | None = None) -> None:
+        self.worker = worker
+        super().__init__(_sentence(worker, found, None, hint))

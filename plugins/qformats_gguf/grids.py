@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qformats import AffineGrid, GridParams
+from qformats.numbers import quotient
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +92,7 @@ class SignedMaxGrid(_WeightedGrid):
         columns = torch.arange(blocks.shape[-1], device=weight.device)
         first = torch.where(magnitude == largest, columns, blocks.shape[-1]).amin(-1, keepdim=True)
         extreme = torch.where(largest > 0, blocks.gather(-1, first), torch.zeros_like(largest))
-        scale = extreme / -float(self.center)
+        scale = quotient(extreme, -self.center)
         codes = (blocks * _inverse(scale) + (self.center + 0.5)).trunc().clamp(0, self.levels - 1)
         # C converts x * inf to an int8 here; x86 makes that 0.
         codes = torch.where((scale != 0) & (1.0 / scale).isinf(), torch.zeros_like(codes), codes)
@@ -111,7 +112,7 @@ class MinMaxGrid(_WeightedGrid):
         # Of equal zeros the first one is the minimum, whatever its sign; a block of zeros has scale +0.
         first = (blocks == low).to(torch.uint8).argmax(-1, keepdim=True)
         low = blocks.gather(-1, first)
-        scale = (high - low).abs() / float(self.levels - 1)
+        scale = quotient((high - low).abs(), self.levels - 1)
         codes = ((blocks - low) * _inverse(scale) + 0.5).trunc().clamp(0, self.levels - 1)
         return codes.flatten(1).to(torch.uint8), GridParams(
             scale.squeeze(-1).to(torch.float16), minimum=low.squeeze(-1).to(torch.float16)
@@ -133,7 +134,7 @@ class AbsMaxGrid(AffineGrid):
         import torch
 
         blocks = self.blocks(weight.float())
-        scale = blocks.abs().amax(-1, keepdim=True) / 127.0
+        scale = quotient(blocks.abs().amax(-1, keepdim=True), 127.0)
         steps = (blocks * _inverse(scale)).to(torch.float64)
         # In float32, 0.49999997 + 0.5 rounds to 1; C's roundf gives 0.
         rounded = (steps.abs() + 0.5).floor() * steps.sign()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ class GPTQ(Quantizer):
             formats,
             work,
             Settings.parse(self.given),
-            _rounder(method),
+            partial(_round, method),
             identity={"quantizer": self.name, "method": repr(method)},
             drift=method.correct,
             progress=progress,
@@ -92,24 +93,22 @@ def _method(options: Mapping[str, str]) -> Method:
     )
 
 
-def _rounder(method: Method) -> Callable[..., Iterator[Rounded]]:
+def _round(
+    method: Method, layers: Sequence[Layer], moments: Moments, tell: Callable[[str], None]
+) -> Iterator[Rounded]:
     """What :func:`qformats.calibration.calibrate` calls for layers with one input."""
+    from qformats_gptq.algorithm.hessian import factor
+    from qformats_gptq.algorithm.layer import solve_layer
 
-    def round_layers(
-        layers: Sequence[Layer], moments: Moments, tell: Callable[[str], None]
-    ) -> Iterator[Rounded]:
-        from qformats_gptq.algorithm.hessian import factor
-        from qformats_gptq.algorithm.layer import solve_layer
-
-        hessian = factor(moments.release(), method.damping, reorder=method.reorder)
-        if hessian.damping > method.damping:
-            tell(
-                f"damping raised from {method.damping:g} to {hessian.damping:g} for {layers[0].name}: "
-                "its inputs are linearly dependent; more samples may help"
-            )
-        for layer in layers:
-            grid: Any = layer.packer.grid
-            found = solve_layer(layer.weight, grid, hessian, method, moments.drift)
-            yield Rounded(found.quantized, found.loss, found.signal, hessian.damping)
-
-    return round_layers
+    if not layers:
+        return
+    hessian = factor(moments.release(), method.damping, reorder=method.reorder)
+    if hessian.damping > method.damping:
+        tell(
+            f"damping raised from {method.damping:g} to {hessian.damping:g} for {layers[0].name}: "
+            "its inputs are linearly dependent; more samples may help"
+        )
+    for layer in layers:
+        grid: Any = layer.packer.grid
+        found = solve_layer(layer.weight, grid, hessian, method, moments.drift)
+        yield Rounded(found.quantized, found.loss, found.signal, hessian.damping)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qformats.calibration.team import Team
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -86,6 +88,17 @@ class Moments:
                 stop = min(columns, start + panel)
                 product = _product(change[:, start:stop], rows)
                 self._drift[start:stop].mul_(old).add_(product, alpha=new)
+
+    def pool(self, team: Team) -> None:
+        """Take in what the other processes have gathered."""
+        if team.size == 1:
+            return
+        (total,) = team.total(self.tokens)
+        share = self.tokens / max(1.0, total)
+        self.tokens = int(total)
+        team.sum(self._upper.mul_(share))
+        if self._drift is not None:
+            team.sum(self._drift.mul_(share))
 
     @property
     def diagonal(self) -> Tensor:

@@ -13,6 +13,7 @@ from qformats.calibration.activations import Activations
 from qformats.calibration.layer import Layer, Round, Rounded
 from qformats.calibration.moments import Moments
 from qformats.calibration.skeleton import Skeleton
+from qformats.calibration.team import Team
 from qformats.errors import NonFiniteError, WeightsError
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.packer import PackedTensor, Packer
@@ -38,6 +39,7 @@ class Run(Protocol):
     device: torch.device
     progress: Progress
     round_layers: Round
+    team: Team
 
     def tell(self, text: str) -> None:
         """Show a notice."""
@@ -45,7 +47,7 @@ class Run(Protocol):
     def check_moments(self, name: str, moments: Moments) -> None:
         """Refuse inputs that are not finite."""
 
-    def count(self, layer: Layer, rounded: Rounded, tokens: int, seconds: float) -> None:
+    def count(self, name: str, rounded: Rounded, tokens: int, seconds: float) -> None:
         """Add a layer to the error, and to the log."""
 
     def pack(self, layer: Layer, quantized: QuantizedTensor) -> PackedTensor:
@@ -84,8 +86,11 @@ class Outside:
         columns = self.skeleton.columns(self.embedding)
         return self._rounded(self.embedding, Moments.alone(columns, self.run.device))
 
-    def ended(self, states: Activations, plain: Activations | None) -> PackedTensor:
-        """The output head, by what reaches it from the quantized blocks, and from unquantized ones."""
+    def ended(self, states: Activations, plain: Activations | None) -> PackedTensor | None:
+        """The output head, by what reaches it from the quantized blocks, and from unquantized ones.
+
+        The first process has it; the others have told what they know of its inputs.
+        """
         run = self.run
         columns = self.skeleton.columns(self.head)
         moments = Moments(columns, run.device, drift=plain is not None)
@@ -98,6 +103,9 @@ class Outside:
                     other = self.skeleton.head_inputs(plain.get(index).to(run.device))
                 moments.add(inputs, other)
                 run.progress.advance(1)
+        moments.pool(run.team)
+        if not run.team.leads:
+            return None
         run.check_moments(self.head, moments)
         return self._rounded(self.head, moments)
 
@@ -115,7 +123,7 @@ class Outside:
             run.progress.advance(stored.nbytes * packed[-1].shape[0] // max(1, stored.rows))
         if tokens:
             whole = Rounded(rounded.quantized, loss, signal, damping)
-            run.count(pieces[0], whole, tokens, time.perf_counter() - began)
+            run.count(name, whole, tokens, time.perf_counter() - began)
         return packed[0] if len(packed) == 1 else stack(stored.shape, packed)
 
     def _results(self, pieces: list[Layer], moments: Moments) -> Iterable[Rounded]:

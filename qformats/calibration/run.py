@@ -24,6 +24,8 @@ from qformats.calibration.scaling import PROBED, ScaledBlock, Scaling, unscaled_
 from qformats.calibration.settings import Settings
 from qformats.calibration.skeleton import Skeleton
 from qformats.calibration.stream import Stream, observe
+from qformats.calibration.team import ALONE, Team
+from qformats.calibration.teamwork import Job, leading
 from qformats.calibration.text import check_text, sample_tokens
 from qformats.errors import ConfigError, Described, NonFiniteError, OutputError, WeightsError, spelled
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
@@ -32,12 +34,13 @@ from qformats.interfaces.stored import StoredTensor
 from qformats.numbers.dtypes import torch_dtype
 from qformats.numbers.error import relative_error
 from qformats.numbers.quantized import QuantizedTensor
+from qformats.registry import registry
 from qformats.version import __version__
 from qformats.work.files import fingerprint
 from qformats.work.gpus import require_device
 from qformats.work.memory import return_freed
 from qformats.work.pool import torch_threads
-from qformats.work.progress import Progress
+from qformats.work.progress import Progress, Silent
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +133,8 @@ def calibrate(
     """
     from qformats.folder.readiness import require_class, require_tokenizer
 
-    require_device(settings.device or None, "device")
+    for device in settings.devices:
+        require_device(device or None, "device")
     require_class(source, "calibrate")
     require_tokenizer(source)
     check_text(source, settings)
@@ -140,9 +144,42 @@ def calibrate(
         "runs the model; --quantizer rtn rounds without it"
     )
     progress.start("loading torch", 0)
+    if len(settings.devices) == 1:
+        return _led(Run(source, formats, work, settings, round_layers, drift, progress, scale), identity)
+    if settings.samples < len(settings.devices):
+        expected = f"{len(settings.devices)} or more, one for each device"
+        raise ConfigError("samples", settings.samples, expected)
+    job = Job(
+        str(source.path),
+        type(source).__name__,
+        fingerprint(source.files),
+        {name: packer.name for name, packer in formats.items()},
+        {name: tensor.format for name, tensor in source.tensors.items()},
+        str(work),
+        settings,
+        round_layers,
+        dict(identity),
+        drift,
+    )
+    if scale is not None:
+        found = Described(f"{len(settings.devices)} devices for a quantizer that scales columns")
+        raise ConfigError("device", found, "one device")
+    with leading(job, progress) as team:
+        settings = replace(settings, device=settings.devices[0])
+        return _led(Run(source, formats, work, settings, round_layers, drift, progress, None, team), identity)
+
+
+def take_part(job: Job, source: Checkpoint, team: Team) -> None:
+    """Do this process's share of a calibration that another process leads."""
+    packers = {name: registry().packer(packer) for name, packer in job.formats.items()}
+    settings = replace(job.settings, device=job.settings.devices[team.rank], log=None)
+    run = Run(source, packers, Path(job.work), settings, job.round_layers, job.drift, Silent(), None, team)
+    _led(run, job.identity)
+
+
+def _led(run: Run, identity: Mapping[str, str]) -> Checkpoint:
     import torch
 
-    run = Run(source, formats, work, settings, round_layers, drift, progress, scale)
     with torch.inference_mode(), full_precision(), run.logging():
         return run.go(identity)
 
@@ -160,6 +197,7 @@ class Run:
         drift: bool,
         progress: Progress,
         scale: Scale | None = None,
+        team: Team = ALONE,
     ) -> None:
         from qformats.work.device import chosen_device
 
@@ -171,15 +209,14 @@ class Run:
         }
         self.device = chosen_device(settings.device or None)
         self.dtype = _dtype(settings.compute_dtype, source, self.device)
-        self.memory = Memory(settings.activation_memory)
+        self.team = team
+        self.memory = Memory(settings.activation_memory // team.size)
         self.loss = self.signal = 0.0
         self._told: set[str] = set()
         self._write_log: Callable[[Mapping[str, object]], None] = lambda entry: None
 
     def go(self, identity: Mapping[str, str]) -> Checkpoint:
         """Quantize all blocks that are not finished yet."""
-        import torch
-
         self.progress.start("loading Transformers for the calibration", 0)
         skeleton = Skeleton(self.source, self.dtype, self.device)
         self._leave_out(skeleton.unread(self.formats.keys()), type(skeleton.model).__name__)
@@ -192,10 +229,15 @@ class Run:
         )
         self.progress.start("reading the calibration text", 0)
         tokens = sample_tokens(self.source, self.settings, self.progress)
-        identified = self._identity(identity, tokens)
-        blocks = FinishedBlocks(self.work / "blocks", identified, torch.get_num_threads())
+        if len(tokens) < self.team.size:
+            raise ConfigError("samples", len(tokens), f"one for each of {self.team.size} devices at least")
+        identified = self.team.first(self._identity(identity, tokens))
+        blocks = self._blocks(identified)
+        start, stop = self.team.share(len(tokens))
         with torch_threads(blocks.threads):
-            self._quantize(skeleton, tokens, blocks)
+            self._quantize(skeleton, tokens[start:stop], blocks)
+        if not self.team.leads:
+            return self.source
         replaced: dict[str, StoredTensor] = {}
         seen: dict[str, int] = {}
         unscaled: dict[str, str] = {}
@@ -222,6 +264,16 @@ class Run:
         }
         return done
 
+    def _blocks(self, identity: str) -> FinishedBlocks:
+        """What is finished; the first process looks first, since it removes what belongs to another calibration."""
+        import torch
+
+        share = torch.get_num_threads() // (self.team.size if self.device.type == "cpu" else 1)
+        if self.team.leads:
+            blocks = FinishedBlocks(self.work / "blocks", identity, max(1, share))
+        self.team.first(None)
+        return blocks if self.team.leads else FinishedBlocks(self.work / "blocks", identity, max(1, share))
+
     def _leave_out(self, names: Sequence[str], model_class: str) -> None:
         """Let weights be rounded each by itself that the model's class does not have, so that nothing reaches them."""
         if not names:
@@ -233,11 +285,13 @@ class Run:
 
     def _quantize(self, skeleton: Skeleton, tokens: Tensor, blocks: FinishedBlocks) -> None:
         """Add to `blocks` what is missing."""
-        states = Activations(self.work / "states", self.memory)
-        plain = Activations(self.work / "plain", self.memory) if self.drift else None
-        finished = blocks.count
+        own = f"-{self.team.rank}" if self.team.rank else ""
+        states = Activations(self.work / f"states{own}", self.memory)
+        plain = Activations(self.work / f"plain{own}", self.memory) if self.drift else None
+        finished = self.team.first(blocks.count)
         outside = Outside(self, skeleton)
-        left = finished < len(skeleton.blocks) or (outside.head and not blocks.path(_HEAD).is_file())
+        head = bool(outside.head) and not blocks.path(_HEAD).is_file()
+        left = finished < len(skeleton.blocks) or self.team.first(head)
         if finished:
             self.progress.notice(f"going on with an interrupted calibration: {finished} blocks are finished")
         arguments: list[list[dict[str, Any]]] = []
@@ -252,8 +306,9 @@ class Run:
                             plain.put(index, hidden)
                         arguments.append(given)
                 if outside.embedding:
-                    if not blocks.path(_EMBEDDING).is_file():
+                    if self.team.leads and not blocks.path(_EMBEDDING).is_file():
                         blocks.write(_EMBEDDING, {outside.embedding: outside.embedded()})
+                    self.team.first(None)
                     # The blocks make up for its errors, too.
                     skeleton.replace(blocks.read(_EMBEDDING, self.source))
                     with skeleton.loading_on_use():
@@ -265,10 +320,12 @@ class Run:
                     given = [each[number] for each in arguments]
                     block = _Block(self, skeleton, number, states, plain, given, scaling)
                     written = block.go(done)
-                    if written is not None:
+                    if written is not None and self.team.leads:
                         blocks.write(number, written, block.tokens, block.unscaled)
                 if outside.head:
-                    blocks.write(_HEAD, {outside.head: outside.ended(states, plain)})
+                    ended = outside.ended(states, plain)
+                    if ended is not None:
+                        blocks.write(_HEAD, {outside.head: ended})
         finally:
             states.clear()
             if plain is not None:
@@ -335,6 +392,7 @@ class Run:
             "settings": self.settings.identity,
             "quantizer": dict(more),
             "device": str(self.device),
+            "processes": self.team.size,
             "dtype": str(self.dtype),
             "tokens": _hash(tokens),
         }
@@ -366,13 +424,13 @@ class Run:
             self._write_log = write
             yield
 
-    def count(self, layer: Layer, rounded: Rounded, tokens: int, seconds: float) -> None:
+    def count(self, name: str, rounded: Rounded, tokens: int, seconds: float) -> None:
         """Add a layer to the running error, and to the log."""
         self.loss += rounded.loss
         self.signal += rounded.signal
         entry = {
-            "layer": layer.name,
-            "format": layer.packer.name,
+            "layer": name,
+            "format": self.formats[name].name,
             "loss": rounded.loss,
             "relative_error": relative_error(rounded.loss, rounded.signal),
             "damping": rounded.damping,
@@ -468,7 +526,7 @@ class _Block:
         if not wanted:
             return []
         states = self.stream.states.get(0).to(self.run.device)
-        course = observe(self.module, linears, states, self.stream.arguments[0])
+        course = self.run.team.first(observe(self.module, linears, states, self.stream.arguments[0]))
         groups = [tuple(local for local in group if local in wanted) for group in course.groups]
         reached = {local for group in groups for local in group}
         missed = [local for local in wanted if local not in reached]
@@ -509,6 +567,7 @@ class _Block:
             for local, found in inputs.items():
                 gathered[local].add(found, plain[local] if drift else None)
         for group in stage:
+            gathered[group[0]].pool(self.run.team)
             self._check(group, gathered, experts=experts)
         return_freed()
         return [gathered[local] for local in firsts]
@@ -525,29 +584,76 @@ class _Block:
 
     def _quantize(self, group: Sequence[str], moments: Moments) -> dict[str, PackedTensor]:
         names = [self._name(local) for local in group]
-        layers = [Layer(name, self.run.formats[name], partial(self._read, name)) for name in names]
+        layers = {name: self._layer(name) for name in names}
         sizes = {name: self.run.source.tensors[name].nbytes for name in names}
         title = f"block {self.number + 1} of {len(self.skeleton.blocks)}: {', '.join(group)}"
         if self.run.signal:
             title += f" (error {100 * self.run.error:.2f} %)"
         self.run.progress.start(title, sum(sizes.values()))
-        results = self.run.round_layers(layers, moments, self.run.tell)
+        own = [layer for layer in layers.values() if layer is not None]
+        results = self.run.round_layers(own, moments, self.run.tell)
         found = {}
-        for layer in layers:
+        for name, layer in layers.items():
             began = time.perf_counter()
-            try:
-                rounded = next(results)
-            except NonFiniteError as error:
-                file = str(self.run.source.tensors[layer.name].file)
-                raise WeightsError(file, layer.name, error.found, error.hint) from error
-            self.run.count(layer, rounded, moments.tokens, time.perf_counter() - began)
-            packed = self.run.pack(layer, rounded.quantized)
-            # Decoded where the block is: its packed bytes are on the CPU.
-            self._assign(layer.name, rounded.quantized.dequantize())
-            found[layer.name] = packed
-            self.run.progress.advance(sizes[layer.name])
+            rounded = None
+            if layer is not None:
+                try:
+                    rounded = next(results)
+                except NonFiniteError as error:
+                    file = str(self.run.source.tensors[name].file)
+                    raise WeightsError(file, name, error.found, error.hint) from error
+            packed, values, loss, signal = self._together(name, layer, rounded)
+            if rounded is not None:
+                rounded = replace(rounded, loss=loss, signal=signal)
+                self.run.count(name, rounded, moments.tokens, time.perf_counter() - began)
+            self._assign(name, values)
+            if packed is not None:
+                found[name] = packed
+            self.run.progress.advance(sizes[name])
             return_freed()
         return found
+
+    def _layer(self, name: str) -> Layer | None:
+        """What this process quantizes of a layer: a range of its rows, all of it, or nothing."""
+        packer, team = self.run.formats[name], self.run.team
+        shape = self.run.source.tensors[name].shape
+        if team.size == 1 or (team.leads and not team.divides(packer, shape)):
+            return Layer(name, packer, partial(self._read, name))
+        if not team.divides(packer, shape):
+            return None
+        start, stop = team.share(shape[0])
+        return Layer(name, packer, lambda: self._read(name)[start:stop].contiguous())
+
+    def _together(
+        self, name: str, layer: Layer | None, rounded: Rounded | None
+    ) -> tuple[PackedTensor | None, Tensor, float, float]:
+        """The whole layer of what each process has of it: bytes, if this one writes them, values, and errors."""
+        run, team = self.run, self.run.team
+        packer, stored = run.formats[name], run.source.tensors[name]
+        dtype = stored.stored_packer.dense_dtype or "f32"
+        if team.size == 1:
+            assert layer is not None
+            assert rounded is not None
+            packed = run.pack(layer, rounded.quantized)
+            # Decoded where the block is: its packed bytes are on the CPU.
+            return packed, rounded.quantized.dequantize(), rounded.loss, rounded.signal
+        if not team.divides(packer, stored.shape):
+            made = None if layer is None or rounded is None else run.pack(layer, rounded.quantized)
+            fields = team.first(None if made is None else made.fields)
+            assert fields is not None
+            packed = PackedTensor(packer, stored.shape, fields)
+            errors = (0.0, 0.0) if rounded is None else (rounded.loss, rounded.signal)
+            return packed, packed.dequantize(), *errors
+        assert layer is not None
+        assert rounded is not None
+        loss, signal = team.total(rounded.loss, rounded.signal)
+        part = rounded.quantized
+        if type(part) is QuantizedTensor and part.block_size[0] == 1:
+            whole = team.all_codes(part, stored.shape[0])
+            bytes_ = run.pack(layer, whole) if team.leads else None
+            return bytes_, whole.dequantize(), loss, signal
+        packed = team.all_bytes(run.pack(layer, part), stored.shape, dtype)
+        return packed, packed.dequantize(), loss, signal
 
     def _read(self, name: str) -> Tensor:
         if self._scaled is not None:

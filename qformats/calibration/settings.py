@@ -67,7 +67,7 @@ class Settings:
     seed : int
         Which pieces are taken.
     device : str
-        As torch spells it; empty for a GPU if there is one.
+        As torch spells it; empty for a GPU if there is one. Several, with commas between them, share the work.
     compute_dtype : str
         ``"f32"``, ``"f16"``, ``"bf16"``; empty for the model's own where the device is fast with it.
     activation_memory : int
@@ -115,6 +115,11 @@ class Settings:
             activation_memory=size(options, "activation-memory", "2GB", low=0),
             log=Path(log).expanduser() if log else None,
         )
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where to compute; a process runs on each."""
+        return tuple(each.strip() for each in self.device.split(","))
 
     @property
     def identity(self) -> dict[str, str]:

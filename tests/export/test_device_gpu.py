@@ -16,9 +16,10 @@ pytestmark = [
 
 FORMATS = (
     "gguf:q4_0", "gguf:q4_1", "gguf:q5_0", "gguf:q5_1", "gguf:q8_0", "gguf:q2_k", "gguf:q3_k", "gguf:q4_k",
-    "gguf:q5_k", "gguf:q6_k", "gguf:iq4_nl", "gguf:iq4_xs", "gguf:mxfp4", "gptq:4bit-128g", "gptq:8bit-32g-asym",
-    "awq:4bit-128g", "bitsandbytes:nf4", "bitsandbytes:int8", "bitsandbytes:nf4-nested", "glm:int4", "glm:int8", "fp8:block",
-    "compressed-tensors:w4a16-128g", "compressed-tensors:nvfp4", "mlx:4bit-64g", "mlx:mxfp4", "gptq:4bit-128g-asym", "compressed-tensors:w4a16-128g-asym",
+    "gguf:q5_k", "gguf:q6_k", "gguf:iq4_nl", "gguf:iq4_xs", "gguf:mxfp4", "gptq:4bit-128g", "gptq:4bit-128g-asym",
+    "gptq:8bit-32g-asym", "awq:4bit-128g", "bitsandbytes:nf4", "bitsandbytes:nf4-dq", "bitsandbytes:int8",
+    "glm:int4", "glm:int8", "fp8:block", "compressed-tensors:w4a16-128g", "compressed-tensors:w4a16-128g-asym",
+    "compressed-tensors:nvfp4", "mlx:4bit-64g", "mlx:mxfp4",
 )  # fmt: skip
 
 
