@@ -639,8 +639,7 @@ class _Block:
             return packed, rounded.quantized.dequantize(), rounded.loss, rounded.signal
         if not team.divides(packer, stored.shape):
             made = None if layer is None or rounded is None else run.pack(layer, rounded.quantized)
-            fields = team.first(None if made is None else made.fields)
-            assert fields is not None
+            fields = team.fields_of(0, None if made is None else dict(made.fields))
             packed = PackedTensor(packer, stored.shape, fields)
             errors = (0.0, 0.0) if rounded is None else (rounded.loss, rounded.signal)
             return packed, packed.dequantize(), *errors

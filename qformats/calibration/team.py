@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from qformats.interfaces.packer import PackedTensor, Packer
 from qformats.interfaces.rows import stack
+from qformats.numbers.float4 import Float4Grid
 from qformats.numbers.quantized import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ class Team:
 
     def divides(self, packer: Packer, shape: tuple[int, ...]) -> bool:
         """Whether rows of a weight can be quantized by different processes: nothing is stored for several of them."""
-        return len(shape) == 2 and shape[0] >= self.size and packer.row_packer(shape) is packer
+        if len(shape) != 2 or shape[0] < self.size or isinstance(packer.grid, Float4Grid):
+            return False
+        return packer.row_packer(shape) is packer
 
     def all_codes(self, part: QuantizedTensor, rows: int) -> QuantizedTensor:
         """Canonical rows of all processes, each row with numbers of its own, as one tensor."""
@@ -118,19 +121,37 @@ class Team:
         parts: list[PackedTensor] = []
         for rank in range(self.size):
             start, stop = self._ends(shape[0], rank)
-            own = self._sent(fields, rank)
+            own = self.fields_of(rank, fields)
             parts.append(replace(part, shape=(stop - start, *shape[1:]), fields={**part.fields, **own}))
         whole = stack(shape, parts)
         return replace(whole, fields={**whole.fields, **fixed})
 
-    def _sent(self, fields: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    def fields_of(self, rank: int, fields: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Packed fields that a process has, on the CPU; the others give None."""
+        import torch
         import torch.distributed as group
 
-        things = [fields if rank == self.rank else None]
+        things: list[dict[str, tuple[object, torch.dtype, torch.Size]] | None] = [None]
+        if rank == self.rank:
+            assert fields is not None
+            # As bytes: torch does not pickle all dtypes.
+            things = [
+                {
+                    name: (
+                        value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy(),
+                        value.dtype,
+                        value.shape,
+                    )
+                    for name, value in fields.items()
+                }
+            ]
         group.broadcast_object_list(things, rank)
         found = things[0]
         assert found is not None
-        return found
+        return {
+            name: torch.from_numpy(value).view(dtype).view(shape)
+            for name, (value, dtype, shape) in found.items()
+        }
 
 
 ALONE = Team()
