@@ -28,6 +28,9 @@ def main() -> None:
     devices = job.settings.devices
     try:
         source = checked_source(job)
+        # Seconds of imports, before the first process waits for this one, when it cannot tell that it is gone.
+        import torch.distributed  # noqa: F401
+
         sys.stdout.buffer.write(READY)
         sys.stdout.buffer.flush()
         with join(meeting, rank, devices):
