@@ -6,9 +6,14 @@ from collections.abc import Callable, Sequence
 
 from qformats.exporting.engines.engine import Engine
 from qformats.exporting.fill import Output, Slice, source_bytes
+from qformats.work.memory import return_freed
 from qformats.work.progress import Progress
 
 __all__ = ["fill"]
+
+_FREED = 1 << 28
+"""Bytes of the source after which freed memory is returned; otherwise what the threads' heaps keep of it grows with the
+model: 2.6 GB took 290 MB more than 0.3 GB."""
 
 
 def fill(
@@ -59,6 +64,8 @@ def fill(
             nbytes = source_bytes(output.plan, piece)
             progress.advance(nbytes)
             done += nbytes
+            if done // _FREED > (done - nbytes) // _FREED:
+                return_freed()
             if reached is not None:
                 reached(done / max(1, total))
 

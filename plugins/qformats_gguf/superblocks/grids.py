@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from qformats import AffineGrid, Grid, GridParams, QuantizedTensor, TableGrid
@@ -32,7 +33,10 @@ __all__ = [
 
 
 def search(kind: SuperLayout, weight: Tensor, importance: Tensor | None = None) -> tuple[Tensor, Parts, int]:
-    """Codes, stored scales, and how many blocks have a scale beyond float16, by ggml's search; on a CPU."""
+    """Codes, stored scales, and how many blocks have a scale beyond float16, by ggml's search; given on a CPU.
+
+    Weights on a GPU are searched there where it has a kernel for the type.
+    """
     import torch
 
     from qformats.numbers import empty
@@ -40,6 +44,8 @@ def search(kind: SuperLayout, weight: Tensor, importance: Tensor | None = None) 
 
     rows, columns = weight.shape
     count = columns // kind.block
+    if importance is None and kind.minimum and weight.is_cuda and find_spec("triton"):
+        return _on_device(kind, weight.detach())
     source = weight.detach().to("cpu", torch.float32).contiguous()
     given = None
     if importance is not None:
@@ -62,6 +68,20 @@ def search(kind: SuperLayout, weight: Tensor, importance: Tensor | None = None) 
         largest = source.view(-1, kind.block).abs().amax(1)
         beyond = max(beyond, int((largest > kind.reach).sum()))
     return codes, Parts(halves, scales, minima), beyond
+
+
+def _on_device(kind: SuperLayout, weight: Tensor) -> tuple[Tensor, Parts, int]:
+    """The same on a GPU, for types with a minimum and weights without an importance."""
+    from qformats_gguf.superblocks import affine_triton
+    from qformats_gguf.superblocks.search import PLAIN
+
+    rows, columns = weight.shape
+    rule, trials, steps, absolute = PLAIN[kind.name]
+    blocks = weight.reshape(-1, kind.block).contiguous()
+    codes, halves, scales, minima = affine_triton.search(kind, blocks, rule, trials, steps, absolute=absolute)
+    beyond = ~halves.isfinite().all(1) | (blocks.abs().amax(1) > kind.reach)
+    parts = Parts(halves.view(rows, -1, 2).cpu(), scales.view(rows, -1).cpu(), minima.view(rows, -1).cpu())
+    return codes.view(rows, columns).cpu(), parts, int(beyond.sum())
 
 
 def _factored(kind: SuperLayout, scale: Tensor, minimum: Tensor | None) -> Parts | None:

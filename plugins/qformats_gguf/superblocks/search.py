@@ -27,7 +27,7 @@ from qformats_gguf.superblocks.positive import positive
 from qformats_gguf.superblocks.symmetric import refined, symmetric
 from qformats_gguf.superblocks.table import nearest_code, table
 
-__all__ = ["search", "search_single"]
+__all__ = ["PLAIN", "search", "search_single"]
 
 _LANES, _POSITIVE = lanes.__file__, positive_module.__file__
 _AFFINE, _SYMMETRIC = affine_module.__file__, symmetric_module.__file__
@@ -410,7 +410,7 @@ def search_single(
     return int(_single(blocks, given, means, levels, minimum, codes.reshape(-1, 32), halves))
 
 
-_PLAIN = {
+PLAIN = {
     "q2_k": (1, (-0.5, 0.1), 15, True),
     "q4_k": (2, (-1.0, 0.1), 20, False),
     "q5_k": (2, (-0.5, 0.1), 15, False),
@@ -461,7 +461,7 @@ def search(
     if kind.table:
         return int(_table(values, given, weighted, 3 if weighted else 0, codes, halves, scales))
     if kind.minimum:
-        rule, trials, steps, absolute = _PLAIN[kind.name]
+        rule, trials, steps, absolute = PLAIN[kind.name]
         if weighted:
             rule, trials, steps, absolute = 3, (-0.9, 0.05), 36, False
         before = np.float32(1 if kind.name == "q2_k" else 2)
