@@ -198,7 +198,8 @@ class _Arriving:
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(self.device, non_blocking=True)
+            # A copy to the CPU that nobody waits for is read before it is there.
+            return tensor.to(self.device, non_blocking=self.device.type != "cpu")
 
         return _moved(args, move), _moved(kwargs, move)
 

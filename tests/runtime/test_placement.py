@@ -107,10 +107,4 @@ def test_blocks_compute_where_they_lie(name, exported):
     assert found.device == expected.device
     assert (found - expected).norm() < 2e-3 * expected.norm()
     settings = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(ids)}
-    generated = model.generate(ids, **settings)
-    assert generated.shape == whole.generate(ids, **settings).shape
-    # Of random weights two tokens may be nearly as likely: each is the best but for what devices round differently.
-    with torch.no_grad():
-        after = whole(generated).logits[:, ids.shape[1] - 1 : -1]
-    chosen = after.gather(-1, generated[:, ids.shape[1] :, None])[..., 0]
-    assert float((after.amax(-1) - chosen).max()) < 0.02 * float(after.std())
+    assert torch.equal(model.generate(ids, **settings), whole.generate(ids, **settings))
