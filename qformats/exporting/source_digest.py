@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.work.checksums import file_digest
+from qformats.work.pool import threads
 
 __all__ = ["SourceDigest", "names_of"]
 
@@ -25,9 +27,10 @@ def names_of(source: Checkpoint) -> dict[str, Path]:
 
 
 class SourceDigest:
-    """Reads the files of a model in a thread of its own, no further than the conversion has come.
+    """Reads the files of a model in threads of its own, no further than the conversion has come.
 
-    So a model is read from the disk once, also where it is larger than memory.
+    So a model is read from the disk once, also where it is larger than memory. One thread in four cores: a single one
+    fell 2 s behind a conversion of 16 GB on 16 cores.
 
     Parameters
     ----------
@@ -84,15 +87,16 @@ class SourceDigest:
 
     def _run(self) -> None:
         try:
-            for (name, file), size in zip(self._named, self._sizes, strict=True):
-                self._found[name] = size, file_digest(file, self._advance)
+            with ThreadPoolExecutor(max(1, threads(None) // 4), "qformats-source") as pool:
+                for (name, file), size in zip(self._named, self._sizes, strict=True):
+                    self._found[name] = size, file_digest(file, self._advance, pool)
         except _Stopped:
             return
         except OSError as error:
             self._error = error
 
     def _advance(self, nbytes: int) -> None:
-        """Wait until more may be read."""
+        """Wait until more may be read than what has been begun."""
         self._done += nbytes
         with self._wakes:
             while 0 <= self._allowed < min(self._done, sum(self._sizes)):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -18,6 +20,8 @@ PIECE = 16 << 20
 """Bytes of a piece where nothing else divides a file."""
 _READ = 4 << 20
 """Bytes that are read at a time."""
+_AHEAD = 16
+"""Pieces that are begun and not taken yet."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ def digest(handle: int, offset: int, nbytes: int) -> str:
     return found.hexdigest()
 
 
-def file_digest(path: Path, advance: Callable[[int], object] | None = None) -> str:
+def file_digest(
+    path: Path, advance: Callable[[int], object] | None = None, pool: Executor | None = None
+) -> str:
     """Checksum of a whole file: that of the checksums of its pieces of 16 MiB, one after the other.
 
     Parameters
@@ -98,7 +104,9 @@ def file_digest(path: Path, advance: Callable[[int], object] | None = None) -> s
     path : Path
         The file.
     advance : callable, optional
-        Called with the bytes of each piece when it is done.
+        Called with the bytes of each piece when it is done; with a `pool`, when it is begun.
+    pool : Executor, optional
+        Threads that read pieces; a few of them at a time.
 
     Raises
     ------
@@ -114,7 +122,10 @@ def file_digest(path: Path, advance: Callable[[int], object] | None = None) -> s
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return joined(_pieces(handle, os.fstat(handle).st_size, advance))
+        size = os.fstat(handle).st_size
+        return joined(
+            _pieces(handle, size, advance) if pool is None else _shared(handle, size, advance, pool)
+        )
     finally:
         os.close(handle)
 
@@ -125,6 +136,23 @@ def _pieces(handle: int, size: int, advance: Callable[[int], object] | None) -> 
         yield digest(handle, offset, nbytes)
         if advance is not None:
             advance(nbytes)
+
+
+def _shared(handle: int, size: int, advance: Callable[[int], object] | None, pool: Executor) -> Iterable[str]:
+    """The same by several threads, none of which is left with the file when this ends."""
+    begun: deque[Future[str]] = deque()
+    try:
+        for offset in range(0, size, PIECE):
+            nbytes = min(PIECE, size - offset)
+            begun.append(pool.submit(digest, handle, offset, nbytes))
+            if len(begun) > _AHEAD:
+                yield begun.popleft().result()
+            if advance is not None:
+                advance(nbytes)
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        wait(begun)
 
 
 def joined(digests: Iterable[str]) -> str:
