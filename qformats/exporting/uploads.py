@@ -95,7 +95,8 @@ class Upload:
         OutputError
             If something is there and `force` was not given, or is no model; if access is denied.
         """
-        with told_of(self.url):
+        # A client that is interrupted while it waits for its own thread never answers again.
+        with told_of(self.url), interruptible():
             there = self._there(plan)
             names = self._names(plan)
             if (
@@ -129,12 +130,13 @@ class Upload:
         note.write()
         try:
             with told_of(self.url):
-                self._forget_parts(names)
-                there = self._there(plan)
-                # As long as old and new parts are mixed there is no model.
-                stale = [name for name in there if name not in names or name == names[-1]]
-                for name in sorted(stale, key=lambda name: name != names[-1]):
-                    self._store.rm_file(self._path(name, plan))
+                with interruptible():
+                    self._forget_parts(names)
+                    there = self._there(plan)
+                    # As long as old and new parts are mixed there is no model.
+                    stale = [name for name in there if name not in names or name == names[-1]]
+                    for name in sorted(stale, key=lambda name: name != names[-1]):
+                        self._store.rm_file(self._path(name, plan))
                 missing = [name for name in names[:-1] if not note.holds(name, there.get(name))]
                 progress.start(
                     f"uploading to {self.url}", sum((journal.files / n).stat().st_size for n in names)

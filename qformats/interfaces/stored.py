@@ -181,10 +181,13 @@ class StoredTensor(Shown):
 
     def _repacked(self, order: np.ndarray[Any, np.dtype[np.intp]]) -> StoredTensor:
         own = self.packer
+        shape = (len(order), *self.shape[1:])
+        if not own.readable:
+            # Whoever reads it is told why it cannot be; it must not pass for plain numbers until then.
+            return replace(self, shape=shape)
         other = own.row_packer(self.shape)
         if other is None:
             return self._decoded().take_rows(order)
-        shape = (len(order), *self.shape[1:])
 
         def load(start: int, stop: int) -> PackedTensor:
             import torch
@@ -226,6 +229,8 @@ class StoredTensor(Shown):
 
         A quantized one is decoded, since its blocks lie along rows.
         """
+        if not self.packer.readable:
+            return replace(self, shape=(self.shape[1], self.shape[0]))
         if self.packer.quantizes:
             return self._decoded().transposed()
 
@@ -276,6 +281,9 @@ def concat_rows(name: str, parts: Sequence[StoredTensor]) -> StoredTensor:
     for part in parts:
         if part.shape[1:] != first.shape[1:]:
             raise ShapeError(part.name, part.shape, f"rows like those of {first.name}, {first.shape}")
+    unreadable = next((part for part in parts if not part.packer.readable), None)
+    if unreadable is not None:
+        return replace(unreadable, name=name, shape=(sum(part.rows for part in parts), *first.shape[1:]))
     if any(p.format != first.format or p.packer.row_step(p.shape) != 1 for p in parts):
         parts = [part._decoded() for part in parts]
     ends = list(itertools.accumulate(part.rows for part in parts))

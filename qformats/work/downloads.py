@@ -14,6 +14,7 @@ from typing import Any
 
 from qformats.errors import CheckpointError, ModelNotFoundError
 from qformats.work.shown import size
+from qformats.work.signals import interruptible
 from qformats.work.urls import connect, scratch, told_of
 from qformats.work.writing import write_text
 
@@ -61,7 +62,7 @@ class Download:
     def __init__(self, url: str, wanted: Callable[[str], bool]) -> None:
         self.url = url
         self._store, root = connect(url)
-        with told_of(url):
+        with told_of(url), interruptible():
             self._files = self._found(root, wanted)
         if not self._files:
             hint = (

@@ -56,7 +56,12 @@ def ended(process: subprocess.Popen[str], *signals: int, timeout: float = 60) ->
     with process:
         for number in signals:
             process.send_signal(number)
-        _, err = process.communicate(timeout=timeout)
+        try:
+            _, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            # Otherwise it would be waited for.
+            process.kill()
+            raise
     return process.returncode, err
 
 

@@ -62,6 +62,7 @@ EXAMPLES = [
     (errors.InexactExportError, ("some/model", "abc:x", {"a.b": "levels do not fit"}), {}),
     (errors.OutputError, ("out.bin", "the disk is full", "Free some"), {}),
     (errors.BackendUnavailableError, ("cuda", "no device", "Use the CPU"), {}),
+    (errors.WorkerError, ("process 2 of 2", "was killed by signal 9", "Start it again"), {}),
 ]
 IDS = [f"{cls.__name__}-{len(args)}" for cls, args, _ in EXAMPLES]
 

@@ -274,9 +274,9 @@ def test_two_runs_in_one_folder(llama, tmp_path):
 
 def test_error_of_one_format_leaves_nothing_of_the_others(llama, tmp_path, monkeypatch):
     """Found by the disk when the third format is written."""
-    from qformats.exporting import fill
+    from qformats.exporting.engines import local
 
-    original, seen = fill._convert, []
+    original, seen = local.convert, []
 
     def convert(plan, piece, files, check):
         seen.append(plan.recipe.format)
@@ -284,7 +284,7 @@ def test_error_of_one_format_leaves_nothing_of_the_others(llama, tmp_path, monke
             raise OutputError(plan.target, "broken")
         return original(plan, piece, files, check)
 
-    monkeypatch.setattr(fill, "_convert", convert)
+    monkeypatch.setattr(local, "convert", convert)
     with pytest.raises(OutputError, match="broken"):
         qformats.publish(llama, tmp_path / "a" / "out", formats=["gguf:q8_0", "dense:f16", "nf4"], workers=1)
     assert list(tmp_path.iterdir()) == []

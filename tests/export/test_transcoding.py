@@ -239,7 +239,7 @@ def test_the_summary_tells_what_stayed_and_what_the_rest_lost(capsys, made, tmp_
 
 def test_a_resumed_transcode_reports_what_the_first_run_measured(made, tmp_path, monkeypatch):
     from qformats.exporting import Recipe, make_plan
-    from qformats.exporting import fill as engine
+    from qformats.exporting.engines import local as engine
     from qformats.exporting.run import execute
 
     def plan(name: str):
@@ -247,7 +247,7 @@ def test_a_resumed_transcode_reports_what_the_first_run_measured(made, tmp_path,
         return make_plan(source, tmp_path / name, Recipe("gguf:q5_0"), {})
 
     whole = execute(plan("whole.gguf"))
-    real = engine._convert
+    real = engine.convert
     left = [10]
 
     def stopping(*arguments):
@@ -256,10 +256,10 @@ def test_a_resumed_transcode_reports_what_the_first_run_measured(made, tmp_path,
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(engine, "_convert", stopping)
+    monkeypatch.setattr(engine, "convert", stopping)
     with pytest.raises(KeyboardInterrupt):
         execute(plan("part.gguf"), keep_partial=True, workers=1)
-    monkeypatch.setattr(engine, "_convert", real)
+    monkeypatch.setattr(engine, "convert", real)
     resumed = execute(plan("part.gguf"))
     assert resumed.resumed > 0
     assert resumed.tensors == whole.tensors
