@@ -461,6 +461,7 @@ class _Block:
         self.run, self.skeleton, self.number = run, skeleton, number
         self.tokens: dict[str, int] = {}
         self.unscaled: dict[str, str] = {}
+        self._assigned: set[str] = set()
         self._scaling = scaling
         self._scaled: ScaledBlock | None = None
         skeleton.load_block(number)
@@ -657,10 +658,13 @@ class _Block:
     def _read(self, name: str) -> Tensor:
         if self._scaled is not None:
             return self._scaled.read(name)
+        if name in self._assigned:
+            return self.skeleton.read(name).to(self.run.device)
         return self.skeleton.unquantized(self.number, name)
 
     def _assign(self, name: str, values: Tensor) -> None:
         """Make the block compute with the values of stored weights."""
+        self._assigned.add(name)
         owner, key = self.skeleton.local(self.number, name), "weight"
         if name not in self.run.formats:
             owner, _, key = name.removeprefix(self.skeleton.name(self.number, "")).rpartition(".")

@@ -266,6 +266,8 @@ class Skeleton:
         WeightsError
             If it holds NaN or infinity.
         """
+        import torch
+
         owner, key = self.local(block, name), "weight"
         module = self.blocks[block].get_submodule(owner)
         parts, loaded = self.stored(name), module._parameters.get(key)
@@ -273,7 +275,8 @@ class Skeleton:
         as_it_is = len(parts) == 1 and parts[0][1].expert is None and self._runs_as_stored(stored, self.dtype)
         transposed = type(module).__name__ == "Conv1D"
         if as_it_is and not transposed and loaded is not None and tuple(loaded.shape) == tuple(stored.shape):
-            values: Tensor = loaded.float()
+            # A copy: whoever quantizes it may work in place.
+            values: Tensor = loaded.to(torch.float32, copy=True)
             return values
         return self.read(name).to(self.device)
 

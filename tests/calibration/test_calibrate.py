@@ -393,3 +393,25 @@ def test_exports_hold_the_codes_that_calibration_chose(format, llama, text, tmp_
     for name in formats:
         assert written.tensors[name].format == format
         assert torch.equal(written.read(name), expected.read(name)), name
+
+
+def test_a_weight_is_read_anew_after_it_is_quantized(tmp_path):
+    """Whoever looks at it again, or works on it in place, meets what the model has."""
+    from qformats.calibration import Rounded, Settings, calibrate
+    from qformats.work.progress import Silent
+
+    model, seen = qformats.open("demo"), []
+
+    def plainly(layers, moments, tell):
+        for layer in layers:
+            weight = layer.weight
+            yield Rounded(layer.packer.grid.quantize(weight), 0.0, 1.0, 0.0)
+            weight.zero_()
+            seen.append(layer.name)
+            assert layer.weight.equal(model.read(layer.name).float())
+
+    names = [f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up")]
+    formats = dict.fromkeys(names, qformats.packer("gguf:q4_0"))
+    settings = Settings(samples=2, sequence_length=16, device="cpu", compute_dtype="bf16")
+    calibrate(model, formats, tmp_path, settings, plainly, identity={}, drift=False, progress=Silent())
+    assert seen[0] == names[0]
