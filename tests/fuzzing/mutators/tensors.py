@@ -20,22 +20,6 @@ _NUMBERS = (
     b"\x7f" * 4,
 )
 """Scales that are NaN or infinite, codes out of range."""
-_DTYPES = (
-    "F32",
-    "F16",
-    "BF16",
-    "I32",
-    "I64",
-    "U8",
-    "I8",
-    "BOOL",
-    "F8_E4M3",
-    "F8_E5M2",
-    "F8_E8M0",
-    "F4",
-    "F64",
-    "X",
-)
 
 
 def change(rng: Random, data: bytes) -> bytes:
@@ -76,7 +60,7 @@ def _moved(rng: Random, entries: dict, name: str, names: list[str], body: bytes)
     entry, how = entries[name], rng.random()
     shape, dtype = entry.get("shape"), entry.get("dtype")
     if how < 0.2:
-        entry["dtype"] = rng.choice(_DTYPES)
+        entry["dtype"] = rng.choice(values.DTYPES)
     elif how < 0.35 and isinstance(shape, list) and shape:
         # As many elements in another shape.
         entry["shape"] = rng.choice((shape[::-1], [*shape, 1], [1, *shape], [_product(shape)], [0, *shape]))

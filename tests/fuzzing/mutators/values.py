@@ -10,7 +10,7 @@ from typing import Any
 from . import blobs
 from .texts import WORDS
 
-__all__ = ["change", "spoil"]
+__all__ = ["DTYPES", "change", "spoil"]
 
 _PLAIN: tuple[Any, ...] = (
     *(
@@ -62,7 +62,7 @@ _LARGE: tuple[str, ...] = (
     json.dumps("x" * 20_000),
     json.dumps([0] * 3000),
 )
-_DTYPES = (
+DTYPES = (
     "F32",
     "F16",
     "BF16",
@@ -77,7 +77,9 @@ _DTYPES = (
     "F4",
     "F64",
     "U16",
+    "X",
 )
+"""Names of safetensors, and one that is none."""
 _MODEL_WORDS = (
     *(
         "gptq",
@@ -181,7 +183,7 @@ def _any(rng: Random) -> Any:
     if how < 0.75:
         return rng.choice(_MODEL_WORDS)
     if how < 0.8:
-        return rng.choice(_DTYPES)
+        return rng.choice(DTYPES)
     return json.loads(rng.choice(_ROUND))
 
 
