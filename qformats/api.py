@@ -276,7 +276,9 @@ def export(
         if mix != "named":
             from qformats.calibration.measured import with_mix
 
-            asked = with_mix(mix, source, Path(written), asked, options, progress)
+            asked = with_mix(mix, source, Path(written), asked, options, progress, verify=verify)
+            # Which has compared every byte already.
+            verify = False
         report = run(
             source,
             written,
@@ -315,6 +317,7 @@ def publish(
     container: str | None = None,
     require_exact: bool = False,
     force: bool = False,
+    verify: bool = False,
     workers: int | None = None,
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
@@ -343,7 +346,7 @@ def publish(
         As in :func:`export`, for all formats. Each quantizer gets those options that it has.
     imatrix : path or sequence of path, optional
         As in :func:`export`, for all quantized formats.
-    require_exact, force, workers, options, progress
+    require_exact, force, verify, workers, options, progress
         As in :func:`export`.
 
     Returns
@@ -403,6 +406,7 @@ def publish(
         options=options,
         workers=workers,
         force=force,
+        verify=verify,
         require_exact=require_exact,
     )
     report = run(source, plan_all(source, written, recipes, options), settings, progress)
@@ -423,6 +427,7 @@ def imatrix(
     device: str | None = None,
     compute_dtype: str = "f32",
     force: bool = False,
+    verify: bool = False,
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Importance:
@@ -449,6 +454,8 @@ def imatrix(
         What the model runs in: ``"f32"``, ``"f16"`` or ``"bf16"``.
     force : bool
         Replace an existing file.
+    verify : bool
+        Compare every byte of a model that qformats has written with its record; by default the sizes and a sample.
     options : mapping of str to str, optional
         Options of the loaders involved.
     progress : Progress, optional
@@ -489,6 +496,7 @@ def imatrix(
             chunk_size=chunk_size,
             device=device,
             compute_dtype=compute_dtype,
+            verify=verify,
             progress=progress,
         )
         found = measured if found is None else _canonical(found, source).plus(measured)
@@ -711,6 +719,7 @@ def merge_adapter(
     format: str | None = None,
     source: str | PathLike[str] | Checkpoint | None = None,
     force: bool = False,
+    verify: bool = False,
     workers: int | None = None,
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
@@ -732,7 +741,7 @@ def merge_adapter(
         quantizes changed ones again if it is a quantized one; ``"dense:bf16"`` or another plain format keeps the sum.
     source : str, path or Checkpoint, optional
         The base model, by default what `model` was loaded from. Needed for the folder of an adapter.
-    force, workers, options, progress
+    force, verify, workers, options, progress
         As in :func:`export`.
 
     Returns
@@ -779,6 +788,7 @@ def merge_adapter(
         format=format,
         source=source,
         force=force,
+        verify=verify,
         workers=workers,
         options=options,
         progress=progress,
@@ -807,6 +817,7 @@ def compare(
     dtype: str = "f32",
     workers: int | None = None,
     options: Mapping[str, str] | None = None,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> CompareReport:
     """Compare the same model in several formats: size, weights, and with a text its predictions.
@@ -850,6 +861,8 @@ def compare(
         Threads that compare weights; all cores by default.
     options : mapping of str to str, optional
         Options of the loaders involved.
+    verify : bool
+        Compare every byte of each model that qformats has written with its record; by default the sizes and a sample.
     progress : Progress, optional
         Receives progress reports.
 
@@ -901,6 +914,7 @@ def compare(
         task_window=task_window,
         task_step=task_step,
         task_limit=task_limit,
+        verify=verify,
     )
     return run(opened[0], opened[1:], tried, settings, progress)
 

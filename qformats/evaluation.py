@@ -52,6 +52,8 @@ class QFormatsLM(HFLM):  # type: ignore[misc]
         A GPU if there is one.
     dtype : str, optional
         Dtype of computation: ``f32``, ``f16`` or ``bf16``.
+    verify : bool
+        Compare every byte of a model that qformats has written with its record; by default the sizes and a sample.
     **more
         As for lm-eval's ``hf``: ``batch_size``, ``max_length``, ``add_bos_token`` and others.
 
@@ -69,12 +71,15 @@ class QFormatsLM(HFLM):  # type: ignore[misc]
         quantizer: str | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        verify: bool = False,
         **more: Any,
     ) -> None:
         how: dict[str, Any] = {"format": format, "quantizer": quantizer, "dtype": dtype, "device": device}
         require_class(qformats.open(pretrained), "run")
         model = qformats.load_model(
-            pretrained, **{name: value for name, value in how.items() if value is not None}
+            pretrained,
+            verify=verify,
+            **{name: value for name, value in how.items() if value is not None},
         )
         super().__init__(
             pretrained=model, tokenizer=qformats.load_tokenizer(pretrained), device=str(model.device), **more

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qformats.calibration.activations import Activations, Memory
 from qformats.calibration.text import check_name, chunks_of
 from qformats.errors import ConfigError, NonFiniteError
+from qformats.exporting.recorded import require_unchanged
 from qformats.interfaces.checkpoint import Checkpoint
 from qformats.interfaces.importance import ColumnSums, Importance
 from qformats.numbers.dtypes import torch_dtype
@@ -42,6 +43,7 @@ def measure_importance(
     device: str | None = None,
     compute_dtype: str = "f32",
     activation_memory: int = 2 * 10**9,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> Importance:
     """Mean squares of the inputs of every matrix in a model's blocks, over a text: llama.cpp's importance matrix.
@@ -66,6 +68,8 @@ def measure_importance(
         What the model runs in: ``"f32"``, ``"f16"`` or ``"bf16"``. Squares are summed in float64.
     activation_memory : int
         Bytes of hidden states that are kept in memory.
+    verify : bool
+        Compare every byte of a model that qformats has written with its record; by default the sizes and a sample.
     progress : Progress, optional
         Receives progress reports.
 
@@ -103,6 +107,7 @@ def measure_importance(
         device=device,
         compute_dtype=compute_dtype,
         activation_memory=activation_memory,
+        verify=verify,
         progress=progress,
     )
     return Importance(sums, datasets=(text or INCLUDED,), chunks=shape[0], chunk_size=chunk_size)
@@ -118,6 +123,7 @@ def run_inputs(
     device: str | None,
     compute_dtype: str,
     activation_memory: int,
+    verify: bool,
     progress: Progress | None,
 ) -> tuple[dict[str, ColumnSums], tuple[int, int]]:
     """Run a model over a text, block by block, with what watches each; sums by name, and how many chunks of what size.
@@ -142,6 +148,7 @@ def run_inputs(
     check_name(text, "text")
     if chunks is None and not text:
         chunks = _CHUNKS
+    require_unchanged(source, verify=verify, progress=progress)
     progress.start("loading torch and Transformers", 0)
     import torch
 

@@ -12,6 +12,7 @@ from qformats.errors import ConfigError, Described, spelled
 from qformats.exporting.allocate import Choice, allocate
 from qformats.exporting.plan import make_plan
 from qformats.exporting.recipe import Measured, Recipe
+from qformats.exporting.recorded import require_unchanged
 from qformats.registry import registry
 
 if TYPE_CHECKING:
@@ -39,8 +40,13 @@ def with_mix(
     recipe: Recipe,
     options: Mapping[str, str],
     progress: Progress | None,
+    *,
+    verify: bool = False,
 ) -> Recipe:
     """Apply what the user says of mixes: ``"named"`` changes nothing; see :func:`with_measured_mix`.
+
+    What is measured is the model as it was written: one that has changed since is refused, and with `verify` every byte
+    of it is compared.
 
     Raises
     ------
@@ -53,7 +59,9 @@ def with_mix(
         raise ConfigError("mix", mix, "named or measured")
     if mix == "named":
         return recipe
-    return with_measured_mix(source, target, recipe, options, progress or Silent())
+    progress = progress or Silent()
+    require_unchanged(source, verify=verify, progress=progress)
+    return with_measured_mix(source, target, recipe, options, progress)
 
 
 def with_measured_mix(

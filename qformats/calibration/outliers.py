@@ -166,6 +166,7 @@ def measure_outliers(
     device: str | None = None,
     compute_dtype: str = "f32",
     activation_memory: int = 2 * 10**9,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> OutlierReport:
     """Count, for each matrix in a model's blocks, the input dimensions whose activations reach a threshold on a text.
@@ -175,7 +176,7 @@ def measure_outliers(
 
     Parameters
     ----------
-    source, text, chunks, chunk_size, device, compute_dtype, activation_memory, progress
+    source, text, chunks, chunk_size, device, compute_dtype, activation_memory, verify, progress
         See there.
     threshold : float
         Magnitude from which an activation is an outlier; LLM.int8 takes 6.
@@ -206,6 +207,7 @@ def measure_outliers(
         device=device,
         compute_dtype=compute_dtype,
         activation_memory=activation_memory,
+        verify=verify,
         progress=progress,
     )
     inputs = tuple(_input(name, each) for name, each in sums.items())

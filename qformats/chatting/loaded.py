@@ -60,7 +60,7 @@ class ChatModel:
         What it is called.
     template : str or None
         Chat template; ``None`` if it can only continue text.
-    device, dtype, format, quantizer, options
+    device, dtype, format, quantizer, options, verify
         As for :func:`qformats.load_model`.
     answers, waiting : int
         As for :class:`qformats.chatting.engine.Engine`.
@@ -88,6 +88,7 @@ class ChatModel:
         format: str | None = None,
         quantizer: str | None = None,
         options: Mapping[str, str] | None = None,
+        verify: bool = False,
         answers: int = 64,
         waiting: int = 256,
         progress: Progress | None = None,
@@ -105,6 +106,7 @@ class ChatModel:
             format=format,
             quantizer=quantizer,
             options=options,
+            verify=verify,
             progress=progress,
         )
         self._load_seconds = time.perf_counter() - began

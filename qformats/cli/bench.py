@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qformats.cli import completing
-from qformats.cli.commands import ComputeDtype, Device, Json, LoaderOptions, meant, opened, pairs
+from qformats.cli.commands import ComputeDtype, Device, Json, LoaderOptions, Verify, meant, opened, pairs
 
 if TYPE_CHECKING:
     from qformats.comparing.bench import BenchResult
@@ -39,6 +39,7 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Runs, of which the fastest counts.")] = 3,
     device: Device = None,
     dtype: ComputeDtype = None,
+    verify: Verify = False,
     option: LoaderOptions = None,
     json: Json = None,
 ) -> None:
@@ -83,6 +84,7 @@ def bench(
             new_tokens=new_tokens,
             repeats=repeats,
             options=options,
+            verify=verify,
             progress=bar,
         )
         about = machine(torch.get_num_threads())

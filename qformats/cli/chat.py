@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qformats.cli.commands import ComputeDtype, Device, LoadedFormat, LoaderOptions, meant, opened, pairs
+from qformats.cli.commands import (
+    ComputeDtype,
+    Device,
+    LoadedFormat,
+    LoaderOptions,
+    Verify,
+    meant,
+    opened,
+    pairs,
+)
 
 if TYPE_CHECKING:
     from qformats.chatting.loaded import ChatModel
@@ -77,6 +86,7 @@ def chat(
     device: Device = None,
     dtype: ComputeDtype = None,
     format: LoadedFormat = None,
+    verify: Verify = False,
     option: LoaderOptions = None,
 ) -> None:
     """Talk with a model in any format; /help lists what can be typed besides messages.
@@ -122,7 +132,7 @@ def chat(
         from qformats.chatting.loaded import ChatModel
         from qformats.cli.conversation import Conversation
 
-        def load(name: str | None, bar: Bar) -> ChatModel:
+        def load(name: str | None, bar: Bar, *, verify: bool = False) -> ChatModel:
             return ChatModel(
                 source,
                 source.name,
@@ -131,11 +141,12 @@ def chat(
                 dtype=dtype,
                 format=name,
                 options=options,
+                verify=verify,
                 answers=1,
                 progress=bar,
             )
 
-        loaded = load(format, bar)
+        loaded = load(format, bar, verify=verify)
     conversation = Conversation(loaded, load, given, max_new_tokens, tuple(stop or ()), system)
     try:
         conversation.run(sys.stdin)

@@ -258,6 +258,7 @@ def export_as_told(
     from qformats.exporting.check import check_exact as check
     from qformats.exporting.check import require_exact as refuse_inexact
     from qformats.exporting.engines.named import named, require_known
+    from qformats.exporting.recorded import require_unchanged
     from qformats.exporting.report import answered, report_of
     from qformats.exporting.run import execute
     from qformats.exporting.uploads import destined
@@ -289,11 +290,15 @@ def export_as_told(
             if mix != "named":
                 from qformats.calibration.measured import with_mix
 
-                recipe = with_mix(mix, source, target, recipe, options or {}, bar)
+                recipe = with_mix(mix, source, target, recipe, options or {}, bar, verify=verify)
+                # Which has compared every byte already.
+                verify = False
             bar.start("planning")
             plan = make_plan(source, target, recipe, options or {})
             if planned:
                 report = report_of(plan)
+                if check_exact or require_exact:
+                    require_unchanged(source, verify=verify, progress=bar)
                 reasons = check(plan, threads(workers), bar) if check_exact else None
                 if reasons is not None:
                     report = answered(report, reasons)

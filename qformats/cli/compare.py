@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qformats.cli import completing
-from qformats.cli.commands import Device, Json, LoaderOptions, Workers, meant, opened, pairs
+from qformats.cli.commands import Device, Json, LoaderOptions, Verify, Workers, meant, opened, pairs
 from qformats.cli.comparison import NONE, counted, estimate, print_tasks
 from qformats.cli.reporting import STDOUT
 
@@ -117,6 +117,7 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page with charts that needs no network.")
     ] = None,
+    verify: Verify = False,
     option: LoaderOptions = None,
     workers: Workers = None,
 ) -> None:
@@ -170,6 +171,7 @@ def compare(
             dtype=dtype,
             workers=workers,
             options=options,
+            verify=verify,
             progress=bar,
         )
     for name, make in ((json, report.to_json), (csv, report.to_csv)):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qformats.cli.commands import Device, Force, Json, LoaderOptions, opened, pairs
+from qformats.cli.commands import Device, Force, Json, LoaderOptions, Verify, opened, pairs
 
 __all__ = ["imatrix"]
 
@@ -46,6 +46,7 @@ def imatrix(
     compute_dtype: Annotated[
         str, typer.Option(metavar="DTYPE", help="What the model runs in: f32, f16 or bf16.")
     ] = "f32",
+    verify: Verify = False,
     option: LoaderOptions = None,
     force: Force = False,
     json: Json = None,
@@ -81,6 +82,7 @@ def imatrix(
             device=device,
             compute_dtype=compute_dtype,
             force=force,
+            verify=verify,
             progress=bar,
         )
     target = str(output.expanduser())

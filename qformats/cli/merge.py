@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qformats.cli import completing
-from qformats.cli.commands import Force, Json, LoaderOptions, Workers, meant, pairs
+from qformats.cli.commands import Force, Json, LoaderOptions, Verify, Workers, meant, pairs
 
 if TYPE_CHECKING:
     from qformats.exporting import ExportReport
@@ -35,6 +35,7 @@ def merge(
     ] = None,
     option: LoaderOptions = None,
     force: Force = False,
+    verify: Verify = False,
     workers: Workers = None,
     json: Json = None,
 ) -> None:
@@ -57,6 +58,7 @@ def merge(
             format=format and meant(format).name,
             source=base,
             force=force,
+            verify=verify,
             workers=workers,
             options=pairs("option", option),
             progress=bar,

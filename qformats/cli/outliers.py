@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qformats.cli.commands import Device, Json, LoaderOptions, opened, pairs
+from qformats.cli.commands import Device, Json, LoaderOptions, Verify, opened, pairs
 
 __all__ = ["outliers"]
 
@@ -40,6 +40,7 @@ def outliers(
     compute_dtype: Annotated[
         str, typer.Option(metavar="DTYPE", help="What the model runs in: f32, f16 or bf16.")
     ] = "f32",
+    verify: Verify = False,
     option: LoaderOptions = None,
     html: Annotated[
         Path | None,
@@ -73,6 +74,7 @@ def outliers(
             chunk_size=chunk_size,
             device=device,
             compute_dtype=compute_dtype,
+            verify=verify,
             progress=bar,
         )
     if html is not None:

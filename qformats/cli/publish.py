@@ -69,6 +69,7 @@ def publish_as_told(
     from qformats.exporting.check import check_exact as check
     from qformats.exporting.check import require_exact as refuse_inexact
     from qformats.exporting.recipe import with_options
+    from qformats.exporting.recorded import require_unchanged
     from qformats.exporting.report import answered
     from qformats.publishing import Settings, plan_all, planned, publish
     from qformats.registry import registry
@@ -107,6 +108,8 @@ def publish_as_told(
         plans = plan_all(source, folder, with_options(recipes, quantizer_options), options)
         if dry:
             report = planned(source, plans, settings)
+            if check_exact or require_exact:
+                require_unchanged(source, verify=verify, progress=bar)
             reasons = (
                 [check(plan, threads(workers), bar) for plan in plans] if check_exact else [None] * len(plans)
             )

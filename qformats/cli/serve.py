@@ -11,7 +11,7 @@ import typer
 
 from qformats.cli import completing
 from qformats.cli.chat import Template, chosen_template
-from qformats.cli.commands import ComputeDtype, Device, LoaderOptions, meant, opened, pairs
+from qformats.cli.commands import ComputeDtype, Device, LoaderOptions, Verify, meant, opened, pairs
 
 if TYPE_CHECKING:
     from qformats.interfaces.checkpoint import Checkpoint
@@ -65,6 +65,7 @@ def serve(
     ] = 10.0,
     device: Device = None,
     dtype: ComputeDtype = None,
+    verify: Verify = False,
     option: LoaderOptions = None,
 ) -> None:
     """Serve models over OpenAI's API (chat and text completions), with a web page to talk to them and to compare them.
@@ -124,6 +125,8 @@ def serve(
                         dtype=dtype,
                         format=format,
                         options=options,
+                        # Each model once, whatever else it is quantized into.
+                        verify=verify and format is None,
                         answers=answers,
                         waiting=queue,
                         progress=bar,

@@ -57,6 +57,7 @@ def bench(
     new_tokens: int = 64,
     repeats: int = 3,
     options: Mapping[str, str] | None = None,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> list[BenchResult]:
     """Load each model, and time it.
@@ -75,6 +76,8 @@ def bench(
         See :func:`qformats.comparing.speed.speed`.
     options : mapping, optional
         Loader options.
+    verify : bool
+        Compare every byte of models that qformats has written with their records, before any is timed.
     progress : Progress, optional
         Told what goes on.
 
@@ -93,12 +96,15 @@ def bench(
     """
     from qformats.comparing.loaded import LoadedModel
     from qformats.comparing.speed import Peak, speed
+    from qformats.exporting.recorded import require_unchanged
 
     progress = progress or Silent()
     progress.start("loading Transformers", 0)
     # It takes seconds, once, and no part of loading a model.
     for module in ("models.auto.modeling_auto", "generation"):
         importlib.import_module(f"transformers.{module}")
+    for source in models if verify else ():
+        require_unchanged(source, verify=True, progress=progress)
     found = []
     for source in models:
         for format in formats or (None,):

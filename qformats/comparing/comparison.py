@@ -19,6 +19,7 @@ from qformats.comparing.trials import Trials
 from qformats.comparing.weights import compare_weights
 from qformats.errors import CheckpointError, ConfigError, QFormatsError, spelled
 from qformats.exporting import Recipe
+from qformats.exporting.recorded import require_unchanged
 from qformats.folder.context import context_limit
 from qformats.folder.readiness import require_class, require_tokenizer, require_weights
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
@@ -62,6 +63,8 @@ class Settings:
         Texts of tasks, by name; others are looked for in the caches of data sets.
     task_window, task_step, task_limit : int or None
         Tokens of a window of the tasks, and by how many the next one begins later; most windows and passages.
+    verify : bool
+        Whether every byte of a model that qformats has written is compared with its record, and not only a sample.
     """
 
     text: str | None = None
@@ -78,6 +81,7 @@ class Settings:
     task_window: int | None = None
     task_step: int | None = None
     task_limit: int | None = None
+    verify: bool = False
 
 
 def compare(
@@ -100,6 +104,8 @@ def compare(
             # A file without predictions is refused before the work begins.
             with LogitsReader(settings.logits):
                 pass
+    for checkpoint in (base, *models):
+        require_unchanged(checkpoint, verify=settings.verify, progress=progress, workers=workers)
     progress.start("loading torch", 0)
     from qformats.work.device import chosen_device
 

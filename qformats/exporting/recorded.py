@@ -243,6 +243,14 @@ def record_beside(path: Path) -> Path | None:
     return None
 
 
+def _record_of(source: Checkpoint) -> Path | None:
+    """The record of an opened model; none where its files lie elsewhere than what was opened."""
+    opened = source.path
+    if opened.is_dir() and source.files and opened not in source.files[0].parents:
+        return None
+    return record_beside(opened)
+
+
 def require_unchanged(
     source: Checkpoint, *, verify: bool = False, progress: Progress | None = None, workers: int | None = None
 ) -> None:
@@ -256,7 +264,7 @@ def require_unchanged(
     source : Checkpoint
         The model; one without a record is not looked at.
     verify : bool
-        Compare every byte.
+        Compare every byte; a notice says so where there is nothing to compare them with.
     progress : Progress, optional
         Receives progress reports.
     workers : int, optional
@@ -267,16 +275,23 @@ def require_unchanged(
     CheckpointError
         Naming the file and the tensor; or if the record itself is damaged.
     """
-    opened = source.path
-    if opened.is_dir() and source.files and opened not in source.files[0].parents:
-        return
-    place = record_beside(opened)
+    progress = progress or Silent()
+    place = _record_of(source)
     if place is None:
+        if verify:
+            progress.notice(
+                f"{source.name} has no record, so that its bytes have nothing to be compared with"
+            )
         return
     record = Record.read(place)
-    read = {os.path.realpath(tensor.file) for tensor in source.tensors.values()}
+    read = {os.path.realpath(tensor.file): tensor.file for tensor in source.tensors.values()}
     names = [name for name in sorted(record.sizes) if os.path.realpath(record.file(name)) in read]
     wrong = record.wrong_sizes(names)
+    if verify:
+        known = {os.path.realpath(record.file(name)) for name in names}
+        wrong += [Wrong(file, "is not in the record") for real, file in read.items() if real not in known]
+        if not record.pieces:
+            progress.notice(f"{place.name} is of an earlier version: it has sizes of files, but no checksums")
     if not wrong:
         wrong = list(
             record.wrong_bytes(
@@ -284,7 +299,7 @@ def require_unchanged(
                 sample=not verify,
                 workers=threads(workers),
                 # A sample takes no time that anybody would wait for.
-                progress=progress if progress is not None and verify else Silent(),
+                progress=progress if verify else Silent(),
             )
         )
     if wrong:

@@ -164,6 +164,7 @@ def merge_adapter(
     format: str | None = None,
     source: str | PathLike[str] | Checkpoint | None = None,
     force: bool = False,
+    verify: bool = False,
     workers: int | None = None,
     options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
@@ -185,7 +186,7 @@ def merge_adapter(
     # An interrupted merge is resumed only if the adapter is the same.
     identity = {"adapter": _digest(updates)}
     plan = make_plan(merged, Path(target).expanduser(), recipe, options, extra_identity=identity)
-    export = execute(plan, force=force, workers=workers, progress=progress)
+    export = execute(plan, force=force, workers=workers, verify=verify, progress=progress)
     at = plan.target if plan.layout.folder else plan.target.parent / export.files[0][0]
     written = open_model(at, options)
     stored = {t.source_name: t.format for t in export.tensors}

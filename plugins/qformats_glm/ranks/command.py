@@ -15,6 +15,7 @@ from qformats.cli.commands import (
     KeepPartial,
     LoaderOptions,
     RequireExact,
+    Verify,
     Workers,
     export_as_told,
     pairs,
@@ -46,6 +47,7 @@ def reshard(
     check_exact: CheckExact = False,
     require_exact: RequireExact = False,
     keep_partial: KeepPartial = False,
+    verify: Verify = False,
     workers: Workers = None,
     json: Json = None,
 ) -> None:
@@ -81,6 +83,7 @@ def reshard(
         check_exact=check_exact,
         require_exact=require_exact,
         keep_partial=keep_partial,
+        verify=verify,
         workers=workers,
         json=json,
     )
