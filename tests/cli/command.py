@@ -15,6 +15,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from cli.warm import Copy, same_imports
+
 __all__ = ["PROGRAM", "Result", "call", "ended", "environment", "run", "run_in_terminal", "start"]
 
 PROGRAM = [
@@ -39,11 +41,21 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | changes
 
 
-def start(*args: str | Path, cwd: Path | None = None, **changes: str) -> subprocess.Popen[str]:
-    """Start the program without waiting."""
+def start(
+    *args: str | Path, cwd: Path | None = None, fresh: bool = False, **changes: str
+) -> subprocess.Popen[str] | Copy:
+    """Start the program without waiting.
+
+    It is a copy of a process that has imported what is heavy, which saves seconds; a new one if `fresh`, or if a
+    variable of the environment may change what is imported. Tests of how the program starts and what it imports want
+    that.
+    """
+    environ = environment(**changes)
+    if not fresh and same_imports(environ):
+        return Copy([*map(str, args)], env=environ, cwd=cwd)
     return subprocess.Popen(
         [*PROGRAM, *map(str, args)],
-        env=environment(**changes),
+        env=environ,
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -51,7 +63,7 @@ def start(*args: str | Path, cwd: Path | None = None, **changes: str) -> subproc
     )
 
 
-def ended(process: subprocess.Popen[str], *signals: int, timeout: float = 60) -> tuple[int, str]:
+def ended(process: subprocess.Popen[str] | Copy, *signals: int, timeout: float = 60) -> tuple[int, str]:
     """Send signals to a program, and wait for its end; gives the exit code and standard error."""
     with process:
         for number in signals:
@@ -62,17 +74,21 @@ def ended(process: subprocess.Popen[str], *signals: int, timeout: float = 60) ->
             # Otherwise it would be waited for.
             process.kill()
             raise
+    assert process.returncode is not None
     return process.returncode, err
 
 
-def run(*args: str | Path, timeout: float = 60, cwd: Path | None = None, **changes: str) -> Result:
-    """Run the program to its end, in a process of its own."""
-    with start(*args, cwd=cwd, **changes) as process:
+def run(
+    *args: str | Path, timeout: float = 60, cwd: Path | None = None, fresh: bool = False, **changes: str
+) -> Result:
+    """Run the program to its end, in a process of its own; see `start`."""
+    with start(*args, cwd=cwd, fresh=fresh, **changes) as process:
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
+    assert process.returncode is not None
     return Result(process.returncode, out, err)
 
 

@@ -70,7 +70,7 @@ def test_json_is_pure(tmp_path, capfd, args):
     written = args[-1] == "x.gguf"
     args = [str(tmp_path / a) if a == "x.gguf" else a for a in args]
     # With all that is imported, where most is.
-    result = run(*args, "--json") if written else call(capfd, *args, "--json")
+    result = run(*args, "--json", fresh=True) if written else call(capfd, *args, "--json")
     assert result.code == 0
     assert result.err == ""
     assert json.loads(result.out, parse_constant=pytest.fail)

@@ -83,7 +83,7 @@ def test_reports_go_to_standard_output_by_their_own_name(capsys, option):
 )
 @pytest.mark.parametrize("seconds", [0.4, 1.5])
 def test_interrupted_at_any_time(tmp_path, args, told, seconds):
-    with start(*args, "-v", cwd=tmp_path) as process:
+    with start(*args, "-v", cwd=tmp_path, fresh=True) as process:
         # The first step that is told: from here on the program listens.
         while not (line := process.stderr.readline()).startswith("qformats: "):
             assert line
@@ -126,6 +126,6 @@ def test_piped_output_has_no_colours(tmp_path):
         ("export", "--help"),
         ("plugins",),
     ):
-        result = run(*args)
+        result = run(*args, fresh=True)
         assert result.code == 0
         assert "\x1b" not in result.out + result.err

@@ -208,7 +208,7 @@ def test_folder_killed_while_it_replaced_another(llama, tmp_path, capsys):
 
 @pytest.mark.parametrize("delay", [0.3, 1.0])
 def test_interrupted_at_any_time(llama, tmp_path, delay):
-    with start("export", llama, "-f", "gguf", "-o", tmp_path / "out.gguf") as process:
+    with start("export", llama, "-f", "gguf", "-o", tmp_path / "out.gguf", fresh=True) as process:
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)

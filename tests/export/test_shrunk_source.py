@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli.command import run
 
 import qformats
 
@@ -26,8 +27,8 @@ main()
 """
 
 
-def export(program, *arguments):
-    command = [sys.executable, *program, *map(str, arguments)]
+def disturbed(*arguments):
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -37,7 +38,7 @@ def test_the_file_is_named_and_the_target_is_not_there(threads, tmp_path):
     source = shutil.copytree(demo, tmp_path / "model")
     weights, target = source / "model.safetensors", tmp_path / "out.gguf"
     line = [source, "--format", "gguf:q4_0", "-o", target, "--threads", threads]
-    done = export(["-c", PROGRAM], weights, *line)
+    done = disturbed(weights, *line)
     assert done.returncode == 3, done.stderr
     said = done.stderr.strip().splitlines()[-1]
     assert said.endswith(
@@ -47,7 +48,7 @@ def test_the_file_is_named_and_the_target_is_not_there(threads, tmp_path):
     assert not target.exists()
     # As the sentence says: written again, the command gives what it would have given.
     shutil.copy2(demo / "model.safetensors", weights)
-    assert export(["-m", "qformats", "export"], *line).returncode == 0
+    assert run("export", *line).code == 0
     qformats.export(demo, tmp_path / "undisturbed.gguf", format="gguf:q4_0")
     assert os.path.getsize(target) == os.path.getsize(tmp_path / "undisturbed.gguf")
     mine, other = qformats.open(target), qformats.open(tmp_path / "undisturbed.gguf")
