@@ -150,7 +150,7 @@ def test_stopped_after_the_outputs_are_in_place(tmp_path, capsys, number):
 def test_killed_while_it_calibrates_the_second_format(tmp_path):
     """The first calibration is not done again, and all bytes are those of an undisturbed run of as many threads."""
     formats = ["gguf:q4_k_m", "gptq:4bit-128g"]
-    options = {"samples": "4", "sequence-length": "64", "device": "cpu", "rounds": "1"}
+    options = {"samples": "4", "sequence-length": "64", "device": "cpu", "rounds": "1", "search": "no"}
     words = [word for name, value in options.items() for word in ("-Q", f"{name}={value}")]
     folder = tmp_path / "out"
     process = start(
