@@ -368,6 +368,11 @@ class Journal:
         self._write(entry)
 
     @property
+    def opening(self) -> bytes:
+        """The line that it begins with, which no other export's journal does."""
+        return self._read().partition(b"\n")[0]
+
+    @property
     def resumable(self) -> bool:
         """Whether any slice is recorded."""
         return self._read().count(b"\n") > 1

@@ -16,7 +16,7 @@ from qformats.exporting import Recipe, make_plan
 from qformats.exporting.engines import parts
 from qformats.exporting.engines.named import named
 from qformats.exporting.engines.rebuilt import Told
-from qformats.exporting.engines.remote import OwnedFiles
+from qformats.exporting.engines.remote import OwnedFiles, write
 from qformats.exporting.fill import OutputFiles, slices_of
 from qformats.exporting.journal import Journal
 
@@ -131,16 +131,45 @@ def test_another_plan_is_refused(tmp_path, changes, said):
 
 def test_a_worker_writes_into_what_is_there_only(tmp_path):
     plan = planned(tmp_path)
-    folder = tmp_path / "files"
     with pytest.raises(OutputError, match="every node mounts at the same place"):
-        OwnedFiles(plan, folder, [0])
-    assert not folder.exists()
-    whole = OutputFiles(plan, folder)
+        OwnedFiles(plan, tmp_path / "files", [0], b"")
+    assert [*tmp_path.iterdir()] == []
+    journal = Journal(plan.target, "identity", plan.partial_name)
+    whole = OutputFiles(plan, journal.files)
     whole.close()
     with whole.paths[0].open("r+b") as file:
         file.truncate(10)
     with pytest.raises(OutputError, match="is not the file that was made for it"):
-        OwnedFiles(plan, folder, [0])
+        OwnedFiles(plan, journal.files, [0], journal.opening)
+    journal.discard()
+
+
+def begun(tmp_path: Path, format: str):
+    """What an export has made before it asks for slices."""
+    plan = make_plan(qformats.open("demo"), tmp_path / "out.gguf", Recipe(format, pure=True), {})
+    slices = slices_of(plan)
+    identity = plan.identity([(s.tensor, s.start, s.stop) for s in slices])
+    journal = Journal(plan.target, identity, plan.partial_name)
+    OutputFiles(plan, journal.files).close()
+    return plan, journal, journal.files / plan.layout.files[0].name
+
+
+def test_a_worker_of_a_killed_export_leaves_the_next_one_alone(tmp_path):
+    """Its task may still run while another export makes files of the same names and sizes in the same place."""
+    plan, journal, file = begun(tmp_path, "gguf:q4_0")
+    asked = (Told.of(plan), journal.files, journal.opening, [0], [0], 1)
+    assert write(*asked).error is None
+    # As a kill does.
+    journal.close()
+    other, second, same = begun(tmp_path, "gguf:iq4_nl")
+    assert (same, other.layout.files[0].size) == (file, plan.layout.files[0].size)
+    before = same.read_bytes()
+    refused = write(*asked).error
+    assert refused is not None
+    assert "the export that asked for it has ended" in str(refused)
+    assert same.read_bytes() == before
+    second.discard()
+    assert "No such file" in str(write(*asked).error)
 
 
 def test_lent_files_come_back(tmp_path):
@@ -148,7 +177,7 @@ def test_lent_files_come_back(tmp_path):
     journal = Journal(plan.target, "identity", plan.partial_name)
     files = OutputFiles(plan, journal.files)
     with files.lent():
-        owned = OwnedFiles(plan, journal.files, [0])
+        owned = OwnedFiles(plan, journal.files, [0], journal.opening)
         owned.write(0, memoryview(b"there"), plan.layout.files[0].size - 5)
         owned.sync()
         owned.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import time
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 from cli.command import ended, run, start
 from cluster.nodes import Nodes, two_nodes
+from export.store import running
 from models import tiny
+from robustness import kills
 
 pytest.importorskip("ray", reason="Ray has no wheel for this version of Python")
 
@@ -158,6 +161,25 @@ def test_engines_go_on_with_each_others_work(model, nodes, clean, tmp_path):
         assert content(tmp_path) == clean
         for file in tmp_path.iterdir():
             file.unlink()
+
+
+@pytest.fixture(scope="module")
+def work(nodes, tmp_path_factory) -> Iterator[kills.Work]:
+    """Small models, the cluster and a store, for chains of kills."""
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto")
+    with running() as store:
+        yield kills.Work(tmp_path_factory.mktemp("kills"), nodes.address, store)
+
+
+@pytest.mark.parametrize("kind", kills.BY_RAY)
+def test_killed_at_any_moment(work, kind):
+    """Exports that are killed while their tasks go on, and run again: ``robustness.kills`` does it for longer."""
+    told = kills.chain(work, kind, random.Random(5))
+    assert told["killed"]
+    if kind == "ray":
+        kills.prepared(work, "split")
+        assert work.clean["ray"] == work.clean["split"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

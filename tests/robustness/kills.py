@@ -1,12 +1,15 @@
 """Exports of every kind killed at any moment, again and again: nothing half under the final name, and the same bytes.
 
 ``cd tests && python -m robustness.kills ROUNDS [SEED [KINDS]]`` runs for longer than the test does. A round is a chain:
-up to three kills of exports into one target, then one that is not disturbed.
+up to three kills of exports into one target, then one that is not disturbed. Kinds by Ray convert on a cluster of two
+nodes: the process that asks for the export is killed, and its tasks are left alone. Some upload to a store.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -15,11 +18,13 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
+from cluster.nodes import two_nodes
+from export.store import Store, running
 from models import tiny
 from robustness.killing import ended
 
@@ -46,10 +51,14 @@ class Work:
         Where all of it lies.
     source, adapter, recipe : Path
         A model, an adapter for it, and an export whose record is run again.
+    address : str
+        Of a Ray cluster, for the kinds that need one.
+    store : Store or None
+        A server, for the kinds that need one.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, address: str = "", store: Store | None = None) -> None:
+        self.folder, self.address, self.store = folder, address, store
         self.source = tiny.build("llama", folder / "source", "float16")
         self.adapter = _adapter(folder / "adapter", self.source)
         self.recipe = folder / "recipe" / "out.gguf"
@@ -100,24 +109,64 @@ def _recipe(work: Work, target: Path) -> None:
     rerun(again_from(work.recipe), qformats.open(work.source), target, force=True, workers=2)
 
 
+def _by_ray(format: str, work: Work, target: Path, **more: object) -> None:
+    # Each node has one core.
+    ray = {"engine": "ray", "address": work.address}
+    qformats.export(work.source, target, format=format, quantizer="rtn", workers=1, force=True, **ray, **more)  # type: ignore[arg-type]
+
+
+def _into_store(write: Callable[..., None], format: str, work: Work, target: Path, **more: object) -> None:
+    """A path stands for the place in the store."""
+    assert work.store is not None
+    os.environ |= work.store.environment | {"QFORMATS_SCRATCH": str(_scratch(target.parent))}
+    write(format, work, _url(target), **more)
+
+
+def _url(target: Path) -> str:
+    return f"s3://bucket/{target.parent.parent.name}-{target.parent.name}/{target.name}"
+
+
+def _scratch(place: Path) -> Path:
+    return place.with_name("scratch")
+
+
+_SPLIT = {"max-shard-size": "60KB"}
 KINDS: Mapping[str, tuple[str, Callable[[Work, Path], None]]] = {
     "file": ("out.gguf", partial(_export, "gguf:q4_0", "rtn")),
-    "split": ("out.gguf", partial(_export, "gguf:q8_0", "rtn", options={"max-shard-size": "60KB"})),
+    "split": ("out.gguf", partial(_export, "gguf:q8_0", "rtn", options=_SPLIT)),
     "folder": ("out", partial(_export, "bitsandbytes:nf4", "rtn")),
     "gptq": ("out", partial(_export, "gptq:4bit-32g", "gptq", quantizer_options=_CALIBRATED)),
     "awq": ("out", partial(_export, "awq:4bit-32g", "awq", quantizer_options=_CALIBRATED)),
     "merge": ("out", _merge),
     "recipe": ("out.gguf", _recipe),
+    "ray": ("out.gguf", partial(_by_ray, "gguf:q8_0", options=_SPLIT)),
+    "ray-store": ("out", partial(_into_store, _by_ray, "dense:f16", options=_SPLIT)),
 }
 """Name of the target, and what writes it."""
+BY_RAY = ("ray", "ray-store")
+"""Kinds that need a cluster."""
+IN_STORE = ("ray-store",)
+"""Kinds whose target is a URL."""
+
+
+def _stored(format: str, work: Work, target: Path, **more: object) -> None:
+    _export(format, "rtn", work, target, **more)
+
+
 _OLDER = {
     "out.gguf": partial(_export, "gguf:f16", "rtn"),
     "out": partial(_export, "dense:bf16", "rtn"),
 }
 
 
-def _content(place: Path) -> dict[str, str]:
+def _content(place: Path, store: Store | None) -> dict[str, str]:
     """Checksums of all files that are not hidden, those in folders too."""
+    if store is not None:
+        client, root = store.client(), _url(place / "x").removeprefix("s3://").removesuffix("/x")
+        return {
+            file.removeprefix(f"{root}/"): sha256(client.cat_file(file)).hexdigest()
+            for file in client.find(root)
+        }
     files = [file for file in sorted(place.rglob("*")) if file.is_file()]
     found = {str(file.relative_to(place)): sha256(file.read_bytes()).hexdigest() for file in files}
     return {name: digest for name, digest in found.items() if not name.startswith(".")}
@@ -126,7 +175,8 @@ def _content(place: Path) -> dict[str, str]:
 def prepared(work: Work, kind: str) -> None:
     """Run a kind undisturbed, once, and what it replaces."""
     target, act = KINDS[kind]
-    for store, made in ((work.older, _old(kind)), (work.clean, act)):
+    there = work.store if kind in IN_STORE else None
+    for found, made in ((work.older, _old(kind)), (work.clean, act)):
         place = work.folder / "undisturbed"
         place.mkdir()
         began, log = time.monotonic(), work.folder / "log"
@@ -134,13 +184,21 @@ def prepared(work: Work, kind: str) -> None:
         assert code == 0, log.read_text()
         work.seconds[kind] = time.monotonic() - began
         work.steps[kind] = int(log.read_text().split()[-1])
-        store[kind] = _content(place)
+        found[kind] = _content(place, there)
         shutil.rmtree(place)
+        if there is not None:
+            _emptied(there, place)
+
+
+def _emptied(store: Store, place: Path) -> None:
+    store.client().rm(_url(place / "x").removesuffix("/x"), recursive=True)
 
 
 def _old(kind: str) -> Callable[[Work, Path], None]:
+    if kind in IN_STORE:
+        return partial(_into_store, _stored, "dense:bf16", options=_SPLIT)
     # A split model is replaced by one of as many parts: the same names, so that a mixture is possible.
-    if kind == "split":
+    if kind in ("split", "ray"):
         return partial(_export, "gguf:q5_1", "rtn", options={"max-shard-size": "40KB"})
     return _OLDER[KINDS[kind][0]]
 
@@ -149,8 +207,12 @@ def _whole(kind: str, found: Mapping[str, str], states: list[dict[str, str]]) ->
     """What a reader may see: one of the two models, and nothing only where the documentation says so."""
     if found in states:
         return
+    if kind in IN_STORE:
+        # What readers of folders open first goes first and comes last.
+        assert "out/config.json" not in found, f"{kind}: {sorted(found)} is no model"
+        return
     first = [name for name in found if name == "out.gguf" or "-00001-of-" in name]
-    if kind == "split" and not first:
+    if kind in ("split", "ray") and not first:
         # Between renames: no program opens the rest.
         return
     # A file without its record, for the moment in which they change.
@@ -165,6 +227,7 @@ def chain(work: Work, kind: str, rng: random.Random) -> Counter[str]:
     if kind not in work.clean:
         prepared(work, kind)
     target, act = KINDS[kind]
+    there = work.store if kind in IN_STORE else None
     told: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(dir=work.folder) as name:
         place, log = Path(name) / "place", Path(name) / "log"
@@ -174,7 +237,7 @@ def chain(work: Work, kind: str, rng: random.Random) -> Counter[str]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 _old(kind)(work, place / target)
-            assert _content(place) == work.older[kind]
+            assert _content(place, there) == work.older[kind]
             states[1] = work.older[kind]
         told["replacing" if replaced else "new"] += 1
         for _ in range(rng.randint(1, _MOST_KILLS)):
@@ -185,14 +248,17 @@ def chain(work: Work, kind: str, rng: random.Random) -> Counter[str]:
                 code = ended(partial(act, work, place / target), after=after, log=log)
             assert code in (0, -signal.SIGKILL), log.read_text()
             told["killed" if code else "finished before"] += 1
-            found = _content(place)
+            found = _content(place, there)
             _whole(kind, found, states)
-            told["not there until the next run"] += replaced and found not in states and kind == "split"
+            told["not there until the next run"] += replaced and found not in states and kind != "file"
             if found == work.clean[kind]:
                 break
         code = ended(partial(act, work, place / target), log=log)
         assert code == 0, log.read_text()
-        assert _content(place) == work.clean[kind]
+        assert _content(place, there) == work.clean[kind]
+        assert not _scratch(place).exists()
+        if there is not None:
+            _emptied(there, place)
         assert [path.name for path in place.iterdir() if path.name.startswith(".")] == []
     return told
 
@@ -202,13 +268,25 @@ def _step(rng: random.Random, calls: int) -> int:
     return rng.randint(1 if rng.random() < 0.5 else max(1, calls - _SEALING), calls)
 
 
+@contextlib.contextmanager
+def _needed(kinds: list[str], folder: Path) -> Iterator[tuple[str, Store | None]]:
+    """Address of a cluster and a store, where kinds need them."""
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(two_nodes(folder)).address if {*kinds} & {*BY_RAY} else ""
+        store = stack.enter_context(running()) if {*kinds} & {*IN_STORE} else None
+        yield address, store
+
+
 def main(rounds: int, seed: int, only: str) -> None:
     """Print what happened, by kind."""
     rng = random.Random(seed)
-    kinds = only.split(",") if only else [*KINDS]
+    kinds = only.split(",") if only else [kind for kind in KINDS if kind not in BY_RAY]
     totals: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
-        work = Work(Path(name))
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name,
+        _needed(kinds, Path(name)) as needed,
+    ):
+        work = Work(Path(name), *needed)
         began = time.monotonic()
         for number in range(rounds):
             kind = kinds[number % len(kinds)]

@@ -148,6 +148,7 @@ class Cluster:
                     (
                         told[id(part.output)],
                         part.output.journal.files.absolute(),
+                        part.output.journal.opening,
                         part.files,
                         [piece.index for piece in part.slices],
                         count,

@@ -13,7 +13,7 @@ from typing import Any
 from qformats.errors import OutputError, QFormatsError
 from qformats.exporting.engines.rebuilt import Told
 from qformats.exporting.fill import OutputFiles, Slice, convert, room_for, weights_of
-from qformats.exporting.journal import Span, Written
+from qformats.exporting.journal import LOG, Span, Written
 from qformats.exporting.plan import Plan
 from qformats.exporting.selfcheck import SelfCheck
 from qformats.work.checksums import PIECE, digest
@@ -68,10 +68,13 @@ class OwnedFiles(OutputFiles):
         Where they are.
     owned : sequence of int
         Those that this process may write.
+    opening : bytes
+        First line of the journal that they belong to. The export that has asked for them may have been killed, and
+        another one have begun in its place, with files of the same names and sizes.
     """
 
-    def __init__(self, plan: Plan, folder: Path, owned: Sequence[int]) -> None:
-        self._owned = owned
+    def __init__(self, plan: Plan, folder: Path, owned: Sequence[int], opening: bytes) -> None:
+        self._owned, self._log, self._opening = owned, folder.with_name(LOG), opening
         super().__init__(plan, folder)
 
     def _create(self) -> None:
@@ -80,6 +83,10 @@ class OwnedFiles(OutputFiles):
             self._handles[number] = os.open(self.paths[number], os.O_RDWR | os.O_CLOEXEC)
             if os.fstat(self._handles[number]).st_size != self.plan.layout.files[number].size:
                 raise OSError(errno.ESTALE, f"{self.paths[number].name} is not the file that was made for it")
+        # After they are open: what is made later for another export has other files.
+        with self._log.open("rb") as log:
+            if log.readline().rstrip(b"\n") != self._opening:
+                raise OSError(errno.ESTALE, "the export that asked for it has ended")
 
     def _failure(self, error: OSError) -> OutputError:
         if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ESTALE):
@@ -112,7 +119,9 @@ def _told(work: Callable[[], Any]) -> Outcome:
         return Outcome(socket.gethostname(), error=error)
 
 
-def write(told: Told, folder: Path, owned: Sequence[int], wanted: Sequence[int], workers: int) -> Outcome:
+def write(
+    told: Told, folder: Path, opening: bytes, owned: Sequence[int], wanted: Sequence[int], workers: int
+) -> Outcome:
     """Convert slices and write them; gives ``(index, Written)`` of each, with its bytes on the disk.
 
     Parameters
@@ -121,6 +130,8 @@ def write(told: Told, folder: Path, owned: Sequence[int], wanted: Sequence[int],
         The plan.
     folder : Path
         Where the partial files are.
+    opening : bytes
+        First line of their journal.
     owned : sequence of int
         Files that the slices go into.
     wanted : sequence of int
@@ -131,7 +142,7 @@ def write(told: Told, folder: Path, owned: Sequence[int], wanted: Sequence[int],
 
     def work() -> list[tuple[int, Written]]:
         plan, slices, check = _plan(told)
-        files = OwnedFiles(plan, folder, owned)
+        files = OwnedFiles(plan, folder, owned, opening)
         try:
             with bounded(
                 lambda piece: convert(plan, piece, files, check),
