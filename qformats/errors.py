@@ -619,6 +619,13 @@ class BackendUnavailableError(QFormatsError, RuntimeError):
 class WorkerError(QFormatsError, RuntimeError):
     """Another process that shares the work failed.
 
+    Attributes
+    ----------
+    worker : str
+        Which.
+    lost : bool
+        Whether it was killed or crashed, so that the same work may succeed another time.
+
     Examples
     --------
     >>> from qformats.errors import WorkerError
@@ -626,6 +633,6 @@ class WorkerError(QFormatsError, RuntimeError):
     process 2 of 2 (cuda:1): was killed by signal 9.
     """
 
-    def __init__(self, worker: str, found: str, hint: str | None = None) -> None:
-        self.worker = worker
+    def __init__(self, worker: str, found: str, hint: str | None = None, *, lost: bool = False) -> None:
+        self.worker, self.lost = worker, lost
         super().__init__(_sentence(worker, found, None, hint))

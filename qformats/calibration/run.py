@@ -24,8 +24,8 @@ from qformats.calibration.scaling import PROBED, ScaledBlock, Scaling, unscaled_
 from qformats.calibration.settings import Settings
 from qformats.calibration.skeleton import Skeleton
 from qformats.calibration.stream import Stream, observe
-from qformats.calibration.team import ALONE, Team
-from qformats.calibration.teamwork import Job, leading
+from qformats.calibration.team import ALONE, Finished, Team
+from qformats.calibration.teamwork import Job, lead
 from qformats.calibration.text import check_text, sample_tokens
 from qformats.errors import ConfigError, Described, NonFiniteError, OutputError, WeightsError, spelled
 from qformats.interfaces.checkpoint import Checkpoint, ReplacedTensors
@@ -153,7 +153,7 @@ def calibrate(
         str(source.path),
         type(source).__name__,
         fingerprint(source.files),
-        {name: packer.name for name, packer in formats.items()},
+        {name: _told(packer) for name, packer in formats.items()},
         {name: tensor.format for name, tensor in source.tensors.items()},
         str(work),
         settings,
@@ -164,16 +164,26 @@ def calibrate(
     if scale is not None:
         found = Described(f"{len(settings.devices)} devices for a quantizer that scales columns")
         raise ConfigError("device", found, "one device")
-    with leading(job, progress) as team:
-        settings = replace(settings, device=settings.devices[0])
-        return _led(Run(source, formats, work, settings, round_layers, drift, progress, None, team), identity)
+    lead(job, progress)
+    progress.start("reading what the processes have made", 0)
+    settings = replace(settings, device=settings.devices[0], log=None)
+    done = Finished(0, len(job.settings.devices))
+    return _led(Run(source, formats, work, settings, round_layers, drift, Silent(), None, done), identity)
 
 
-def take_part(job: Job, source: Checkpoint, team: Team) -> None:
-    """Do this process's share of a calibration that another process leads."""
-    packers = {name: registry().packer(packer) for name, packer in job.formats.items()}
-    settings = replace(job.settings, device=job.settings.devices[team.rank], log=None)
-    run = Run(source, packers, Path(job.work), settings, job.round_layers, job.drift, Silent(), None, team)
+def _told(packer: Packer) -> str | Packer:
+    """A format, as another process is told of it."""
+    return packer.name if registry().packer(packer.name) is packer else packer
+
+
+def take_part(job: Job, source: Checkpoint, team: Team, progress: Progress) -> None:
+    """Do one process's share of a calibration over several devices."""
+    packers = {
+        name: registry().packer(told) if isinstance(told, str) else told for name, told in job.formats.items()
+    }
+    log = job.settings.log if team.leads else None
+    settings = replace(job.settings, device=job.settings.devices[team.rank], log=log)
+    run = Run(source, packers, Path(job.work), settings, job.round_layers, job.drift, progress, None, team)
     _led(run, job.identity)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from qformats.errors import CheckpointError
+from qformats.errors import CheckpointError, WorkerError
 from qformats.exporting.check import require_exact as refuse_inexact
 from qformats.exporting.engines.engine import Engine, WorkersLost
 from qformats.exporting.engines.local import Local
@@ -252,7 +252,8 @@ def _write(
 
 def _kept(keep_partial: bool, error: BaseException) -> bool:
     """Whether what is written stays: nobody wants to lose hours of work because machines or a store went away."""
-    return keep_partial or isinstance(error, WorkersLost | UploadFailed)
+    lost = isinstance(error, WorkerError) and error.lost
+    return keep_partial or lost or isinstance(error, WorkersLost | UploadFailed)
 
 
 def _in_order(outputs: Sequence[Output]) -> list[Path]:

@@ -110,36 +110,92 @@ def children(pid: int) -> list[int]:
     return [int(each) for each in listed]
 
 
-@pytest.mark.parametrize("victim", ["member", "leader"])
-def test_a_process_that_is_killed_ends_the_other(victim: str, tmp_path: Path) -> None:
+def gone(pid: int, within: float) -> bool:
+    """Whether a process ends in time."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def blocks(place: Path) -> int:
+    """Blocks that are finished."""
+    return len([*place.glob(".*/**/block-*.safetensors")])
+
+
+VICTIMS = ["first", "second", "leader"]
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_process_that_is_killed_ends_the_others(victim: str, tmp_path: Path) -> None:
+    """In the middle of the work: within seconds, and the next run goes on with what is finished."""
     target = tmp_path / "out.gguf"
     command = [sys.executable, "-m", "qformats", "export", "demo", "-o", str(target), "--format", "gguf:q4_0"]
-    command += ["--quantizer", "gptq", "--samples", "64", "--device", "cpu,cpu"]
+    command += ["--quantizer", "gptq", "--samples", "16", "-Q", "sequence-length=64", "--device", "cpu,cpu"]
     leader = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    member = 0
     try:
-        deadline = time.monotonic() + 120
-        while not member and time.monotonic() < deadline:
-            time.sleep(0.05)
-            member = next(iter(children(leader.pid)), 0)
-        assert member, "no process was started"
-        time.sleep(1)
-        os.kill(member if victim == "member" else leader.pid, signal.SIGKILL)
-        _, said = leader.communicate(timeout=120)
+        deadline = time.monotonic() + 200
+        while not blocks(tmp_path):
+            assert leader.poll() is None, leader.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        members = children(leader.pid)
+        assert len(members) == 2
+        number = VICTIMS.index(victim)
+        os.kill((*members, leader.pid)[number], signal.SIGKILL)
+        _, said = leader.communicate(timeout=30)
     finally:
         leader.kill()
+    assert all(gone(member, 10) for member in members), "a process goes on alone"
     assert not target.exists()
-    if victim == "member":
+    if victim != "leader":
         assert leader.returncode not in (0, -signal.SIGKILL)
-        assert "process 2 of 2 (cpu): was killed by signal 9" in said
+        assert said.splitlines()[-1].startswith(
+            f"qformats: process {number + 1} of 2 (cpu): was killed by signal 9. The others were ended, too. "
+        )
         assert "Traceback" not in said
-    deadline = time.monotonic() + 120
-    while Path(f"/proc/{member}").exists() and time.monotonic() < deadline:
-        if Path(f"/proc/{member}/stat").read_text().split()[2] == "Z":
-            break
-        time.sleep(0.1)
-    else:
-        assert not Path(f"/proc/{member}").exists(), "the other process goes on alone"
+    # A block is kept, whoever was killed.
+    assert blocks(tmp_path)
+    if victim == "second":
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "going on with an interrupted calibration: " in done.stderr
+        assert target.exists()
+
+
+class Deadly:
+    """Ends the second process when it receives this."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        line = "import os, signal, sys; sys.argv[2] == '1' and os.kill(os.getpid(), signal.SIGKILL)"
+        return exec, (line,)
+
+
+def test_one_that_dies_before_they_meet(tmp_path: Path) -> None:
+    """The others would wait for it for as long as they wait for anything."""
+    from qformats.calibration import Settings, calibrate
+
+    settings = Settings(samples=4, sequence_length=16, device="cpu,cpu")
+    formats = {"model.layers.0.mlp.up_proj.weight": qformats.packer("gguf:q4_0")}
+    began = time.monotonic()
+    with pytest.raises(WorkerError, match=r"^process 2 of 2 \(cpu\): was killed by signal 9\. ") as caught:
+        calibrate(
+            qformats.open("demo"),
+            formats,
+            tmp_path,
+            settings,
+            Deadly(),
+            identity={},
+            drift=False,
+            progress=Silent(),
+        )
+    assert caught.value.lost
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.gpu
