@@ -74,14 +74,14 @@ def make(folder: Path, layers: int) -> Path:
     return target
 
 
-def tokenizer(target: Path) -> None:
+def tokenizer(target: Path, vocabulary: int = VOCABULARY) -> None:
     """Tokens for bytes, and names for all others: nothing is written as text here."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<unk>", "<s>", "</s>", *letters]
     tokens += [
-        f"{letters[i % 256]}{letters[i // 256 % 256]}{i // 65536}" for i in range(VOCABULARY - len(tokens))
+        f"{letters[i % 256]}{letters[i // 256 % 256]}{i // 65536}" for i in range(vocabulary - len(tokens))
     ]
     made = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
