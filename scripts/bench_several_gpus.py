@@ -4,6 +4,8 @@
     python scripts/bench_several_gpus.py FOLDER --only calibration    one of ranks, calibration, placing
     python scripts/bench_several_gpus.py FOLDER --small               tiny models, on CPUs where there are no GPUs
 
+Where there is one GPU, the table has only the column of one.
+
 - Ranks: GLM-130B's layout under torchrun with 1 and 2 processes, int4 and float16, a prompt of 512 tokens and 64 more.
 - Calibration: GPTQ of Llama 3 8B's shapes with 128 x 2048 tokens.
 - Placing: `load_model(..., device_map="auto")`, of these shapes and of Llama 3.1 405B's in 4 bits, which no card holds.
@@ -47,9 +49,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--small", action="store_true", help="tiny models, to try it")
     arguments = parser.parse_args()
-    if not arguments.small and torch.cuda.device_count() < 2:
-        print(f"bench_several_gpus: found {torch.cuda.device_count()} GPUs; expected 2", file=sys.stderr)
+    if not arguments.small and not torch.cuda.is_available():
+        print("bench_several_gpus: found no GPU; expected two of one host", file=sys.stderr)
         return 1
+    # With a single one, the first column of the table.
+    counts = (1, 2) if arguments.small else tuple(range(1, min(2, torch.cuda.device_count()) + 1))
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +69,7 @@ def main() -> int:
         f"Python {platform.python_version()}"
     )
     for name in arguments.only:
-        found[name] = PARTS[name](arguments.folder, small=arguments.small)
+        found[name] = PARTS[name](arguments.folder, counts, small=arguments.small)
         results.write_text(json.dumps(found, indent=1))
     print(table.of(found))
     return 0

@@ -29,13 +29,13 @@ def output(folder: Path, devices: int) -> Path:
     return folder / f"calibrated-{devices}"
 
 
-def measure(folder: Path, *, small: bool) -> list[dict[str, Any]]:
+def measure(folder: Path, counts: tuple[int, ...], *, small: bool) -> list[dict[str, Any]]:
     """Calibrate with one process and with two."""
     sizes = SMALL_LLAMA if small else LLAMA_8B
     samples, length = (8, 64) if small else (SAMPLES, LENGTH)
     source = llama(folder, sizes, "dense")
     found: list[dict[str, Any]] = []
-    for count in (1, 2):
+    for count in counts:
         target, log = output(folder, count), folder / f"calibrated-{count}.jsonl"
         shutil.rmtree(target, ignore_errors=True)
         log.unlink(missing_ok=True)
@@ -64,7 +64,8 @@ def measure(folder: Path, *, small: bool) -> list[dict[str, Any]]:
             }
         )
         print(json.dumps(found[-1]), flush=True)
-    found[1] |= _compared(folder)
+    if len(found) > 1:
+        found[1] |= _compared(folder)
     return found
 
 

@@ -19,7 +19,7 @@ __all__ = ["measure"]
 _FEW, _MANY = 1, 33
 
 
-def measure(folder: Path, *, small: bool) -> list[dict[str, Any]]:
+def measure(folder: Path, counts: tuple[int, ...], *, small: bool) -> list[dict[str, Any]]:
     """The smaller one on a card and on two, packed and while loading from plain numbers; the larger one on two."""
     modest, huge = (SMALL_LLAMA, SMALL_LLAMA) if small else (LLAMA_8B, LLAMA_405B)
     plain, packed = llama(folder, modest, "dense"), llama(folder, modest, FORMAT)
@@ -29,13 +29,15 @@ def measure(folder: Path, *, small: bool) -> list[dict[str, Any]]:
         given = {"format": format} if format != FORMAT else {}
         source = packed if format == FORMAT else plain
         one, alone = _run(source, modest, {"device": device_of(0)} | given)
-        two, shared = _run(source, modest, split | given)
-        same = int((alone == shared).int().cumprod(0).sum())
-        found += [
-            {"model": "8 B", "format": format, "cards": 1} | one,
-            {"model": "8 B", "format": format, "cards": 2, "same_tokens": same} | two,
-        ]
-        print(*map(json.dumps, found[-2:]), sep="\n", flush=True)
+        found.append({"model": "8 B", "format": format, "cards": 1} | one)
+        print(json.dumps(found[-1]), flush=True)
+        if 2 in counts:
+            two, shared = _run(source, modest, split | given)
+            same = int((alone == shared).int().cumprod(0).sum())
+            found.append({"model": "8 B", "format": format, "cards": 2, "same_tokens": same} | two)
+            print(json.dumps(found[-1]), flush=True)
+    if 2 not in counts:
+        return found
     large, _ = _run(llama(folder, huge, FORMAT), huge, split)
     found.append({"model": "405 B", "format": FORMAT, "cards": 2} | large)
     print(json.dumps(found[-1]), flush=True)

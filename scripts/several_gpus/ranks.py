@@ -26,7 +26,7 @@ _FULL = 36
 """Layers of GLM-130B in float16 that fill a card of 141 GB."""
 
 
-def measure(folder: Path, *, small: bool) -> list[dict[str, Any]]:
+def measure(folder: Path, counts: tuple[int, ...], *, small: bool) -> list[dict[str, Any]]:
     """Run all models on one rank and on two; the largest in float16 has room on two only."""
     sizes = SMALL_GLM if small else GLM_130B
     found = []
@@ -37,17 +37,15 @@ def measure(folder: Path, *, small: bool) -> list[dict[str, Any]]:
         (16, min(_FULL, sizes.layers), 2),
         (16, sizes.layers, 2),
     ):
+        if ranks not in counts:
+            continue
         model = glm(folder, sizes, layers, bits)
         found.append({"bits": bits, "layers": layers, "ranks": ranks} | _run(model, ranks))
         print(json.dumps(found[-1]), flush=True)
-    plans = {
-        bits: (folder / f"glm-{sizes.hidden}-{layers}-16", layers)
-        for bits, layers in ((16, sizes.layers), (4, sizes.layers))
-    }
     for each in found:
-        source = plans[16][0] if each["layers"] == sizes.layers else glm(folder, sizes, each["layers"], 16)
+        source = glm(folder, sizes, each["layers"], 16)
         each |= _plan(source, "glm:int4" if each["bits"] == 4 else "dense:f16", each["ranks"])
-    _compare(folder, found)
+    _compare(found)
     return found
 
 
@@ -79,7 +77,7 @@ def _plan(source: Path, format: str, ranks: int) -> dict[str, Any]:
     return {"planned_weights": max(told["ranks"]) / 1e9, "planned_running": told["running"] / 1e9}
 
 
-def _compare(folder: Path, found: list[dict[str, Any]]) -> None:
+def _compare(found: list[dict[str, Any]]) -> None:
     """Logits of two ranks beside those of one."""
     for one in found:
         for two in found:

@@ -22,7 +22,7 @@ def _ranks(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     for bits, layers in dict.fromkeys((each["bits"], each["layers"]) for each in found):
         pair = [each for each in found if (each["bits"], each["layers"]) == (bits, layers)]
         one = next((each for each in pair if each["ranks"] == 1), None)
-        two = next(each for each in pair if each["ranks"] == 2)
+        two = next((each for each in pair if each["ranks"] == 2), None)
         name = f"GLM-130B, {'int4' if bits == 4 else 'float16'}, {layers} layers"
 
         def row(title: str, key: str, form: str, name: str = name, one: Any = one, two: Any = two) -> None:
@@ -36,7 +36,7 @@ def _ranks(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
         row("planned", "planned_weights", "{:.2f}")
         row("most memory a card while writing, GB", "most", "{:.2f}")
         row("planned", "planned_running", "{:.2f}")
-        if one is not None:
+        if one is not None and two is not None:
             row("furthest logit from one GPU's, of the largest", "apart", "{:.1e}")
             row("difference from one GPU's logits, of their norm", "apart_norm", "{:.1e}")
             row("same likeliest token", "same_top", "{:.1%}")
@@ -47,17 +47,21 @@ def _ranks(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
 def _calibration(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     if not found:
         return []
-    one, two = found
+    one, two = found[0], found[1] if len(found) > 1 else None
 
     def row(title: str, key: str, form: str) -> tuple[str, str, str]:
         return f"GPTQ, 8 B, 128 x 2048: {title}", _cell(one, key, form), _cell(two, key, form)
 
-    memory = [", ".join(f"{each:.1f}" for each in part["gigabytes"][: part["devices"]]) for part in found]
+    memory = [
+        ", ".join(f"{each:.1f}" for each in part["gigabytes"][: part["devices"]]) if part else ""
+        for part in (one, two)
+    ]
+    faster = f"{one['seconds'] / two['seconds']:.2f}" if two else ""
     return [
         row("seconds", "seconds", "{:.1f}"),
-        ("times as fast", "", f"{one['seconds'] / two['seconds']:.2f}"),
+        ("times as fast", "", faster),
         row("seconds a block", "per_block", "{:.2f}"),
-        ("most memory of each card, GB", *memory),
+        ("most memory of each card, GB", memory[0], memory[1]),
         row("same codes in the first layers", "same_codes_first", "{:.2%}"),
         row("same codes in all", "same_codes", "{:.2%}"),
         row("error of layers, times one GPU's, in the mean", "error_ratio_mean", "{:.4f}"),
