@@ -334,12 +334,13 @@ class GPTQPacker(Packer):
 
         from qformats.numbers import pack_bits
 
+        rows, columns = codes.shape
+        if codes.device.type != "cpu":
+            # It looks at the codes, too.
+            return pack_bits(codes, self.bits).view(torch.int32).t().contiguous()
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.grid.levels):
             found = f"[{int(codes.min())}, {int(codes.max())}]"
             raise ConfigError("codes", found, f"[0, {self.grid.levels - 1}]")
-        rows, columns = codes.shape
-        if codes.device.type != "cpu":
-            return pack_bits(codes, self.bits).view(torch.int32).t().contiguous()
         from qformats_gptq import kernels
 
         words = empty((columns * self.bits // 32, rows), torch.int32)

@@ -13,6 +13,8 @@ from qformats.numbers.quantized import QuantizedTensor
 from qformats.work.gpus import require_device
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 __all__ = ["RoundToNearest"]
@@ -94,13 +96,24 @@ class RoundToNearest(Quantizer):
 
         :meth:`quantize` stays where its weight is: exports compare the first rows of each tensor with it.
         """
-        device = self.given.get("device", "cpu")
-        if device != "cpu":
-            dense, importance = dense.to(device), None if importance is None else importance.to(device)
+        import torch
+
+        device = torch.device(self.given.get("device", "cpu"))
+        if device.type == "cpu":
+            return self._encoded(dense, packer, importance)
+        from qformats.work.visits import visit
+
+        packed: list[PackedTensor] = []
+
+        def compute(there: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            packed.append(self._encoded(there["weight"], packer, there.get("importance")))
+            return packed[0].fields
+
+        given = {"weight": dense} if importance is None else {"weight": dense, "importance": importance}
+        fields = visit(device, given, compute)
+        return replace(packed[0], fields=fields)
+
+    def _encoded(self, dense: Tensor, packer: Packer, importance: Tensor | None) -> PackedTensor:
         if importance is not None or self._searches:
-            packed = super().encode(dense, packer, importance)
-        else:
-            packed = packer.encode_reference(dense)
-        if device == "cpu":
-            return packed
-        return replace(packed, fields={name: value.cpu() for name, value in packed.fields.items()})
+            return super().encode(dense, packer, importance)
+        return packer.encode_reference(dense)

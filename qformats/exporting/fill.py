@@ -31,6 +31,7 @@ from qformats.kernels.dense import require_finite
 from qformats.work.checksums import digest
 from qformats.work.memory import available_nbytes
 from qformats.work.pool import bounded
+from qformats.work.writeback import begin_writeback
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,6 +194,7 @@ class OutputFiles(Places):
             _write_at(self._handles[file], data, offset)
         except OSError as error:
             raise self._failure(error) from error
+        begin_writeback(self._handles[file], offset, len(data))
 
     def digest(self, file: int, offset: int, nbytes: int) -> str:
         """Checksum of what the file holds now."""
