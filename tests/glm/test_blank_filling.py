@@ -234,7 +234,7 @@ def test_scores_that_float16_cannot_hold():
     attention = model.transformer.layers[2].attention
     attention.query_key_value.weight.view(4, 3, 16, 64)[:, :2].mul_(100)
     assert bool(model(ids, use_cache=False).logits.isfinite().all())
-    attention.number = 0
+    attention.layer_idx = 0
     assert not bool(model(ids, use_cache=False).logits.isfinite().all())
 
 

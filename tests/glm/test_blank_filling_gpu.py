@@ -7,6 +7,7 @@ import torch
 from models.glm_goldens import chatglm_6b, glm_130b, golden
 
 import qformats
+from qformats.runtime.decoding import loop
 
 pytestmark = [
     pytest.mark.gpu,
@@ -16,7 +17,7 @@ pytestmark = [
 FILES = {"chatglm-6b": (chatglm_6b, ""), "glm-130b": (glm_130b, "gmask.")}
 
 
-@pytest.mark.filterwarnings("ignore:tokens are computed one operation at a time")
+@pytest.mark.filterwarnings("error:tokens are computed one operation at a time")
 @pytest.mark.parametrize("bits", [0, 8, 4])
 @pytest.mark.parametrize("name", FILES)
 def test_logits_and_greedy_texts(name, bits, tmp_path):
@@ -33,6 +34,12 @@ def test_logits_and_greedy_texts(name, bits, tmp_path):
         if not bits and dtype == "f32":
             found = model.generate(ids, max_new_tokens=8, do_sample=False)
             assert torch.equal(found[:, ids.shape[1] :].cpu(), known[f"{part}greedy.tokens"])
+        settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+        # By captured steps, and by Transformers' own loop.
+        found, own = model.generate(ids, **settings), type(model).generate(model, ids, **settings)
+        assert loop._sessions[model].graph is not None
+        if dtype == "f32":
+            assert torch.equal(found, own)
     # Measured on an H200 with torch 2.11 and Transformers 5.17: 7e-6 and 0.012 for the small model, 3.4e-5 and 0.094
     # for the large one, whose logits are three times as large.
     assert off["f32"] < 1e-4, off

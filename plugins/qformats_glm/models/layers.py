@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from qformats_glm.models.parallel import summed
 
 if TYPE_CHECKING:
     from transformers import Cache
 
-__all__ = ["Attention", "FeedForward", "GLMLayer", "Rotation", "rotation"]
+__all__ = ["Attention", "FeedForward", "GLMLayer", "Rotation", "apply_rotary_pos_emb", "rotation"]
 
 _BLOCKED = -10000.0
 """Score of what a token does not see, before it is scaled: finite, so that a token that sees nothing (padding) averages
@@ -28,7 +29,7 @@ over everything instead of giving NaN."""
 _BASE = 10000.0
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosine and sine of the angles, ``(batch, 1, tokens, head features)``, in the dtype of the states."""
+"""Cosine and sine of the angles, ``(batch, tokens, head features)``, in the dtype of the states."""
 
 
 def rotation(positions: Tensor, head_dim: int, config: Any, dtype: torch.dtype) -> Rotation:
@@ -57,15 +58,39 @@ def rotation(positions: Tensor, head_dim: int, config: Any, dtype: torch.dtype) 
     angles = torch.cat([angles, angles], -1)
     if positions.ndim == 3:
         angles = torch.cat(angles.unbind(1), -1)
-    angles = angles[:, None]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def _turned(states: Tensor, turn: Rotation, parts: int) -> Tensor:
-    """States ``(batch, heads, tokens, head features)``, rotated: each of the `parts` of a head by itself."""
-    pairs = states.unflatten(-1, (parts, 2, -1))
-    partner = torch.cat([-pairs[..., 1:, :], pairs[..., :1, :]], -2).flatten(-3)
-    return states * turn[0] + partner * turn[1]
+def apply_rotary_pos_emb(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys ``(batch, heads, tokens, features)``, turned: the two halves of a head are the coordinates.
+
+    Its name and arguments are those of Transformers' models: a captured step puts one launch in its place.
+    """
+
+    def turned(states: Tensor) -> Tensor:
+        low, high = states.chunk(2, -1)
+        return states * cos[:, None] + torch.cat([-high, low], -1) * sin[:, None]
+
+    return turned(query), turned(key)
+
+
+def _attention(
+    module: Attention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """What the models were trained with, in the terms of Transformers' functions of attention."""
+    # Queries are small while they are float16, the scores regain their size in float32.
+    small = module.layer_idx + 1
+    scores = (query / (module.head_dim**0.5 * small)) @ key.transpose(-1, -2)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, _BLOCKED)
+    chances = torch.softmax(scores.float() * small, -1).to(query.dtype)
+    return (chances @ value).transpose(1, 2), None
 
 
 class Attention(nn.Module):
@@ -82,7 +107,7 @@ class Attention(nn.Module):
     def __init__(self, config: Any, number: int) -> None:
         super().__init__()
         hidden, self.ranks = config.hidden_size, config.tensor_parallel_size
-        self.number, self.head_dim = number, hidden // config.num_attention_heads
+        self.config, self.layer_idx, self.head_dim = config, number, hidden // config.num_attention_heads
         self.parts = 2 if config.position_encoding_2d else 1
         own = hidden // self.ranks
         self.query_key_value = nn.Linear(hidden, 3 * own)
@@ -92,16 +117,18 @@ class Attention(nn.Module):
         """``(batch, tokens, hidden)`` to the same; `seen` is as in :class:`GLMLayer`."""
         fused = self.query_key_value(states).unflatten(-1, (-1, 3 * self.head_dim)).transpose(1, 2)
         query, key, value = fused.chunk(3, -1)
-        query, key = _turned(query, turn, self.parts), _turned(key, turn, self.parts)
+        # Each part of a head is turned by itself.
+        parts = zip(*(each.chunk(self.parts, -1) for each in (query, key, *turn)), strict=True)
+        turned = [apply_rotary_pos_emb(*part) for part in parts]
+        query, key = (
+            turned[0] if self.parts == 1 else (torch.cat(each, -1) for each in zip(*turned, strict=True))
+        )
         if cache is not None:
-            key, value = cache.update(key, value, self.number)
-        # Queries are small while they are float16, the scores regain their size in float32.
-        small = self.number + 1
-        scores = (query / (self.head_dim**0.5 * small)) @ key.transpose(-1, -2)
-        if seen is not None:
-            scores = scores.masked_fill(~seen, _BLOCKED)
-        chances = torch.softmax(scores.float() * small, -1).to(states.dtype)
-        mixed: Tensor = self.dense((chances @ value).transpose(1, 2).flatten(2))
+            key, value = cache.update(key, value, self.layer_idx)
+        named = self.config._attn_implementation
+        attend = _attention if named == "eager" else ALL_ATTENTION_FUNCTIONS[named]
+        found, _ = attend(self, query, key, value, seen, scaling=self.head_dim**-0.5)
+        mixed: Tensor = self.dense(found.flatten(2))
         return summed(mixed, self.ranks)
 
 

@@ -248,6 +248,22 @@ class _GLMForCausalLM(_GLMPreTrained, GenerationMixin):
         )
         return given if return_dict in (None, True) else given.to_tuple()
 
+    def qformats_places(self, past_key_values: Any) -> tuple[Tensor, Tensor]:
+        """Positions of the tokens behind a text that a cache holds: for token n, the first plus n times the second.
+
+        Parameters
+        ----------
+        past_key_values : Cache
+            That read the text.
+
+        Returns
+        -------
+        tuple of Tensor
+            int64, ``(batch, 2, 1)`` with two-dimensional positions, else ``(batch, 1)``.
+        """
+        answer: Answer = past_key_values.qformats_answer
+        return answer.first - answer.rise * answer.before, answer.rise
+
     def _prepare_position_ids_for_generation(self, inputs_tensor: Any, model_kwargs: Any) -> None:
         """None, which Transformers would count on by one a token: they are computed anew for every step."""
 

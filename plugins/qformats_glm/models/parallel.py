@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qformats.errors import ConfigError, Described
+from qformats.runtime.decoding.graphs import outside
 
 __all__ = ["SharedEmbedding", "gathered", "summed"]
 
@@ -26,7 +27,7 @@ def summed(partial: Tensor, ranks: int) -> Tensor:
     if ranks == 1:
         return partial
     _refuse_gradients(partial)
-    torch.distributed.all_reduce(partial)
+    outside(lambda: torch.distributed.all_reduce(partial))
     return partial
 
 
@@ -41,8 +42,9 @@ def gathered(part: Tensor, ranks: int) -> Tensor:
     if ranks == 1:
         return part
     _refuse_gradients(part)
-    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(ranks)]
-    torch.distributed.all_gather(parts, part.contiguous())
+    own = part.contiguous()
+    parts = [torch.empty_like(own) for _ in range(ranks)]
+    outside(lambda: torch.distributed.all_gather(parts, own))
     return torch.cat(parts, -1)
 
 

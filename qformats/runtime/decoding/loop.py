@@ -13,10 +13,11 @@ from transformers import DynamicCache
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerationMixin
 
+from qformats.errors import QFormatsError
 from qformats.kernels.launch import current
 from qformats.runtime.bound import Bound
 from qformats.runtime.decoding.fused import Unfit
-from qformats.runtime.decoding.session import Session
+from qformats.runtime.decoding.session import PLACES, Session
 from qformats.runtime.decoding.turns import Turns
 
 __all__ = ["captured_steps"]
@@ -176,7 +177,9 @@ def _in_order(positions: Tensor | None, mask: Tensor | None) -> bool:
 def _prepares(model: Any) -> bool:
     """Whether tokens take more than themselves and their place: positions in a block, a prefix of an adapter."""
     names = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
-    if any(getattr(type(model), name) is not getattr(GenerationMixin, name) for name in names):
+    strange = [name for name in names if getattr(type(model), name) is not getattr(GenerationMixin, name)]
+    # A class that says where its tokens stand may prepare a prompt as it likes.
+    if strange and not (strange == [names[0]] and hasattr(model, PLACES)):
         return True
     # PEFT puts its own in place of the model's, which differs where an adapter is a prompt.
     given = model.__dict__.get(names[0])
@@ -231,7 +234,7 @@ class _Text:
                 self.first = self._read({**given, "attention_mask": mask})
             # One token more is known to come: the steps can begin.
             return self.length + 1 >= self.config.max_length or self._begin(mask)
-        except (Unfit, torch.OutOfMemoryError):
+        except (Unfit, torch.OutOfMemoryError, QFormatsError):
             raise
         except Exception as error:
             # Each model's code has its own way of failing in a step, and what fails without one fails again there.
@@ -279,6 +282,7 @@ class _Text:
             **{**given, "past_key_values": self.session.cache},
         )
         scores = self.model(**inputs, return_dict=True).logits[:, -1].float()
+        self.session.settle(self.model)
         if self._as_likeliest:
             first: Tensor = scores.argmax(-1)
             return first

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from qformats.runtime.decoding.cache import StepCache
 from qformats.runtime.decoding.fused import Unfit, fused
+from qformats.runtime.decoding.graphs import Graphs
 
-__all__ = ["Session", "fingerprint"]
+__all__ = ["PLACES", "Session", "fingerprint"]
 
+PLACES = "qformats_places"
+"""Method of a model whose tokens have positions of their own; see :meth:`Session.settle`."""
 _AGREE = 16
 """How far the logits of a step may be from those of the model's own code: so many times the dtype's precision, of their
 norm. Rounding in another order makes 1 to 3 times of it (llama, 32 layers)."""
@@ -59,6 +62,8 @@ class Session:
             self.tokens = torch.zeros((batch, 1), dtype=torch.int64, device=device)
             self.pads = torch.zeros(batch, dtype=torch.int64, device=device)
             self.likeliest = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.origin: Tensor | None = None
+        self.rise: Tensor | int = 1
         self.scores: Tensor = torch.empty(0)
 
     def fits(self, model: Any, batch: int, room: int) -> bool:
@@ -69,6 +74,28 @@ class Session:
         """Forget everything, for sequences with so many places at their front that are not seen."""
         self.cache.reset()
         self.pads.copy_(pads)
+
+    def settle(self, model: Any) -> None:
+        """Find out which positions the tokens behind the prompt have that was just read.
+
+        They are counted on, unless the model's class says otherwise: its :data:`PLACES` gets the cache and gives the
+        position of token 0, and how much it grows with each token.
+        """
+        told = getattr(model, PLACES, None)
+        origin, rise = (-self.pads[:, None], 1) if told is None else told(self.cache)
+        with torch.inference_mode(False):
+            if self.origin is None:
+                # A captured step reads this memory.
+                self.origin = torch.empty_like(origin)
+                self.rise = torch.empty_like(rise) if isinstance(rise, Tensor) else rise
+            self.origin.copy_(origin)
+            if isinstance(self.rise, Tensor) and isinstance(rise, Tensor):
+                self.rise.copy_(rise)
+
+    def _positions(self, length: Tensor | int) -> Tensor:
+        """Of the token that has so many before it."""
+        assert self.origin is not None
+        return self.origin + self.rise * length
 
     def start(self, length: int, tokens: Tensor) -> None:
         """Go on in steps after a prompt.
@@ -123,8 +150,8 @@ class Session:
         self._prove(graph, expected, length, tokens)
         self.graph = graph
 
-    def _captured(self, model: Any) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
+    def _captured(self, model: Any) -> Graphs:
+        graphs = Graphs()
         now = torch.cuda.current_stream(model.device)
         with fused(model, self.cache, self.pads):
             beside: Any = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
@@ -133,10 +160,9 @@ class Session:
                 for _ in range(_WARM):
                     self._step(model)
             now.wait_stream(beside)
-            # Other threads may use the device meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with graphs.capturing(model.device):
                 self.advance(model)
-        return graph
+        return graphs
 
     def advance(self, model: Any) -> None:
         """One step, operation by operation."""
@@ -145,10 +171,9 @@ class Session:
         self.cache.length.add_(1)
 
     def _step(self, model: Any) -> Tensor:
-        positions = (self.cache.length - self.pads)[:, None]
         output = model(
             input_ids=self.tokens,
-            position_ids=positions,
+            position_ids=self._positions(self.cache.length),
             past_key_values=self.cache,
             use_cache=True,
             return_dict=True,
@@ -163,7 +188,7 @@ class Session:
             mask = torch.cat((mask, mask.new_ones(len(mask), 1)), 1)
             output = model(
                 input_ids=tokens[:, None],
-                position_ids=(length + count - self.pads)[:, None],
+                position_ids=self._positions(length + count),
                 attention_mask=mask,
                 past_key_values=self.cache,
                 use_cache=True,
