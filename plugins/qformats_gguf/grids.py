@@ -89,13 +89,15 @@ class SignedMaxGrid(_WeightedGrid):
         blocks = self.blocks(weight.float())
         magnitude = blocks.abs()
         largest = magnitude.amax(-1, keepdim=True)
-        columns = torch.arange(blocks.shape[-1], device=weight.device)
+        # Small numbers: on a GPU what is read and written takes the time.
+        columns = torch.arange(blocks.shape[-1], device=weight.device, dtype=torch.int8)
         first = torch.where(magnitude == largest, columns, blocks.shape[-1]).amin(-1, keepdim=True)
-        extreme = torch.where(largest > 0, blocks.gather(-1, first), torch.zeros_like(largest))
+        extreme = torch.where(largest > 0, blocks.gather(-1, first.long()), torch.zeros_like(largest))
         scale = quotient(extreme, -self.center)
-        codes = (blocks * _inverse(scale) + (self.center + 0.5)).trunc().clamp(0, self.levels - 1)
         # C converts x * inf to an int8 here; x86 makes that 0.
-        codes = torch.where((scale != 0) & (1.0 / scale).isinf(), torch.zeros_like(codes), codes)
+        beyond = (scale != 0) & (1.0 / scale).isinf()
+        middle = torch.where(beyond, 0.0, self.center + 0.5)
+        codes = (blocks * _inverse(scale)).add_(middle).trunc_().clamp_(0, self.levels - 1)
         return codes.flatten(1).to(torch.uint8), GridParams(scale.squeeze(-1).to(torch.float16))
 
 
