@@ -1,8 +1,9 @@
 """Some processes: each loads its share of a model, and the first one saves what they compute together.
 
 Arguments are the number of processes, a JSON file with ``runs`` (a name, a folder and options of ``load_model`` each)
-and ``ids``, and the file for the results. The processes have the environment that torchrun gives them, but are copies
-of this one: importing torch and Transformers in each takes longer than all that they compute.
+and ``ids``, the file for the results, and the kind of device: ``cpu`` or ``cuda``. The processes have the environment
+that torchrun gives them, but are copies of this one: importing torch and Transformers in each takes longer than all
+that they compute.
 """
 
 from __future__ import annotations
@@ -48,19 +49,23 @@ def main() -> None:
 def compute() -> None:
     """Compute logits, and eight tokens, of every run."""
     wanted = json.loads(Path(sys.argv[2]).read_text())
-    found = {}
-    ids = torch.tensor(wanted["ids"])
+    found, device = {}, sys.argv[4]
+    ids = torch.tensor(wanted["ids"], device=f"cuda:{os.environ['RANK']}" if device == "cuda" else device)
     for name, folder, options in wanted["runs"]:
-        model = qformats.load_model(folder, device="cpu", tensor_parallel=True, **options)
+        model = qformats.load_model(folder, device=device, tensor_parallel=True, **options)
         with torch.no_grad():
             found[f"{name}.logits"] = model(ids).logits
         found[f"{name}.tokens"] = model.generate(ids, max_new_tokens=8, do_sample=False)
+        if device == "cuda":
+            from qformats.runtime.decoding import loop
+
+            found[f"{name}.captured"] = torch.tensor(loop._sessions[model].graph is not None)
         found[f"{name}.weights"] = torch.tensor(sum(p.numel() for p in model.parameters()))
         if name == "plain":
             with torch.no_grad():
                 found["double.logits"] = model.double()(ids).logits
     if os.environ["RANK"] == "0":
-        torch.save(found, sys.argv[3])
+        torch.save({each: value.cpu() for each, value in found.items()}, sys.argv[3])
 
 
 main()

@@ -52,7 +52,7 @@ def test_several_processes_compute_what_one_does(ranks, tmp_path):
         ("while loading", str(plain), {"format": "glm:int4"}),
     ]
     (tmp_path / "wanted.json").write_text(json.dumps({"runs": runs, "ids": ids.tolist()}))
-    done = run(HERE / "tensor_parallel.py", ranks, tmp_path / "wanted.json", tmp_path / "found.pt")
+    done = run(HERE / "tensor_parallel.py", ranks, tmp_path / "wanted.json", tmp_path / "found.pt", "cpu")
     assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     for name, folder, options in runs[:3]:
@@ -74,6 +74,26 @@ def test_several_processes_compute_what_one_does(ranks, tmp_path):
         assert difference(found["while loading.logits"], alone(ids).logits) < CLOSE
     # Norms, and biases that only one device adds, are small beside what is divided.
     assert found["plain.weights"] < large.parameters / ranks * 1.1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs of one machine")
+@pytest.mark.parametrize("bits", [0, 4])
+def test_two_gpus_compute_what_one_does_in_captured_steps(bits, tmp_path):
+    """And end: a graph that holds an exchange would keep NCCL waiting."""
+    ids = golden("glm-130b")["gmask.prefill.input_ids"]
+    folder = glm_130b(tmp_path / "in", bits)
+    runs = [("model", str(folder), {"dtype": "f32"})]
+    (tmp_path / "wanted.json").write_text(json.dumps({"runs": runs, "ids": ids.tolist()}))
+    done = run(HERE / "tensor_parallel.py", 2, tmp_path / "wanted.json", tmp_path / "found.pt", "cuda")
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    alone = qformats.load_model(folder, device="cuda", dtype="f32")
+    with torch.no_grad():
+        assert difference(found["model.logits"], alone(ids.cuda()).logits.cpu()) < 10 * CLOSE
+    assert found["model.captured"]
+    own = alone.generate(ids.cuda(), max_new_tokens=8, do_sample=False)
+    assert torch.equal(found["model.tokens"], own.cpu())
 
 
 def test_generate_writes_once(tmp_path, capfd):
