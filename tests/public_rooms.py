@@ -14,5 +14,6 @@ PUBLIC = {
     "qformats.testing",
     "qformats.vocabularies",
     "qformats.work.files",
+    "qformats.work.outside",
     "qformats.work.progress",
 }

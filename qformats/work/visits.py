@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qformats.numbers.memory import empty
-
 __all__ = ["visit"]
 
 _STREAMS = 4
@@ -56,7 +54,7 @@ def visit(
         for name, value in found.items():
             back[name].copy_(value, non_blocking=True)
         stream.synchronize()
-    return {name: _copied(value, empty(tuple(value.shape), value.dtype)) for name, value in back.items()}
+    return {name: _copied(value, torch.empty_like(value)) for name, value in back.items()}
 
 
 @contextlib.contextmanager

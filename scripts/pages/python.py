@@ -17,6 +17,7 @@ ROOMS = {
     "qformats.calibration": "Quantizers that run a model over text",
     "qformats.folder": "Hugging Face folders",
     "qformats.work.files": "Mapped files, and JSON that somebody else wrote",
+    "qformats.work.outside": "Operations that no captured graph may hold",
     "qformats.work.progress": "Reporting progress",
 }
 """Public modules, in the order of the page; each name is documented where it is first."""

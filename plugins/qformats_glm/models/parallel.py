@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qformats.errors import ConfigError, Described
-from qformats.runtime.decoding.graphs import outside
+from qformats.work.outside import outside
 
 __all__ = ["SharedEmbedding", "gathered", "summed"]
 

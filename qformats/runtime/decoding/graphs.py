@@ -4,39 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import threading
 from collections.abc import Callable, Iterator
 
 import torch
 
-__all__ = ["Graphs", "outside"]
+from qformats.work.outside import taking
 
-_now = threading.local()
-"""The step that this thread captures."""
-
-
-def outside(operation: Callable[[], object]) -> None:
-    """Do something that a graph may not hold: now, or in each replay if a step is being captured.
-
-    An exchange between processes is such a thing. A graph that holds one of NCCL's keeps its communicator from being
-    destroyed: a program whose model is still there waits at its end for ever (NCCL of torch 2.11, 2026-11-30).
-
-    Parameters
-    ----------
-    operation : callable
-        Reads and writes tensors that it has; the memory of these is the same in each replay.
-
-    Examples
-    --------
-    >>> from qformats.runtime.decoding.graphs import outside
-    >>> outside(lambda: print("done"))
-    done
-    """
-    capturing: Graphs | None = getattr(_now, "graphs", None)
-    if capturing is None:
-        operation()
-    else:
-        capturing.interrupt(operation)
+__all__ = ["Graphs"]
 
 
 class Graphs:
@@ -64,20 +38,18 @@ class Graphs:
         beside: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(beside):
             self._begin()
-            _now.graphs = self
             try:
-                yield
+                with taking(self._interrupt):
+                    yield
             except BaseException:
                 assert self._open is not None
                 # What was captured so far is worthless, and the error that made it so is the one to see.
                 with contextlib.suppress(RuntimeError):
                     self._open.capture_end()
                 raise
-            finally:
-                del _now.graphs
             self._end(None)
 
-    def interrupt(self, operation: Callable[[], object]) -> None:
+    def _interrupt(self, operation: Callable[[], object]) -> None:
         """End a graph, and begin another one behind an operation."""
         self._end(operation)
         self._begin()
