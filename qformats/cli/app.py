@@ -33,7 +33,7 @@ from qformats.cli.new_plugin import new_plugin
 from qformats.cli.outliers import outliers
 from qformats.cli.plugins import plugins
 from qformats.cli.serve import serve
-from qformats.cli.shared import Command, Debug, Quiet, Verbose
+from qformats.cli.shared import Command, Debug, Quiet, Verbose, without_values
 from qformats.cli.suggestions import WrongCommandLine, commands_instead, unknown_command, unknown_option
 from qformats.cli.verify import verify
 
@@ -59,6 +59,10 @@ class Interrupted(Exception):
 
 class Program(TyperGroup):
     """The group of all commands."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """What stands before the command."""
+        return without_values(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""

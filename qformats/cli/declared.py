@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qformats.cli.shared import Command, parameters
+from qformats.cli.shared import Command, parameters, without_values
 
 if TYPE_CHECKING:
     from qformats.interfaces.option import Option
@@ -45,7 +45,7 @@ class WithDeclaredOptions(Command):
         if not hasattr(self, "_declared"):
             self._declared = _declared(frozenset(spelled for each in own for spelled in each.opts))
             self._params = _parameters(self._declared)
-        return [*own, *self._params]
+        return without_values([*own, *self._params])
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; it finds the values of plugins' options with :func:`given`."""

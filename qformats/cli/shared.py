@@ -13,7 +13,7 @@ from qformats.cli.console import talk
 from qformats.cli.reporting import with_json_file
 from qformats.cli.suggestions import unknown_option, unusable
 
-__all__ = ["Command", "Debug", "Quiet", "Verbose", "parameters"]
+__all__ = ["Command", "Debug", "Quiet", "Verbose", "parameters", "without_values"]
 
 
 def _quiet(asked: bool) -> None:
@@ -70,6 +70,14 @@ def _everywhere() -> list[Any]:
     return found
 
 
+def without_values(params: list[Any]) -> list[Any]:
+    """The same parameters, of which flags show no type: they take no value, though Typer's help says ``<bool>``."""
+    for each in params:
+        if getattr(each, "is_flag", False) and each.metavar is None:
+            each.metavar = ""
+    return params
+
+
 class Command(TyperCommand):
     """A command that also has ``--quiet``, ``--verbose`` and ``--debug``.
 
@@ -88,7 +96,7 @@ class Command(TyperCommand):
         """Parameters of the command, then the shared ones that it does not have itself."""
         own = super().get_params(ctx)
         taken = {spelled for each in own for spelled in each.opts}
-        return [*own, *(each for each in _everywhere() if not taken & {*each.opts})]
+        return without_values([*own, *(each for each in _everywhere() if not taken & {*each.opts})])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the command line; an unknown option is answered with the command line to type instead.

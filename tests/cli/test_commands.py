@@ -298,3 +298,9 @@ def test_interrupted_before_anything_is_planned(silent_hub, tmp_path):
     assert (process.returncode, out) == (130, "")
     assert err == "qformats: interrupted; the target is unchanged\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [(), ("export",), ("chat",), ("inspect",)])
+def test_flags_show_no_type(command, capsys):
+    """Typer's help says <bool> beside a flag, as if it took a value."""
+    assert "<bool>" not in call(capsys, *command, "--help").out
