@@ -111,7 +111,7 @@ class Again:
                 str(told["model"]["name"]),
                 str(told["model"]["called"]),
                 _texts(told["model"]["files"]),
-                _texts(told["inputs"]),
+                _files(told["inputs"], len(recipe.imatrix)),
                 _texts(told["decided_by"]),
                 _texts(told["software"]),
             )
@@ -236,7 +236,8 @@ class Again:
     def conditions(self) -> Iterator[None]:
         """Compute with as many threads as then, on which the last bits of a calibration's products depend."""
         threads = self.decided_by.get("threads", "")
-        if not threads.isdecimal() or not 0 < int(threads) < 1 << 16:
+        # Digits without end are no number to Python.
+        if not threads.isdecimal() or len(threads) > 5 or not int(threads):
             yield
             return
         with torch_threads(int(threads)):
@@ -305,6 +306,16 @@ def _tensors(before: Record, now: Record) -> set[str]:
 
 def _optional(value: object) -> str | None:
     return None if value is None else str(value)
+
+
+def _files(told: Any, matrices: int) -> dict[str, str]:
+    """What is known of a recipe's files, by option; importance matrices are numbered."""
+    found = _texts(told)
+    for name in found:
+        key, numbered, number = name.partition(" ")
+        if numbered and (key, number) not in {("imatrix", str(each)) for each in range(matrices)}:
+            raise ValueError(f"no file of the recipe: {name[:80]!r}")
+    return found
 
 
 def _texts(value: Mapping[str, object]) -> dict[str, str]:

@@ -87,7 +87,7 @@ class Record:
             content = parse_json(path.read_bytes())
             if not isinstance(content, dict) or "qformats" not in content or "tensors" not in content:
                 raise CheckpointError(path, "is something else", "the record of an export")
-            sizes = {_inside(name): int(size) for name, size in content["files"]}
+            sizes = {_inside(name): _size(size) for name, size in content["files"]}
             told = content.get("checksums") or {}
             known = told.get("files", {}) if told.get("algorithm") == ALGORITHM else {}
             pieces = {str(name): tuple(map(Piece.parse, texts)) for name, texts in known.items()}
@@ -181,9 +181,18 @@ class Record:
 def _inside(name: object) -> str:
     """Name of a file of the output; refuses one that leads elsewhere."""
     path = Path(str(name))
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    # A name that the system cannot have: with a zero byte, or characters that its encoding lacks (a ValueError, too).
+    strange = not isinstance(name, str) or b"\0" in os.fsencode(name)
+    if strange or path.is_absolute() or ".." in path.parts or not path.parts:
         raise ValueError(f"no file of an output: {str(name)[:80]!r}")
     return str(name)
+
+
+def _size(value: object) -> int:
+    """Bytes of a file."""
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"no number of bytes: {str(value)[:80]!r}")
+    return value
 
 
 def _require_cover(sizes: Mapping[str, int], pieces: Mapping[str, Sequence[Piece]]) -> None:

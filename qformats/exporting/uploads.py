@@ -282,7 +282,9 @@ class _Note:
         self._path = path
         self.done: dict[str, tuple[int, str]] = {}
         self.began = path.is_file()
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        with contextlib.suppress(
+            OSError, ValueError, OverflowError, RecursionError, TypeError, AttributeError
+        ):
             self.done = {name: (int(a), str(b)) for name, (a, b) in json.loads(path.read_bytes()).items()}
 
     def holds(self, name: str, there: tuple[int, str] | None) -> bool:

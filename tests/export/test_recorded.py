@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from cli.command import call
 
 import qformats
@@ -160,11 +161,16 @@ def test_of_large_models_a_sample_is_compared_and_all_on_request(llama, tmp_path
         (lambda r: r["checksums"]["files"].clear() or r["checksums"]["files"].update(other=[]), "is damaged"),
         (lambda r: r["files"].append(["../out", 3]), "no file of an output"),
         (lambda r: r["files"].append(["/etc/passwd", 3]), "no file of an output"),
+        (lambda r: r["files"].append(["a\0b", 3]), "no file of an output"),
+        (lambda r: r["files"].append(["\ud800", 3]), "is damaged .UnicodeEncodeError"),
+        (lambda r: r["files"].append([3, 3]), "no file of an output"),
+        (lambda r: r["files"].append(["a", float("inf")]), "no number of bytes: 'inf'"),
+        (lambda r: r["files"].append(["a", -1]), "no number of bytes: '-1'"),
         (lambda r: r.update(files=3), "is damaged"),
         (lambda r: r.update(checksums=[1]), "is damaged"),
         (lambda r: r.pop("tensors"), "is something else"),
     ],
-    ids=range(9),
+    ids=range(14),
 )
 def test_damaged_records_are_refused(llama, tmp_path, change, told):
     target = exported(llama, tmp_path / "out", "gguf:q8_0")
@@ -175,6 +181,36 @@ def test_damaged_records_are_refused(llama, tmp_path, change, told):
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=told):
         Record.read(path)
+
+
+@pytest.mark.parametrize("name", ["imatrix 0", "imatrix x", "text 1"])
+def test_files_that_no_recipe_has_are_refused(name, llama, tmp_path):
+    path = record_beside(exported(llama, tmp_path / "out", "gguf:q8_0"))
+    assert path is not None
+    content = json.loads(path.read_text())
+    content["recipe"]["inputs"][name] = "3 abc"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=f"no file of the recipe: '{name}'"):
+        Again.of(Record.read(path))
+
+
+def test_threads_that_are_no_number_are_passed_over(llama, tmp_path):
+    path = record_beside(exported(llama, tmp_path / "out", "gguf:q8_0"))
+    assert path is not None
+    content = json.loads(path.read_text())
+    content["recipe"]["decided_by"]["threads"] = "9" * 5000
+    path.write_text(json.dumps(content))
+    before = torch.get_num_threads()
+    with Again.of(Record.read(path)).conditions():
+        assert torch.get_num_threads() == before
+
+
+def test_a_file_whose_name_is_no_text_is_recorded(llama, tmp_path):
+    target = exported(llama, tmp_path / "out\udcff.gguf", "gguf:q8_0")
+    require_unchanged(qformats.open(target), verify=True)
+    flip(target, target.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match="have changed"):
+        require_unchanged(qformats.open(target), verify=True)
 
 
 def test_records_of_earlier_versions_have_sizes(llama, tmp_path):
