@@ -237,7 +237,7 @@ class Again:
         """Compute with as many threads as then, on which the last bits of a calibration's products depend."""
         threads = self.decided_by.get("threads", "")
         # Digits without end are no number to Python.
-        if not threads.isdecimal() or len(threads) > 5 or not int(threads):
+        if not threads.isdecimal() or len(threads) > 5 or not 0 < int(threads) < 1 << 16:
             yield
             return
         with torch_threads(int(threads)):

@@ -37,7 +37,7 @@ def visit(
     device : torch.device
         A GPU.
     values : mapping of str to Tensor
-        On the CPU.
+        On the CPU; what is on a GPU already is not staged.
     compute : callable
         Gets the same on the device, and gives tensors there.
 
@@ -69,10 +69,11 @@ def _stream(device: torch.device) -> Iterator[torch.cuda.Stream]:
     streams = _free[device]
     stream = streams.get()
     try:
+        # What is on the device already may still be computed there, on the caller's stream.
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             yield stream
     finally:
-        # The memory of a computation that failed is the next one's, in the same order of work.
         streams.put(stream)
 
 

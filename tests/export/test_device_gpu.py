@@ -56,3 +56,16 @@ def test_a_model_gets_the_bytes_of_the_cpu(format: str, tmp_path: Path) -> None:
     qformats.export("demo", here, format=format)
     qformats.export("demo", there, format=format, quantizer_options={"device": "cuda"})
     assert here.read_bytes() == there.read_bytes()
+
+
+def test_a_weight_that_is_still_computed_on_the_gpu_is_waited_for() -> None:
+    from qformats.registry import registry
+
+    packer, there = qformats.packer("gguf:q4_0"), registry().quantizer("rtn", {"device": "cuda"})
+    dense = weights(4096, 4096).float().cuda()
+    there.encode(dense, packer)
+    for _ in range(64):
+        # Launches that are far from done when the quantizer is called.
+        dense = dense.roll(1, 0)
+    found = there.encode(dense, packer).fields["blocks"]
+    assert found.equal(packer.encode_reference(weights(4096, 4096).float().roll(64, 0)).fields["blocks"])
